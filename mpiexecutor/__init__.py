@@ -1,0 +1,37 @@
+"""An executor over MPI one-sided communication.
+
+Layout, top to bottom; imports point down only:
+
+    executor      RMAChannelExecutor: submit, map, shutdown        __main__  python -m mpiexecutor
+    _launch       how ranks come to be a crew: one root, its workers
+    _pump         dispatcher and collector, on the root            _worker   the worker's loop
+    _futures      calls that are waited for, by executor           _outcomes what becomes of a call, as bytes
+    channel       the raw channel: a package of its own, which knows nothing of the above
+
+Importing this initialises no MPI: that is done when the first executor, or channel, is made.
+"""
+
+from typing import TYPE_CHECKING
+
+from ._adopt import StartError
+from ._outcomes import RemoteError, RemoteTraceback
+from .executor import RMAChannelExecutor, RMACommExecutor
+
+__all__ = ["RMAChannelExecutor", "RMACommExecutor", "RemoteError", "RemoteTraceback", "StartError"]
+
+if TYPE_CHECKING:
+    __version__: str
+
+
+def __getattr__(name: str) -> str:
+    """Look up the version when it is asked for: that alone takes half as long as importing the rest."""
+    if name == "__version__":
+        from importlib.metadata import version  # noqa: PLC0415
+
+        return version("mpiexecutor")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+for _name in __all__:  # the names under which tracebacks and pickles show them
+    globals()[_name].__module__ = __name__
+del _name

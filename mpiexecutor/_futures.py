@@ -1,0 +1,82 @@
+"""Calls that are waited for, by number, and what each executor has of them: no MPI, no threads. The caller holds the lock."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from ._outcomes import Blob
+
+
+@dataclass(slots=True, eq=False)
+class Task:
+    """A call that was submitted and has no outcome yet. It keeps the pickled call, so that it could run again."""
+
+    number: int
+    future: Future[Any]
+    blob: Blob
+    kind: str  # calls of one kind are expected to take about as long as each other
+    batch: "Batch | None" = None  # the message that it went with last, once it has gone
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Tasks that went to a worker in one message."""
+
+    left: int  # without an outcome
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """What the pump knows of one executor."""
+
+    number: int
+    limit: int  # messages on their way at a time
+    initializer: Blob | None
+    backlog: deque[Task] = field(default_factory=deque)  # in order; these can still be cancelled
+    sent: dict[int, Task] = field(default_factory=dict)  # without an outcome
+    unsettled: int = 0  # sent, and its future not settled yet
+    messages: int = 0  # on their way: in the ring, or at a worker
+    initialized: set[int] = field(default_factory=set)  # ranks that have run the initializer
+    closed: str = ""  # why nothing may be submitted any more
+    broken: str = ""  # why nothing will be run any more
+    broken_cause: BaseException | None = None
+
+    @property
+    def idle(self) -> bool:
+        return not self.backlog and not self.unsettled
+
+    def next_batch(self, most: int, most_bytes: int, seconds: dict[str, float], most_seconds: float) -> list[Task]:
+        """Take the next tasks for one message: more than one only if they are known to be short."""
+        batch: list[Task] = []
+        size, expected = 0, 0.0
+        while self.backlog and len(batch) < most:
+            task = self.backlog[0]
+            if task.future.cancelled():
+                self.backlog.popleft().future.set_running_or_notify_cancel()
+                continue
+            size += task.blob.size
+            expected += seconds.get(task.kind, most_seconds)
+            if batch and (size > most_bytes or expected > most_seconds):
+                break
+            self.backlog.popleft()
+            if task.batch is not None or task.future.set_running_or_notify_cancel():
+                batch.append(task)
+        return batch
+
+    def take_back(self, tasks: Sequence[Task]) -> None:
+        """Put tasks that were sent, and not begun, before all others."""
+        for task in tasks:
+            self.sent.pop(task.number, None)
+        self.backlog.extendleft(reversed(tasks))
+
+    def drop_unsent(self) -> list[Task]:
+        """Give up the tasks that were never sent; give them."""
+        dropped = [task for task in self.backlog if task.batch is None]
+        self.backlog = deque(task for task in self.backlog if task.batch is not None)
+        return dropped
+
+    def all_tasks(self) -> Iterator[Task]:
+        yield from self.sent.values()
+        yield from self.backlog

@@ -1,0 +1,359 @@
+"""How ranks come to be a crew: one root, which runs the script, and workers, which serve it until it ends.
+
+Every rank of a communicator enlists. A worker reports to the root and waits for its word; the root waits for all of them, and
+says for whom if that takes long. Only then do they make their channels, which is collective: a rank that never comes is noticed,
+not waited for in silence. Reports and answers are ordinary messages, polled for, so that waiting costs next to nothing.
+
+A crew lives as long as its communicator; all executors on it share it. It is kept where MPI wants such things kept, as an
+attribute of the communicator.
+"""
+
+import atexit
+import contextlib
+import ctypes
+import functools
+import io
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import _adopt
+from ._mpiexec import launched, usable_cores
+from ._outcomes import Blob, Place
+from ._pump import Pump
+from ._worker import Worker
+from .channel import RemoteChannel
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+logger = logging.getLogger("mpiexecutor")
+
+MAX_WORKERS_VARIABLE = "MPIEXECUTOR_MAX_WORKERS"
+_making = threading.Lock()  # crews are made one at a time
+_TAG = 24601  # of reports and answers
+_LAST_WORDS = 0.2  # seconds that what was printed has to get through before the job is aborted
+_PATIENCE = 10.0  # seconds before a rank says whom it waits for
+_SLOTS, _SLOT_SIZE = 1024, 4096  # of each channel: messages of calls are small, and large ones take many slots
+_SHORTEST, _LONGEST, _GROWTH = 1e-4, 0.02, 1.2  # seconds between two looks for a report
+
+
+class Crew:
+    """The root's side of a crew."""
+
+    def __init__(self, comm: "MPI.Intracomm", root: int) -> None:
+        self._comm = comm.Dup()
+        self._channels = _channels(self._comm, root)
+        self.place = Place.here(comm.rank, comm.size)
+        self.alone = comm.size == 1
+        self.workers = max(1, comm.size - 1)
+        self._thread = threading.Thread(target=Worker(*self._channels, self.place).serve, name="mpiexecutor worker", daemon=True)
+        if self.alone:
+            self._thread.start()
+        self.pump = Pump(*self._channels, self.workers, self.place)
+        self.closed = False
+        job = _world().Get_attr(_attribute("job"))
+        self._job = job if isinstance(job, _adopt.Job) else None  # that this process has started
+        atexit.register(self.close)
+        os.register_at_fork(after_in_child=partial(_tell_forked, weakref.ref(self)))
+
+    def forked(self) -> None:
+        """In a forked child: the workers are its parent's. The windows are shared memory, and must not be touched."""
+        self.closed = True
+        atexit.unregister(self.close)
+        self.pump.disown("this executor belongs to the process that has made it, not to one forked from it")
+        for channel in self._channels:
+            channel.disown()
+
+    @property
+    def started_here(self) -> bool:
+        """Whether this process has started the workers itself."""
+        return self._job is not None
+
+    def close(self) -> None:
+        """Have every executor finish what it has, and dismiss the workers. Nothing can be submitted any more."""
+        if self.closed:
+            return
+        self.closed = True
+        atexit.unregister(self.close)
+        try:
+            self._finish()
+        except BaseException:  # Ctrl-C: nobody wants to wait any more
+            self._abort()
+            raise
+
+    def _finish(self) -> None:
+        failed = _script_failed()
+        sessions = self.pump.sessions()
+        for session in sessions:
+            self.pump.close(session, "cannot schedule new futures after interpreter shutdown", cancel=failed)
+        if failed and not all(session.idle for session in sessions):
+            self._abort()
+            return
+        for session in sessions:
+            self.pump.wait(session)
+        self.pump.stop()
+        if self.alone:
+            self._thread.join()
+        _dissolve(self._comm, self._channels)
+
+    def _abort(self) -> None:
+        """End the workers at once: calls are still running, and nobody wants their results any more."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if self._job is None:
+            time.sleep(_LAST_WORDS)  # or mpiexec may be told before it has read them
+            _world().Abort(1)  # all of it: ranks outside this communicator would wait for ever
+        else:
+            for channel in self._channels:
+                channel.abandon()
+            self._job.abort()
+
+
+def _tell_forked(reference: "weakref.ref[Crew]") -> None:
+    if (crew := reference()) is not None:
+        crew.forked()
+
+
+def world(max_workers: int | None) -> "MPI.Intracomm":
+    """Give MPI.COMM_WORLD; if no mpiexec has started this process, start a job of workers first, and be its rank 0.
+
+    StartError if that fails, or if the script has initialised MPI already, and is alone.
+    """
+    with _making:
+        if not launched() and "mpi4py.MPI" not in sys.modules:
+            job = _adopt.start(_crew_size(max_workers))
+            _world().Set_attr(_attribute("job"), job)
+        elif not launched() and _world().Get_attr(_attribute("job")) is None:
+            raise _adopt.StartError(
+                "this script has initialised MPI already, by importing mpi4py.MPI: workers cannot join it any more. Import it "
+                "after the first executor is made, or start the script with 'python -m mpiexecutor'"
+            )
+    return _world()
+
+
+def enlist(comm: "MPI.Intracomm", root: int) -> Crew | None:
+    """Become part of the crew of a communicator: the root gets it, a worker serves and gets None when it is dismissed."""
+    with _making:
+        crew = comm.Get_attr(_attribute("crew"))
+        if isinstance(crew, Crew):
+            if comm.rank != root:
+                raise ValueError(f"the root of this communicator's executors is rank {comm.rank}, it cannot be rank {root} now")
+            return crew
+        if comm.rank == root:
+            crew = muster(comm, root)
+            comm.Set_attr(_attribute("crew"), crew)
+            return crew
+    serve(comm, root)
+    return None
+
+
+def muster(comm: "MPI.Intracomm", root: int) -> Crew:
+    """Make a crew of all ranks, on its root."""
+    from mpi4py import MPI  # noqa: PLC0415
+
+    if MPI.Query_thread() != MPI.THREAD_MULTIPLE:
+        raise RuntimeError("executors need MPI with THREAD_MULTIPLE: leave mpi4py.rc.thread_level as it is")
+    _await_reports(comm)
+    _answer_reports(comm, Orders.of_this_process())
+    return Crew(comm, root)
+
+
+def serve(comm: "MPI.Intracomm", root: int) -> bool:
+    """Report to the root, wait for its answer, and serve until it is done; False if there was nothing to do."""
+    orders = _report(comm, root)
+    if orders is None:
+        return False
+    comm.Set_attr(_attribute("crew"), "serving")
+    with orders.followed():
+        own = comm.Dup()
+        channels = _channels(own, root)
+        Worker(*channels, Place.here(comm.rank, comm.size)).serve()
+        _dissolve(own, channels)
+    comm.Delete_attr(_attribute("crew"))
+    return True
+
+
+def has_crew(comm: "MPI.Intracomm") -> bool:
+    """Whether the ranks of the communicator are a crew for good."""
+    return isinstance(comm.Get_attr(_attribute("crew")), Crew)
+
+
+def is_serving(comm: "MPI.Intracomm") -> bool:
+    """Whether this rank is a worker of the communicator's crew."""
+    return comm.Get_attr(_attribute("crew")) == "serving"
+
+
+def dismiss(comm: "MPI.Intracomm", root: int) -> None:
+    """Send the workers home that wait for a further crew; on the root, once it makes none any more."""
+    if comm.rank == root:
+        _await_reports(comm)
+        _answer_reports(comm, None)
+
+
+def leave() -> None:
+    """End a worker's process: its script goes no further, and runs none of its exit handlers."""
+    from mpi4py import MPI  # noqa: PLC0415
+
+    MPI.Finalize()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not os._exit: MPICH takes leave of its process manager in an exit handler of the C library.
+    ctypes.CDLL(None).exit(0)
+
+
+def _world() -> "MPI.Intracomm":
+    from mpi4py import MPI  # noqa: PLC0415 - initialises MPI: not before it is needed
+
+    return MPI.COMM_WORLD
+
+
+@functools.cache
+def _attribute(name: str) -> int:  # noqa: ARG001 - one key for each
+    """Give the key under which a communicator knows its crew, or its job."""
+    from mpi4py import MPI  # noqa: PLC0415
+
+    return MPI.Comm.Create_keyval()
+
+
+def _crew_size(max_workers: int | None) -> int:
+    wanted = os.environ.get(MAX_WORKERS_VARIABLE)
+    if not wanted:
+        return max_workers or usable_cores()
+    if not wanted.isdecimal() or int(wanted) < 1:
+        raise ValueError(f"{MAX_WORKERS_VARIABLE} is the number of workers to start, at least 1, not {wanted!r}")
+    return int(wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What a worker takes over from the script's process, as long as it serves."""
+
+    path: list[str]  # what the script can import its workers can import
+    filters: list[bytes | memoryview]  # of warnings, pickled: their categories may have to be found on the path first
+
+    @classmethod
+    def of_this_process(cls) -> "Orders":
+        return cls(_adopt.import_path(), [Blob.of(item).data for item in warnings.filters])
+
+    @contextlib.contextmanager
+    def followed(self) -> Iterator[None]:
+        """Be a worker, and then as before."""
+        path = list(sys.path)
+        stdin = sys.stdin
+        with warnings.catch_warnings(), _uninterrupted(), Path(os.devnull).open() as nothing:
+            sys.path[:] = self.path
+            _filter_warnings(self.filters)
+            sys.stdin = nothing  # nobody can answer what a call asks
+            for stream in (sys.stdout, sys.stderr):
+                if isinstance(stream, io.TextIOWrapper):  # what a call prints appears at once, as at a terminal
+                    stream.reconfigure(line_buffering=True)
+            try:
+                yield
+            finally:
+                sys.path[:], sys.stdin = path, stdin
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Leave Ctrl-C to the root. By a handler, not SIG_IGN, which the children of calls would inherit."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)  # None: it was set by other code than Python's
+
+
+def _filter_warnings(filters: list[bytes | memoryview]) -> None:
+    warnings.resetwarnings()
+    for item in reversed(filters):
+        try:
+            action, message, category, module, line = Blob(item).load()
+        except Exception:
+            logger.exception("a warning filter of the script cannot be used in its workers")
+            continue
+        patterns = [pattern.pattern if isinstance(pattern, re.Pattern) else pattern or "" for pattern in (message, module)]
+        warnings.filterwarnings(action, patterns[0], category, patterns[1], line)
+
+
+def _await_reports(comm: "MPI.Intracomm") -> None:
+    """Wait for every other rank's report; say for whom if that takes long."""
+    missing = set(range(comm.size)) - {comm.rank}
+    since, pause, told = time.monotonic(), _SHORTEST, False
+    while missing:
+        came = {rank for rank in missing if comm.Iprobe(rank, _TAG)}
+        for rank in came:
+            comm.recv(source=rank, tag=_TAG)
+        missing -= came
+        pause = _SHORTEST if came else min(pause * _GROWTH, _LONGEST)
+        if missing and not came:
+            time.sleep(pause)
+        if missing and not told and time.monotonic() - since > _PATIENCE:
+            told = True
+            logger.warning(
+                "the executor on rank %d still waits for %s: every rank of the communicator has to make it, or must be "
+                "started as a worker with 'python -m mpiexecutor'",
+                comm.rank,
+                _ranks(missing),
+            )
+
+
+def _answer_reports(comm: "MPI.Intracomm", orders: Orders | None) -> None:
+    """Have the ranks that have reported serve, or, without orders, go home."""
+    data = Blob.of(orders).data
+    for rank in range(comm.size):
+        if rank != comm.rank:
+            comm.send(data, rank, _TAG)
+
+
+def _report(comm: "MPI.Intracomm", root: int) -> Orders | None:
+    """Report to the root, and wait for its answer."""
+    comm.send(None, root, _TAG)
+    since, pause, told = time.monotonic(), _SHORTEST, False
+    while not comm.Iprobe(root, _TAG):
+        time.sleep(pause)
+        pause = min(pause * _GROWTH, _LONGEST)
+        if not told and time.monotonic() - since > 6 * _PATIENCE:
+            told = True
+            logger.warning("worker rank %d still waits for rank %d to make an executor", comm.rank, root)
+    orders = Blob(comm.recv(source=root, tag=_TAG)).load()
+    return orders if isinstance(orders, Orders) else None
+
+
+def _channels(comm: "MPI.Intracomm", root: int) -> tuple[RemoteChannel[Any, Any], RemoteChannel[Any, Any]]:
+    """Make the work channel and the reply channel, together."""
+    alone: Any = "host" if comm.size == 1 else "any"
+    work = RemoteChannel[Any, Any](_SLOTS, _SLOT_SIZE, object, root, comm=comm, producers="host", consumers=alone)
+    replies = RemoteChannel[Any, Any](_SLOTS, _SLOT_SIZE, object, root, comm=comm, producers=alone, consumers="host")
+    return work, replies
+
+
+def _dissolve(comm: "MPI.Intracomm", channels: tuple[RemoteChannel[Any, Any], ...]) -> None:
+    for channel in channels:
+        channel.free()
+    comm.Free()
+
+
+def _script_failed() -> bool:
+    """Whether the script has ended with a traceback. At a prompt that is no end."""
+    return getattr(sys, "last_value", None) is not None and not hasattr(sys, "ps1")
+
+
+def _ranks(ranks: set[int]) -> str:
+    names = ", ".join(map(str, sorted(ranks)[:10]))
+    more = f" and {len(ranks) - 10} more" if len(ranks) > 10 else ""  # noqa: PLR2004 - enough to see which
+    return f"rank {names}" if len(ranks) == 1 else f"ranks {names}{more}"

@@ -1,0 +1,113 @@
+"""The mpiexec that belongs to this Python's MPI, and the flags that it needs."""
+
+import enum
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# One of these is set in every process that a process manager has started as a rank.
+_RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_FD")
+
+
+class Flavour(enum.Enum):
+    """A family of launchers, which share their flags."""
+
+    MPICH = "MPICH"
+    OPEN_MPI = "Open MPI"
+    INTEL_MPI = "Intel MPI"
+    UNKNOWN = "an unknown MPI"  # which gets no flags, and the benefit of the doubt
+
+
+class NoMpiexecError(RuntimeError):
+    """There is no mpiexec to start workers with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mpiexec:
+    """A launcher."""
+
+    path: str
+    flavour: Flavour
+    version: str  # the first line of what it says of itself
+
+    @classmethod
+    def find(cls, path: str | None = None) -> "Mpiexec":
+        """Find it: where this Python's packages install one, else on the PATH. NoMpiexecError if there is none."""
+        if path is None:
+            beside = shutil.which("mpiexec", path=str(Path(sys.prefix) / "bin"))
+            path = beside or shutil.which("mpiexec")
+        if path is None:
+            raise NoMpiexecError(
+                "no mpiexec was found, neither beside this Python nor on the PATH: install an MPI, "
+                "for example with pip install 'mpiexecutor[mpich]'"
+            )
+        try:
+            found = subprocess.run([path, "--version"], capture_output=True, text=True, check=False, timeout=20)  # noqa: S603
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise NoMpiexecError(f"{path} cannot be run: {error}") from error
+        text = found.stdout + found.stderr
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        return cls(path, flavour_of(text), lines[0] if lines else "")
+
+    def command(self, ranks: int, program: Sequence[str], *, hostfile: str | None = None, here: bool = False) -> list[str]:
+        """Give the command that starts so many ranks of a program; with `here`, all on this machine, whatever a job owns."""
+        return [self.path, *self._flags(hostfile=hostfile, here=here), "-n", str(ranks), *program]
+
+    def _flags(self, *, hostfile: str | None, here: bool) -> list[str]:
+        if self.flavour is Flavour.OPEN_MPI:
+            # More ranks than cores, anywhere on the machine; one that fails early must not be taken for a broken machine.
+            flags = ["--oversubscribe", "--bind-to", "none"]
+            if os.geteuid() == 0:
+                flags.append("--allow-run-as-root")
+            if hostfile is None:  # its osc/ucx complains at every window, and shared memory does not use it
+                flags += ["--mca", "osc", "^ucx"]
+            if here:
+                flags += ["--host", "localhost:9999"]
+            return flags + (["--hostfile", hostfile] if hostfile else [])
+        flags = ["-f", hostfile] if hostfile else []
+        return [*flags, "-hosts", "localhost"] if here and _in_batch_job() else flags
+
+
+def launched() -> bool:
+    """Whether a process manager has started this process as a rank."""
+    return any(name in os.environ for name in _RANK_VARIABLES)
+
+
+def rank_in_environment() -> int | None:
+    """Give this process's rank as its process manager says, without MPI."""
+    for name in ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK"):
+        if name in os.environ:
+            return int(os.environ[name])
+    return None
+
+
+def usable_cores() -> int:
+    """Count the cores that this process may use."""
+    count = getattr(os, "process_cpu_count", None)  # since Python 3.13
+    if count is not None:
+        return count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _in_batch_job() -> bool:
+    return any(name in os.environ for name in ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID"))
+
+
+def flavour_of(version: str) -> Flavour:
+    """Tell by what a launcher, or a library, says of itself."""
+    for sign, flavour in (
+        ("Open MPI", Flavour.OPEN_MPI),
+        ("PRRTE", Flavour.OPEN_MPI),
+        ("Intel", Flavour.INTEL_MPI),
+        ("HYDRA", Flavour.MPICH),
+        ("MPICH", Flavour.MPICH),
+    ):
+        if sign in version:
+            return flavour
+    return Flavour.UNKNOWN

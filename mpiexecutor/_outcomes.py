@@ -1,0 +1,138 @@
+"""What became of a call, on its way from the worker to its future: a value, or an error with the traceback it had there."""
+
+import os
+import socket
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pickle import PickleBuffer
+from typing import Any
+
+from .channel._pickling import dumps, loads
+
+_IN_BAND = 64 << 10  # bytes: what is larger goes beside the message's pickle, uncopied
+
+
+class RemoteTraceback(Exception):
+    """The traceback that an error had where it happened, as text: the ``__cause__`` of the error that a future raises."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class RemoteError(RuntimeError):
+    """A call raised an exception that could not be sent, or could not be rebuilt here; this one names its class and its text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where something ran."""
+
+    rank: int
+    ranks: int
+    host: str
+    pid: int
+
+    @classmethod
+    def here(cls, rank: int, ranks: int) -> "Place":
+        return cls(rank, ranks, socket.gethostname(), os.getpid())
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} of {self.ranks} on {self.host} (pid {self.pid})"
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A pickled object and the large buffers that belong to it."""
+
+    data: bytes | memoryview
+    buffers: Sequence[memoryview] = ()
+
+    @classmethod
+    def of(cls, obj: Any) -> "Blob":
+        return cls(*dumps(obj))
+
+    def load(self) -> Any:
+        return loads(self.data, self.buffers)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.data) + sum(map(len, self.buffers))
+
+    def ship(self) -> tuple[Any, ...]:
+        """Give it as part of a message: what is large as buffers, which the channel copies once and does not pickle."""
+        data = PickleBuffer(self.data) if len(self.data) >= _IN_BAND else self.data
+        return (data, *map(PickleBuffer, self.buffers))
+
+    @classmethod
+    def unship(cls, shipped: tuple[Any, ...]) -> "Blob":
+        data, *buffers = shipped
+        return cls(data, buffers)
+
+
+# A failure in a message: the error's class, its text, the traceback, and the pickled error unless that could not be had.
+Failure = tuple[str, str, str, tuple[Any, ...] | None]
+
+
+def failure_of(error: BaseException, place: Place) -> Failure:
+    """Describe an error that was caught by the caller of what raised it."""
+    try:
+        shipped = Blob.of(error).ship()
+    except BaseException:  # noqa: BLE001 - whatever its own pickling raises: the error still has a name and a text
+        shipped = None
+    return _name(type(error)), _text(error), traceback_of(error, place), shipped
+
+
+def error_from(failure: Failure) -> BaseException:
+    """Rebuild an error, with the traceback it had as its cause."""
+    name, text, trace, shipped = failure
+    if shipped is None:
+        error: object = RemoteError(f"{name}: {text} (the exception itself cannot be pickled)")
+    else:
+        try:
+            error = Blob.unship(shipped).load()
+        except BaseException as reason:  # noqa: BLE001 - its own code again
+            error = RemoteError(f"{name}: {text} (the exception itself cannot be rebuilt from its pickle: {reason!r})")
+    if not isinstance(error, BaseException):
+        error = RemoteError(f"{name}: {text} (the exception's pickle gives {type(error).__name__} instead)")
+    _set(error, "__cause__", RemoteTraceback(trace))
+    return error
+
+
+def traceback_of(error: BaseException, place: Place) -> str:
+    """Format an error's traceback, without the frame that caught it, headed by the place."""
+    trace = error.__traceback__.tb_next if error.__traceback__ else None
+    try:
+        lines = traceback.format_exception(type(error), error, trace)
+    except BaseException:  # noqa: BLE001 - its own code, which may do anything
+        lines = ["Traceback (most recent call last):\n", *traceback.format_tb(trace), f"{_name(type(error))}: {_text(error)}\n"]
+    return f'\n"""\n{place}:\n{"".join(lines)}"""'
+
+
+def with_cause(error: BaseException, place: Place) -> BaseException:
+    """Give an error that happened here the same kind of cause as one that came from a worker."""
+    text = traceback_of(error, place)
+    _set(error, "__traceback__", None)  # its frames hold on to arguments and results
+    _set(error, "__cause__", RemoteTraceback(text))
+    return error
+
+
+def _set(error: BaseException, name: str, value: object) -> None:
+    """Set an attribute of an error even if its class refuses, as frozen dataclasses do."""
+    BaseException.__setattr__(error, name, value)
+
+
+def _name(kind: type[BaseException]) -> str:
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str.__str__(str(error))  # of no class of its own
+    except BaseException as reason:  # noqa: BLE001 - its own code
+        return f"<no text: {type(reason).__name__}>"

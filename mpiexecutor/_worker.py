@@ -1,0 +1,202 @@
+"""The worker's loop: take a message of calls, run them, put what became of them.
+
+What fails fails alone: whatever a call raises, in being unpickled, run, or having its result pickled, becomes that call's outcome.
+"""
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
+from typing import Any
+
+from ._outcomes import Blob, Failure, Place, failure_of
+from .channel import ChannelClosed, RemoteChannel
+
+# A message of work: the executor's number, its pickled initializer unless it has none or all have run it, and the calls: number
+# and blob.
+Call = tuple[int, tuple[Any, ...]]
+Work = tuple[int, tuple[Any, ...] | None, list[Call]]
+
+# A message of replies: the rank; what became of an initializer (the executor's number and its failure if it failed); what became
+# of calls: number, seconds that it ran, and either its value or its failure; the numbers of calls that are given back, not begun.
+Outcome = tuple[int, float, tuple[Any, ...] | None, Failure | None]
+Reply = tuple[int, tuple[int, Failure | None] | None, list[Outcome], list[int]]
+
+_HELD = 1e-3  # seconds that an outcome is kept back at most while other calls of its message begin
+_LARGE = 256 << 10  # bytes of outcomes that go at once
+_TICK = 2e-3  # seconds between two looks of the courier: a call that is seen twice is a long one
+_TICKS = 25  # looks in vain before the courier rests
+
+# Set while this thread runs a call.
+in_task: ContextVar[bool] = ContextVar("in_task", default=False)
+
+
+class Desk:
+    """What one message has a worker do, and what has come of it: shared by the worker and its courier, under one lock."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.calls: deque[Call] = deque()  # not begun
+        self.running: int | None = None
+        self.outcomes: list[Outcome] = []  # not sent
+        self.size = 0  # of the outcomes, in bytes
+        self.sent_at = 0.0  # when outcomes were last taken away
+
+    def begin_next(self) -> Call | None:
+        """Take the next call; None if there is none."""
+        with self.lock:
+            self.running = None
+            if not self.calls:
+                return None
+            call = self.calls.popleft()
+            self.running = call[0]
+            return call
+
+    def finish(self, outcome: Outcome, size: int) -> bool:
+        """Note what came of the call; whether it is time to send that."""
+        with self.lock:
+            self.running = None
+            self.outcomes.append(outcome)
+            self.size += size
+            return self.size > _LARGE or time.perf_counter() - self.sent_at > _HELD
+
+    def clear_outcomes(self) -> list[Outcome]:
+        """Take the outcomes away, to send them."""
+        with self.lock:
+            outcomes, self.outcomes, self.size = self.outcomes, [], 0
+            self.sent_at = time.perf_counter()
+            return outcomes
+
+    def clear_if_still(self, running: int | None) -> tuple[list[Outcome], list[int]]:
+        """Take away what waits behind a call, if that is running still: outcomes to send, calls to give back."""
+        with self.lock:
+            if running is None or running != self.running:
+                return [], []
+            outcomes, self.outcomes, self.size = self.outcomes, [], 0
+            waiting = [number for number, _ in self.calls]
+            self.calls.clear()
+            return outcomes, waiting
+
+
+class Courier:
+    """A thread that sees to it that nobody waits behind a long call: neither what came of others, nor those not begun.
+
+    Messages of several calls are made only of calls that are expected to be short. Where that was wrong, the courier sends the
+    outcomes that lie there, and gives the calls back. It looks now and then while such messages come, and rests when none do.
+    """
+
+    def __init__(self, desk: Desk, send: Callable[[list[Outcome], list[int]], None]) -> None:
+        self._desk = desk
+        self._send = send
+        self._wanted = threading.Event()
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def watch(self) -> None:
+        """Look after the desk from now on."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="mpiexecutor courier", daemon=True)
+            self._thread.start()
+        if not self._wanted.is_set():
+            self._wanted.set()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._wanted.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            self._wanted.wait()
+            self._look_on()
+
+    def _look_on(self) -> None:
+        """Look until there has been nothing to see for a while."""
+        seen, idle = None, 0
+        while idle < _TICKS and not self._stopped.wait(_TICK):
+            outcomes, waiting = self._desk.clear_if_still(seen)
+            if outcomes or waiting:
+                self._send(outcomes, waiting)
+            seen = self._desk.running
+            idle = 0 if seen is not None else idle + 1
+        if not self._stopped.is_set():
+            self._wanted.clear()
+            if self._desk.running is not None:  # begun since the last look: whoever asked to watch found us awake
+                self._wanted.set()
+
+
+class Worker:
+    """One worker: its channels, and which initializers it has run."""
+
+    def __init__(self, work: RemoteChannel[Work, Work], replies: RemoteChannel[Reply, Reply], place: Place) -> None:
+        self._work = work
+        self._replies = replies
+        self._place = place
+        self._initialized: dict[int, Failure | None] = {}  # by executor
+        self._desk = Desk()
+        self._courier = Courier(self._desk, self._send)
+
+    def serve(self) -> None:
+        """Serve until the work channel is closed and empty."""
+        in_task.set(True)
+        while messages := self._work.take_many(1):
+            self._do(*messages.pop())
+        self._courier.stop()
+
+    def _do(self, executor: int, initializer: tuple[Any, ...] | None, calls: list[Call]) -> None:
+        if initializer is not None and executor not in self._initialized:
+            self._initialized[executor] = self._initialize(Blob.unship(initializer))
+            self._reply((self._place.rank, (executor, self._initialized[executor]), [], []))
+        if self._initialized.get(executor) is not None:
+            return  # the root has failed all the calls of this executor
+        self._desk.calls.extend(calls)
+        self._desk.sent_at = time.perf_counter()
+        if len(calls) > 1:
+            self._courier.watch()
+        calls.clear()  # so that nothing here holds on to the arguments
+        self._run_all()
+
+    def _initialize(self, blob: Blob) -> Failure | None:
+        try:
+            function, arguments = blob.load()
+            function(*arguments)
+        except BaseException as error:  # noqa: BLE001 - see the module
+            return failure_of(error, self._place)
+        return None
+
+    def _run_all(self) -> None:
+        """Run the calls on the desk, and send what became of them before it grows old or large."""
+        while (call := self._desk.begin_next()) is not None:
+            outcome, size = self._run(*call)
+            del call
+            if self._desk.finish(outcome, size) and self._desk.calls:
+                self._send(self._desk.clear_outcomes(), [])
+            del outcome
+        self._send(self._desk.clear_outcomes(), [])
+
+    def _send(self, outcomes: list[Outcome], given_back: list[int]) -> None:
+        if outcomes or given_back:
+            self._reply((self._place.rank, None, outcomes, given_back))
+
+    def _reply(self, reply: Reply) -> None:
+        with contextlib.suppress(ChannelClosed):  # the root has failed these calls, and gone on without their outcomes
+            self._replies.put(reply)
+
+    def _run(self, number: int, shipped: tuple[Any, ...]) -> tuple[Outcome, int]:
+        began = time.perf_counter()
+        try:
+            function, arguments, keywords = Blob.unship(shipped).load()
+            del shipped
+            blob = Blob.of(function(*arguments, **keywords))
+        except BaseException as error:  # noqa: BLE001 - see the module
+            failure = failure_of(error, self._place)
+            return (number, time.perf_counter() - began, None, failure), 0
+        return (number, time.perf_counter() - began, blob.ship(), None), blob.size
+
+
+def run_chunk(function: Callable[..., Any], chunk: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """Call a function with each of several tuples of arguments: what map sends as one call."""
+    return [function(*arguments) for arguments in chunk]

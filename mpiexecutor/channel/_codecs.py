@@ -1,0 +1,166 @@
+"""What may be a message, by the channel's dtype: messages to bytes and back."""
+
+import contextlib
+from array import array
+from collections.abc import Sized
+from typing import TYPE_CHECKING, Any, Protocol
+
+from . import _frames, _pickling
+from ._ring import MAX_LENGTH, MAX_SLOTS
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# The typecodes of the array module that are numbers.
+_TYPECODES = "bBhHiIlLqQfd"
+_NUMPY_KINDS = "biufc"
+
+
+class Codec(Protocol):
+    """One kind of message."""
+
+    name: str  # the same on every rank if the dtype is
+    slot_size: int  # bytes
+
+    def encode(self, message: Any) -> list[memoryview]:
+        """Give the bytes of a message, in parts that may be the message's own memory. TypeError or ValueError if it is none."""
+
+    def decode(self, data: memoryview, *, shared: bool) -> Any:
+        """Give the message back. What is shared with other messages is copied, else the message may keep `data`."""
+
+
+def codec_of(dtype: Any, message_size: int) -> Codec:
+    """Choose the codec; ValueError if there is none for this dtype."""
+    if dtype is object:
+        return _ObjectCodec(message_size)
+    if dtype is bytes:
+        return _BytesCodec(message_size)
+    if isinstance(dtype, str) and len(dtype) == 1 and dtype in _TYPECODES:
+        return _ArrayCodec(dtype, message_size)
+    if dtype is not None:  # to NumPy that would be "d"
+        with contextlib.suppress(ImportError, TypeError, ValueError, SyntaxError):
+            return _NumpyCodec(dtype, message_size)
+    raise ValueError(f"dtype {dtype!r} is none of: a typecode in {_TYPECODES!r}, a numeric NumPy dtype, bytes, object")
+
+
+class _ArrayCodec:
+    """Numbers of one typecode; messages are taken as array.array."""
+
+    def __init__(self, typecode: str, message_size: int) -> None:
+        self.name = typecode
+        self._typecode = typecode
+        self._message_size = message_size
+        self.slot_size = message_size * array(typecode).itemsize
+
+    def encode(self, message: Any) -> list[memoryview]:
+        _check_length(_length(message), self._message_size, "elements")
+        if isinstance(message, array) and message.typecode == self._typecode:
+            values = message
+        elif isinstance(message, (str, bytes, bytearray)):
+            raise TypeError(f"a message of a channel of {self._typecode!r} holds numbers, not the elements of {message!r:.50}")
+        else:
+            try:
+                values = array(self._typecode, message)
+            except OverflowError as error:
+                raise ValueError(f"a number of this message does not fit into {self._typecode!r}: {error}") from error
+        return [memoryview(values).cast("B")] if values else []
+
+    def decode(self, data: memoryview, *, shared: bool) -> "array[Any]":  # noqa: ARG002 - copied in any case
+        values = array(self._typecode)
+        values.frombytes(data)
+        return values
+
+
+class _NumpyCodec:
+    """Numbers of one NumPy dtype; messages are taken as one-dimensional ndarrays that own their memory."""
+
+    def __init__(self, dtype: Any, message_size: int) -> None:
+        import numpy as np  # noqa: PLC0415 - an extra: only who asks for a NumPy dtype needs it
+
+        self._np = np
+        self._dtype: np.dtype[Any] = np.dtype(dtype)
+        if self._dtype.kind not in _NUMPY_KINDS:
+            raise TypeError(f"dtype {dtype!r} has no MPI type")
+        self.name = f"numpy {self._dtype.str}"
+        self._message_size = message_size
+        self.slot_size = message_size * self._dtype.itemsize
+
+    def encode(self, message: Any) -> list[memoryview]:
+        _check_length(_length(message), self._message_size, "elements")
+        try:
+            values = self._np.asarray(message)
+        except ValueError as error:
+            raise TypeError(f"a message holds numbers of {self._dtype}: {error}") from error
+        if values.ndim != 1:
+            raise TypeError(f"a message has one dimension, this array has {values.ndim}: send it as a dtype=object message")
+        values = self._np.ascontiguousarray(self._cast(values))
+        return [values.data.cast("B")] if values.size else []
+
+    def _cast(self, values: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+        """Make them numbers of this dtype, which may cost precision but nothing else."""
+        if values.dtype.kind in "iu" and self._dtype.kind in "iu":
+            cast = values.astype(self._dtype, copy=False)
+            if not self._np.array_equal(cast, values):
+                raise ValueError(f"a number of this message does not fit into {self._dtype}")
+            return cast
+        if values.size and not self._np.can_cast(values.dtype, self._dtype, "same_kind"):
+            raise TypeError(f"a message holds numbers of {self._dtype}, and these of {values.dtype} would lose more than precision")
+        return values.astype(self._dtype, copy=False)
+
+    def decode(self, data: memoryview, *, shared: bool) -> "np.ndarray[Any, Any]":
+        values = self._np.frombuffer(data, self._dtype)
+        return values.copy() if shared else values
+
+
+class _BytesCodec:
+    """Bytes; any object with the buffer interface may be put, bytes are taken."""
+
+    name = "bytes"
+
+    def __init__(self, message_size: int) -> None:
+        self.slot_size = message_size
+
+    def encode(self, message: Any) -> list[memoryview]:
+        try:
+            view = memoryview(message)
+        except TypeError:
+            _length(message)
+            raise TypeError(f"a message of a channel of bytes is bytes-like, not {type(message).__name__}") from None
+        _check_length(view.nbytes, self.slot_size, "bytes")
+        return [view.cast("B") if view.c_contiguous else memoryview(bytes(view))] if view.nbytes else []
+
+    def decode(self, data: memoryview, *, shared: bool) -> bytes:  # noqa: ARG002 - copied in any case
+        return bytes(data)
+
+
+class _ObjectCodec:
+    """Any object that can be pickled, of any size."""
+
+    name = "object"
+
+    def __init__(self, message_size: int) -> None:
+        self.slot_size = message_size
+
+    def encode(self, message: Any) -> list[memoryview]:
+        parts = _frames.encode(*_pickling.dumps(message))
+        limit = min(MAX_LENGTH, self.slot_size * MAX_SLOTS)
+        _check_length(sum(map(len, parts)), limit, "bytes (through slots of this size: raise message_size)")
+        return parts
+
+    def decode(self, data: memoryview, *, shared: bool) -> Any:
+        # What is rebuilt may refer to the frame's own memory: with large buffers that is what saves the copy.
+        pickled, buffers = _frames.decode(data)
+        if shared:
+            buffers = [memoryview(bytearray(buffer)) for buffer in buffers]
+        return _pickling.loads(pickled, buffers)
+
+
+def _length(message: object) -> int:
+    if not isinstance(message, Sized):
+        raise TypeError(f"a message has a length, {message!r:.50} has none: put a single value as a tuple, ({message!r:.50},)")
+    return len(message)
+
+
+def _check_length(length: int, limit: int, unit: str) -> None:
+    if length > limit:
+        raise ValueError(f"this message has {length} {unit}, the channel's messages have at most {limit}")

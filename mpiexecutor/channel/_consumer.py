@@ -1,0 +1,246 @@
+"""The end of a ring at which messages are taken out. The theory is in _ring.py."""
+
+import mmap
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ._memory import Memory
+from ._ring import (
+    AHEAD,
+    CLAIMING,
+    CUT,
+    LINE,
+    MESSAGE,
+    PIECE,
+    PUBLISHED,
+    RESERVING,
+    TICKET,
+    TURN,
+    WORD,
+    End,
+    Layout,
+    Progress,
+    State,
+    turns_of,
+)
+
+
+@dataclass(slots=True)
+class Incoming:
+    """Messages that this consumer has claimed, on their way out: one of any length, or several that are there as a whole."""
+
+    position: int  # of HEAD before them
+    lengths: Sequence[int]
+    span: int
+    data: memoryview  # the bytes: of one message without the padding, of several with it
+    ready: int = 0  # slots from here on that were seen published
+    read: int = 0  # slots from here on whose bytes are in data already
+    got: int = 0  # slots read and freed
+    cut: "Cut | None" = None  # the producer gave up: the slots from got on are passed on unread
+
+    @property
+    def ticket(self) -> int:
+        return self.position & TICKET
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Who cut a message, and how far its slots are to be passed on: those that it uses several times once only."""
+
+    rank: int
+    until: int
+    voids: int  # cut messages that the consumer will have passed on, this one too
+
+
+class Consumer(End):
+    """The end of a ring at which one rank takes messages out."""
+
+    def __init__(self, memory: Memory, layout: Layout, rank: int, *, sole: bool = False) -> None:
+        super().__init__(memory, layout, rank, sole=sole)
+        self._head = 0  # as last seen
+        self._voids = 0
+        self._limit = 0  # messages that were claimed, as last seen
+        self.own_claims: int | None = None  # what this rank itself has claimed: true even before the host's claim is seen
+
+    def claim(self, most: int = 1) -> Incoming | None:
+        """Claim the next message, or up to `most` that are there as a whole; None if there is none, or none is left to take."""
+        while True:
+            position = self._head
+            lengths, span, ready = self._look(position & TICKET, most)
+            if not lengths:
+                if self._refresh():
+                    continue
+                return None
+            allowed = self._allowed(position, len(lengths))
+            if allowed <= 0:
+                if self._refresh():
+                    continue
+                return None
+            if allowed < len(lengths):
+                lengths = lengths[:allowed]
+                span = ready = sum(map(self._layout.span, lengths))
+            incoming = self._incoming(position, lengths, span, ready)
+            new = self._layout.advance(position, len(lengths), span)
+            seen = self._swap(self._layout.head, self._record(CLAIMING), position, new, len(lengths), span)
+            if seen == position:
+                self._head = new
+                return incoming
+            self._head = seen
+
+    def receive(self, incoming: Incoming) -> Progress:
+        """Read what has been published by now, and free its slots."""
+        if incoming.cut is not None:
+            return self._pass_on(incoming, incoming.cut)
+        if incoming.got == incoming.span:
+            return Progress.DONE
+        layout = self._layout
+        count = min(max(1, PIECE // layout.slot_size), incoming.span - incoming.got)
+        ready = min(count, incoming.ready) or self._count(incoming.ticket + incoming.got, count, PUBLISHED)
+        incoming.ready = max(0, incoming.ready - ready)
+        if not ready:
+            return self._stalled(incoming)
+        if ready > incoming.read:
+            self._read(incoming, ready)
+            self._memory.flush()  # the bytes are here before any turn says that the slots are free
+        incoming.read = max(0, incoming.read - ready)
+        self._free(incoming.ticket + incoming.got, ready)
+        self._memory.flush()
+        incoming.got += ready
+        return Progress.DONE if incoming.got == incoming.span else Progress.MOVED
+
+    def resume(self, incoming: Incoming) -> None:
+        """Find out how far an interrupted receive came."""
+        if incoming.cut is None:
+            left = min(incoming.span - incoming.got, self._layout.slots)
+            incoming.got += self._settled(incoming.ticket + incoming.got, left, published=True)
+            incoming.ready = incoming.read = 0
+
+    def ended(self, state: State) -> bool:
+        """Whether no message will come any more: all that were claimed are taken, or the channel is closed and empty."""
+        limit = self._claimed(state)
+        return (limit is not None and state.taken >= limit) or (state.closed and not state.waiting)
+
+    def _claimed(self, state: State) -> int | None:
+        claims = [n for n in (state.claimed, self.own_claims) if n is not None]
+        return max(claims) + state.void if claims else None
+
+    def _allowed(self, position: int, wanted: int) -> int:
+        """How many messages may be taken from a position on: those claimed, and any number while nobody has claimed."""
+        taken = position // MESSAGE
+        if taken + wanted > self._limit:
+            limit = self._claimed(self.state())
+            if limit is None:
+                return wanted
+            self._limit = limit
+        return min(wanted, self._limit - taken)
+
+    def _look(self, ticket: int, most: int) -> tuple[Sequence[int], int, int]:
+        """Look at what is published from a ticket on: lengths of the messages, their slots, how many of these are there.
+
+        A first message whose end is not there yet counts, too, alone.
+        """
+        layout = self._layout
+        if most == 1:
+            words: Sequence[int] = (self._memory.load(layout.turn_at(ticket)),)
+        else:
+            count = min(most, AHEAD, layout.slots - ticket % layout.slots)
+            words = array("q", bytes(WORD * count))
+            self._memory.read(layout.turn_at(ticket), memoryview(words).cast("B"))
+            self._memory.flush()
+        lengths: list[int] = []
+        done = 0
+        while done < len(words) and len(lengths) < most:
+            length = words[done] - (ticket + done) * TURN - PUBLISHED
+            if not 0 <= length < TURN or length & 1:
+                break
+            span = layout.span(length >> 1)
+            ready = 1
+            while ready < min(span, len(words) - done) and words[done + ready] == (ticket + done + ready) * TURN + PUBLISHED:
+                ready += 1
+            if ready < span:
+                return (lengths, done, done) if lengths else ([length >> 1], span, ready)
+            lengths.append(length >> 1)
+            done += span
+        return lengths, done, done
+
+    def _incoming(self, position: int, lengths: Sequence[int], span: int, ready: int) -> Incoming:
+        """Make room for the bytes, and ask for them at once if they are few: the swap's own flush completes that, too.
+
+        They cannot change before the swap: only who has claimed a slot frees it. If the swap fails they are thrown away.
+        """
+        size = lengths[0] if len(lengths) == 1 else span * self._layout.slot_size
+        incoming = Incoming(position, lengths, span, _buffer(size), ready)
+        if ready == span and size <= PIECE:
+            self._read(incoming, ready)
+            incoming.read = ready
+        return incoming
+
+    def _read(self, incoming: Incoming, ready: int) -> None:
+        size = self._layout.slot_size
+        for first, count in self._layout.pieces(incoming.ticket + incoming.got, ready):
+            done = (incoming.got + (first - incoming.ticket - incoming.got) % self._layout.modulus) * size
+            self._memory.read(self._layout.bytes_at(first), incoming.data[done : done + count * size])
+
+    def _free(self, ticket: int, count: int) -> None:
+        turns = array("q")
+        for first, here in self._layout.pieces(ticket + self._layout.slots, count):
+            turns.extend(turns_of(first, here))
+        self._store_turns(ticket, turns)
+
+    def _refresh(self) -> bool:
+        """Look at HEAD; whether it moved since."""
+        if self._sole:
+            return False
+        before, self._head = self._head, self._memory.load(self._layout.head)
+        return self._head != before
+
+    def _stalled(self, incoming: Incoming) -> Progress:
+        """Nothing further is published: the producer is slow, or has cut the message."""
+        records = self._records()
+        for rank in range(self._layout.ranks):
+            line = records[rank * LINE // WORD : (rank + 1) * LINE // WORD]
+            # A cut further on: some slots were published since we looked, and are to be read first.
+            if line[CUT] - 1 == incoming.got and line[RESERVING] == incoming.position and self._is_cut(rank, incoming):
+                until = min(incoming.span, incoming.got + self._layout.slots)
+                incoming.cut = Cut(rank, until, voids=self._voids + 1)
+                return self._pass_on(incoming, incoming.cut)
+        return Progress.STALLED
+
+    def _is_cut(self, rank: int, incoming: Incoming) -> bool:
+        """Whether the cut that was seen is of this message.
+
+        The record may have been read before the cut was set, and be one of a vain attempt. It is read once more: a rank that
+        has cut a message leaves its record alone, and nobody can try for this position again.
+        """
+        return self._memory.load(self._record(RESERVING, rank)) == incoming.position
+
+    def _pass_on(self, incoming: Incoming, cut: Cut) -> Progress:
+        """Free the slots that a cut message holds and never used, once those who had them before are done with them.
+
+        A slot that the message was to use several times is freed for the first ticket after the message at once. Each step
+        may be taken again after an interrupt.
+        """
+        slots = self._layout.slots
+        while incoming.got < cut.until:
+            ticket = incoming.ticket + incoming.got
+            turn = self._memory.load(self._layout.turn_at(ticket))
+            if not self._past(turn, ticket):
+                if turn != ticket % self._layout.modulus * TURN:
+                    return Progress.STALLED
+                rounds = -(-(incoming.span - incoming.got) // slots)
+                self._memory.store(self._layout.turn_at(ticket), (ticket + rounds * slots) % self._layout.modulus * TURN)
+                self._memory.flush()
+            incoming.got += 1
+        self._voids = cut.voids
+        self._memory.store(self._layout.voids + WORD * self._rank, cut.voids)
+        self._memory.flush()
+        if self._is_cut(cut.rank, incoming) and self._memory.load(self._record(CUT, cut.rank)):
+            self._memory.store(self._record(CUT, cut.rank), 0)
+            self._memory.flush()
+        return Progress.CUT
+
+
+def _buffer(size: int) -> memoryview:
+    """Make memory for a message: fresh pages from the system if it is large, which nobody has to fill with zeros first."""
+    return memoryview(bytearray(size) if size < PIECE else mmap.mmap(-1, size))

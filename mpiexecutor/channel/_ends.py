@@ -1,0 +1,285 @@
+"""The two ends of a channel, as one rank has them: a handle on the ring, a lock, a way to wait, a queue for the background.
+
+Blocking is: try, and wait until another try may succeed. Every operation ends by waking whom it may have made room, or a message,
+for.
+
+Who is woken, and why nobody sleeps on. After a put: as many of those that wait to begin taking as messages were put. After a
+take: those that wait to begin putting, if there is room worth waking for; one that waits to begin taking, if more is there,
+because two who put may have chosen the same sleeper; all of them, if no message will come any more. After each piece of a long
+message, on both sides: whoever waits in the middle of one, because it may be this one. A rank clears its own byte before it looks
+whom to wake: who put before that is seen by it, who puts after that does not count on it. Who stops waiting with nothing passes a
+wake-up on that it may have got.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Literal, TypeVar
+
+from ._background import Background, ChannelFuture
+from ._consumer import Consumer, Incoming
+from ._errors import ChannelClosed
+from ._memory import Memory
+from ._producer import Gather, Outgoing, Producer
+from ._ring import Layout, Progress
+from ._waiting import Doorbell, Ringer, Waiter, address_of
+
+T = TypeVar("T")
+
+Side = Literal["put", "take"]
+Parts = list[memoryview]  # of one message
+Step = Callable[[], T | None]
+Begin = Callable[[Step[T]], T | None]  # takes the step that reserves or claims, unless it is not wanted any more
+
+# What a sleeping rank's byte says.
+_AWAKE, _TO_BEGIN, _TO_GO_ON = 0, 1, 2
+_NAP: Final = {"put": 0.05, "take": 1.0}  # seconds that a rank sleeps at most before it looks by itself
+_WORTH = 4  # a producer is woken to begin when this fraction of the ring is free: for one slot alone it would sleep again at once
+
+
+# What is taken when no message will come any more: no messages.
+END: Final = Incoming(0, (), 0, memoryview(b""))
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """A rank's place in the channel: what both its ends share."""
+
+    layout: Layout
+    rank: int
+    token: str
+    nodes: Sequence[str]
+    ringer: Ringer
+    freed: bool = False
+
+    @property
+    def far(self) -> bool:
+        """Whether some ranks are out of a doorbell's reach."""
+        return len(set(self.nodes)) > 1
+
+    def address(self, side: Side, rank: int) -> str:
+        return address_of(self.token, rank, side)
+
+    def asleep_at(self, side: Side, rank: int) -> int:
+        return (self.layout.putters if side == "put" else self.layout.takers) + rank
+
+    def wake(self, ring: Producer | Consumer, side: Side, asleep: bytes, *, begin: int) -> None:
+        """Wake all who sleep in the middle of a message, and so many of those who wait to begin; those behind this rank first."""
+        if not any(asleep):
+            return
+        for rank in (*range(self.rank + 1, len(asleep)), *range(self.rank + 1)):
+            if asleep[rank] == _AWAKE or (asleep[rank] == _TO_BEGIN and begin <= 0) or self.nodes[rank] != self.nodes[self.rank]:
+                continue
+            begin -= asleep[rank] == _TO_BEGIN
+            ring.mark(self.asleep_at(side, rank), _flag(_AWAKE))
+            self.ringer.ring(self.address(side, rank))
+
+    def check_freed(self) -> None:
+        if self.freed:
+            raise ChannelClosed("the channel was freed")
+
+
+class _End:
+    """What both ends have."""
+
+    def __init__(self, side: Side, place: Place, ring: Producer | Consumer) -> None:
+        self._side = side
+        self._place = place
+        self.lock = threading.Lock()
+        self._bell = Doorbell(place.address(side, place.rank))
+        asleep_at = place.asleep_at(side, place.rank)
+        self._waiter = Waiter(self._bell, lambda flag: ring.mark(asleep_at, _flag(flag)), longest=_NAP[side], far=place.far)
+        self.background = Background(f"mpiexecutor {side}f", self.interrupt)
+
+    def interrupt(self) -> None:
+        """Have this rank's own thread that sleeps here look again."""
+        self._place.ringer.ring(self._place.address(self._side, self._place.rank))
+
+    @contextlib.contextmanager
+    def held(self, deadline: float | None) -> Iterator[bool]:
+        """Hold the lock: other threads of this rank may be waiting here. False if it could not be had in time."""
+        held = self.lock.acquire(timeout=-1 if deadline is None else max(0.0, deadline - time.monotonic()))
+        try:
+            yield held
+        finally:
+            if held:
+                self.lock.release()
+
+    def stop(self) -> None:
+        """End the background thread; the place is marked as freed, so that whoever waits gives up."""
+        self.background.stop()
+        self.interrupt()
+
+    def free(self) -> None:
+        self._bell.free()
+
+
+class PutEnd(_End):
+    """Where this rank puts."""
+
+    def __init__(self, place: Place, memory: Memory, *, sole: bool) -> None:
+        self.ring = Producer(memory, place.layout, place.rank, sole=sole)
+        super().__init__("put", place, self.ring)
+        self._reserving = threading.Lock()  # where the host alone puts, closing must not come between its load and its store
+
+    def put(self, messages: Sequence[Parts], deadline: float | None, *, whole: bool = False) -> int:
+        """Put as many of the messages as have room once the first has; how many, 0 when out of time. The lock is held."""
+        return self._put(messages, deadline, _at_once, whole=whole)
+
+    def put_later(self, parts: Parts) -> ChannelFuture[None]:
+        """Put a message in the background."""
+
+        def operation(future: ChannelFuture[None]) -> None:
+            with self.lock:
+                self._put([parts], None, future.begin)
+
+        return self.background.submit(operation)
+
+    def close(self) -> None:
+        """Close the channel from this end, which is the only one: the lock need not be held."""
+        with self._reserving:
+            self.ring.close()
+
+    def _put(self, messages: Sequence[Parts], deadline: float | None, begin: Begin[Outgoing], *, whole: bool = False) -> int:
+        lengths = [sum(map(len, parts)) for parts in messages]
+
+        def reserve() -> Outgoing | None:
+            self._place.check_freed()
+            with self._reserving:
+                return self.ring.reserve(lengths, whole=whole)
+
+        out = None
+        try:
+            out = self._waiter.wait(partial(begin, reserve), deadline, _TO_BEGIN)
+        finally:
+            if out is None:
+                self._pass_on_wake_up()
+        if out is None:
+            return 0
+        try:
+            out.data = _gather(messages, out.lengths, self._place.layout)
+            while self._send(out, deadline) is Progress.MOVED:
+                self._wake(out)
+            if out.sent < out.span:  # out of time
+                self.ring.cut(out)
+        except BaseException:
+            self.ring.cut(out)
+            raise
+        finally:
+            self._wake(out)
+        return len(out.lengths) if out.sent == out.span else 0
+
+    def _send(self, out: Outgoing, deadline: float | None) -> Progress | None:
+        def step() -> Progress | None:
+            self._place.check_freed()
+            progress = self.ring.send(out)
+            return None if progress is Progress.STALLED else progress
+
+        return self._waiter.wait(step, deadline, _TO_GO_ON)
+
+    def _pass_on_wake_up(self) -> None:
+        state = self.ring.state()
+        room = self.ring.used(state) < self._place.layout.slots
+        self._place.wake(self.ring, "put", state.putters, begin=int(room))
+
+    def _wake(self, out: Outgoing) -> None:
+        state = self.ring.state()
+        self.ring.note_peak(out, state)
+        self._place.wake(self.ring, "take", state.takers, begin=len(out.lengths))
+
+
+class TakeEnd(_End):
+    """Where this rank takes."""
+
+    def __init__(self, place: Place, memory: Memory, *, sole: bool) -> None:
+        self.ring = Consumer(memory, place.layout, place.rank, sole=sole)
+        super().__init__("take", place, self.ring)
+        self._incoming: Incoming | None = None  # claimed, and not received yet: taken up again after an interrupt
+
+    def take(self, most: int, deadline: float | None) -> Incoming | None:
+        """Take what is there, up to so many messages, once something is; None when out of time. The lock is held."""
+        return self._take(most, deadline, _at_once)
+
+    def take_later(self, decode: Callable[[Incoming], T]) -> ChannelFuture[T]:
+        """Take a message in the background."""
+
+        def operation(future: ChannelFuture[T]) -> T:
+            with self.lock:
+                found = self._take(1, None, future.begin)
+            assert found is not None
+            return decode(found)
+
+        return self.background.submit(operation)
+
+    def _take(self, most: int, deadline: float | None, begin: Begin[Incoming]) -> Incoming | None:
+        while True:
+            incoming = None
+            try:
+                incoming = self._waiter.wait(partial(begin, partial(self._claim, most)), deadline, _TO_BEGIN)
+            finally:
+                if incoming is None:
+                    self._wake()
+            if incoming is None or incoming is END:
+                return incoming
+            self._incoming = incoming
+            progress = self._receive(incoming)
+            self._incoming = None
+            self._wake()
+            if progress is Progress.DONE:
+                return incoming
+            begin = _at_once  # the message was cut, and the next one is taken instead
+
+    def _claim(self, most: int) -> Incoming | None:
+        self._place.check_freed()
+        if self._incoming is not None:
+            self.ring.resume(self._incoming)
+            return self._incoming
+        incoming = self.ring.claim(most)
+        if incoming is None and self.ring.ended(self.ring.state()):
+            return END
+        return incoming
+
+    def _receive(self, incoming: Incoming) -> Progress:
+        def step() -> Progress | None:
+            self._place.check_freed()
+            progress = self.ring.receive(incoming)
+            return None if progress is Progress.STALLED else progress
+
+        # No deadline: a message that has begun is there, or is being written, or is cut.
+        while (progress := self._waiter.wait(step, None, _TO_GO_ON)) is Progress.MOVED:
+            self._wake()
+        assert progress is not None
+        return progress
+
+    def _wake(self) -> None:
+        state = self.ring.state()
+        slots = self._place.layout.slots
+        room = slots - self.ring.used(state)
+        self._place.wake(self.ring, "put", state.putters, begin=room if room * _WORTH >= slots else 0)
+        if self.ring.ended(state):
+            self._place.wake(self.ring, "take", state.takers, begin=len(state.takers))
+        elif state.waiting:
+            self._place.wake(self.ring, "take", state.takers, begin=1)
+
+
+def _at_once(step: Callable[[], Any]) -> Any:
+    return step()
+
+
+def _flag(flag: int) -> memoryview:
+    return memoryview(bytes((flag,)))
+
+
+def _gather(messages: Sequence[Parts], lengths: Sequence[int], layout: Layout) -> Gather:
+    """Lay messages out as their slots lie: one as it is, several with the padding between them."""
+    if len(lengths) == 1:
+        return Gather(messages[0])
+    whole = bytearray()
+    for parts, length in zip(messages, lengths, strict=False):
+        for part in parts:
+            whole += part
+        whole += bytes(layout.span(length) * layout.slot_size - length)
+    return Gather([memoryview(whole)])

@@ -1,0 +1,29 @@
+"""The seam between the ring, which is pure, and whatever memory it lives in."""
+
+from typing import Protocol
+
+
+class Memory(Protocol):
+    """A flat piece of memory that several parties share; one handle serves one thread at a time.
+
+    Offsets are in bytes. A word is eight bytes, signed, aligned to eight. Between two calls of ``flush`` the effects of
+    ``read``, ``store`` and ``write`` come in any order; after it they are complete, and seen by every party.
+    """
+
+    def load(self, at: int) -> int:
+        """Give the word at `at`: a flush of its own, so everything asked for before is complete too."""
+
+    def read(self, at: int, into: memoryview) -> None:
+        """Have `into` filled with the bytes from `at` on, by the next flush."""
+
+    def store(self, at: int, word: int) -> None:
+        """Set the word at `at`, by the next flush."""
+
+    def write(self, at: int, data: memoryview) -> None:
+        """Copy `data` to `at`, by the next flush; until then it must not change."""
+
+    def compare_swap(self, at: int, expected: int, word: int) -> int:
+        """Set the word at `at` if it is `expected`, in one step; give what it was. A flush of its own."""
+
+    def flush(self) -> None:
+        """Complete all that was asked for: a full fence between what comes before and what comes after."""

@@ -1,0 +1,60 @@
+"""Objects to bytes: plain pickle where it will do, cloudpickle where it will not, large buffers beside the pickle (PEP 574)."""
+
+import io
+import pickle
+from collections.abc import Callable, Sequence
+from types import FunctionType
+from typing import Any
+
+import cloudpickle
+from cloudpickle.cloudpickle import list_registry_pickle_by_value
+
+PROTOCOL = 5
+_OUT_OF_BAND = 64 << 10  # bytes: a smaller buffer is cheaper inside the pickle, and does not keep a whole message alive
+
+
+class _NeedsCloudpickle(Exception):
+    """Something in the object lives where another process can't import it."""
+
+
+class _PlainPickler(pickle.Pickler):
+    """The C pickler, which refuses what it would pickle by a name that means something else in another process."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, (FunctionType, type)) and obj.__module__ in {"__main__", None}:
+            raise _NeedsCloudpickle
+        return NotImplemented
+
+
+def dumps(obj: Any) -> tuple[bytes, list[memoryview]]:
+    """Pickle any object; give the pickle and the large buffers that belong to it, which are not copied.
+
+    Functions and classes of ``__main__``, lambdas and closures are pickled by value. Whatever the object's own
+    methods raise is raised here.
+    """
+    buffers: list[memoryview] = []
+
+    def keep(buffer: pickle.PickleBuffer) -> bool:
+        view = buffer.raw()
+        if view.nbytes < _OUT_OF_BAND:
+            return True  # into the pickle
+        buffers.append(view)
+        return False
+
+    if not list_registry_pickle_by_value():
+        try:
+            return _dump(_PlainPickler, obj, keep), buffers
+        except Exception:  # noqa: BLE001 - cloudpickle has the last word, and raises what there is to raise
+            buffers.clear()
+    return _dump(cloudpickle.Pickler, obj, keep), buffers
+
+
+def loads(data: bytes | memoryview, buffers: Sequence[memoryview] = ()) -> Any:
+    """Rebuild an object from its pickle and the buffers that belong to it."""
+    return pickle.loads(data, buffers=buffers)  # noqa: S301 - the ranks of a job trust each other: see the README
+
+
+def _dump(pickler: Callable[..., pickle.Pickler], obj: Any, keep: Callable[[pickle.PickleBuffer], bool]) -> bytes:
+    file = io.BytesIO()
+    pickler(file, PROTOCOL, buffer_callback=keep).dump(obj)
+    return file.getvalue()

@@ -1,0 +1,205 @@
+"""The end of a ring at which messages are put in. The theory is in _ring.py."""
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+from ._errors import ChannelClosed
+from ._memory import Memory
+from ._ring import AHEAD, CLOSED, CUT, LINE, PEAK, PIECE, PUBLISHED, RESERVING, TICKET, WORD, End, Layout, Progress, State, turns_of
+
+
+class Gather:
+    """Several buffers, read as if they were one."""
+
+    def __init__(self, parts: Sequence[memoryview]) -> None:
+        self._parts = parts
+        self._starts = list(accumulate(map(len, parts), initial=0))
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
+        """Give the bytes from `start` to `stop`, or to the end, in pieces that lie together."""
+        index = max(0, bisect_right(self._starts, start) - 1)
+        while index < len(self._parts) and self._starts[index] < stop:
+            begin = self._starts[index]
+            yield self._parts[index][max(0, start - begin) : stop - begin]
+            index += 1
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """Messages that this producer has reserved tickets for, on their way in."""
+
+    position: int  # of TAIL before them
+    lengths: Sequence[int]
+    span: int
+    data: Gather = field(default_factory=lambda: Gather(()))  # of several messages with the padding between them
+    room: int = 0  # slots from here on that were seen free
+    sent: int = 0  # slots published
+
+    @property
+    def ticket(self) -> int:
+        return self.position & TICKET
+
+
+class Producer(End):
+    """The end of a ring at which one rank puts messages in."""
+
+    def __init__(self, memory: Memory, layout: Layout, rank: int, *, sole: bool = False) -> None:
+        super().__init__(memory, layout, rank, sole=sole)
+        self._tail = 0  # as last seen
+        self._cut: int | None = None  # the position of a message that this rank cut and nobody has passed on yet
+        self.peak = 0  # the most slots in use that were seen
+
+    def reserve(self, lengths: Sequence[int], *, whole: bool) -> Outgoing | None:
+        """Reserve tickets for as many of the messages as have room now; None if the first has not.
+
+        With `whole`, a message has room if all its slots are free; without it, the first one is enough if no message
+        fits: the rest is sent as others are taken.
+        """
+        if self._cut is not None and not self._passed():
+            self._refresh()
+            self._check_open()
+            return None
+        layout = self._layout
+        while True:
+            position = self._tail
+            self._check_open()
+            room = self._count(position & TICKET, min(sum(map(layout.span, lengths)), AHEAD, layout.slots), 0)
+            fitting, span = _fitting(map(layout.span, lengths), room)
+            if room and not fitting:
+                span = layout.span(lengths[0])
+                # A message longer than was looked at may have room all the same: look at the whole of it.
+                room = self._count(position & TICKET, min(span, layout.slots), 0) if span > AHEAD else room
+                fitting = int(span <= room or not whole)
+            if not fitting:
+                if self._refresh():
+                    continue  # others have been here: the slot looked at is not the next one
+                return None
+            new = layout.advance(position, fitting, span)
+            seen = self._swap(layout.tail, self._record(RESERVING), position, new, fitting, span)
+            if seen == position:
+                self._tail = new
+                return Outgoing(position, lengths[:fitting], span, room=min(room, span))
+            self._tail = seen
+
+    def send(self, out: Outgoing) -> Progress:
+        """Write what has room now, and publish it at once."""
+        count = min(max(1, PIECE // self._layout.slot_size), out.span - out.sent)
+        room = min(count, out.room) or self._count(out.ticket + out.sent, count, 0)
+        out.room = max(0, out.room - room)
+        if not room:
+            return Progress.STALLED
+        self._write(out, room)
+        self._memory.flush()  # the bytes are there before any turn says so
+        self._publish(out, room)
+        self._memory.flush()
+        out.sent += room
+        return Progress.DONE if out.sent == out.span else Progress.MOVED
+
+    def cut(self, out: Outgoing) -> None:
+        """Give up, having been interrupted or run out of time: no further slot will be published.
+
+        Several messages have all the room they need: they are sent after all.
+        """
+        # The interrupt may have come between a publication and the note of it, or before the first.
+        out.room = 0
+        out.sent += self._settled(out.ticket + out.sent, min(out.span - out.sent, self._layout.slots), published=False)
+        while out.sent < out.span and (out.sent == 0 or len(out.lengths) > 1):
+            self.send(out)
+        if out.sent == out.span:
+            return
+        self._cut = out.position
+        self._memory.store(self._record(CUT), 1 + out.sent)
+        self._memory.flush()
+
+    def close(self) -> None:
+        """Set the closing bit: whoever has reserved may still send, nobody reserves any more."""
+        while not self._tail & CLOSED:
+            new = self._tail | CLOSED
+            if self._sole:
+                self._memory.store(self._layout.tail, new)
+                self._memory.flush()
+                self._tail = new
+                return
+            seen = self._memory.compare_swap(self._layout.tail, self._tail, new)
+            self._tail = new if seen == self._tail else seen
+
+    def claim(self, total: int) -> None:
+        """Say how many messages will come in all; for the host."""
+        self._memory.store(self._layout.claimed, 1 + total)
+        self._memory.flush()
+
+    def note_peak(self, out: Outgoing, state: State) -> None:
+        """Remember how many slots were in use when these messages had been put."""
+        end = out.ticket + out.span
+        used = (end - (state.head & TICKET)) % self._layout.modulus
+        used = min(max(out.span, used if used <= self._layout.slots + out.span else 0), self._layout.slots)
+        if used > self.peak:
+            self.peak = used
+            self._memory.store(self._record(PEAK), used)
+            self._memory.flush()
+
+    def peak_of_all(self) -> int:
+        """Give the most slots in use that any producer has seen."""
+        return max(self._records()[PEAK :: LINE // WORD])
+
+    def _check_open(self) -> None:
+        if self._tail & CLOSED:
+            raise ChannelClosed("the channel is closed: it takes no more messages")
+
+    def _refresh(self) -> bool:
+        """Look at TAIL; whether it moved since."""
+        if self._sole:
+            return False
+        before, self._tail = self._tail, self._memory.load(self._layout.tail)
+        return self._tail != before
+
+    def _passed(self) -> bool:
+        """Whether the message that this rank cut has been passed on: only then may its record be used again."""
+        if self._memory.load(self._record(CUT)) != 0:
+            return False
+        self._cut = None
+        return True
+
+    def _write(self, out: Outgoing, room: int) -> None:
+        """Write the next slots' bytes."""
+        done = out.sent * self._layout.slot_size
+        for first, count in self._layout.pieces(out.ticket + out.sent, room):
+            at = self._layout.bytes_at(first)
+            size = count * self._layout.slot_size
+            for piece in out.data.pieces(done, done + size):
+                self._memory.write(at, piece)
+                at += len(piece)
+            done += size
+
+    def _publish(self, out: Outgoing, room: int) -> None:
+        layout = self._layout
+        turns = array("q")
+        for first, count in layout.pieces(out.ticket + out.sent, room):
+            turns.extend(turns_of(first, count, PUBLISHED))
+        if len(out.lengths) == 1:
+            if out.sent == 0:
+                turns[0] += 2 * out.lengths[0]
+        else:  # several messages are sent in pieces, too: each length belongs on its own first slot
+            start = 0
+            for length in out.lengths:
+                if 0 <= start - out.sent < room:
+                    turns[start - out.sent] += 2 * length
+                start += layout.span(length)
+        self._store_turns(out.ticket + out.sent, turns)
+
+
+def _fitting(spans: Iterable[int], room: int) -> tuple[int, int]:
+    """Count the messages that fit into so many slots, in order, and the slots that they take."""
+    fitting = used = 0
+    for span in spans:
+        if used + span > room:
+            break
+        fitting += 1
+        used += span
+    return fitting, used

@@ -1,0 +1,445 @@
+"""RemoteChannel: a bounded queue of messages in an RMA window, for any rank to put into and to take from.
+
+    put ──> codec ──> PutEnd  ══ RMA ══>  ring in the host's window  ══ RMA ══>  TakeEnd ──> codec ──> take
+
+What is here: which operations there are, and what they say. How they wait and whom they wake is in _ends.py, how a message gets
+through the ring in _ring.py, what it looks like in _codecs.py.
+
+Threads. Each end has one lock, held by the thread that is at work there; calls on the two ends do not hold each other up. A third
+handle, under a lock of its own, serves close, claim and statistics, so that they need not wait for a blocked put.
+"""
+
+import atexit
+import contextlib
+import threading
+import time
+import weakref
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from operator import index
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, overload
+
+from ._agreement import Arguments, agree
+from ._background import ChannelFuture
+from ._consumer import Incoming
+from ._ends import Parts, Place, PutEnd, Side, TakeEnd
+from ._errors import ChannelEmpty, ChannelFull, IncompletePut
+from ._producer import Producer
+from ._ring import Layout
+from ._waiting import Ringer
+
+if TYPE_CHECKING:
+    from array import array
+    from concurrent.futures import Future
+
+    import numpy as np
+    from mpi4py import MPI
+    from typing_extensions import Buffer
+
+P = TypeVar("P")  # what is put
+M = TypeVar("M")  # what is taken
+T = TypeVar("T")
+
+_BATCH = 256  # messages that put_many reserves, and take_many claims, in one step
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What a channel has seen, all ranks together. Counts are of messages, but for the slots."""
+
+    put: int
+    taken: int
+    claimed: int | None  # None while nobody has claimed
+    waiting: int  # put, and not taken yet
+    peak_slots: int  # the most slots that were in use at once, as seen by those who put
+    slots: int
+    closed: bool
+
+
+class RemoteChannel(Generic[P, M]):
+    """A bounded queue of messages in an RMA window.
+
+    Every rank of the communicator makes it together, with the same arguments; then every rank, and every thread of it, may put
+    and take at any time. Messages of one rank stay in order for any other rank. Nobody has to answer: puts and takes are
+    one-sided, and only the host's memory is used.
+    """
+
+    @overload
+    def __init__(
+        self: "RemoteChannel[Collection[Any], array[Any]]",
+        buff_size: int,
+        message_size: int,
+        dtype: str = "d",
+        host: int = 0,
+        *,
+        comm: "MPI.Intracomm | None" = None,
+        producers: Literal["any", "host"] = "any",
+        consumers: Literal["any", "host"] = "any",
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: "RemoteChannel[Buffer, bytes]",
+        buff_size: int,
+        message_size: int,
+        dtype: type[bytes],
+        host: int = 0,
+        *,
+        comm: "MPI.Intracomm | None" = None,
+        producers: Literal["any", "host"] = "any",
+        consumers: Literal["any", "host"] = "any",
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: "RemoteChannel[Collection[Any], np.ndarray[Any, Any]]",
+        buff_size: int,
+        message_size: int,
+        dtype: "np.dtype[Any] | type[np.generic | float | int | complex]",
+        host: int = 0,
+        *,
+        comm: "MPI.Intracomm | None" = None,
+        producers: Literal["any", "host"] = "any",
+        consumers: Literal["any", "host"] = "any",
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: "RemoteChannel[Any, Any]",
+        buff_size: int,
+        message_size: int,
+        dtype: type[object],
+        host: int = 0,
+        *,
+        comm: "MPI.Intracomm | None" = None,
+        producers: Literal["any", "host"] = "any",
+        consumers: Literal["any", "host"] = "any",
+    ) -> None: ...
+    def __init__(
+        self,
+        buff_size: int,
+        message_size: int,
+        dtype: Any = "d",
+        host: int = 0,
+        *,
+        comm: "MPI.Intracomm | None" = None,
+        producers: Literal["any", "host"] = "any",
+        consumers: Literal["any", "host"] = "any",
+    ) -> None:
+        """Make the channel, together with every rank of `comm`.
+
+        At most `buff_size` messages are in it at a time, each of at most `message_size` elements. `dtype` is what a message is:
+
+        - a typecode of the array module, ``"d"`` by default: numbers, taken as array.array;
+        - a numeric NumPy dtype: numbers, taken as an ndarray of one dimension;
+        - ``bytes``: bytes-like objects, taken as bytes, an element being a byte;
+        - ``object``: any object that can be pickled, of any size. `message_size` is then the size of a slot in bytes; a message
+          takes as many slots as it needs, and flows through if it needs more than there are.
+
+        The messages lie in the memory of rank `host` of `comm` (MPI.COMM_WORLD if None). With ``producers="host"`` only the host
+        puts, with ``consumers="host"`` only the host takes: its end is then faster.
+
+        ValueError, on every rank, if the arguments make no channel or differ between ranks.
+        """
+        # mpi4py.MPI initialises MPI when it is imported: not before a channel is made.
+        from mpi4py import MPI  # noqa: PLC0415
+
+        from ._window import Window  # noqa: PLC0415
+
+        comm = MPI.COMM_WORLD if comm is None else comm
+        agreement = agree(comm, Arguments(buff_size, message_size, dtype, host, producers, consumers))
+        buff_size, host = index(buff_size), index(host)
+        self._host = host
+        self._rank = comm.rank
+        self._codec = agreement.codec
+        self._only_host = {"put": producers == "host", "take": consumers == "host"}
+        self._layout = Layout(buff_size, self._codec.slot_size, comm.size)
+        self._window = Window(comm, host, self._layout.size)
+        if comm.rank == host:
+            self._layout.prepare(self._window.memory())
+        comm.Barrier()
+        self._threads = MPI.Query_thread() == MPI.THREAD_MULTIPLE
+        self._place = Place(self._layout, comm.rank, agreement.token, agreement.nodes, Ringer())
+        self._puts = PutEnd(self._place, self._window.memory(), sole=self._only_host["put"])
+        self._takes = TakeEnd(self._place, self._window.memory(), sole=self._only_host["take"])
+        self._aside = Producer(self._window.memory(), self._layout, comm.rank)
+        self._aside_lock = threading.Lock()
+        self._claims = 0  # by this rank
+        self._at_exit = _at_exit(self)
+
+    # -- put -------------------------------------------------------------------------------------------------------------------
+
+    def put(self, message: P, timeout: float | None = None) -> None:
+        """Put a message at the end of the channel, waiting for room.
+
+        `timeout` is in seconds; when it is over the message has not been put, and TimeoutError is raised. ChannelClosed once
+        the channel is closed. ValueError if the message is too long, TypeError if it is no message of this channel.
+        """
+        deadline = _deadline(timeout)
+        parts = self._encode(message)
+        if self._puts.background.busy:
+            _result(self._puts.put_later(parts), deadline)
+            return
+        with self._puts.held(deadline) as held:
+            put = self._puts.put([parts], deadline) if held else 0
+        if not put:
+            raise TimeoutError(f"no room within {timeout} s")
+
+    def put_nowait(self, message: P) -> None:
+        """Put a message if there is room for all of it now; ChannelFull if not."""
+        parts = self._encode(message)
+        size = sum(map(len, parts))
+        if self._layout.span(size) > self._layout.slots:
+            raise ChannelFull(f"a message of {size} bytes is longer than the channel: only put can wait until others take it")
+        if self._puts.background.busy:
+            raise ChannelFull("other puts of this rank are waiting")
+        with self._puts.held(0) as held:
+            put = self._puts.put([parts], 0, whole=True) if held else 0
+        if not put:
+            raise ChannelFull(f"no room in the channel's {self._layout.slots} slots")
+
+    def putf(self, message: P, *, copy: bool = True) -> "Future[None]":
+        """Put a message in the background, after those that this rank put before; give the future of that.
+
+        The future can be cancelled until the message gets room: then nothing is put. The message is copied first; with
+        ``copy=False`` large buffers of it are not, and must not change until the future is done.
+        """
+        self._check_threads()
+        parts = self._encode(message)
+        return self._puts.put_later([memoryview(bytes(part)) for part in parts] if copy else parts)
+
+    def put_many(self, messages: Iterable[P], timeout: float | None = None) -> None:
+        """Put several messages, in order, with fewer steps than one by one.
+
+        When `timeout` is over, IncompletePut (a TimeoutError) says how many were put.
+        """
+        deadline = _deadline(timeout)
+        encoded = [self._encode(message) for message in messages]
+        if self._puts.background.busy:
+            self._put_many_later(encoded, deadline)
+            return
+        done = 0
+        with self._puts.held(deadline) as held:
+            while done < len(encoded):
+                put = self._puts.put(encoded[done : done + _BATCH], deadline) if held else 0
+                if not put:
+                    raise IncompletePut(done, len(encoded))
+                done += put
+
+    def _put_many_later(self, encoded: list[Parts], deadline: float | None) -> None:
+        futures = [self._puts.put_later(parts) for parts in encoded]
+        done = 0
+        try:
+            for future in futures:
+                _result(future, deadline)
+                done += 1
+        except TimeoutError:
+            raise IncompletePut(done, len(encoded)) from None
+        finally:
+            for future in futures[done:]:
+                future.cancel()
+
+    def _encode(self, message: P) -> Parts:
+        self._check_side("put")
+        return self._codec.encode(message)
+
+    # -- take ------------------------------------------------------------------------------------------------------------------
+
+    def take(self, timeout: float | None = None) -> M | None:
+        """Take the next message, waiting for one; None if none will come any more.
+
+        That is so once as many messages were taken as were claimed, or once the channel is closed and empty. A channel
+        that nobody has claimed anything of, and nobody has closed, is waited on.
+
+        `timeout`, in seconds, bounds the wait for a message to begin: TimeoutError then, and nothing was taken. One that has
+        begun is received whole. In a channel of objects None may be a message, too: take_many or a for loop tell it from the end.
+        """
+        messages = self.take_many(1, timeout)
+        return messages[0] if messages else None
+
+    def take_nowait(self) -> M | None:
+        """Take the next message if one has come; ChannelEmpty if not, None if none will come any more."""
+        self._check_side("take")
+        if self._takes.background.busy:
+            raise ChannelEmpty("other takes of this rank are waiting")
+        with self._takes.held(0) as held:
+            found = self._takes.take(1, 0) if held else None
+        if found is None:
+            raise ChannelEmpty("no message has come yet")
+        return self._decode_one(found)
+
+    def takef(self) -> "Future[M | None]":
+        """Take the next message in the background, after those that this rank asked for before; give the future of that.
+
+        The future can be cancelled until a message is claimed for it: then nothing is taken.
+        """
+        self._check_threads()
+        self._check_side("take")
+        return self._takes.take_later(self._decode_one)
+
+    def take_many(self, most: int, timeout: float | None = None) -> list[M]:
+        """Take up to `most` messages: waits for the first, then takes those that are there. Empty if none will come any more."""
+        self._check_side("take")
+        if most < 1:
+            raise ValueError(f"take_many takes at least 1 message, not {most}")
+        deadline = _deadline(timeout)
+        if self._takes.background.busy:
+            return _result(self._takes.take_later(self._decode), deadline)
+        with self._takes.held(deadline) as held:
+            found = self._takes.take(min(most, _BATCH), deadline) if held else None
+        if found is None:
+            raise TimeoutError(f"no message within {timeout} s")
+        return self._decode(found)
+
+    def __iter__(self) -> Iterator[M]:
+        """Take messages until none will come any more."""
+        while messages := self.take_many(1):
+            yield messages.pop()
+
+    def _decode(self, found: Incoming) -> list[M]:
+        if len(found.lengths) == 1:
+            return [self._codec.decode(found.data, shared=False)]
+        messages, start = [], 0
+        for length in found.lengths:
+            messages.append(self._codec.decode(found.data[start : start + length], shared=True))
+            start += self._layout.span(length) * self._layout.slot_size
+        return messages
+
+    def _decode_one(self, found: Incoming) -> M | None:
+        messages = self._decode(found)
+        return messages[0] if messages else None
+
+    # -- the channel as a whole --------------------------------------------------------------------------------------------------
+
+    def claim(self, count: int) -> None:
+        """Say that `count` more messages will come: once all that were claimed are taken, take gives None.
+
+        Every rank may call it, as scripts do that run the same lines everywhere. Only the host's calls count, but a rank that
+        has called it never sees None before that many messages were taken, even while the host's call is still to come.
+        """
+        self._place.check_freed()
+        if count < 0:
+            raise ValueError(f"claim says how many messages will come, at least 0, not {count}")
+        with self._aside_lock:
+            self._claims += count
+            self._takes.ring.own_claims = self._claims
+            if self._rank == self._host:
+                self._aside.claim(self._claims)
+            self._wake_all()
+
+    def close(self) -> None:
+        """Take no more messages: put raises ChannelClosed, take gives what is still there and then None.
+
+        Any rank may call it, and again; with ``producers="host"`` only the host.
+        """
+        self._check_side("put")
+        with self._aside_lock:
+            if self._only_host["put"]:
+                self._puts.close()
+            else:
+                self._aside.close()
+            self._wake_all()
+
+    def statistics(self) -> Statistics:
+        """Give a snapshot of the counts."""
+        self._place.check_freed()
+        with self._aside_lock:
+            state, peak = self._aside.state(), self._aside.peak_of_all()
+        put, taken = state.put - state.void, state.taken - state.void
+        return Statistics(put, taken, state.claimed, max(0, put - taken), peak, self._layout.slots, state.closed)
+
+    def __len__(self) -> int:
+        """How many messages are in the channel, put and not taken."""
+        return self.statistics().waiting
+
+    def free(self) -> None:
+        """Give the memory back, together with every rank. What is still waiting in other threads gets ChannelClosed."""
+        if self._place.freed:
+            return
+        self.abandon()
+        atexit.unregister(self._at_exit)
+        with self._puts.lock, self._takes.lock, self._aside_lock:
+            self._window.free()
+            self._puts.free()
+            self._takes.free()
+            self._place.ringer.free()
+
+    def abandon(self) -> None:
+        """Use the channel no more, without the other ranks, which may be lost: its memory is not given back."""
+        self._place.freed = True
+        self._puts.stop()
+        self._takes.stop()
+
+    def disown(self) -> None:
+        """In a forked child: the channel is the parent's, and its memory is shared. Any further use is ChannelClosed."""
+        self._place.freed = True
+        atexit.unregister(self._at_exit)
+
+    def _finish(self) -> None:
+        """At exit, before MPI ends: what was to be put is put, what was to be taken is given up."""
+        if not self._place.freed:
+            self._puts.background.join()
+            self.abandon()
+
+    def __enter__(self) -> Self:
+        self._place.check_freed()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Free the channel. After an error close it first, so that no other rank waits for this one."""
+        if error is not None and not self._place.freed and (self._rank == self._host or not self._only_host["put"]):
+            self.close()
+        self.free()
+
+    def __repr__(self) -> str:
+        state = "freed" if self._place.freed else f"{len(self)} messages in {self._layout.slots} slots"
+        return f"<RemoteChannel of {self._codec.name} on rank {self._host}: {state}>"
+
+    def _wake_all(self) -> None:
+        state = self._aside.state()
+        self._place.wake(self._aside, "take", state.takers, begin=len(state.takers))
+        self._place.wake(self._aside, "put", state.putters, begin=len(state.putters))
+
+    def _check_side(self, side: Side) -> None:
+        self._place.check_freed()
+        if self._only_host[side] and self._rank != self._host:
+            who = "producers" if side == "put" else "consumers"
+            raise ValueError(f"this channel was made with {who}='host': rank {self._host} may {side}, rank {self._rank} may not")
+
+    def _check_threads(self) -> None:
+        self._place.check_freed()
+        if not self._threads:
+            raise RuntimeError("putf and takef need MPI with THREAD_MULTIPLE: leave mpi4py.rc.thread_level as it is")
+
+
+def _at_exit(channel: RemoteChannel[Any, Any]) -> Callable[[], None]:
+    """Have the background threads end before MPI does, unless the channel is gone by then."""
+    reference = weakref.ref(channel)
+
+    def finish() -> None:
+        if (channel := reference()) is not None:
+            channel._finish()  # noqa: SLF001 - its own
+
+    atexit.register(finish)
+    return finish
+
+
+def _deadline(timeout: float | None) -> float | None:
+    if timeout is None:
+        return None
+    if not timeout >= 0:
+        raise ValueError(f"timeout is a number of seconds, at least 0, or None, not {timeout!r}")
+    return time.monotonic() + timeout
+
+
+def _result(future: ChannelFuture[T], deadline: float | None) -> T:
+    """Wait for a future of our own; when out of time, or interrupted, it is cancelled, unless its message has begun."""
+    try:
+        return future.result(None if deadline is None else max(0.0, deadline - time.monotonic()))
+    except TimeoutError:
+        if future.cancel():
+            raise
+        with contextlib.suppress(TimeoutError):
+            return future.result()
+        raise
+    except BaseException:
+        future.cancel()
+        raise

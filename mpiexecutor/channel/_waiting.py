@@ -1,0 +1,151 @@
+"""Waiting that costs nothing: look a few times, then sleep until woken. The only place of the channel that sleeps.
+
+A rank that is about to sleep sets its byte in the ring's memory, looks once more, and blocks on its doorbell, a UNIX datagram
+socket. Whoever changes the ring looks at the bytes afterwards and rings. Both put a full fence between their store and their
+load, so that one of them sees the other: a wake-up can be lost only if the waker dies between the change and the ring. The
+longest sleep bounds what that costs. A ring carries nothing: a stranger's does no more than make a rank look once in vain.
+
+A doorbell reaches the ranks of one node. Where there are others, sleeps are short, and grow while nothing happens.
+"""
+
+import contextlib
+import logging
+import os
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+logger = logging.getLogger("mpiexecutor")
+
+_LOOKS = 30  # before sleeping: a look takes about a microsecond, going to sleep and being woken 50
+_SHORTEST_FAR = 50e-6
+_LONGEST_FAR = 0.02  # seconds asleep where somebody can't
+_PATIENCE = 10.0  # seconds before a rank says that it waits for others
+_GROWTH = 1.2  # of each sleep over the one before: 1 ms after 16, and 5 ms in all; 20 ms after 33, and 0.12 s in all
+
+
+def wait_for_ranks(done: Callable[[], bool], complaint: str) -> None:
+    """Wait until the other ranks have come, too; say so if that takes long."""
+    since, pause, told = time.monotonic(), _SHORTEST_FAR, False
+    while not done():
+        time.sleep(pause)
+        pause = min(pause * _GROWTH, _LONGEST_FAR)
+        if not told and time.monotonic() - since > _PATIENCE:
+            told = True
+            logger.warning(complaint)
+
+
+class Doorbell:
+    """What a thread sleeps on, and others of its node wake it by. Costs nothing until it is slept on."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._socket: socket.socket | None = None
+
+    def sleep(self, seconds: float) -> bool:
+        """Block until rung, or for so long; whether it was rung."""
+        bell = self.open()
+        bell.settimeout(max(seconds, 1e-6))
+        try:
+            bell.recv(1)
+        except TimeoutError:
+            return False
+        bell.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:  # one look serves all who rang
+                bell.recv(1)
+        return True
+
+    def free(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+            if not self._address.startswith("\0"):
+                Path(self._address).unlink(missing_ok=True)
+
+    def open(self) -> socket.socket:
+        """Have the address be reachable from now on."""
+        if self._socket is None:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self._socket.bind(self._address)
+        return self._socket
+
+
+class Ringer:
+    """Rings other ranks' doorbells."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+
+    def ring(self, address: str) -> None:
+        """Wake whoever sleeps there. Nobody there, or rung often enough already, is as good."""
+        with contextlib.suppress(OSError):
+            self._socket.sendto(b"!", address)
+
+    def free(self) -> None:
+        self._socket.close()
+
+
+def address_of(token: str, rank: int, side: str) -> str:
+    """Give the address of a rank's doorbell; `token` is the channel's, and hard to guess.
+
+    Linux has addresses that are no files and vanish with their process. Elsewhere it is a file.
+    """
+    name = f"mpiexecutor-{token}-{rank}-{side}"
+    return "\0" + name if sys.platform == "linux" else str(Path(tempfile.gettempdir()) / name)
+
+
+def node_name() -> str:
+    """Name what this rank must share with another for their doorbells to reach each other."""
+    try:
+        namespace = str(Path("/proc/self/ns/net").readlink())
+    except OSError:
+        namespace = ""
+    return f"{socket.gethostname()} {namespace}"
+
+
+class Waiter:
+    """One thread's way to wait, at one end of a channel."""
+
+    def __init__(self, bell: Doorbell, mark: Callable[[int], None], *, longest: float, far: bool) -> None:
+        self._bell = bell
+        self._mark = mark  # tell the others what this rank sleeps for; 0: it is awake
+        self._longest = longest  # seconds asleep where everybody can ring
+        self._far = far
+
+    def wait(self, look: Callable[[], T | None], deadline: float | None, flag: int) -> T | None:
+        """Look until there is something, and give it; None once the deadline is over, which may be past already."""
+        for _ in range(_LOOKS):
+            found = look()
+            if found is not None:
+                return found
+            if deadline is not None and time.monotonic() >= deadline:
+                return None
+            os.sched_yield()
+        return self._sleep(look, deadline, flag)
+
+    def _sleep(self, look: Callable[[], T | None], deadline: float | None, flag: int) -> T | None:
+        nap = _SHORTEST_FAR if self._far else self._longest
+        self._bell.open()  # before the mark: who rings a bell that is not there yet has cleared the mark in vain
+        try:
+            while True:
+                self._mark(flag)
+                found = look()
+                if found is not None:
+                    return found
+                left = nap if deadline is None else min(nap, deadline - time.monotonic())
+                if left <= 0:
+                    return None
+                if self._bell.sleep(left):
+                    nap = _SHORTEST_FAR if self._far else self._longest
+                elif self._far:
+                    nap = min(nap * _GROWTH, _LONGEST_FAR)
+        finally:
+            self._mark(0)

@@ -1,0 +1,404 @@
+"""RMAChannelExecutor: calls to the ranks of an MPI job, by one-sided communication.
+
+    your threads          root rank (the host of both windows)              worker ranks
+    submit / map  ──>  pump: backlog ──> work channel   ═══ RMA ═══>  take, run, put
+    Future.result <──  pump: collector <─ reply channel <═══ RMA ═══
+
+The executor itself is thin: it checks arguments, pickles calls in the thread that submits them, and hands them to the pump of its
+crew.
+"""
+
+import multiprocessing
+import threading
+import time
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
+from functools import partial
+from itertools import islice
+from queue import Empty, SimpleQueue
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
+
+from ._launch import MAX_WORKERS_VARIABLE, Crew, enlist, has_crew, is_serving, leave, muster, serve, world
+from ._outcomes import Blob, with_cause
+from ._worker import in_task, run_chunk
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class RMAChannelExecutor(Executor):
+    """Runs calls on the worker ranks of an MPI job, with the interface of concurrent.futures.ProcessPoolExecutor.
+
+    Every rank of the communicator makes the executor. On the root the constructor returns; the other ranks serve it from there
+    on, and never return. Executors on one communicator share its workers.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        mp_context: None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        max_tasks_per_child: None = None,
+        comm: "MPI.Intracomm | None" = None,
+        root: int = 0,
+        retries: int = 0,
+    ) -> None:
+        """Make an executor on the ranks of `comm` (MPI.COMM_WORLD if None), submitting from rank `root`.
+
+        At most `max_workers` calls run at a time: by default, and at most, as many as there are other ranks. With one rank
+        alone, calls run in a thread of this process.
+
+        `initializer` is called with `initargs` once in each worker, before its first call; if it fails, every call of this
+        executor fails with BrokenExecutor. Calls and results are pickled with cloudpickle: lambdas, closures and functions of
+        ``__main__`` are fine.
+
+        ValueError for arguments that cannot be; RuntimeError inside a call that a worker runs. `mp_context`,
+        `max_tasks_per_child` and `retries` are there for those who pass their defaults: MPI cannot replace ranks.
+        """
+        _check_arguments(max_workers, mp_context, initializer, max_tasks_per_child, retries)
+        if multiprocessing.parent_process() is not None:
+            raise RuntimeError(
+                "an executor cannot be made in a process that multiprocessing has started: if that ran the script again, "
+                "guard it with if __name__ == '__main__'"
+            )
+        if in_task.get():
+            raise RuntimeError("an executor cannot be made inside a call that an executor runs: submit from the root instead")
+        comm = world(max_workers) if comm is None else comm
+        _check_root(comm, root)
+        if is_serving(comm):
+            raise RuntimeError(f"rank {comm.rank} is a worker: only rank {root} can make executors from here on")
+        crew = enlist(comm, root)
+        if crew is None:
+            leave()
+            raise AssertionError("unreachable")  # pragma: no cover
+        self._join(crew, max_workers, initializer, initargs)
+
+    def _join(
+        self, crew: Crew, max_workers: int | None, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
+    ) -> None:
+        """Be an executor of this crew."""
+        if crew.closed:
+            raise RuntimeError("cannot make an executor at interpreter shutdown")
+        pickled = None if initializer is None else Blob.of((initializer, initargs))
+        if crew.alone:
+            warnings.warn(
+                "this job has one rank: calls run one by one in a thread of this process. For 4 workers start it as "
+                "'mpiexec -n 5 python ...'",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        if max_workers is not None and max_workers > crew.workers:
+            hint = f"; {MAX_WORKERS_VARIABLE} sets how many are started" if crew.started_here else ""
+            warnings.warn(f"{max_workers} workers were asked for, there are {crew.workers}{hint}", RuntimeWarning, stacklevel=3)
+        self._num_workers = min(max_workers or crew.workers, crew.workers)
+        self._pump = crew.pump
+        self._place = crew.place
+        self._session = crew.pump.open(self._num_workers, pickled)
+        # An executor that is dropped takes no more calls; those that it has are run.
+        weakref.finalize(self, crew.pump.close, self._session, "the executor is gone").atexit = False
+
+    @property
+    def num_workers(self) -> int:
+        """How many calls can run at a time."""
+        return self._num_workers
+
+    # Other libraries ask for these names.
+    _max_workers = size = num_workers
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Have a worker call ``fn(*args, **kwargs)``; give the future of the result.
+
+        The call is pickled at once, but large buffers (arrays of 64 KiB and more) are not copied before they are sent: leave
+        them unchanged until the future is done. A call that cannot be pickled fails in its future. RuntimeError after
+        shutdown.
+        """
+        return self._submit(fn, args, kwargs, _kind(fn))
+
+    def _submit(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], kind: str) -> Future[T]:
+        future: Future[T] = Future()
+        try:
+            blob = _pickled((fn, args, kwargs))
+        except _OwnInterrupt as interrupt:
+            raise KeyboardInterrupt from interrupt.__cause__
+        except BaseException as error:  # noqa: BLE001 - the call's own code: it fails alone
+            self._pump.check_open(self._session)
+            future.set_running_or_notify_cancel()
+            future.set_exception(with_cause(error, self._place))
+            return future
+        self._pump.submit(self._session, future, blob, kind)
+        return future
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+        unordered: bool = False,
+    ) -> Iterator[T]:
+        """Call a function with each tuple of elements of `iterables`; iterate over the results, in order.
+
+        As in ProcessPoolExecutor of Python 3.14: calls are submitted at once, or, with `buffersize`, only so many ahead of the
+        results that were asked for; with `chunksize`, so many make up one call (and one unit of `buffersize`). The iterator raises
+        what a call raised, and TimeoutError if a result is not there `timeout` seconds after map was called. Closing
+        it, or an error, cancels the calls that have not been sent. With `unordered` results come as they are ready.
+        """
+        return self.starmap(fn, zip(*iterables), timeout=timeout, chunksize=chunksize, buffersize=buffersize, unordered=unordered)  # noqa: B905 - the shortest ends it, as in map
+
+    def starmap(
+        self,
+        fn: Callable[..., T],
+        iterable: Iterable[Iterable[Any]],
+        *,
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+        unordered: bool = False,
+    ) -> Iterator[T]:
+        """Like map, with the arguments of each call as one element of `iterable`."""
+        _check_map(chunksize, buffersize)
+        deadline = None if timeout is None else timeout + time.monotonic()
+        submit: Callable[[tuple[Any, ...]], Future[Any]]
+        calls: Iterator[tuple[Any, ...]] = map(tuple, iterable)
+        if chunksize == 1:
+            submit = partial(_submit_weakly, weakref.ref(self), fn, _kind(fn))
+        else:
+            submit = partial(_submit_weakly, weakref.ref(self), run_chunk, f"chunk of {_kind(fn)}")
+            calls = ((fn, chunk) for chunk in _chunks(calls, chunksize))
+        futures = deque(submit(call) for call in (calls if buffersize is None else islice(calls, buffersize)))
+        more = iter(()) if buffersize is None else calls
+        results = _unordered(futures, submit, more, deadline) if unordered else _ordered(futures, submit, more, deadline)
+        return results if chunksize == 1 else _flattened(results)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls; with `wait`, return once all are done; with `cancel_futures`, drop those not sent yet.
+
+        The workers stay for other executors of this process.
+        """
+        self._pump.close(self._session, "cannot schedule new futures after shutdown", cancel=cancel_futures)
+        if wait:
+            self._pump.wait(self._session)
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an executor cannot be used inside a call that it runs: submit from the root instead")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Wait for all calls. After Ctrl-C drop them instead: who pressed it does not want to wait."""
+        interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
+        self.shutdown(wait=not interrupted, cancel_futures=interrupted)
+
+    def __repr__(self) -> str:
+        return f"<RMAChannelExecutor with {self._num_workers} workers>"
+
+
+class RMACommExecutor:
+    """An executor for the length of a with-block, as mpi4py.futures.MPICommExecutor: every rank goes on after it.
+
+    All ranks of the communicator enter the block. On the root its target is an RMAChannelExecutor; the others serve it until the
+    root leaves the block, and then get None. A communicator may be used so any number of times.
+    """
+
+    def __init__(
+        self,
+        comm: "MPI.Intracomm | None" = None,
+        root: int = 0,
+        *,
+        max_workers: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+    ) -> None:
+        """Say which ranks, and how to make the executor: see RMAChannelExecutor."""
+        _check_arguments(max_workers, None, initializer, None, 0)
+        from mpi4py import MPI  # noqa: PLC0415 - initialises MPI: not before it is needed
+
+        self._comm = MPI.COMM_WORLD if comm is None else comm
+        _check_root(self._comm, root)
+        self._root = root
+        self._options = (max_workers, initializer, initargs)
+        self._crew: Crew | None = None
+        self._executor: RMAChannelExecutor | None = None
+
+    def __enter__(self) -> RMAChannelExecutor | None:
+        if self._executor is not None:
+            raise RuntimeError("this with-block has been entered already: make another RMACommExecutor")
+        if has_crew(self._comm):
+            raise RuntimeError("the ranks of this communicator serve an RMAChannelExecutor already: make one of those instead")
+        if self._comm.rank != self._root:
+            serve(self._comm, self._root)
+            return None
+        self._crew = muster(self._comm, self._root)
+        executor = RMAChannelExecutor.__new__(RMAChannelExecutor)
+        try:
+            executor._join(self._crew, *self._options)  # noqa: SLF001 - made here, for a crew of its own
+        except BaseException:
+            self._crew.close()  # the others are not to serve for ever
+            raise
+        self._executor = executor
+        return executor
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._crew is not None and self._executor is not None:
+            try:
+                self._executor.__exit__(kind, error, trace)
+            finally:
+                self._crew.close()
+                self._crew = self._executor = None
+
+
+class _OwnInterrupt(Exception):
+    """A KeyboardInterrupt that came from the keyboard while a call was being pickled, not from the call."""
+
+
+def _pickled(call: Any) -> Blob:
+    """Pickle a call; whatever its own code raises is raised, a Ctrl-C that came meanwhile as _OwnInterrupt.
+
+    Signals are handled in the main thread only: an interrupt that comes again in another thread is the call's own.
+    """
+    try:
+        return Blob.of(call)
+    except KeyboardInterrupt as interrupt:
+        again: list[BaseException] = []
+
+        def retry() -> None:
+            try:
+                Blob.of(call)
+            except BaseException as error:  # noqa: BLE001 - to be looked at below
+                again.append(error)
+
+        thread = threading.Thread(target=retry)
+        thread.start()
+        thread.join()
+        if again and isinstance(again[0], KeyboardInterrupt):
+            raise
+        raise _OwnInterrupt from interrupt
+
+
+def _kind(fn: Callable[..., Any]) -> str:
+    """Name the calls that probably take as long as each other."""
+    while isinstance(fn, partial):
+        fn = fn.func
+    try:
+        names = fn.__module__, fn.__qualname__
+    except Exception:  # noqa: BLE001 - its own code
+        names = type(fn).__module__, type(fn).__qualname__
+    return ".".join(name for name in names if type(name) is str)
+
+
+def _submit_weakly(
+    executor: "weakref.ref[RMAChannelExecutor]", fn: Callable[..., Any], kind: str, args: tuple[Any, ...]
+) -> Future[Any]:
+    """Submit for an iterator, which must not keep its executor alive."""
+    this = executor()
+    if this is None:
+        raise RuntimeError("cannot schedule new futures: the executor is gone")
+    return this._submit(fn, args, {}, kind)  # noqa: SLF001 - its own
+
+
+def _chunks(calls: Iterator[tuple[Any, ...]], size: int) -> Iterator[list[tuple[Any, ...]]]:
+    while chunk := list(islice(calls, size)):
+        yield chunk
+
+
+def _flattened(chunks: Iterator[list[T]]) -> Iterator[T]:
+    for chunk in chunks:
+        chunk.reverse()
+        while chunk:
+            yield chunk.pop()  # so that nothing here holds on to a result
+
+
+def _ordered(
+    futures: deque[Future[T]], submit: Callable[[Any], Future[T]], more: Iterator[Any], deadline: float | None
+) -> Iterator[T]:
+    try:
+        while futures:
+            futures.extend(map(submit, islice(more, 1)))  # before the wait, and before the caller looks at the result
+            yield _result(futures, deadline)
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _result(futures: deque[Future[T]], deadline: float | None) -> T:
+    """Wait for the first future and drop it; out of time, or interrupted, it is cancelled."""
+    future = futures.popleft()
+    try:
+        return future.result(None if deadline is None else deadline - time.monotonic())
+    finally:
+        future.cancel()
+        del future  # its exception refers to this frame
+
+
+def _unordered(
+    futures: deque[Future[T]], submit: Callable[[Any], Future[T]], more: Iterator[Any], deadline: float | None
+) -> Iterator[T]:
+    ready: SimpleQueue[Future[T]] = SimpleQueue()
+    waiting: set[Future[T]] = set()
+
+    def watch(future: Future[T]) -> None:
+        waiting.add(future)
+        future.add_done_callback(ready.put)
+
+    while futures:
+        watch(futures.popleft())
+    try:
+        while waiting:
+            for call in islice(more, 1):
+                watch(submit(call))
+            yield _next_ready(ready, waiting, deadline)
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _next_ready(ready: SimpleQueue[Future[T]], waiting: set[Future[T]], deadline: float | None) -> T:
+    try:
+        future = ready.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
+    except Empty:
+        raise TimeoutError from None
+    waiting.discard(future)
+    try:
+        return future.result()
+    finally:
+        del future  # its exception refers to this frame
+
+
+def _check_arguments(max_workers: Any, mp_context: object, initializer: object, max_tasks_per_child: object, retries: int) -> None:
+    if max_workers is not None and (not hasattr(max_workers, "__index__") or isinstance(max_workers, bool)):
+        raise TypeError(f"max_workers is a whole number or None, not {max_workers!r}")
+    if max_workers is not None and max_workers < 1:
+        raise ValueError(f"max_workers is at least 1, not {max_workers}")
+    if mp_context is not None:
+        raise ValueError("mp_context cannot be chosen: workers are ranks of the MPI job, not processes that this one starts")
+    if max_tasks_per_child is not None:
+        raise ValueError("max_tasks_per_child cannot be kept: MPI cannot replace a rank while the job runs")
+    if initializer is not None and not callable(initializer):
+        raise TypeError(f"initializer is called in each worker: {initializer!r} cannot be called")
+    if retries != 0:
+        raise ValueError(f"retries can only be 0 yet, not {retries}: a worker that is lost takes the job with it")
+
+
+def _check_root(comm: "MPI.Intracomm", root: int) -> None:
+    if not 0 <= root < comm.size:
+        raise ValueError(f"root is a rank of the communicator, 0 to {comm.size - 1}, not {root}")
+
+
+def _check_map(chunksize: int, buffersize: int | None) -> None:
+    if chunksize < 1:
+        raise ValueError(f"chunksize is at least 1, not {chunksize}")
+    if buffersize is not None and not isinstance(buffersize, int):
+        raise TypeError(f"buffersize is a whole number or None, not {buffersize!r}")
+    if buffersize is not None and buffersize < 1:
+        raise ValueError(f"buffersize is at least 1, or None, not {buffersize}")

@@ -1,0 +1,52 @@
+"""What all tests share: whole jobs are marked, and at the end the numbers of tests that the ranks ran are shown."""
+
+import re
+from collections.abc import Callable
+
+import pytest
+from jobs import Job, mpi_name, run_job
+
+RANK_TESTS = pytest.StashKey[list[str]]()
+_DEADLINE = 40  # seconds that one test may take on the ranks before each of them prints its stacks
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[RANK_TESTS] = []
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is slow unless it is asked for."""
+    if "slow" not in config.option.markexpr:
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Show how many tests ran inside the jobs."""
+    if lines := config.stash[RANK_TESTS]:
+        terminalreporter.section(f"tests run by all ranks together, on {mpi_name()}")
+        for line in lines:
+            terminalreporter.line(line)
+
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Give a function that has a line shown when all tests are done."""
+    return request.config.stash[RANK_TESTS].append
+
+
+@pytest.fixture
+def run_on_ranks(request: pytest.FixtureRequest, report: Callable[[str], None]) -> Callable[..., Job]:
+    """Give a function that has so many ranks run the tests of a file in tests/ranks, together."""
+
+    def run(ranks: int, name: str, *, deadline: float = 150) -> Job:
+        file = request.path.parent / "ranks" / name
+        options = ["-o", f"faulthandler_timeout={_DEADLINE}", "-p", "no:cacheprovider", "--color=no", "-s", "-q"]
+        job = run_job(ranks, ["-m", "pytest", *options, str(file)], deadline=deadline)
+        summary = re.search(r"^(\d+ passed.*?) in ", job.stdout, re.MULTILINE)
+        assert summary is not None, f"rank 0 has printed no summary:\n{job}"
+        report(f"{name:32} {ranks} ranks: {summary[1]} in {job.duration:.1f} s")
+        return job
+
+    return run

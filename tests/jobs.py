@@ -1,0 +1,193 @@
+"""Whole jobs: start the mpiexec that belongs to this interpreter, keep the deadline, leave no process behind.
+
+Every process of a job carries the job's token in its environment. That is how the harness finds the ranks, wherever the process
+manager has put them: it asks each for its stacks when the deadline is over, it ends those and nothing else, and it tells who
+outlived the job.
+"""
+
+import contextlib
+import functools
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal
+
+ROOT = Path(__file__).parent.parent
+_TOKEN = "MPIEXECUTOR_TEST_JOB"
+_GRACE = 10  # seconds in which ranks write their stacks, and the process manager passes them on
+_LEAVING = 3  # seconds in which processes of an ended job may still be on their way out
+# One node, more ranks than cores, often root: what Open MPI refuses by default. Its osc/ucx complains when a window is made.
+_OPENMPI_FLAGS = ("--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "--mca", "osc", "^ucx")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What became of a job."""
+
+    command: Sequence[str]
+    status: int | None  # of mpiexec; None: it was still running at the deadline
+    stdout: str
+    stderr: str
+    duration: float  # seconds
+    left: Sequence[str]  # the processes that were there after mpiexec had ended
+
+    def __str__(self) -> str:
+        ending = "was killed at its deadline" if self.status is None else f"ended with status {self.status}"
+        text = f"{' '.join(self.command)}\n{ending} after {self.duration:.1f} s"
+        for name, part in (("stdout", self.stdout), ("stderr", self.stderr), ("left behind", "\n".join(self.left))):
+            text += f"\n-- {name} " + "-" * 60 + f"\n{part.rstrip()}" if part else ""
+        return text
+
+
+class JobFailed(AssertionError):
+    """A job did not end as expected; the text has all of its output."""
+
+
+def run_job(
+    ranks: int | None,
+    program: str | os.PathLike[str] | Sequence[str],
+    *,
+    deadline: float = 60,
+    expect: int | Literal["failure", "any"] = 0,
+    env: Mapping[str, str] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+    flags: Sequence[str] = (),
+) -> Job:
+    """Run a program on so many ranks, or without mpiexec if None; JobFailed if it does not end as expected, or not in time.
+
+    `program` is a script, or the arguments of the interpreter (``["-c", "..."]``). `expect` is the status, or any but 0. Whatever
+    was expected, no process may be left.
+    """
+    arguments = [os.fspath(program)] if isinstance(program, (str, os.PathLike)) else list(program)
+    command = [*launcher(ranks), *flags, sys.executable, *arguments]
+    job = _run(command, deadline, {**os.environ, **(env or {})}, cwd)
+    expected = expect in (job.status, "any") if expect != "failure" else job.status != 0
+    if job.status is None or not expected or job.left:
+        raise JobFailed(f"expected status {expect!r} within {deadline} s, and nobody left:\n{job}")
+    return job
+
+
+def launcher(ranks: int | None) -> list[str]:
+    """Give the command that starts so many ranks; none for one process without mpiexec."""
+    if ranks is None:
+        return []
+    return [mpiexec(), *(_OPENMPI_FLAGS if mpi_name() == "openmpi" else ()), "-n", str(ranks)]
+
+
+@functools.cache
+def mpiexec() -> str:
+    """Find the mpiexec of this interpreter's environment, or else of the system."""
+    found = shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.prefix, "bin")), os.environ.get("PATH", os.defpath)]))
+    assert found is not None, "no mpiexec: install one of the extras mpich, openmpi, impi"
+    return found
+
+
+@functools.cache
+def mpi_name() -> Literal["mpich", "openmpi", "impi"]:
+    """Say whose mpiexec it is."""
+    asked = subprocess.run(
+        [mpiexec(), "--version"], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=60
+    )
+    text = asked.stdout + asked.stderr
+    if "Open MPI" in text or "OpenRTE" in text:
+        return "openmpi"
+    return "impi" if "Intel" in text else "mpich"
+
+
+def _run(command: Sequence[str], deadline: float, env: Mapping[str, str], cwd: str | os.PathLike[str] | None) -> Job:
+    token = secrets.token_hex(8)
+    env = {**env, _TOKEN: token, "PYTHONFAULTHANDLER": "1", "PYTHONSAFEPATH": "1"}
+    began = time.monotonic()
+    # Into files: a pipe would be held open by whoever outlives the job.
+    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=env, cwd=cwd, start_new_session=True
+        )
+        left: list[str] = []
+        try:
+            status: int | None = process.wait(deadline)
+            left = _left(token)
+        except subprocess.TimeoutExpired:
+            status = None
+            _dump_stacks(token)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE)
+        finally:
+            _end(process, token)
+        return Job(command, status, _text(stdout), _text(stderr), time.monotonic() - began, left)
+
+
+def _left(token: str) -> list[str]:
+    """Name the processes of an ended job that are still there; those on their way out get a moment."""
+    until = time.monotonic() + _LEAVING
+    while (left := list(_processes(token))) and time.monotonic() < until:
+        time.sleep(0.01)
+    return [f"{pid}: {_command_of(pid)}" for pid in left]
+
+
+def _dump_stacks(token: str) -> None:
+    """Have every Python process of the job print the stacks of all its threads, one after another.
+
+    faulthandler does so upon SIGABRT. The process manager is stopped meanwhile, or it would end the others upon the first.
+    """
+    python = os.path.realpath(sys.executable)
+    pids = list(_processes(token))
+    ranks = [pid for pid in pids if _executable_of(pid) == python]
+    _send(signal.SIGSTOP, [pid for pid in pids if pid not in ranks])
+    for pid in ranks:
+        _send(signal.SIGABRT, [pid])
+        until = time.monotonic() + 2
+        while pid in _processes(token) and time.monotonic() < until:
+            time.sleep(0.01)
+    _send(signal.SIGCONT, [pid for pid in pids if pid not in ranks])
+
+
+def _send(what: signal.Signals, pids: Sequence[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, what)
+
+
+def _end(process: "subprocess.Popen[bytes]", token: str) -> None:
+    """Kill what is left of the job, and only that."""
+    while pids := list(_processes(token)):
+        _send(signal.SIGKILL, pids)
+        if process.poll() is None:
+            process.wait()
+        time.sleep(0.01)
+    process.wait()
+
+
+def _processes(token: str) -> Iterator[int]:
+    """Give the processes that carry the token, zombies left out: they have no environment any more."""
+    needle = f"{_TOKEN}={token}\0".encode()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if needle in (entry / "environ").read_bytes() + b"\0":
+                    yield int(entry.name)
+
+
+def _executable_of(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return os.path.realpath(f"/proc/{pid}/exe")
+    return ""
+
+
+def _command_of(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return "gone"
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")

@@ -1,0 +1,134 @@
+"""Sessions: what makes up the next message."""
+
+from concurrent.futures import Future
+
+import pytest
+
+from mpiexecutor._futures import Batch, Session, Task
+from mpiexecutor._outcomes import Blob
+
+MANY, MUCH, LONG = 1000, 1 << 30, 1e9  # of calls, bytes and seconds: no limit
+
+
+def session_of(*tasks):
+    session = Session(0, 4, None)
+    session.backlog.extend(tasks)
+    return session
+
+
+def task(number, size=10, kind="kind"):
+    return Task(number, Future(), Blob(bytes(size)), kind)
+
+
+def numbers(batch):
+    return [task.number for task in batch]
+
+
+def test_a_batch_is_taken_in_order():
+    """Calls are sent in the order in which they were submitted, and leave the backlog."""
+    session = session_of(*map(task, range(5)))
+    seconds = {"kind": 0.0}
+    assert numbers(session.next_batch(3, MUCH, seconds, LONG)) == [0, 1, 2]
+    assert numbers(session.next_batch(3, MUCH, seconds, LONG)) == [3, 4]
+    assert session.next_batch(3, MUCH, seconds, LONG) == []
+
+
+def test_a_batch_that_is_taken_is_running():
+    """What is on its way cannot be cancelled; what is left can."""
+    session = session_of(task(0), task(1))
+    (taken,) = session.next_batch(1, MUCH, {}, LONG)
+    assert taken.future.running()
+    assert not taken.future.cancel()
+    assert session.backlog[0].future.cancel()
+
+
+def test_calls_of_unknown_length_go_alone():
+    """A kind that has not been run yet is expected to take the whole time of a batch."""
+    session = session_of(*map(task, range(3)))
+    assert numbers(session.next_batch(MANY, MUCH, {}, 1e-3)) == [0]
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(1e-5, 100), (1e-4, 10), (0.5e-3, 2), (0.6e-3, 1), (1.0, 1)])
+def test_a_batch_is_as_long_as_its_calls_are_expected_to_run(seconds, expected):
+    """As many calls as fit into the time, but at least one."""
+    session = session_of(*map(task, range(200)))
+    assert abs(len(session.next_batch(MANY, MUCH, {"kind": seconds}, 1e-3)) - expected) <= (expected > 2)  # rounding
+
+
+def test_a_long_call_ends_a_batch_of_short_ones():
+    """A short call is not sent together with a long one behind it, nor with one that it would have to wait for."""
+    session = session_of(task(0), task(1), task(2, kind="long"), task(3), task(4))
+    seconds = {"kind": 1e-6, "long": 1.0}
+    assert numbers(session.next_batch(MANY, MUCH, seconds, 1e-3)) == [0, 1]
+    assert numbers(session.next_batch(MANY, MUCH, seconds, 1e-3)) == [2]
+    assert numbers(session.next_batch(MANY, MUCH, seconds, 1e-3)) == [3, 4]
+
+
+@pytest.mark.parametrize(("size", "expected"), [(10, 10), (50, 2), (51, 1), (1000, 1)])
+def test_a_batch_has_a_limit_in_bytes(size, expected):
+    """As many calls as fit into the bytes, but at least one."""
+    session = session_of(*(task(number, size) for number in range(20)))
+    assert len(session.next_batch(MANY, 100, {"kind": 0.0}, 1.0)) == expected
+
+
+def test_buffers_count_as_bytes():
+    """The buffers of a call are part of its size."""
+    blob = Blob(b"1234", [memoryview(bytes(100)), memoryview(bytes(50))])
+    assert blob.size == 154
+    session = session_of(Task(0, Future(), blob, "kind"), Task(1, Future(), blob, "kind"))
+    assert numbers(session.next_batch(MANY, 200, {"kind": 0.0}, 1.0)) == [0]
+
+
+def test_cancelled_calls_are_left_out():
+    """What was cancelled is dropped on the way, and who waits for it is told."""
+    tasks = [task(number) for number in range(6)]
+    for number in (0, 2, 3):
+        tasks[number].future.cancel()
+    session = session_of(*tasks)
+    assert numbers(session.next_batch(2, MUCH, {"kind": 0.0}, 1.0)) == [1, 4]
+    assert [task.future._state for task in tasks[:4]] == ["CANCELLED_AND_NOTIFIED", "RUNNING"] + ["CANCELLED_AND_NOTIFIED"] * 2
+
+
+def test_cancelled_calls_take_no_room():
+    """A large, or long, call that was cancelled leaves its place to the next ones."""
+    tasks = [task(0), task(1, size=1000), task(2, kind="long"), task(3)]
+    tasks[1].future.cancel()
+    tasks[2].future.cancel()
+    session = session_of(*tasks)
+    assert numbers(session.next_batch(MANY, 100, {"kind": 0.0, "long": 5.0}, 1.0)) == [0, 3]
+
+
+def test_nothing_is_taken_if_all_are_cancelled():
+    """A backlog of cancelled calls gives no batch, and is empty afterwards."""
+    tasks = [task(number) for number in range(3)]
+    for cancelled in tasks:
+        cancelled.future.cancel()
+    session = session_of(*tasks)
+    assert session.next_batch(MANY, MUCH, {}, LONG) == []
+    assert not session.backlog
+
+
+def test_a_session_is_idle_without_calls():
+    """Neither calls that wait nor calls without a settled future."""
+    session = session_of()
+    assert session.idle
+    session.backlog.append(task(0))
+    assert not session.idle
+    session.next_batch(1, MUCH, {}, LONG)
+    session.unsettled = 1
+    assert not session.idle
+    session.unsettled = 0
+    assert session.idle
+
+
+def test_all_tasks_are_those_sent_and_those_waiting():
+    """Sent ones first."""
+    session = session_of(task(2), task(3))
+    session.sent = {1: task(1)}
+    assert numbers(session.all_tasks()) == [1, 2, 3]
+
+
+def test_tasks_and_sessions_are_what_they_are():
+    """They are compared by identity, and can be kept in sets."""
+    assert task(1) != task(1)
+    assert len({session_of(), session_of(), Batch(1)}) == 3

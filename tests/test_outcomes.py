@@ -1,0 +1,201 @@
+"""Outcomes: values and errors as bytes, and back."""
+
+import pickle
+import sys
+import threading
+
+import pytest
+
+from mpiexecutor import RemoteError, RemoteTraceback
+from mpiexecutor._outcomes import Blob, Place, error_from, failure_of, traceback_of, with_cause
+
+HERE = Place(2, 5, "host", 123)
+
+
+class NeedsTwo(Exception):
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+
+class HoldsALock(Exception):
+    def __init__(self, text):
+        super().__init__(text)
+        self.lock = threading.Lock()
+
+
+class HasNoText(HoldsALock):
+    def __str__(self):
+        raise SystemExit("not even this")
+
+
+class NotAnError(Exception):
+    def __reduce__(self):
+        return int, (5,)
+
+
+class RefusesAttributes(Exception):
+    def __setattr__(self, name, value):
+        raise AttributeError(name)
+
+
+def caught(error, cause=None):
+    try:
+        raise error from cause
+    except BaseException as raised:
+        return raised
+
+
+def there_and_back(error):
+    """Have the failure go through a pickle, as it does on its way to the root."""
+    failure = failure_of(caught_by_worker(error), HERE)
+    return error_from(pickle.loads(pickle.dumps(failure, 5)))
+
+
+def caught_by_worker(error):
+    """Raise it two frames deep: the frame that catches it is not shown."""
+
+    def run():
+        raise error
+
+    try:
+        run()
+    except BaseException as raised:
+        return raised
+
+
+def test_a_place_says_where_it_is():
+    """The rank of how many, the host and the process."""
+    assert str(HERE) == "rank 2 of 5 on host (pid 123)"
+    assert Place.here(0, 1).pid > 0
+
+
+@pytest.mark.parametrize(
+    "value", [None, [1, {"a": 2}], b"x" * 100, b"x" * 1_000_000, "text" * 50_000], ids=lambda value: type(value).__name__
+)
+def test_a_blob_is_shipped_inside_a_message(value):
+    """What was pickled once goes through another pickle as it is."""
+    blob = Blob.of(value)
+    buffers = []
+    message = pickle.dumps(blob.ship(), 5, buffer_callback=buffers.append)
+    assert blob.size >= len(value or ())
+    assert (len(message) < 1000) == bool(buffers or blob.size < 900)
+    assert Blob.unship(pickle.loads(message, buffers=buffers)).load() == value
+
+
+def test_a_blob_has_its_large_buffers_beside_it():
+    """An array of 64 KiB and more is not copied into the pickle; a smaller one is."""
+    np = pytest.importorskip("numpy")
+    large, small = np.arange(100_000), np.arange(10)
+    blob = Blob.of([large, small])
+    assert [len(buffer) for buffer in blob.buffers] == [large.nbytes]
+    assert len(blob.data) < 1000
+    assert blob.size == len(blob.data) + large.nbytes
+    one, other = blob.load()
+    assert np.array_equal(one, large)
+    assert np.array_equal(other, small)
+
+
+def test_what_cannot_be_pickled_raises_what_pickle_raises():
+    """A blob of a lock is a TypeError."""
+    with pytest.raises(TypeError, match="cannot pickle"):
+        Blob.of(threading.Lock())
+
+
+@pytest.mark.parametrize("error", [ValueError("text", 5), SystemExit(3), KeyboardInterrupt(), OSError(2, "gone", "file")], ids=repr)
+def test_an_error_arrives_with_its_traceback_as_cause(error):
+    """Class and arguments are kept; the cause has the place and the traceback, without the frame that caught it."""
+    arrived = there_and_back(error)
+    assert type(arrived) is type(error)
+    assert arrived.args == error.args
+    assert isinstance(arrived.__cause__, RemoteTraceback)
+    text = str(arrived.__cause__)
+    assert "rank 2 of 5 on host (pid 123):\nTraceback (most recent call last):\n" in text
+    assert "in run" in text
+    assert "in caught_by_worker" not in text
+    assert type(error).__name__ in text
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "why"),
+    [
+        (HoldsALock("locked"), "locked", "the exception itself cannot be pickled"),
+        (NeedsTwo("this", "that"), "this and that", "the exception itself cannot be rebuilt from its pickle: TypeError("),
+        (HasNoText("unseen"), "<no text: SystemExit>", "the exception itself cannot be pickled"),
+        (NotAnError("text"), "text", "the exception's pickle gives int instead"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+def test_an_error_that_cannot_be_carried_is_named(error, text, why):
+    """RemoteError has its class, its text and the reason; the traceback is kept."""
+    arrived = there_and_back(error)
+    assert type(arrived) is RemoteError
+    assert str(arrived).startswith(f"{__name__}.{type(error).__name__}: {text} ({why}")
+    assert "in run" in str(arrived.__cause__)
+
+
+def test_an_error_that_refuses_attributes_has_a_cause_all_the_same():
+    """An exception class may forbid to set attributes: its cause is set, where it came from a worker and where it happened here."""
+    arrived = there_and_back(RefusesAttributes("mine"))
+    assert type(arrived) is RefusesAttributes
+    assert isinstance(arrived.__cause__, RemoteTraceback)
+    own = with_cause(caught(RefusesAttributes("mine")), HERE)
+    assert isinstance(own.__cause__, RemoteTraceback)
+    assert own.__traceback__ is None
+
+
+def test_an_error_that_cannot_be_formatted_has_a_traceback_all_the_same():
+    """What the traceback module fails on still has its class, its text and its place."""
+    error = SyntaxError("planned")
+    error.lineno, error.offset, error.text, error.filename = 1, "x", "abc", "file"
+    text = traceback_of(caught_by_worker(error), HERE)
+    assert "rank 2 of 5 on host" in text
+    assert "SyntaxError: planned" in text
+
+
+def test_an_error_that_was_never_raised_can_be_described():
+    """No traceback is needed."""
+    assert "ValueError: text" in traceback_of(ValueError("text"), HERE)
+
+
+def test_the_text_has_the_causes():
+    """What led to an error is part of its traceback."""
+    text = traceback_of(caught(ValueError("second"), caught(LookupError("first"))), HERE)
+    assert text.index("LookupError: first") < text.index("direct cause") < text.index("ValueError: second")
+
+
+def test_an_error_here_gets_the_same_kind_of_cause():
+    """with_cause takes the frames off the error and keeps them as text."""
+    error = caught_by_worker(ValueError("text"))
+    assert with_cause(error, HERE) is error
+    assert error.__traceback__ is None
+    assert isinstance(error.__cause__, RemoteTraceback)
+    assert "in run" in str(error.__cause__)
+
+
+def test_an_error_in_a_result_holds_no_frames():
+    """The failure of a call does not keep what the call was given alive."""
+    thing = set()
+    before = sys.getrefcount(thing)
+
+    def fail(_):
+        raise ValueError("text")
+
+    try:
+        fail(thing)
+    except ValueError as error:
+        failure = failure_of(error, HERE)
+    assert failure[:2] == ("ValueError", "text")
+    assert sys.getrefcount(thing) == before
+
+
+@pytest.mark.parametrize("error", [RemoteTraceback("text"), RemoteError("text")])
+def test_our_own_errors_can_be_pickled(error):
+    """They may be results of calls themselves."""
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert str(again) == "text"
+
+
+def test_our_own_errors_have_public_names():
+    """Tracebacks and pickles show them as they are imported."""
+    assert {RemoteTraceback.__module__, RemoteError.__module__} == {"mpiexecutor"}

@@ -1,0 +1,63 @@
+"""What the package is as a whole: what importing it does, what it exports, what it says of itself."""
+
+import re
+import subprocess
+import sys
+from importlib.metadata import metadata, version
+from importlib.resources import files
+
+import pytest
+from jobs import ROOT
+
+import mpiexecutor
+import mpiexecutor.channel
+
+
+def python(code: str) -> str:
+    """Run a program in a fresh interpreter; give what it printed."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+
+
+@pytest.mark.parametrize("module", ["mpiexecutor", "mpiexecutor.channel", "mpiexecutor.executor"])
+def test_importing_initialises_no_mpi(module):
+    """MPI is first touched when a channel or an executor is made; NumPy only if a channel has its dtype."""
+    loaded = python(f"import sys, {module}; print([m for m in ('mpi4py.MPI', 'numpy') if m in sys.modules])")
+    assert loaded == "[]"
+
+
+def test_importing_starts_no_thread():
+    """Nothing runs in the background before there is something to do."""
+    assert python("import threading, mpiexecutor, mpiexecutor.channel; print(threading.active_count())") == "1"
+
+
+def test_the_version_is_that_of_the_package_metadata():
+    """There is one home for the version: pyproject.toml."""
+    assert mpiexecutor.__version__ == version("mpiexecutor")
+    assert re.fullmatch(r"\d+\.\d+\.\d+", mpiexecutor.__version__)
+
+
+def test_the_package_is_typed():
+    """Type checkers look at the package's own annotations."""
+    assert files("mpiexecutor").joinpath("py.typed").is_file()
+
+
+def test_it_needs_mpi4py_and_cloudpickle_only():
+    """Whatever else there is, is an extra."""
+    needed = [line for line in metadata("mpiexecutor").get_all("Requires-Dist") if "extra ==" not in line]
+    assert sorted(re.match(r"[\w-]+", line)[0] for line in needed) == ["cloudpickle", "mpi4py"]
+    assert {"mpich", "openmpi", "impi", "numpy", "test"} <= set(metadata("mpiexecutor").get_all("Provides-Extra"))
+
+
+@pytest.mark.parametrize("package", [mpiexecutor, mpiexecutor.channel])
+def test_public_names_live_where_they_are_imported_from(package):
+    """What a traceback or a pickle calls them is what users import; all are documented."""
+    assert package.__all__ == sorted(package.__all__)
+    for name in package.__all__:
+        assert getattr(package, name).__module__ == package.__name__
+        assert getattr(package, name).__doc__
+
+
+def test_every_module_says_what_it_is():
+    """Every module has a head that says what is in it."""
+    heads = {file: file.read_text().startswith('"""') for file in (ROOT / "mpiexecutor").rglob("*.py")}
+    assert [str(file) for file, there in heads.items() if not there] == []

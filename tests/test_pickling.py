@@ -1,0 +1,213 @@
+"""Objects to bytes: which way they go, and what happens to errors on the way."""
+
+import functools
+import operator
+import pickle
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import cloudpickle
+import numpy as np
+import pytest
+
+import mpiexecutor
+from mpiexecutor.channel._pickling import dumps, loads
+
+OUT_OF_BAND = 64 << 10
+
+
+class Point:
+    """Importable, with a method and a property to tell it by."""
+
+    def __init__(self, x: int) -> None:
+        self.x = x
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Point) and other.x == self.x
+
+    def __hash__(self) -> int:
+        return self.x
+
+    def double(self) -> int:
+        return 2 * self.x
+
+
+def double(x: int) -> int:
+    return 2 * x
+
+
+class Raises:
+    """Cannot be pickled: its own method raises."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __reduce__(self) -> str | tuple[object, ...]:
+        raise self.error
+
+
+def there_and_back(obj):
+    pickled, buffers = dumps(obj)
+    return loads(pickled, [bytearray(buffer) for buffer in buffers])
+
+
+@pytest.fixture
+def in_main(monkeypatch):
+    """Give a way to run source text as if it were the script's."""
+    main = types.ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+
+    def run(source):
+        exec(source, main.__dict__)
+        return main
+
+    return run
+
+
+@pytest.fixture
+def only_plain(monkeypatch):
+    """Make cloudpickle fail the test."""
+
+    def refuse(*_args, **_kwargs):
+        pytest.fail("cloudpickle was asked")
+
+    monkeypatch.setattr(cloudpickle, "Pickler", refuse)
+
+
+@pytest.mark.usefixtures("only_plain")
+@pytest.mark.parametrize("obj", [None, 5, "text", [1, (2,)], {"a": {3}}, Point(4), double, Point, operator.add], ids=repr)
+def test_what_another_process_can_import_goes_the_plain_way(obj):
+    """Plain pickle is four times as fast: values, importable functions and classes, their instances."""
+    found = there_and_back(obj)
+    assert found == obj
+    pickled, buffers = dumps(obj)
+    assert b"cloudpickle" not in pickled
+    assert buffers == []
+
+
+def test_lambdas_and_closures_go_by_value():
+    """With what they refer to, also inside of something else."""
+    factor = 3
+    assert there_and_back(lambda x: factor * x)(5) == 15
+    assert there_and_back({"f": [functools.partial(lambda x, y: x - y, 10)]})["f"][0](4) == 6
+
+    def nested(x: int) -> int:
+        return factor + x
+
+    assert there_and_back(nested)(1) == 4
+
+
+def test_functions_of_main_go_by_value(in_main):
+    """The name means something else in a process with another script."""
+    main = in_main("base = 40\ndef f(x): return base + x")
+    pickled, _ = dumps(main.f)
+    del main.f, main.base
+    assert loads(pickled)(2) == 42
+
+
+def test_classes_of_main_go_by_value_with_their_instances(in_main):
+    """Also where only an instance is in the message, deep inside."""
+    main = in_main("class C:\n    def __init__(self, x): self.x = x\n    def twice(self): return 2 * self.x")
+    pickled, _ = dumps([{"c": main.C(21)}])
+    del main.C
+    assert loads(pickled)[0]["c"].twice() == 42
+
+
+def test_a_function_of_main_is_rebuilt_in_another_process(in_main, tmp_path):
+    """Where __main__ is another script altogether."""
+    pickled, _ = dumps(in_main("def f(x): return [x, g(x)]\ndef g(x): return -x").f)
+    file = tmp_path / "f.pickle"
+    file.write_bytes(pickled)
+    script = "import pickle, sys; print(pickle.load(open(sys.argv[1], 'rb'))(7))"
+    done = subprocess.run([sys.executable, "-c", script, str(file)], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[7, -7]"
+
+
+def test_modules_that_are_registered_go_by_value():
+    """cloudpickle.register_pickle_by_value is obeyed: the user says that the module is not there to be imported."""
+    module = sys.modules[__name__]
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        pickled, _ = dumps(double)
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
+    assert b"cloudpickle" in pickled
+    assert loads(pickled)(4) == 8
+
+
+@pytest.mark.parametrize("wrap", [lambda array: array, lambda array: [array, "and", lambda: array]], ids=["plain", "cloudpickle"])
+def test_large_buffers_stay_outside_of_the_pickle(wrap):
+    """They are given as they lie, not copied, once each."""
+    large = np.arange(OUT_OF_BAND, dtype="u1")
+    pickled, buffers = dumps(wrap(large))
+    assert len(pickled) < OUT_OF_BAND
+    assert [np.shares_memory(large, np.frombuffer(buffer, "u1")) for buffer in buffers] == [True]
+
+
+def test_small_buffers_go_into_the_pickle():
+    """They would keep a whole message alive, and cost more by themselves."""
+    pickled, buffers = dumps(np.zeros(OUT_OF_BAND - 1, "u1"))
+    assert len(pickled) >= OUT_OF_BAND - 1
+    assert buffers == []
+
+
+def test_arrays_that_do_not_lie_together_come_back():
+    """Every other element, and columns: copied, as they must be."""
+    values = np.arange(1 << 17).reshape(2, -1)
+    for message in (values[:, ::2], values.T, values[::-1]):
+        assert np.array_equal(there_and_back(message), message)
+
+
+def test_a_large_array_is_rebuilt_on_its_buffer():
+    """No second copy on the way out."""
+    large = np.arange(OUT_OF_BAND, dtype="u1")
+    pickled, buffers = dumps(large)
+    memory = bytearray(buffers[0])
+    found = loads(pickled, [memory])
+    assert np.array_equal(found, large)
+    assert np.shares_memory(found, np.frombuffer(memory, "u1"))
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), RuntimeError("no"), SystemExit(3), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize(
+    "wrap", [lambda obj: obj, lambda obj: [1, obj], lambda obj: lambda: obj], ids=["alone", "inside", "in a closure"]
+)
+def test_what_the_objects_own_methods_raise_is_raised(error, wrap):
+    """Not a PicklingError in its place: the very exception."""
+    with pytest.raises(type(error)) as caught:
+        dumps(wrap(Raises(error)))
+    assert caught.value is error
+
+
+def test_what_cannot_be_pickled_at_all_is_an_error():
+    """TypeError or PicklingError, as cloudpickle has it; and the next object is none the worse."""
+    large = np.zeros(OUT_OF_BAND)
+    with pytest.raises((TypeError, pickle.PicklingError)):
+        dumps([large, (each for each in ())])
+    assert len(dumps(large)[1]) == 1
+
+
+def test_an_object_that_contains_itself_comes_back():
+    """References are kept as they are."""
+    ring: list[object] = [1]
+    ring.append(ring)
+    found = there_and_back(ring)
+    assert found[1] is found
+
+
+def test_an_object_without_an_end_is_an_error():
+    """Nested too deep for pickle: RecursionError or PicklingError, not a crash."""
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises((RecursionError, pickle.PicklingError)):
+        dumps(deep)
+
+
+def test_pickling_does_not_import_mpi():
+    """Whoever only pickles does not start MPI."""
+    script = "import sys; from mpiexecutor.channel import _pickling; _pickling.dumps(1); assert 'mpi4py.MPI' not in sys.modules"
+    root = str(Path(mpiexecutor.__file__).parents[1])
+    subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {root!r}); {script}"], check=True, timeout=60)

@@ -1,0 +1,948 @@
+"""The ring, alone: over memory as weak as allowed, with every interleaving that Hypothesis can think of."""
+
+import contextlib
+import itertools
+import sys
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import pytest
+from fake_memory import FakeMemory, Stuck, Turnstile
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from mpiexecutor.channel import ChannelClosed
+from mpiexecutor.channel._consumer import Consumer, Incoming
+from mpiexecutor.channel._producer import Gather, Outgoing, Producer
+from mpiexecutor.channel._ring import CLOSED, MAX_LENGTH, MAX_SLOTS, TICKET_BITS, WORD, Layout, Progress, State
+
+# The same examples in every run: what fails here failed because of the last change.
+RACES = settings(max_examples=500, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+FEW = settings(RACES, max_examples=200)
+PURE = settings(RACES, max_examples=100)
+
+SLOT = 8  # bytes: a message of several slots is short, and moves in several words
+RANKS = 4
+RECORD = 64  # bytes, a rank
+MESSAGE = 1 << (TICKET_BITS + 1)  # one message, in a position
+TURN = 1 << 40  # one ticket, in a turn
+
+SLOTS = st.sampled_from([1, 2, 3, 5])
+SCHEDULES = st.binary(min_size=100, max_size=100)
+ORDERS = st.binary(min_size=16, max_size=16)
+# Lengths in bytes: of one slot, of several, and of more than the ring has.
+LENGTHS = st.sampled_from([2, 8, 9, 16, 24, 33, 48])
+SHORT = st.sampled_from([2, 7, 8])
+BATCHES = st.lists(st.lists(LENGTHS, min_size=1, max_size=3), min_size=1, max_size=4)
+# Which ticket comes first: 0 at birth; the others lie shortly before tickets begin anew.
+STARTS = st.sampled_from([0, 1, 2, 7])
+
+
+def text(producer: int, number: int, length: int) -> bytes:
+    """Give a message that says whose it is and which, and of which no two pieces are alike."""
+    return (bytes([producer, number]) + bytes((50 * producer + 11 * number + 3 * i) % 251 for i in range(length)))[:length]
+
+
+def gather(messages: Sequence[bytes], layout: Layout) -> Gather:
+    """Lay messages out as their slots lie."""
+    if len(messages) == 1:
+        return Gather([memoryview(messages[0])])
+    padded = [message.ljust(layout.span(len(message)) * layout.slot_size, b"\0") for message in messages]
+    return Gather([memoryview(b"".join(padded))])
+
+
+def split(incoming: Incoming, layout: Layout) -> list[bytes]:
+    """Give the messages that were received."""
+    found, start = [], 0
+    for length in incoming.lengths:
+        found.append(bytes(incoming.data[start : start + length]))
+        start += layout.span(length) * layout.slot_size
+    return found
+
+
+class Ring:
+    """A ring in fake memory, those who use it, and what they saw."""
+
+    def __init__(
+        self, slots: int = 3, *, schedule: bytes = b"", orders: bytes = b"", before_wrap: int = 0, slot_size: int = SLOT
+    ) -> None:
+        self.layout = Layout(slots, slot_size, RANKS)
+        self.turnstile = Turnstile(schedule, orders)
+        self.shared = bytearray(self.layout.size)
+        self.layout.prepare(self.memory())
+        self.start = 0
+        if before_wrap:
+            self.begin_at(self.layout.modulus - before_wrap, messages=1000)
+        self.put: Counter[bytes] = Counter()  # messages that arrive, if the ring keeps its word
+        self.taken: list[list[bytes]] = []  # by each consumer
+        self.cuts = 0
+        self.closed = False  # close has returned
+        self.over = 0  # consumers that saw the end
+
+    def memory(self) -> FakeMemory:
+        return FakeMemory(self.shared, self.turnstile)
+
+    def producer(self, rank: int = 0, kind: type[Producer] = Producer, *, sole: bool = False) -> Producer:
+        producer = kind(self.memory(), self.layout, rank, sole=sole)
+        producer._tail = self.start if sole else 0
+        return producer
+
+    def consumer(self, rank: int = 2, kind: type[Consumer] = Consumer, *, sole: bool = False) -> Consumer:
+        consumer = kind(self.memory(), self.layout, rank, sole=sole)
+        consumer._head = self.start if sole else 0
+        return consumer
+
+    def begin_at(self, ticket: int, messages: int) -> None:
+        """Make the ring as it is after so many tickets and messages."""
+        self.start = messages * MESSAGE + ticket
+        memory = self.memory()
+        memory.store(self.layout.head, self.start)
+        memory.store(self.layout.tail, self.start)
+        for index in range(self.layout.slots):
+            memory.store(self.layout.turn_at(ticket + index), (ticket + index) % self.layout.modulus * TURN)
+        memory.flush()
+
+    def word(self, at: int) -> int:
+        return array("q", bytes(self.shared[at : at + WORD]))[0]
+
+    def state(self) -> State:
+        return self.producer().state()
+
+    # -- what parties do ----------------------------------------------------------------------------------------------
+
+    def put_all(self, ring: Producer, batches: Iterable[Sequence[bytes]], *, whole: bool = False) -> None:
+        """Put messages, batch by batch, as far as each has room."""
+        for batch in batches:
+            left = list(batch)
+            while left:
+                out = self.reserve(ring, left, whole=whole)
+                if out is None:
+                    return
+                done = len(out.lengths)
+                self.send(ring, out)
+                self.put.update(left[:done])
+                del left[:done]
+
+    def reserve(self, ring: Producer, messages: Sequence[bytes], *, whole: bool = False) -> Outgoing | None:
+        """Reserve for the first of the messages; None once nobody will take it."""
+
+        def attempt() -> Outgoing | bool | None:
+            closed = self.closed
+            out = ring.reserve([len(message) for message in messages], whole=whole)
+            assert not (out and closed), "reserved after close"
+            return out or (self.nobody_takes() or None)
+
+        out = self.turnstile.until(attempt)
+        if isinstance(out, bool):
+            return None
+        out.data = gather(messages[: len(out.lengths)], self.layout)
+        return out
+
+    def send(self, ring: Producer, out: Outgoing) -> None:
+        while out.sent < out.span and not self.nobody_takes():
+            self.turnstile.until(lambda: self.moved(ring.send(out)) or (self.nobody_takes() or None))
+
+    def nobody_takes(self) -> bool:
+        return bool(self.taken) and self.over == len(self.taken)
+
+    @staticmethod
+    def moved(progress: Progress) -> Progress | None:
+        return None if progress is Progress.STALLED else progress
+
+    def take_all(self, ring: Consumer, most: int = 1, interrupts: Iterable[int] = ()) -> Callable[[], None]:
+        """Be a party that takes until the end; `interrupts` says when each receive is interrupted."""
+        found: list[bytes] = []
+        self.taken.append(found)
+        interrupts = iter(interrupts)
+
+        def attempt() -> Incoming | bool | None:
+            incoming = ring.claim(most)
+            if incoming is None and ring.ended(ring.state()):
+                return True
+            return incoming
+
+        def party() -> None:
+            while not isinstance(incoming := self.turnstile.until(attempt), bool):
+                if self.receive(ring, incoming, next(interrupts, None)) is Progress.DONE:
+                    found.extend(split(incoming, self.layout))
+            self.check_end(ring)
+            self.over += 1
+
+        return party
+
+    def receive(self, ring: Consumer, incoming: Incoming, interrupt_after: int | None = None) -> Progress:
+        """Receive to the end, through an interrupt."""
+        memory: Any = ring._memory
+        memory.interrupt_after = interrupt_after
+        while True:
+            try:
+                progress = self.turnstile.until(lambda: self.moved(ring.receive(incoming)))
+            except KeyboardInterrupt:
+                ring.resume(incoming)
+                continue
+            if progress is not Progress.MOVED:
+                memory.interrupt_after = None
+                return progress
+
+    def check_end(self, ring: Consumer) -> None:
+        """No end before all that will come was claimed; at this moment, not at that of the look."""
+        head, tail = self.word(self.layout.head), self.word(self.layout.tail)
+        claims = max(self.word(self.layout.claimed) - 1, -1 if ring.own_claims is None else ring.own_claims)
+        all_claimed = claims >= 0 and head // MESSAGE >= claims
+        assert all_claimed or (tail & CLOSED and head == tail & ~CLOSED), "the end came too early"
+
+    def closing(self, bodies: Sequence[Callable[[], None]]) -> list[Callable[[], None]]:
+        """Have the last of several producers close the ring."""
+        left = [len(bodies)]
+
+        def party(body: Callable[[], None]) -> None:
+            body()
+            left[0] -= 1
+            if not left[0]:
+                self.close()
+
+        return [lambda body=body: party(body) for body in bodies]  # type: ignore[misc]
+
+    def close(self) -> None:
+        self.producer(RANKS - 1).close()
+        self.closed = True
+
+    def run(self, *parties: Callable[[], None]) -> None:
+        self.turnstile.run({f"party {index}": party for index, party in enumerate(parties)})
+
+    # -- what must be true --------------------------------------------------------------------------------------------
+
+    def check_arrived(self) -> None:
+        """What was put was taken, once, unchanged, and in order."""
+        assert Counter(itertools.chain(*self.taken)) == self.put
+        for found in self.taken:
+            for producer in range(RANKS):
+                numbers = [message[1] for message in found if message[0] == producer]
+                assert numbers == sorted(numbers), "messages of one producer overtook each other"
+
+    def check_empty(self) -> None:
+        """The ring is as new: no ticket lost, each slot free for the next one."""
+        head, tail = self.word(self.layout.head), self.word(self.layout.tail) & ~CLOSED
+        assert head == tail
+        ticket = tail & (CLOSED - 1)
+        for index in range(self.layout.slots):
+            assert self.word(self.layout.turn_at(ticket + index)) == (ticket + index) % self.layout.modulus * TURN
+        assert tail // MESSAGE - self.start // MESSAGE == self.put.total() + self.cuts
+        assert sum(self.word(self.layout.voids + 8 * rank) for rank in range(self.layout.ranks)) == self.cuts
+
+
+def messages_of(producer: int, batches: Sequence[Sequence[int]]) -> list[list[bytes]]:
+    """Make messages of these lengths, numbered."""
+    numbers = itertools.count()
+    return [[text(producer, next(numbers), length) for length in batch] for batch in batches]
+
+
+# -- nothing is lost, doubled, torn, or out of order -----------------------------------------------------------------
+
+
+@RACES
+@given(SLOTS, st.tuples(BATCHES, BATCHES), st.tuples(st.integers(1, 4), st.integers(1, 4)), STARTS, SCHEDULES, ORDERS)
+def test_all_messages_arrive_once_whole_and_in_order(slots, batches, most, before_wrap, schedule, orders):
+    """Two producers, two consumers, messages of any length, one by one and in batches: all arrive, as they were."""
+    ring = Ring(slots, schedule=schedule, orders=orders, before_wrap=before_wrap)
+    puts = [lambda rank=rank: ring.put_all(ring.producer(rank), messages_of(rank, batches[rank])) for rank in (0, 1)]
+    takes = [ring.take_all(ring.consumer(2 + index), most[index]) for index in (0, 1)]
+    ring.run(*ring.closing(puts), *takes)
+    ring.check_arrived()
+    ring.check_empty()
+
+
+@FEW
+@given(SLOTS, BATCHES, st.integers(1, 4), st.tuples(st.booleans(), st.booleans()), STARTS, SCHEDULES, ORDERS)
+def test_a_host_that_is_alone_at_its_end_needs_no_swap(slots, batches, most, sole, before_wrap, schedule, orders):
+    """One producer that stores TAIL, or one consumer that stores HEAD, or both; two where the others may be several."""
+    ring = Ring(slots, schedule=schedule, orders=orders, before_wrap=before_wrap)
+    producers = [ring.producer(rank, sole=sole[0]) for rank in range(1 if sole[0] else 2)]
+    consumers = [ring.consumer(2 + rank, sole=sole[1]) for rank in range(1 if sole[1] else 2)]
+    left = [len(producers)]
+
+    def put(rank: int) -> None:
+        ring.put_all(producers[rank], messages_of(rank, batches))
+        left[0] -= 1
+        if not left[0]:
+            producers[rank].close()
+
+    ring.run(*(lambda rank=rank: put(rank) for rank in range(len(producers))), *(ring.take_all(each, most) for each in consumers))
+    ring.check_arrived()
+    ring.check_empty()
+
+
+@FEW
+@given(SLOTS, st.lists(st.lists(st.just(0), min_size=1, max_size=4), max_size=4), st.integers(1, 4), SCHEDULES, ORDERS)
+def test_an_empty_message_is_a_message(slots, batches, most, schedule, orders):
+    """A message of no bytes arrives like any other: as many as were put."""
+    ring = Ring(slots, schedule=schedule, orders=orders)
+    producer = ring.producer()
+    ring.run(
+        *ring.closing([lambda: ring.put_all(producer, [[b""] * len(b) for b in batches])]), ring.take_all(ring.consumer(), most)
+    )
+    assert list(itertools.chain(*ring.taken)) == [b""] * sum(map(len, batches))
+    ring.check_empty()
+
+
+# -- the harness has teeth -------------------------------------------------------------------------------------------
+
+
+class PublishesFirst(Producer):
+    """Says that the bytes are there, and then writes them."""
+
+    def _write(self, out: Outgoing, room: int) -> None:
+        self._publish(out, room)
+        self._memory.flush()
+        super()._write(out, room)
+
+
+class PublishesAtOnce(Producer):
+    """Leaves out the flush between the bytes and the turns."""
+
+    def _write(self, out: Outgoing, room: int) -> None:
+        super()._write(out, room)
+        self._publish(out, room)
+
+
+class SwapsWithoutLooking(Producer):
+    """Stores TAIL where others do, too."""
+
+    def _swap(self, at: int, record: int, position: int, new: int, messages: int, span: int) -> int:
+        self._memory.store(at, new)
+        self._memory.flush()
+        return position
+
+
+class FreesFirst(Consumer):
+    """Frees the slots, and then reads them."""
+
+    def _incoming(self, position: int, lengths: Sequence[int], span: int, ready: int) -> Incoming:
+        return Incoming(position, lengths, span, memoryview(bytearray(span * self._layout.slot_size)), ready)
+
+    def _read(self, incoming: Incoming, ready: int) -> None:
+        self._free(incoming.ticket + incoming.got, ready)
+        self._memory.flush()
+        super()._read(incoming, ready)
+
+
+@pytest.mark.parametrize("fault", [PublishesFirst, PublishesAtOnce, SwapsWithoutLooking, FreesFirst])
+def test_a_ring_with_a_race_is_found_out(fault):
+    """The first of these tests fails for a ring that takes two steps in the wrong order."""
+    producing, consuming = (fault, Consumer) if issubclass(fault, Producer) else (Producer, fault)
+
+    @settings(RACES, max_examples=100, phases=[Phase.generate], report_multiple_bugs=False)
+    @given(SLOTS, BATCHES, BATCHES, SCHEDULES, ORDERS)
+    def races(slots, first, second, schedule, orders):
+        ring = Ring(slots, schedule=schedule, orders=orders)
+        puts = [
+            lambda rank=rank: ring.put_all(ring.producer(rank, producing), messages_of(rank, (first, second)[rank]))
+            for rank in (0, 1)
+        ]
+        ring.run(*ring.closing(puts), *(ring.take_all(ring.consumer(rank, consuming)) for rank in (2, 3)))
+        ring.check_arrived()
+
+    with pytest.raises(AssertionError):
+        races()
+
+
+def test_a_schedule_replays():
+    """The same choices give the same run: a failure can be looked at again."""
+
+    def run() -> tuple[list[list[bytes]], int]:
+        ring = Ring(2, schedule=bytes(range(7, 107)), orders=bytes(range(16)))
+        puts = [lambda rank=rank: ring.put_all(ring.producer(rank), messages_of(rank, [[8, 24], [2]])) for rank in (0, 1)]
+        takes = [ring.take_all(ring.consumer(rank)) for rank in (2, 3)]
+        ring.run(*ring.closing(puts), *takes)
+        return ring.taken, ring.turnstile._steps
+
+    assert run() == run()
+
+
+def test_a_ring_that_nobody_empties_is_reported_as_stuck():
+    """A party that waits for ever ends the test with an error."""
+    ring = Ring(1)
+    with pytest.raises(Stuck, match="everybody waits: party 0"):
+        ring.run(lambda: ring.put_all(ring.producer(), messages_of(0, [[2], [2]])))
+
+
+# -- claims and the end ----------------------------------------------------------------------------------------------
+
+
+@RACES
+@given(SLOTS, st.integers(0, 6), st.integers(0, 4), st.tuples(st.integers(1, 4), st.integers(1, 4)), SCHEDULES, ORDERS)
+def test_no_more_messages_are_taken_than_claimed(slots, claimed, surplus, most, schedule, orders):
+    """The host claims while others take; every consumer has claimed as much itself. The surplus stays in the ring."""
+    ring = Ring(slots, schedule=schedule, orders=orders)
+    host, consumers = ring.producer(3), [ring.consumer(rank) for rank in (1, 2)]
+    for consumer in consumers:
+        consumer.own_claims = claimed
+    batches = messages_of(0, [[2]] * (claimed + surplus))
+    takes = [ring.take_all(consumer, n) for consumer, n in zip(consumers, most, strict=True)]
+    ring.run(lambda: ring.put_all(ring.producer(), batches), *takes, lambda: host.claim(claimed))
+    found = sorted(itertools.chain(*ring.taken))
+    assert found == [message for batch in batches[:claimed] for message in batch]
+    assert ring.state().taken == claimed
+    assert ring.consumer().claim() is None
+
+
+@FEW
+@given(SLOTS, st.integers(0, 5), st.integers(0, 5), SCHEDULES, ORDERS)
+def test_a_rank_that_has_claimed_more_itself_goes_by_that(slots, first, more, schedule, orders):
+    """The host's claim is on its way, in two steps; who knows of all of it sees no end before all of it was taken."""
+    ring = Ring(slots, schedule=schedule, orders=orders)
+    consumer, host = ring.consumer(), ring.producer(3)
+    consumer.own_claims = first + more
+
+    def claim_twice() -> None:
+        host.claim(first)
+        host.claim(first + more)
+
+    batches = messages_of(0, [[9]] * (first + more))
+    ring.run(lambda: ring.put_all(ring.producer(), batches), ring.take_all(consumer), claim_twice)
+    assert ring.taken == [list(itertools.chain(*batches))]
+
+
+def test_claims_may_grow_after_the_end_was_reached():
+    """The end of what was claimed is not the end of the ring."""
+    ring = Ring(3)
+    host, consumer = ring.producer(), ring.consumer()
+    for number in range(2):
+        host.claim(number + 1)
+        assert not consumer.ended(consumer.state())
+        assert consumer.claim() is None
+        ring.put_all(host, [[text(0, number, 2)]])
+        incoming = consumer.claim(most=3)
+        assert incoming is not None
+        ring.receive(consumer, incoming)
+        assert split(incoming, ring.layout) == [text(0, number, 2)]
+        assert consumer.ended(consumer.state())
+
+
+def test_nobody_has_claimed_is_not_a_claim_of_none():
+    """An open ring without claims has no end; a claim of no messages is one at once."""
+    ring = Ring(3)
+    consumer = ring.consumer()
+    assert ring.state().claimed is None
+    assert not consumer.ended(ring.state())
+    ring.producer().claim(0)
+    assert ring.state().claimed == 0
+    assert consumer.ended(ring.state())
+
+
+@RACES
+@given(SLOTS, st.tuples(BATCHES, BATCHES), st.tuples(st.integers(1, 4), st.integers(1, 4)), STARTS, SCHEDULES, ORDERS)
+def test_what_was_reserved_before_close_is_taken_and_nothing_is_reserved_after(slots, batches, most, before_wrap, schedule, orders):
+    """Somebody closes at any moment: producers get ChannelClosed, consumers all that has tickets, then all see the end."""
+    ring = Ring(slots, schedule=schedule, orders=orders, before_wrap=before_wrap)
+
+    def put(rank: int) -> None:
+        with contextlib.suppress(ChannelClosed):
+            ring.put_all(ring.producer(rank), messages_of(rank, batches[rank]))
+
+    takes = [ring.take_all(ring.consumer(2 + index), most[index]) for index in (0, 1)]
+    ring.run(lambda: put(0), lambda: put(1), *takes, ring.close)
+    ring.check_arrived()
+    ring.check_empty()
+    assert ring.over == 2
+
+
+def test_a_closed_ring_says_so_however_full_it_is():
+    """ChannelClosed comes before None: nobody waits for room in a ring that takes nothing."""
+    ring = Ring(1)
+    full, empty = ring.producer(0), ring.producer(1)
+    ring.put_all(full, [[text(0, 0, 2)]])
+    ring.close()
+    ring.close()  # again does no harm
+    for producer in (full, empty):
+        with pytest.raises(ChannelClosed, match="closed"):
+            producer.reserve([1], whole=False)
+    assert ring.state().closed
+
+
+# -- room ------------------------------------------------------------------------------------------------------------
+
+
+@FEW
+@given(SLOTS, BATCHES, STARTS, SCHEDULES, ORDERS)
+def test_whole_messages_never_stall_once_they_have_tickets(slots, batches, before_wrap, schedule, orders):
+    """With whole=True all room is there when the tickets are: not one send is in vain."""
+    ring = Ring(slots, schedule=schedule, orders=orders, before_wrap=before_wrap)
+
+    class NeverStalls(Producer):
+        def send(self, out: Outgoing) -> Progress:
+            progress = super().send(out)
+            assert progress is not Progress.STALLED
+            return progress
+
+    fitting = [[min(length, slots * SLOT) for length in batch] for batch in batches]
+    puts = [
+        lambda rank=rank: ring.put_all(ring.producer(rank, NeverStalls), messages_of(rank, fitting), whole=True) for rank in (0, 1)
+    ]
+    ring.run(*ring.closing(puts), ring.take_all(ring.consumer()), ring.take_all(ring.consumer(3)))
+    ring.check_arrived()
+
+
+def test_a_message_longer_than_the_ring_never_has_whole_room():
+    """With whole=True it is refused for ever, and holds nothing."""
+    ring = Ring(2)
+    assert ring.producer().reserve([3 * SLOT], whole=True) is None
+    assert not ring.state().waiting
+
+
+def test_a_batch_gets_the_room_there_is():
+    """As many messages as fit, in order; never one that would have to wait behind them."""
+    ring = Ring(5)
+    producer = ring.producer()
+    out = producer.reserve([SLOT, 2 * SLOT, 3 * SLOT, 1], whole=False)
+    assert out is not None
+    assert (out.lengths, out.span) == ([SLOT, 2 * SLOT], 3)
+    rest = producer.reserve([3 * SLOT, 1], whole=False)
+    assert rest is not None
+    assert (rest.lengths, rest.span, rest.room) == ([3 * SLOT], 3, 2)
+
+
+def test_who_waits_holds_no_ticket():
+    """A full ring and an empty one stay as they are, however often they are asked."""
+    ring = Ring(2)
+    producer, consumer = ring.producer(), ring.consumer()
+    assert [consumer.claim() for _ in range(3)] == [None] * 3
+    assert ring.state().head == 0
+    ring.put_all(producer, messages_of(0, [[SLOT, SLOT]]))
+    tail = ring.state().tail
+    assert [producer.reserve([1], whole=False) for _ in range(3)] == [None] * 3
+    assert ring.state().tail == tail
+
+
+# -- cuts and interrupts ---------------------------------------------------------------------------------------------
+
+
+class Impatient:
+    """A producer's party: gives each message so many sends, or so many places, and then cuts it."""
+
+    def __init__(
+        self, ring: Ring, producer: Producer, batches: Sequence[Sequence[bytes]], limits: Sequence[int], *, interrupts: bool
+    ) -> None:
+        self._ring = ring
+        self._producer = producer
+        self._batches = batches
+        self._limits = itertools.chain(limits, itertools.repeat(1 << 30))
+        self._interrupts = interrupts
+        self.cut: set[bytes] = set()
+
+    def __call__(self) -> None:
+        for batch in self._batches:
+            left = list(batch)
+            while left:
+                out = self._ring.reserve(self._producer, left)
+                if out is None:
+                    return
+                self._send(out, next(self._limits))
+                messages = left[: len(out.lengths)]
+                if out.sent == out.span:
+                    self._ring.put.update(messages)
+                else:
+                    assert len(messages) == 1, "a batch is sent after all"
+                    self.cut.update(messages)
+                    self._ring.cuts += 1
+                del left[: len(messages)]
+
+    def _send(self, out: Outgoing, limit: int) -> None:
+        if not self._interrupts:
+            for _ in range(limit):
+                if out.sent == out.span or self._producer.send(out) is Progress.STALLED:
+                    break
+            else:
+                self._producer.cut(out)
+                return
+            if out.sent < out.span:
+                self._producer.cut(out)
+            return
+        memory: Any = self._producer._memory
+        memory.interrupt_after = limit
+        try:
+            self._ring.send(self._producer, out)
+        except KeyboardInterrupt:
+            self._producer.cut(out)
+        memory.interrupt_after = None
+
+
+LONG_BATCHES = st.lists(st.lists(st.sampled_from([2, 9, 24, 33, 48, 90]), min_size=1, max_size=2), min_size=1, max_size=4)
+
+
+@RACES
+@given(SLOTS, LONG_BATCHES, BATCHES, st.lists(st.integers(0, 4), max_size=4), st.integers(1, 4), STARTS, SCHEDULES, ORDERS)
+def test_a_message_that_is_cut_vanishes_as_a_whole(slots, long, other, limits, most, before_wrap, schedule, orders):
+    """A producer loses patience, and goes on with the next message: no piece of the cut one is seen, all others arrive."""
+    ring = Ring(slots, schedule=schedule, orders=orders, before_wrap=before_wrap)
+    impatient = Impatient(ring, ring.producer(0), messages_of(0, long), limits, interrupts=False)
+    puts = ring.closing([impatient, lambda: ring.put_all(ring.producer(1), messages_of(1, other))])
+    ring.run(*puts, ring.take_all(ring.consumer(2), most), ring.take_all(ring.consumer(3)))
+    assert impatient.cut.isdisjoint(itertools.chain(*ring.taken))
+    ring.check_arrived()
+    ring.check_empty()
+
+
+@RACES
+@given(SLOTS, LONG_BATCHES, LONG_BATCHES, st.lists(st.integers(0, 40), max_size=5), STARTS, SCHEDULES, ORDERS)
+def test_an_interrupted_send_is_finished_or_cut(slots, first, second, interrupts, before_wrap, schedule, orders):
+    """KeyboardInterrupt at any call to the memory within send: cut leaves no half message, and none twice."""
+    ring = Ring(slots, schedule=schedule, orders=orders, before_wrap=before_wrap)
+    parties = [
+        Impatient(ring, ring.producer(0), messages_of(0, first), interrupts, interrupts=True),
+        Impatient(ring, ring.producer(1), messages_of(1, second), interrupts[::-1], interrupts=True),
+    ]
+    ring.run(*ring.closing(parties), ring.take_all(ring.consumer(2), 3), ring.take_all(ring.consumer(3)))
+    assert (parties[0].cut | parties[1].cut).isdisjoint(itertools.chain(*ring.taken))
+    ring.check_arrived()
+    ring.check_empty()
+
+
+@RACES
+@given(SLOTS, st.tuples(BATCHES, BATCHES), st.lists(st.integers(0, 12), max_size=6), st.integers(1, 4), STARTS, SCHEDULES, ORDERS)
+def test_an_interrupted_receive_goes_on_where_it_was(slots, batches, interrupts, most, before_wrap, schedule, orders):
+    """KeyboardInterrupt at any call to the memory within receive: after resume no byte is missing, no slot freed twice."""
+    ring = Ring(slots, schedule=schedule, orders=orders, before_wrap=before_wrap)
+    puts = [lambda rank=rank: ring.put_all(ring.producer(rank), messages_of(rank, batches[rank])) for rank in (0, 1)]
+    takes = [ring.take_all(ring.consumer(2), most, interrupts), ring.take_all(ring.consumer(3), 1, interrupts[::-1])]
+    ring.run(*ring.closing(puts), *takes)
+    ring.check_arrived()
+    ring.check_empty()
+
+
+@RACES
+@given(
+    SLOTS,
+    LONG_BATCHES,
+    st.lists(st.integers(0, 4), max_size=4),
+    st.lists(st.integers(0, 30), max_size=6),
+    STARTS,
+    SCHEDULES,
+    ORDERS,
+)
+def test_an_interrupted_receive_passes_a_cut_message_on_once(slots, long, limits, interrupts, before_wrap, schedule, orders):
+    """KeyboardInterrupt while a cut message is passed on: its slots are freed once, and it is counted once."""
+    ring = Ring(slots, schedule=schedule, orders=orders, before_wrap=before_wrap)
+    impatient = Impatient(ring, ring.producer(0), messages_of(0, long), limits, interrupts=False)
+    puts = ring.closing([impatient, lambda: ring.put_all(ring.producer(1), messages_of(1, [[2], [9]]))])
+    ring.run(*puts, ring.take_all(ring.consumer(2), 2, interrupts), ring.take_all(ring.consumer(3), 1, interrupts[::-1]))
+    ring.check_arrived()
+    ring.check_empty()
+
+
+@pytest.mark.parametrize("place", range(8))
+@pytest.mark.parametrize("lengths", [[5], [20], [5, 20], [0]], ids=str)
+def test_a_receive_that_was_interrupted_can_be_resumed_alone(lengths, place):
+    """Nobody else moves: each place where an interrupt may come, one by one."""
+    ring = Ring(5)
+    messages = messages_of(0, [lengths])
+    ring.put_all(ring.producer(), messages)
+    consumer = ring.consumer()
+    incoming = consumer.claim(most=5)
+    assert incoming is not None
+    memory: Any = consumer._memory
+    memory.interrupt_after = place
+    progress = Progress.MOVED
+    for _ in range(10):
+        try:
+            progress = consumer.receive(incoming)
+        except KeyboardInterrupt:
+            consumer.resume(incoming)
+        if progress is Progress.DONE:
+            break
+    assert progress is Progress.DONE
+    assert split(incoming, ring.layout) == messages[0]
+    ring.check_empty()
+
+
+@pytest.mark.parametrize("place", range(60))
+def test_a_cut_message_that_was_interrupted_is_passed_on_once(place):
+    """Nobody else moves: each place where an interrupt may come, one by one. A slot too few or a count too many would show."""
+    ring = Ring(2)
+    producer, consumer = ring.producer(), ring.consumer()
+    out = ring.reserve(producer, [text(0, 0, 7 * SLOT)])
+    assert out is not None
+    producer.send(out)
+    producer.cut(out)
+    ring.cuts = 1
+    incoming = consumer.claim()
+    assert incoming is not None
+    assert ring.receive(consumer, incoming, interrupt_after=place) is Progress.CUT
+    ring.check_empty()
+    ring.put_all(producer, [[text(0, 1, 2)]])
+
+
+def test_a_stale_attempt_is_not_taken_for_a_cut():
+    """A rank tried for another's tickets in vain, and later cuts a message of its own: the other's is still to come.
+
+    A read of its record may see the first word as it was after the attempt, and the others as they are after the cut.
+    """
+    ring = Ring(5)
+    slow, hasty, consumer = ring.producer(0), ring.producer(1), ring.consumer()
+    outs: list[Outgoing | None] = []
+
+    def be_overtaken(at: int, expected: int, word: int) -> int:
+        outs.append(slow.reserve([5 * SLOT], whole=False))
+        return swap(at, expected, word)
+
+    swap, hasty._memory.compare_swap = hasty._memory.compare_swap, be_overtaken  # type: ignore[method-assign]
+    assert hasty.reserve([6 * SLOT], whole=False) is None
+    hasty._memory.compare_swap = swap  # type: ignore[method-assign]
+
+    out = outs.pop()
+    assert out is not None
+    out.data = gather([text(0, 0, 5 * SLOT)], ring.layout)
+    out.room, later = 3, out.room - 3  # its producer is held up after three slots
+    slow.send(out)
+    incoming = consumer.claim()
+    assert incoming is not None
+    while consumer.receive(incoming) is Progress.MOVED and incoming.got < out.sent:
+        pass
+
+    def cut() -> None:
+        other = ring.reserve(hasty, [text(1, 0, 6 * SLOT)])
+        assert other is not None
+        while hasty.send(other) is Progress.MOVED:
+            pass
+        assert other.sent == incoming.got
+        hasty.cut(other)
+
+    def torn(at: int, into: memoryview) -> None:
+        if at != ring.layout.records:
+            read(at, into)
+            return
+        consumer._memory.read = read  # type: ignore[method-assign]
+        behind = RECORD + WORD  # the first word of the hasty rank's record
+        read(at, into[:behind])
+        consumer._memory.flush()
+        cut()
+        read(at + behind, into[behind:])
+
+    read = consumer._memory.read
+    consumer._memory.read = torn  # type: ignore[method-assign]
+    incoming.ready = 0
+    while (progress := consumer.receive(incoming)) is Progress.MOVED:
+        pass
+    assert progress is Progress.STALLED
+    out.room = later
+    slow.send(out)
+    assert ring.receive(consumer, incoming) is Progress.DONE
+    assert split(incoming, ring.layout) == [text(0, 0, 5 * SLOT)]
+
+
+def test_a_cut_rank_reserves_again_once_its_message_was_passed_on():
+    """Until then its record says what it cut: reserve gives None, without waiting and without harm."""
+    ring = Ring(2)
+    producer, consumer = ring.producer(), ring.consumer()
+    out = ring.reserve(producer, [text(0, 0, 5 * SLOT)])
+    assert out is not None
+    producer.send(out)
+    producer.cut(out)
+    assert producer.reserve([1], whole=False) is None
+    incoming = consumer.claim()
+    assert incoming is not None
+    assert ring.receive(consumer, incoming) is Progress.CUT
+    assert producer.reserve([1], whole=False) is not None
+    state = ring.state()
+    assert (state.put, state.taken, state.void) == (2, 1, 1)
+
+
+def test_a_claimed_message_that_was_cut_leaves_room_in_the_claim():
+    """As many whole messages come as were claimed: a cut one does not count."""
+    ring = Ring(2)
+    producer, consumer = ring.producer(), ring.consumer()
+    producer.claim(1)
+    out = ring.reserve(producer, [text(0, 0, 5 * SLOT)])
+    assert out is not None
+    producer.send(out)
+    producer.cut(out)
+    incoming = consumer.claim()
+    assert incoming is not None
+    ring.receive(consumer, incoming)
+    assert not consumer.ended(consumer.state())
+    ring.put_all(producer, [[text(0, 1, 3)]])
+    incoming = consumer.claim()
+    assert incoming is not None
+    assert ring.receive(consumer, incoming) is Progress.DONE
+    assert split(incoming, ring.layout) == [text(0, 1, 3)]
+    assert consumer.ended(consumer.state())
+
+
+# -- what the ring says of itself ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 5, 7, 100])
+def test_the_peak_is_the_most_slots_in_use(slots):
+    """Filled to n, emptied, filled to less: n, whatever the ring's size and however many rounds it has seen."""
+    ring = Ring(slots)
+    producer, consumer = ring.producer(), ring.consumer()
+    most = max(1, slots - 1)
+    for filled in (most, 1, most, 1):
+        for number in range(filled):
+            out = ring.reserve(producer, [text(0, number, 2)])
+            assert out is not None
+            ring.send(producer, out)
+            producer.note_peak(out, producer.state())
+        for _ in range(filled):
+            incoming = consumer.claim()
+            assert incoming is not None
+            ring.receive(consumer, incoming)
+    assert producer.peak_of_all() == most
+
+
+def test_the_peak_counts_a_message_that_was_taken_at_once():
+    """Others may have put, and taken, more before the producer looks: then only its own slots are sure."""
+    ring = Ring(5)
+    slow, other, consumer = ring.producer(0), ring.producer(1), ring.consumer()
+    out = ring.reserve(slow, [text(0, 0, 2 * SLOT)])
+    assert out is not None
+    ring.send(slow, out)
+    ring.put_all(other, messages_of(1, [[2]]))
+    for _ in range(2):
+        incoming = consumer.claim()
+        assert incoming is not None
+        ring.receive(consumer, incoming)
+    slow.note_peak(out, slow.state())
+    assert slow.peak_of_all() == 2
+
+
+def test_the_peak_of_a_message_longer_than_the_ring_is_the_ring():
+    """Slots, not tickets."""
+    ring = Ring(3)
+    producer = ring.producer()
+    out = ring.reserve(producer, [text(0, 0, 10 * SLOT)])
+    assert out is not None
+    producer.note_peak(out, producer.state())
+    assert producer.peak_of_all() == 3
+
+
+def test_the_state_of_a_new_ring():
+    """Open, empty, nothing claimed, everybody awake."""
+    ring = Ring(3)
+    state = ring.state()
+    assert state == State(head=0, tail=0, claimed=None, void=0, takers=bytes(RANKS), putters=bytes(RANKS))
+    assert (state.put, state.taken, state.closed, state.waiting) == (0, 0, False, False)
+
+
+@given(SLOTS, STARTS)
+@FEW
+def test_used_counts_tickets_across_the_wrap(slots, before_wrap):
+    """What is reserved and not claimed, though tickets begin anew in between."""
+    ring = Ring(slots, before_wrap=before_wrap)
+    producer = ring.producer()
+    assert producer.used(ring.state()) == 0
+    out = producer.reserve([10 * SLOT], whole=False)
+    assert out is not None
+    assert producer.used(ring.state()) == 10
+    assert ring.state().waiting
+
+
+def test_sleepers_are_marked_a_byte_a_rank_and_end():
+    """Nobody's mark touches another's, and the state shows all."""
+    ring = Ring(1)
+    handle, layout = ring.producer(), ring.layout
+    for rank in range(RANKS):
+        handle.mark(layout.takers + rank, memoryview(bytes([1 + rank])))
+        handle.mark(layout.putters + rank, memoryview(bytes([9 + rank])))
+    state = ring.state()
+    assert (state.takers, state.putters) == (bytes([1, 2, 3, 4]), bytes([9, 10, 11, 12]))
+    assert (state.head, state.tail, state.claimed, state.void) == (0, 0, None, 0)
+
+
+# -- the layout ------------------------------------------------------------------------------------------------------
+
+LAYOUTS = st.builds(Layout, st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 600))
+
+
+@PURE
+@given(LAYOUTS)
+def test_no_two_regions_overlap_and_words_are_aligned(layout):
+    """Head words, sleepers, records, turns, bytes: one after another; words at multiples of eight, each rank's line on its own."""
+    regions = [
+        (0, 3 * WORD),
+        (layout.voids, WORD * layout.ranks),
+        (layout.takers, layout.ranks),
+        (layout.putters, layout.ranks),
+        (layout.records, 64 * layout.ranks),
+        (layout.turns, WORD * layout.slots),
+        (layout.bytes, layout.slots * layout.slot_size),
+    ]
+    for (start, size), (following, _) in itertools.pairwise([*regions, (layout.size, 0)]):
+        assert start + size <= following
+    assert sorted([layout.head, layout.tail, layout.claimed, layout.voids]) == [0, 8, 16, 24]
+    assert layout.records % 64 == layout.turns % 64 == layout.bytes % 4096 == 0
+
+
+@PURE
+@given(LAYOUTS, st.integers(0, 1 << 30), st.integers(0, 10))
+def test_a_ticket_is_served_by_one_slot(layout, ticket, rounds):
+    """Ticket t, and t plus any number of rounds, by slot t mod N, inside the ring, also where tickets begin anew."""
+    later = (ticket + rounds * layout.slots) % layout.modulus
+    assert layout.turn_at(ticket) == layout.turn_at(later)
+    assert layout.bytes_at(ticket) == layout.bytes_at(later)
+    assert layout.turns <= layout.turn_at(ticket) <= layout.bytes - WORD
+    assert layout.bytes <= layout.bytes_at(ticket) <= layout.size - layout.slot_size
+
+
+@PURE
+@given(LAYOUTS, st.integers(0, 1 << 22))
+def test_a_message_has_as_many_slots_as_it_needs(layout, length):
+    """Not one too many; an empty one has one, too."""
+    span = layout.span(length)
+    assert span >= 1
+    assert span * layout.slot_size >= length
+    assert span == 1 or (span - 1) * layout.slot_size < length
+
+
+@PURE
+@given(LAYOUTS, st.integers(0, 1 << 30), st.integers(0, 1 << 38), st.booleans(), st.integers(0, 300), st.integers(0, 5000))
+def test_a_position_moves_on_by_messages_and_tickets(layout, ticket, before, closed, messages, tickets):
+    """The ticket counts modulo M, the messages do not, the closing bit stays."""
+    ticket %= layout.modulus
+    position = layout.advance(before * MESSAGE + closed * CLOSED + ticket, messages, tickets)
+    assert position // MESSAGE == before + messages
+    assert bool(position & CLOSED) == closed
+    assert position & (CLOSED - 1) == (ticket + tickets) % layout.modulus
+
+
+@PURE
+@given(LAYOUTS, st.integers(0, 1 << 24), st.data())
+def test_pieces_lie_together_and_cover_the_tickets_in_order(layout, ticket, data):
+    """No piece crosses the end of the ring's memory."""
+    count = data.draw(st.integers(0, layout.slots))
+    tickets = []
+    for first, here in layout.pieces(ticket, count):
+        assert 0 < here
+        assert first % layout.slots + here <= layout.slots
+        tickets.extend(range(first, first + here))
+    assert tickets == [(ticket + index) % layout.modulus for index in range(count)]
+
+
+@PURE
+@given(st.one_of(st.integers(1, MAX_SLOTS), st.sampled_from([1, 2, MAX_SLOTS // 2 + 1, MAX_SLOTS - 1, MAX_SLOTS])))
+def test_turns_of_three_rounds_are_told_apart(slots):
+    """A slot's turn of a round before, of this one and of the next are three different words, whatever the ring's size."""
+    layout = Layout(slots, 1, 1)
+    assert layout.modulus <= 1 << TICKET_BITS
+    assert len({(5 + rounds * slots) % layout.modulus for rounds in range(3)}) == 3
+
+
+def test_a_turn_has_room_for_every_ticket_and_every_length():
+    """The largest word of all is still a signed one of eight bytes."""
+    turn = ((1 << TICKET_BITS) - 1) * TURN + 2 * MAX_LENGTH + 1
+    assert 2 * MAX_LENGTH + 1 < TURN
+    assert turn.to_bytes(WORD, sys.byteorder, signed=True)
+
+
+@PURE
+@given(st.lists(st.binary(max_size=12), max_size=6), st.data())
+def test_several_buffers_read_as_one(parts, data):
+    """Any stretch of a Gather is that stretch of the parts joined."""
+    whole = b"".join(parts)
+    gathered = Gather([memoryview(part) for part in parts])
+    start = data.draw(st.integers(0, len(whole) + 3))
+    stop = data.draw(st.integers(start, len(whole) + 9))
+    assert len(gathered) == len(whole)
+    assert b"".join(gathered.pieces(start, stop)) == whole[start:stop]

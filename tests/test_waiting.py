@@ -1,0 +1,269 @@
+"""Waiting: in which order a waiter looks, marks and sleeps. The clock, the bell and the ring are fakes."""
+
+import itertools
+import os
+import threading
+
+import pytest
+
+from mpiexecutor.channel import _waiting
+from mpiexecutor.channel._waiting import Doorbell, Ringer, Waiter, address_of, node_name
+
+LOOKS = _waiting._LOOKS
+
+
+class World:
+    """A clock that moves only while somebody sleeps, and a log of all that happens."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.log: list[str] = []
+        self.naps: list[float] = []
+        self.rung: set[int] = set()  # the sleeps, by number, that a ring ends
+        self.flag = 0
+        self.looks = itertools.count(1)
+        self.found_at: int | None = None  # the number of the look that finds something
+
+    def open(self) -> None:
+        """Be reachable: before the first mark, or a ring would be lost."""
+        assert "mark" not in " ".join(self.log)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> bool:
+        """Be the bell."""
+        self.naps.append(seconds)
+        self.log.append("sleep")
+        if len(self.naps) in self.rung:
+            return True
+        self.now += seconds
+        return False
+
+    def mark(self, flag: int) -> None:
+        self.flag = flag
+        self.log.append(f"mark {flag}")
+
+    def look(self) -> str | None:
+        self.log.append("look")
+        return "found" if next(self.looks) == self.found_at else None
+
+    def waiter(self, *, longest: float = 1.0, far: bool = False) -> Waiter:
+        return Waiter(self, self.mark, longest=longest, far=far)
+
+
+@pytest.fixture
+def world(monkeypatch):
+    world = World()
+    monkeypatch.setattr(_waiting, "time", world)
+    return world
+
+
+def test_what_is_there_is_found_at_the_first_look(world):
+    """No mark, no sleep."""
+    world.found_at = 1
+    assert world.waiter().wait(world.look, None, 1) == "found"
+    assert world.log == ["look"]
+
+
+def test_something_that_is_false_is_something(world):
+    """Only None is nothing."""
+    assert world.waiter().wait(lambda: 0, None, 1) == 0
+
+
+def test_a_waiter_looks_a_while_before_it_sleeps(world):
+    """Going to sleep costs fifty looks."""
+    world.found_at = LOOKS
+    assert world.waiter().wait(world.look, None, 1) == "found"
+    assert world.log == ["look"] * LOOKS
+
+
+def test_the_flag_is_set_before_the_last_look(world):
+    """Whoever changes the ring after that look sees the flag: no wake-up is lost between look and sleep."""
+    world.found_at = LOOKS + 3
+    assert world.waiter().wait(world.look, None, 2) == "found"
+    assert world.log[LOOKS:] == ["mark 2", "look", "sleep", "mark 2", "look", "sleep", "mark 2", "look", "mark 0"]
+
+
+def test_what_comes_between_the_flag_and_the_sleep_is_found(world):
+    """The look after the flag: no sleep at all."""
+    world.found_at = LOOKS + 1
+    world.waiter().wait(world.look, None, 1)
+    assert world.log[LOOKS:] == ["mark 1", "look", "mark 0"]
+
+
+def test_a_ring_ends_a_sleep_and_the_waiter_looks_again(world):
+    """Found after the ring, with no time gone by."""
+    world.rung = {1}
+    world.found_at = LOOKS + 2
+    assert world.waiter().wait(world.look, None, 1) == "found"
+    assert world.naps == [1.0]
+    assert world.now == 100.0
+
+
+def test_a_ring_for_nothing_does_no_harm(world):
+    """A stranger's ring, or one for something that another took: flag, look, sleep again."""
+    world.rung = {1, 2, 3}
+    world.found_at = LOOKS + 4
+    world.waiter().wait(world.look, None, 1)
+    assert world.log[LOOKS:].count("mark 1") == 4
+
+
+def test_no_time_is_one_look(world):
+    """A deadline that is over still allows a look: that is what the _nowait methods are."""
+    assert world.waiter().wait(world.look, 0, 1) is None
+    assert world.log == ["look"]
+    world.found_at = 2
+    assert world.waiter().wait(world.look, 0, 1) == "found"
+
+
+def test_a_waiter_gives_up_at_its_deadline_with_one_last_look(world):
+    """It sleeps until then, no longer, and what came meanwhile is found."""
+    assert world.waiter(longest=1.0).wait(world.look, 102.5, 1) is None
+    assert world.naps == [1.0, 1.0, 0.5]
+    assert world.now == 102.5
+    assert world.log[-3:] == ["mark 1", "look", "mark 0"]
+
+
+def test_what_comes_at_the_deadline_is_found(world):
+    """The last look counts."""
+    world.found_at = LOOKS + 2
+    assert world.waiter().wait(world.look, 100.5, 1) == "found"
+    assert world.naps == [0.5]
+
+
+def test_near_sleeps_stay_as_long_as_they_may_be(world):
+    """Everybody can ring: the sleep only bounds what a lost wake-up costs."""
+    world.found_at = LOOKS + 6
+    world.waiter(longest=0.25).wait(world.look, None, 1)
+    assert world.naps == [0.25] * 5
+
+
+def test_far_sleeps_begin_short_and_grow(world):
+    """Somebody can't ring: looking is the only way, less and less often, up to a bound."""
+    world.found_at = LOOKS + 60
+    world.waiter(far=True).wait(world.look, None, 1)
+    assert world.naps[0] == _waiting._SHORTEST_FAR
+    assert world.naps == sorted(world.naps)
+    assert all(b <= a * _waiting._GROWTH * 1.001 for a, b in itertools.pairwise(world.naps))
+    assert world.naps[-1] == _waiting._LONGEST_FAR
+
+
+def test_far_sleeps_are_short_again_after_a_ring(world):
+    """Something happens: more may follow."""
+    world.rung = {10}
+    world.found_at = LOOKS + 12
+    world.waiter(far=True).wait(world.look, None, 1)
+    assert world.naps[9] > world.naps[0]
+    assert world.naps[10] == world.naps[0]
+
+
+@pytest.mark.parametrize("at", [1, LOOKS + 1, LOOKS + 2])
+def test_a_look_that_raises_leaves_nobody_marked_as_asleep(world, at):
+    """The error is the caller's, and the flag is cleared."""
+
+    def look():
+        if next(world.looks) == at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        world.waiter().wait(look, None, 1)
+    assert world.flag == 0
+
+
+# -- doorbells: real sockets, and nothing that depends on how fast they are ---------------------------------------------
+
+
+@pytest.fixture
+def address():
+    return address_of(f"test{os.getpid()}", 3, "take")
+
+
+@pytest.fixture
+def bell(address):
+    bell = Doorbell(address)
+    yield bell
+    bell.free()
+
+
+@pytest.fixture
+def ringer():
+    ringer = Ringer()
+    yield ringer
+    ringer.free()
+
+
+def test_a_bell_that_is_not_rung_ends_its_sleep_itself(bell):
+    """And says so."""
+    assert bell.sleep(0) is False
+
+
+def test_a_ring_before_the_sleep_is_kept(bell, ringer, address):
+    """Once the bell is there at all: who rings just before the sleep is not missed."""
+    bell.sleep(0)
+    ringer.ring(address)
+    assert bell.sleep(60) is True
+
+
+def test_one_sleep_serves_all_who_rang(bell, ringer, address):
+    """A look after it sees what all of them did: rings do not pile up."""
+    bell.sleep(0)
+    for _ in range(5):
+        ringer.ring(address)
+    assert bell.sleep(60) is True
+    assert bell.sleep(0) is False
+
+
+def test_a_sleeper_is_woken(bell, ringer, address):
+    """From another thread, as from another process."""
+    bell.sleep(0)
+    other = threading.Thread(target=ringer.ring, args=(address,))
+    other.start()
+    assert bell.sleep(60) is True
+    other.join()
+
+
+def test_ringing_where_nobody_is_does_no_harm(ringer, address):
+    """Nor does ringing more often than a socket can keep, or where somebody was."""
+    ringer.ring(address)
+    bell = Doorbell(address)
+    bell.sleep(0)
+    for _ in range(5000):
+        ringer.ring(address)
+    assert bell.sleep(60) is True
+    bell.free()
+    ringer.ring(address)
+
+
+def test_a_bell_costs_nothing_until_it_is_slept_on(bell, address):
+    """Its address is still free; after free() it is free again."""
+    other = Doorbell(address)
+    other.sleep(0)
+    with pytest.raises(OSError, match="in use"):
+        bell.sleep(0)
+    other.free()
+    other.free()  # again does no harm
+    assert bell.sleep(0) is False
+
+
+def test_every_rank_and_side_has_its_own_address():
+    """And every channel."""
+    addresses = {address_of(token, rank, side) for token in ("a", "b") for rank in range(3) for side in ("put", "take")}
+    assert len(addresses) == 12
+
+
+def test_a_bell_that_is_a_file_is_removed(tmp_path, ringer):
+    """Where the system has no other addresses."""
+    path = tmp_path / "bell"
+    bell = Doorbell(str(path))
+    bell.sleep(0)
+    ringer.ring(str(path))
+    assert bell.sleep(60) is True
+    assert path.exists()
+    bell.free()
+    assert not path.exists()
+
+
+def test_a_node_has_one_name():
+    """The same for all its ranks, so that they know who can be rung."""
+    assert node_name() == node_name()
