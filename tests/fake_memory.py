@@ -149,10 +149,24 @@ class FakeMemory:
 
     def load(self, at: int) -> int:
         self._place()
-        self._complete()
+        if self._turnstile.order(2):  # what was asked for before may be complete, or not
+            self._complete()
+        self._turnstile.step()
         word = self._word(at)
         self._place()
         return word
+
+    def fetch(self, at: int, into: memoryview) -> None:
+        """A word at a time, each of its own moment."""
+        self._place()
+        assert 0 <= at <= at + len(into) <= len(self._shared), "outside of the memory"
+        done = 0
+        while done < len(into):
+            size = min(WORD - (at + done) % WORD, len(into) - done)
+            self._turnstile.step()
+            into[done : done + size] = self._shared[at + done : at + done + size]
+            done += size
+        self._place()
 
     def read(self, at: int, into: memoryview) -> None:
         self._place()

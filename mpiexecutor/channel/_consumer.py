@@ -146,8 +146,7 @@ class Consumer(End):
         else:
             count = min(most, AHEAD, layout.slots - ticket % layout.slots)
             words = array("q", bytes(WORD * count))
-            self._memory.read(layout.turn_at(ticket), memoryview(words).cast("B"))
-            self._memory.flush()
+            self._memory.fetch(layout.turn_at(ticket), memoryview(words).cast("B"))
         lengths: list[int] = []
         done = 0
         while done < len(words) and len(lengths) < most:

@@ -7,11 +7,15 @@ class Memory(Protocol):
     """A flat piece of memory that several parties share; one handle serves one thread at a time.
 
     Offsets are in bytes. A word is eight bytes, signed, aligned to eight. Between two calls of ``flush`` the effects of
-    ``read``, ``store`` and ``write`` come in any order; after it they are complete, and seen by every party.
+    ``read``, ``store`` and ``write`` come in any order; after it they are complete, and seen by every party. ``load`` and
+    ``fetch`` are complete when they return, and come in the order in which they are called.
     """
 
     def load(self, at: int) -> int:
-        """Give the word at `at`: a flush of its own, so everything asked for before is complete too."""
+        """Give the word at `at`."""
+
+    def fetch(self, at: int, into: memoryview) -> None:
+        """Fill `into` with the bytes from `at` on; each word of them is of some moment during the call."""
 
     def read(self, at: int, into: memoryview) -> None:
         """Have `into` filled with the bytes from `at` on, by the next flush."""

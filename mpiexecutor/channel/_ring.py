@@ -189,8 +189,7 @@ class End:
 
     def state(self) -> State:
         """Read the first words of the ring."""
-        self._memory.read(0, self._control)
-        self._memory.flush()
+        self._memory.fetch(0, self._control)
         head, tail, claimed, *voids = self._words
         layout = self._layout
         takers = bytes(self._control[layout.takers : layout.putters])
@@ -212,8 +211,7 @@ class End:
     def _records(self) -> memoryview:
         """Read all ranks' records, as words."""
         lines = memoryview(bytearray(LINE * self._layout.ranks))
-        self._memory.read(self._layout.records, lines)
-        self._memory.flush()
+        self._memory.fetch(self._layout.records, lines)
         return lines.cast("q")
 
     def _swap(self, at: int, record: int, position: int, new: int, messages: int, span: int) -> int:
@@ -238,9 +236,8 @@ class End:
         view = memoryview(words).cast("B")
         done = 0
         for first, count in self._layout.pieces(ticket, want):
-            self._memory.read(self._layout.turn_at(first), view[WORD * done : WORD * (done + count)])
+            self._memory.fetch(self._layout.turn_at(first), view[WORD * done : WORD * (done + count)])
             done += count
-        self._memory.flush()
         for index, word in enumerate(words):
             if word & _WHOSE != (ticket + index) % self._layout.modulus * TURN + published:
                 return index
@@ -259,6 +256,7 @@ class End:
         Whoever was interrupted between a store and the note of it finds out here how far it came.
         """
         modulus = self._layout.modulus
+        self._memory.flush()  # what the interrupt left half done
         for index in range(limit):
             word = self._memory.load(self._layout.turn_at(ticket + index))
             past_published = self._past(word, ticket + index)

@@ -10,7 +10,6 @@ import platform
 import sys
 import threading
 from array import array
-from collections.abc import Callable
 from typing import Final
 
 from mpi4py import MPI
@@ -42,7 +41,8 @@ class Window:
         """Give a handle for one thread."""
         if self._memory is None:
             return _RemoteMemory(self._win, self._host)
-        return _DirectMemory(self._win, self._host, self._memory)
+        ordered = platform.machine() in {"x86_64", "AMD64"} and self._win.Get_attr(MPI.WIN_MODEL) == MPI.WIN_UNIFIED
+        return (_OrderedMemory if ordered else _DirectMemory)(self._win, self._host, self._memory)
 
     def free(self) -> None:
         self._memory = None
@@ -72,6 +72,10 @@ class _RemoteMemory:
         self._win.Get(self._specs[0], self._host, at)
         self.flush()
         return self._loaded[0]
+
+    def fetch(self, at: int, into: memoryview) -> None:
+        self.read(at, into)
+        self.flush()
 
     def read(self, at: int, into: memoryview) -> None:
         self._win.Get([into, MPI.BYTE], self._host, at)
@@ -103,11 +107,17 @@ class _DirectMemory(_RemoteMemory):
         super().__init__(win, host)
         self._bytes = memory
         self._words = memory.cast("q")
-        self.flush = _fence(win)  # type: ignore[method-assign] # chosen once: it is in every path
 
     def load(self, at: int) -> int:
-        self.flush()
-        return self._words[at // WORD]
+        self._win.Sync()
+        word = self._words[at // WORD]
+        self._win.Sync()
+        return word
+
+    def fetch(self, at: int, into: memoryview) -> None:
+        self._win.Sync()
+        into[:] = self._bytes[at : at + len(into)]
+        self._win.Sync()
 
     def read(self, at: int, into: memoryview) -> None:
         into[:] = self._bytes[at : at + len(into)]
@@ -118,19 +128,25 @@ class _DirectMemory(_RemoteMemory):
     def write(self, at: int, data: memoryview) -> None:
         self._bytes[at : at + len(data)] = data
 
+    def flush(self) -> None:
+        self._win.Sync()
 
-def _fence(win: MPI.Win) -> Callable[[], object]:
-    """Choose what completes stores before later loads, as others see them, for one thread.
 
-    x86 keeps stores, and loads, in order among themselves, and any locked instruction is a full fence. Taking a lock that is
-    free is one, and keeps the GIL, which every MPI call drops: beside a busy thread each retake can cost the switch interval.
+class _OrderedMemory(_DirectMemory):
+    """The same where the processor keeps loads, and stores, in order among themselves: only a flush has to be a fence.
+
+    Any locked instruction of an x86 is one. Taking a lock that is free is such an instruction, and keeps the GIL, which every
+    MPI call drops: beside a busy thread each retake can cost the switch interval.
     """
-    if platform.machine() not in {"x86_64", "AMD64"} or win.Get_attr(MPI.WIN_MODEL) != MPI.WIN_UNIFIED:
-        return win.Sync
-    lock = threading.Lock()
 
-    def fence() -> None:
-        lock.acquire()
-        lock.release()
+    def __init__(self, win: MPI.Win, host: int, memory: memoryview) -> None:
+        super().__init__(win, host, memory)
+        self._fence = threading.Lock()
+        self.fetch = self.read  # type: ignore[method-assign]
 
-    return fence
+    def load(self, at: int) -> int:
+        return self._words[at // WORD]
+
+    def flush(self) -> None:
+        self._fence.acquire()
+        self._fence.release()
