@@ -22,7 +22,8 @@ from typing import IO, Literal
 
 ROOT = Path(__file__).parent.parent
 _TOKEN = "MPIEXECUTOR_TEST_JOB"
-_GRACE = 10  # seconds in which ranks write their stacks, and the process manager passes them on
+_STACKS = "MPIEXECUTOR_TEST_STACKS"  # see tests/stacks
+_DUMPING = 3  # seconds in which ranks write their stacks
 _LEAVING = 3  # seconds in which processes of an ended job may still be on their way out
 # One node, more ranks than cores, often root: what Open MPI refuses by default. Its osc/ucx complains when a window is made.
 _OPENMPI_FLAGS = ("--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "--mca", "osc", "^ucx")
@@ -38,11 +39,13 @@ class Job:
     stderr: str
     duration: float  # seconds
     left: Sequence[str]  # the processes that were there after mpiexec had ended
+    stacks: str  # of all threads of all processes, at the deadline
 
     def __str__(self) -> str:
         ending = "was killed at its deadline" if self.status is None else f"ended with status {self.status}"
         text = f"{' '.join(self.command)}\n{ending} after {self.duration:.1f} s"
-        for name, part in (("stdout", self.stdout), ("stderr", self.stderr), ("left behind", "\n".join(self.left))):
+        parts = {"stdout": self.stdout, "stderr": self.stderr, "stacks": self.stacks, "left behind": "\n".join(self.left)}
+        for name, part in parts.items():
             text += f"\n-- {name} " + "-" * 60 + f"\n{part.rstrip()}" if part else ""
         return text
 
@@ -104,25 +107,26 @@ def mpi_name() -> Literal["mpich", "openmpi", "impi"]:
 
 def _run(command: Sequence[str], deadline: float, env: Mapping[str, str], cwd: str | os.PathLike[str] | None) -> Job:
     token = secrets.token_hex(8)
-    env = {**env, _TOKEN: token, "PYTHONFAULTHANDLER": "1", "PYTHONSAFEPATH": "1"}
+    path = os.pathsep.join(filter(None, [str(ROOT / "tests" / "stacks"), env.get("PYTHONPATH")]))
+    env = {**env, _TOKEN: token, "PYTHONFAULTHANDLER": "1", "PYTHONSAFEPATH": "1", "PYTHONPATH": path}
     began = time.monotonic()
     # Into files: a pipe would be held open by whoever outlives the job.
-    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr, tempfile.TemporaryDirectory() as folder:
+        env[_STACKS] = folder
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=env, cwd=cwd, start_new_session=True
         )
         left: list[str] = []
+        stacks = ""
         try:
             status: int | None = process.wait(deadline)
             left = _left(token)
         except subprocess.TimeoutExpired:
             status = None
-            _dump_stacks(token)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_GRACE)
+            stacks = _stacks(token, Path(folder))
         finally:
             _end(process, token)
-        return Job(command, status, _text(stdout), _text(stderr), time.monotonic() - began, left)
+        return Job(command, status, _text(stdout), _text(stderr), time.monotonic() - began, left, stacks)
 
 
 def _left(token: str) -> list[str]:
@@ -133,21 +137,15 @@ def _left(token: str) -> list[str]:
     return [f"{pid}: {_command_of(pid)}" for pid in left]
 
 
-def _dump_stacks(token: str) -> None:
-    """Have every Python process of the job print the stacks of all its threads, one after another.
-
-    faulthandler does so upon SIGABRT. The process manager is stopped meanwhile, or it would end the others upon the first.
-    """
-    python = os.path.realpath(sys.executable)
-    pids = list(_processes(token))
-    ranks = [pid for pid in pids if _executable_of(pid) == python]
-    _send(signal.SIGSTOP, [pid for pid in pids if pid not in ranks])
-    for pid in ranks:
-        _send(signal.SIGABRT, [pid])
-        until = time.monotonic() + 2
-        while pid in _processes(token) and time.monotonic() < until:
-            time.sleep(0.01)
-    _send(signal.SIGCONT, [pid for pid in pids if pid not in ranks])
+def _stacks(token: str, folder: Path) -> str:
+    """Have every Python process of the job write the stacks of all its threads; give them."""
+    files = {pid: file for pid in _processes(token) if (file := folder / str(pid)).exists()}
+    _send(signal.SIGUSR2, list(files))
+    until = time.monotonic() + _DUMPING
+    while not all(file.stat().st_size for file in files.values()) and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.1)  # for the ends of those that have begun
+    return "\n".join(f"{pid}: {_command_of(pid)}\n{file.read_text()}" for pid, file in files.items())
 
 
 def _send(what: signal.Signals, pids: Sequence[int]) -> None:
@@ -174,12 +172,6 @@ def _processes(token: str) -> Iterator[int]:
             with contextlib.suppress(OSError):
                 if needle in (entry / "environ").read_bytes() + b"\0":
                     yield int(entry.name)
-
-
-def _executable_of(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return os.path.realpath(f"/proc/{pid}/exe")
-    return ""
 
 
 def _command_of(pid: int) -> str:

@@ -117,13 +117,22 @@ class Ring:
         for batch in batches:
             left = list(batch)
             while left:
-                out = self.reserve(ring, left, whole=whole)
-                if out is None:
+                if len(left) == 1 and self.put_short(ring, left[0]):
+                    done = 1
+                elif (out := self.reserve(ring, left, whole=whole)) is not None:
+                    done = len(out.lengths)
+                    self.send(ring, out)
+                else:
                     return
-                done = len(out.lengths)
-                self.send(ring, out)
                 self.put.update(left[:done])
                 del left[:done]
+
+    def put_short(self, ring: Producer, message: bytes) -> bool:
+        """Put a message in one go if it is short, and has room."""
+        closed = self.closed
+        put = len(message) <= self.layout.slot_size and ring.put_short([memoryview(message)], len(message))
+        assert not (put and closed), "put after close"
+        return put
 
     def reserve(self, ring: Producer, messages: Sequence[bytes], *, whole: bool = False) -> Outgoing | None:
         """Reserve for the first of the messages; None once nobody will take it."""
@@ -157,7 +166,9 @@ class Ring:
         self.taken.append(found)
         interrupts = iter(interrupts)
 
-        def attempt() -> Incoming | bool | None:
+        def attempt() -> Incoming | memoryview | bool | None:
+            if most == 1 and (data := ring.take_short()) is not None:
+                return data
             incoming = ring.claim(most)
             if incoming is None and ring.ended(ring.state()):
                 return True
@@ -165,7 +176,9 @@ class Ring:
 
         def party() -> None:
             while not isinstance(incoming := self.turnstile.until(attempt), bool):
-                if self.receive(ring, incoming, next(interrupts, None)) is Progress.DONE:
+                if isinstance(incoming, memoryview):
+                    found.append(bytes(incoming))
+                elif self.receive(ring, incoming, next(interrupts, None)) is Progress.DONE:
                     found.extend(split(incoming, self.layout))
             self.check_end(ring)
             self.over += 1
@@ -328,7 +341,59 @@ class FreesFirst(Consumer):
         super()._read(incoming, ready)
 
 
-@pytest.mark.parametrize("fault", [PublishesFirst, PublishesAtOnce, SwapsWithoutLooking, FreesFirst])
+class Forgetful(FakeMemory):
+    """Forgets to flush what was just written, or read."""
+
+    _forgets = False
+
+    def write(self, at: int, data: memoryview) -> None:
+        super().write(at, data)
+        self._forgets = True
+
+    def read(self, at: int, into: memoryview) -> None:
+        super().read(at, into)
+        self._forgets = True
+
+    def flush(self) -> None:
+        if not self._forgets:
+            super().flush()
+        self._forgets = False
+
+
+class SendsShortAtOnce(Producer):
+    """Leaves out the flush between the bytes of a short message and their turn."""
+
+    def put_short(self, parts: Sequence[memoryview], length: int) -> bool:
+        self._memory.__class__ = Forgetful
+        put = super().put_short(parts, length)
+        self._memory.__class__ = FakeMemory
+        self._memory.flush()
+        return put
+
+
+class SwapsShortAfterAStore(Consumer):
+    """Frees the slot of a short message before it is claimed."""
+
+    def take_short(self) -> memoryview | None:
+        memory = self._memory
+        swap = memory.compare_swap
+
+        def free_first(at: int, expected: int, word: int) -> int:
+            ticket = expected & (CLOSED - 1)
+            memory.store(self._layout.turn_at(ticket), (ticket + self._layout.slots) % self._layout.modulus * TURN)
+            memory.flush()
+            return swap(at, expected, word)
+
+        memory.compare_swap = free_first  # type: ignore[method-assign]
+        try:
+            return super().take_short()
+        finally:
+            del memory.compare_swap
+
+
+@pytest.mark.parametrize(
+    "fault", [PublishesFirst, PublishesAtOnce, SwapsWithoutLooking, FreesFirst, SendsShortAtOnce, SwapsShortAfterAStore]
+)
 def test_a_ring_with_a_race_is_found_out(fault):
     """The first of these tests fails for a ring that takes two steps in the wrong order."""
     producing, consuming = (fault, Consumer) if issubclass(fault, Producer) else (Producer, fault)
@@ -629,6 +694,57 @@ def test_an_interrupted_receive_passes_a_cut_message_on_once(slots, long, limits
     puts = ring.closing([impatient, lambda: ring.put_all(ring.producer(1), messages_of(1, [[2], [9]]))])
     ring.run(*puts, ring.take_all(ring.consumer(2), 2, interrupts), ring.take_all(ring.consumer(3), 1, interrupts[::-1]))
     ring.check_arrived()
+    ring.check_empty()
+
+
+@pytest.mark.parametrize("place", range(10))
+def test_an_interrupted_put_of_a_short_message_has_put_it(place):
+    """KeyboardInterrupt at any call to the memory, once the slot is reserved: the message is there, once, and whole."""
+
+    class Interrupted(Producer):
+        def _swap(self, *args: int) -> int:
+            seen = super()._swap(*args)
+            self._memory.interrupt_after = places.pop() if places else None  # type: ignore[attr-defined]
+            return seen
+
+    places = [place]
+    ring = Ring(2)
+    producer = ring.producer(kind=Interrupted)
+    message = text(0, 0, SLOT)
+    with contextlib.suppress(KeyboardInterrupt):
+        ring.put_short(producer, message)
+    producer._memory.interrupt_after = None  # type: ignore[attr-defined]
+    ring.put[message] += 1
+    ring.run(*ring.closing([lambda: ring.put_all(producer, messages_of(1, [[2], [3], [4]]))]), ring.take_all(ring.consumer()))
+    ring.check_arrived()
+    ring.check_empty()
+
+
+@pytest.mark.parametrize("place", range(6))
+def test_an_interrupted_take_of_a_short_message_can_be_resumed(place):
+    """KeyboardInterrupt at any call to the memory, once the message is claimed: it is kept, and its slot freed once."""
+
+    class Interrupted(Consumer):
+        def _swap(self, *args: int) -> int:
+            seen = super()._swap(*args)
+            self._memory.interrupt_after = place  # type: ignore[attr-defined]
+            return seen
+
+    ring = Ring(2)
+    ring.put_all(ring.producer(), messages_of(0, [[SLOT]]))
+    consumer = ring.consumer(kind=Interrupted)
+    try:
+        data = consumer.take_short()
+        assert data is not None
+        found = [bytes(data)]
+    except KeyboardInterrupt:
+        incoming = consumer.interrupted
+        assert incoming is not None
+        consumer.resume(incoming)
+        assert ring.receive(consumer, incoming) is Progress.DONE
+        found = split(incoming, ring.layout)
+    consumer._memory.interrupt_after = None  # type: ignore[attr-defined]
+    assert found == [text(0, 0, SLOT)]
     ring.check_empty()
 
 

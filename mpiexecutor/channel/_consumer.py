@@ -58,10 +58,53 @@ class Consumer(End):
 
     def __init__(self, memory: Memory, layout: Layout, rank: int, *, sole: bool = False) -> None:
         super().__init__(memory, layout, rank, sole=sole)
+        self._claiming_at = self._record(CLAIMING)
         self._head = 0  # as last seen
         self._voids = 0
         self._limit = 0  # messages that were claimed, as last seen
+        self.interrupted: Incoming | None = None  # what was claimed by a take that was interrupted
         self.own_claims: int | None = None  # what this rank itself has claimed: true even before the host's claim is seen
+
+    def take_short(self) -> memoryview | None:
+        """Claim and receive the next message if it fits into one slot, and is there; None if not, or none is left to take.
+
+        The same steps as claim and receive, without what only longer messages need. Interrupted in the middle it leaves what it
+        has claimed in `interrupted`.
+        """
+        memory, layout = self._memory, self._layout
+        while True:
+            position = self._head
+            ticket = position & TICKET
+            slot = ticket % layout.slots
+            turn_at = layout.turns + WORD * slot
+            length = memory.load(turn_at) - ticket * TURN - PUBLISHED
+            if not 0 <= length <= 2 * layout.slot_size or length & 1 or not self._may_take_one(position):
+                if self._refresh():
+                    continue
+                return None
+            data = memoryview(bytearray(length >> 1))
+            memory.read(layout.bytes + layout.slot_size * slot, data)  # complete before the swap is, see _incoming
+            new = layout.advance(position, 1, 1)
+            seen = self._swap(layout.head, self._claiming_at, position, new, 1, 1)
+            if seen != position:
+                self._head = seen
+                continue
+            try:
+                self._head = new
+                memory.store(turn_at, (ticket + layout.slots) % layout.modulus * TURN)
+                memory.flush()
+            except BaseException:
+                self.interrupted = Incoming(position, (length >> 1,), 1, data)
+                raise
+            return data
+
+    def _may_take_one(self, position: int) -> bool:
+        """Whether the next message may be taken: so it is while nobody has claimed any."""
+        if position // MESSAGE < self._limit:
+            return True
+        if self.own_claims is None and self._memory.load(self._layout.claimed) == 0:
+            return True
+        return self._allowed(position, 1) > 0
 
     def claim(self, most: int = 1) -> Incoming | None:
         """Claim the next message, or up to `most` that are there as a whole; None if there is none, or none is left to take."""
@@ -82,7 +125,7 @@ class Consumer(End):
                 span = ready = sum(map(self._layout.span, lengths))
             incoming = self._incoming(position, lengths, span, ready)
             new = self._layout.advance(position, len(lengths), span)
-            seen = self._swap(self._layout.head, self._record(CLAIMING), position, new, len(lengths), span)
+            seen = self._swap(self._layout.head, self._claiming_at, position, new, len(lengths), span)
             if seen == position:
                 self._head = new
                 return incoming

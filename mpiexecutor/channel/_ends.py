@@ -11,10 +11,9 @@ whom to wake: who put before that is seen by it, who puts after that does not co
 wake-up on that it may have got.
 """
 
-import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Literal, TypeVar
@@ -24,7 +23,7 @@ from ._consumer import Consumer, Incoming
 from ._errors import ChannelClosed
 from ._memory import Memory
 from ._producer import Gather, Outgoing, Producer
-from ._ring import Layout, Progress
+from ._ring import Layout, Progress, State
 from ._waiting import Doorbell, Ringer, Waiter, address_of
 
 T = TypeVar("T")
@@ -98,15 +97,9 @@ class _End:
         """Have this rank's own thread that sleeps here look again."""
         self._place.ringer.ring(self._place.address(self._side, self._place.rank))
 
-    @contextlib.contextmanager
-    def held(self, deadline: float | None) -> Iterator[bool]:
-        """Hold the lock: other threads of this rank may be waiting here. False if it could not be had in time."""
-        held = self.lock.acquire(timeout=-1 if deadline is None else max(0.0, deadline - time.monotonic()))
-        try:
-            yield held
-        finally:
-            if held:
-                self.lock.release()
+    def _acquire(self, deadline: float | None) -> bool:
+        """Take the lock: other threads of this rank may be waiting here. False if it could not be had in time."""
+        return self.lock.acquire(timeout=-1 if deadline is None else max(0.0, deadline - time.monotonic()))
 
     def stop(self) -> None:
         """End the background thread; the place is marked as freed, so that whoever waits gives up."""
@@ -126,8 +119,15 @@ class PutEnd(_End):
         self._reserving = threading.Lock()  # where the host alone puts, closing must not come between its load and its store
 
     def put(self, messages: Sequence[Parts], deadline: float | None, *, whole: bool = False) -> int:
-        """Put as many of the messages as have room once the first has; how many, 0 when out of time. The lock is held."""
-        return self._put(messages, deadline, _at_once, whole=whole)
+        """Put as many of the messages as have room once the first has; how many, 0 when out of time."""
+        if not self._acquire(deadline):
+            return 0
+        try:
+            if len(messages) == 1 and self._put_short(messages[0]):
+                return 1
+            return self._put(messages, deadline, _at_once, whole=whole)
+        finally:
+            self.lock.release()
 
     def put_later(self, parts: Parts) -> ChannelFuture[None]:
         """Put a message in the background."""
@@ -142,6 +142,21 @@ class PutEnd(_End):
         """Close the channel from this end, which is the only one: the lock need not be held."""
         with self._reserving:
             self.ring.close()
+
+    def _put_short(self, parts: Parts) -> bool:
+        """Put a message at once if it takes one slot, and there is room."""
+        length = len(parts[0]) if len(parts) == 1 else sum(map(len, parts))
+        if length > self._place.layout.slot_size:
+            return False
+        self._place.check_freed()
+        try:
+            with self._reserving:
+                return self.ring.put_short(parts, length)
+        finally:
+            sleepers = self.ring.glance()
+            self.ring.note_peak_of_short()
+            if sleepers:
+                self._place.wake(self.ring, "take", self.ring.glanced().takers, begin=1)
 
     def _put(self, messages: Sequence[Parts], deadline: float | None, begin: Begin[Outgoing], *, whole: bool = False) -> int:
         lengths = [sum(map(len, parts)) for parts in messages]
@@ -200,8 +215,15 @@ class TakeEnd(_End):
         self._incoming: Incoming | None = None  # claimed, and not received yet: taken up again after an interrupt
 
     def take(self, most: int, deadline: float | None) -> Incoming | None:
-        """Take what is there, up to so many messages, once something is; None when out of time. The lock is held."""
-        return self._take(most, deadline, _at_once)
+        """Take what is there, up to so many messages, once something is; None when out of time."""
+        if not self._acquire(deadline):
+            return None
+        try:
+            if most == 1 and self._incoming is None and (data := self._take_short()) is not None:
+                return Incoming(0, (len(data),), 1, data)
+            return self._take(most, deadline, _at_once)
+        finally:
+            self.lock.release()
 
     def take_later(self, decode: Callable[[Incoming], T]) -> ChannelFuture[T]:
         """Take a message in the background."""
@@ -213,6 +235,18 @@ class TakeEnd(_End):
             return decode(found)
 
         return self.background.submit(operation)
+
+    def _take_short(self) -> memoryview | None:
+        """Take a message at once if it takes one slot, and is there."""
+        self._place.check_freed()
+        data = None
+        try:
+            data = self.ring.take_short()
+        finally:
+            self._incoming, self.ring.interrupted = self.ring.interrupted, None
+            if data is not None and self.ring.glance():
+                self._wake_by(self.ring.glanced())
+        return data
 
     def _take(self, most: int, deadline: float | None, begin: Begin[Incoming]) -> Incoming | None:
         while True:
@@ -255,7 +289,9 @@ class TakeEnd(_End):
         return progress
 
     def _wake(self) -> None:
-        state = self.ring.state()
+        self._wake_by(self.ring.state())
+
+    def _wake_by(self, state: State) -> None:
         slots = self._place.layout.slots
         room = slots - self.ring.used(state)
         self._place.wake(self.ring, "put", state.putters, begin=room if room * _WORTH >= slots else 0)

@@ -18,9 +18,10 @@ _ALIGNMENT = 64
 
 def encode(pickled: bytes, buffers: Sequence[memoryview]) -> list[memoryview]:
     """Give the parts that make up the frame, one after another. The buffers are not copied."""
-    head = _HEAD.pack(_MAGIC, len(buffers), len(pickled)) + struct.pack(f"={len(buffers)}Q", *map(len, buffers))
+    head = _HEAD.pack(_MAGIC, len(buffers), len(pickled))
     if not buffers:
         return [memoryview(head + pickled)]
+    head += struct.pack(f"={len(buffers)}Q", *map(len, buffers))
     parts = []
     for view in (memoryview(head), memoryview(pickled), *buffers):
         parts.append(view)
@@ -36,6 +37,8 @@ def decode(frame: memoryview) -> tuple[memoryview, list[memoryview]]:
     magic, count, size = _HEAD.unpack_from(frame)
     if magic != _MAGIC:
         raise ChannelBroken(f"a frame begins with {_MAGIC!r}, this one with {magic!r}")
+    if not count and len(frame) == _HEAD.size + size:
+        return frame[_HEAD.size :], []
     start = _HEAD.size + 8 * count
     if start > len(frame):
         raise ChannelBroken(f"a frame of {len(frame)} bytes has no room for the sizes of {count} buffers")

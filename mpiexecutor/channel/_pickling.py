@@ -13,6 +13,9 @@ PROTOCOL = 5
 _OUT_OF_BAND = 64 << 10  # bytes: a smaller buffer is cheaper inside the pickle, and does not keep a whole message alive
 
 
+_PLAIN = {type(None), bool, int, float, complex, str, bytes}  # what needs none of the care below
+
+
 class _NeedsCloudpickle(Exception):
     """Something in the object lives where another process can't import it."""
 
@@ -32,6 +35,8 @@ def dumps(obj: Any) -> tuple[bytes, list[memoryview]]:
     Functions and classes of ``__main__``, lambdas and closures are pickled by value. Whatever the object's own
     methods raise is raised here.
     """
+    if type(obj) in _PLAIN:
+        return pickle.dumps(obj, PROTOCOL), []
     buffers: list[memoryview] = []
 
     def keep(buffer: pickle.PickleBuffer) -> bool:

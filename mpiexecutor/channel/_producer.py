@@ -8,7 +8,24 @@ from itertools import accumulate
 
 from ._errors import ChannelClosed
 from ._memory import Memory
-from ._ring import AHEAD, CLOSED, CUT, LINE, PEAK, PIECE, PUBLISHED, RESERVING, TICKET, WORD, End, Layout, Progress, State, turns_of
+from ._ring import (
+    AHEAD,
+    CLOSED,
+    CUT,
+    LINE,
+    PEAK,
+    PIECE,
+    PUBLISHED,
+    RESERVING,
+    TICKET,
+    TURN,
+    WORD,
+    End,
+    Layout,
+    Progress,
+    State,
+    turns_of,
+)
 
 
 class Gather:
@@ -52,8 +69,45 @@ class Producer(End):
     def __init__(self, memory: Memory, layout: Layout, rank: int, *, sole: bool = False) -> None:
         super().__init__(memory, layout, rank, sole=sole)
         self._tail = 0  # as last seen
+        self._reserving_at = self._record(RESERVING)
         self._cut: int | None = None  # the position of a message that this rank cut and nobody has passed on yet
         self.peak = 0  # the most slots in use that were seen
+
+    def put_short(self, parts: Sequence[memoryview], length: int) -> bool:
+        """Reserve and send one message that fits into one slot; False if there is no room now.
+
+        The same steps as reserve and send, without what only longer messages need: most messages are short.
+        """
+        memory, layout = self._memory, self._layout
+        while self._cut is None:
+            position = self._tail
+            self._check_open()
+            ticket = position & TICKET
+            slot = ticket % layout.slots
+            turn_at = layout.turns + WORD * slot
+            if memory.load(turn_at) != ticket * TURN:
+                if self._refresh():
+                    continue
+                return False
+            new = layout.advance(position, 1, 1)
+            seen = self._swap(layout.tail, self._reserving_at, position, new, 1, 1)
+            if seen != position:
+                self._tail = seen
+                continue
+            try:
+                self._tail = new
+                at = layout.bytes + layout.slot_size * slot
+                for part in parts:
+                    memory.write(at, part)
+                    at += len(part)
+                memory.flush()
+                memory.store(turn_at, ticket * TURN + 2 * length + PUBLISHED)
+                memory.flush()
+            except BaseException:
+                self.cut(Outgoing(position, (length,), 1, Gather(parts)))
+                raise
+            return True
+        return False
 
     def reserve(self, lengths: Sequence[int], *, whole: bool) -> Outgoing | None:
         """Reserve tickets for as many of the messages as have room now; None if the first has not.
@@ -81,7 +135,7 @@ class Producer(End):
                     continue  # others have been here: the slot looked at is not the next one
                 return None
             new = layout.advance(position, fitting, span)
-            seen = self._swap(layout.tail, self._record(RESERVING), position, new, fitting, span)
+            seen = self._swap(layout.tail, self._reserving_at, position, new, fitting, span)
             if seen == position:
                 self._tail = new
                 return Outgoing(position, lengths[:fitting], span, room=min(room, span))
@@ -114,6 +168,9 @@ class Producer(End):
         if out.sent == out.span:
             return
         self._cut = out.position
+        if self._sole:  # it has recorded nothing so far: who has nobody beside him needs no record before
+            self._memory.store(self._reserving_at, out.position)
+            self._memory.flush()
         self._memory.store(self._record(CUT), 1 + out.sent)
         self._memory.flush()
 
@@ -138,7 +195,15 @@ class Producer(End):
         """Remember how many slots were in use when these messages had been put."""
         end = out.ticket + out.span
         used = (end - (state.head & TICKET)) % self._layout.modulus
-        used = min(max(out.span, used if used <= self._layout.slots + out.span else 0), self._layout.slots)
+        self._note_used(min(max(out.span, used if used <= self._layout.slots + out.span else 0), self._layout.slots))
+
+    def note_peak_of_short(self) -> None:
+        """Do so for the short message that was put last, by the first words as they were last read."""
+        used = ((self._tail & TICKET) - (self._words[0] & TICKET)) % self._layout.modulus
+        if self.peak < used <= self._layout.slots:
+            self._note_used(used)
+
+    def _note_used(self, used: int) -> None:
         if used > self.peak:
             self.peak = used
             self._memory.store(self._record(PEAK), used)

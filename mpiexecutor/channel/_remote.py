@@ -178,9 +178,7 @@ class RemoteChannel(Generic[P, M]):
         if self._puts.background.busy:
             _result(self._puts.put_later(parts), deadline)
             return
-        with self._puts.held(deadline) as held:
-            put = self._puts.put([parts], deadline) if held else 0
-        if not put:
+        if not self._puts.put([parts], deadline):
             raise TimeoutError(f"no room within {timeout} s")
 
     def put_nowait(self, message: P) -> None:
@@ -191,9 +189,7 @@ class RemoteChannel(Generic[P, M]):
             raise ChannelFull(f"a message of {size} bytes is longer than the channel: only put can wait until others take it")
         if self._puts.background.busy:
             raise ChannelFull("other puts of this rank are waiting")
-        with self._puts.held(0) as held:
-            put = self._puts.put([parts], 0, whole=True) if held else 0
-        if not put:
+        if not self._puts.put([parts], 0, whole=True):
             raise ChannelFull(f"no room in the channel's {self._layout.slots} slots")
 
     def putf(self, message: P, *, copy: bool = True) -> "Future[None]":
@@ -217,12 +213,11 @@ class RemoteChannel(Generic[P, M]):
             self._put_many_later(encoded, deadline)
             return
         done = 0
-        with self._puts.held(deadline) as held:
-            while done < len(encoded):
-                put = self._puts.put(encoded[done : done + _BATCH], deadline) if held else 0
-                if not put:
-                    raise IncompletePut(done, len(encoded))
-                done += put
+        while done < len(encoded):
+            put = self._puts.put(encoded[done : done + _BATCH], deadline)
+            if not put:
+                raise IncompletePut(done, len(encoded))
+            done += put
 
     def _put_many_later(self, encoded: list[Parts], deadline: float | None) -> None:
         futures = [self._puts.put_later(parts) for parts in encoded]
@@ -260,8 +255,7 @@ class RemoteChannel(Generic[P, M]):
         self._check_side("take")
         if self._takes.background.busy:
             raise ChannelEmpty("other takes of this rank are waiting")
-        with self._takes.held(0) as held:
-            found = self._takes.take(1, 0) if held else None
+        found = self._takes.take(1, 0)
         if found is None:
             raise ChannelEmpty("no message has come yet")
         return self._decode_one(found)
@@ -283,8 +277,7 @@ class RemoteChannel(Generic[P, M]):
         deadline = _deadline(timeout)
         if self._takes.background.busy:
             return _result(self._takes.take_later(self._decode), deadline)
-        with self._takes.held(deadline) as held:
-            found = self._takes.take(min(most, _BATCH), deadline) if held else None
+        found = self._takes.take(min(most, _BATCH), deadline)
         if found is None:
             raise TimeoutError(f"no message within {timeout} s")
         return self._decode(found)

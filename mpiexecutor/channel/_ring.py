@@ -184,12 +184,25 @@ class End:
         self._layout = layout
         self._rank = rank
         self._sole = sole  # nobody else writes this end's position: stores will do
-        self._control = memoryview(bytearray(layout.records))
+        self._control_bytes = bytearray(layout.records)
+        self._control = memoryview(self._control_bytes)
         self._words = self._control[: layout.takers].cast("q")
+        self._attempt = array("q", (0, 0, 0))
+        self._attempt_bytes = memoryview(self._attempt).cast("B")
+
+    def glance(self) -> bool:
+        """Read the first words of the ring; whether any rank sleeps."""
+        self._memory.fetch(0, self._control)
+        start, stop = self._layout.takers, self._layout.putters + self._layout.ranks
+        return self._control_bytes.count(0, start, stop) != stop - start
 
     def state(self) -> State:
         """Read the first words of the ring."""
         self._memory.fetch(0, self._control)
+        return self.glanced()
+
+    def glanced(self) -> State:
+        """Give what the first words said when they were last read."""
         head, tail, claimed, *voids = self._words
         layout = self._layout
         takers = bytes(self._control[layout.takers : layout.putters])
@@ -217,11 +230,13 @@ class End:
     def _swap(self, at: int, record: int, position: int, new: int, messages: int, span: int) -> int:
         """Move a position over what was seen ready; give what the position was found to be."""
         memory = self._memory
-        memory.write(record, memoryview(array("q", (position, messages, span))).cast("B"))
         if self._sole:
             memory.store(at, new)
             memory.flush()
             return position
+        attempt = self._attempt
+        attempt[0], attempt[1], attempt[2] = position, messages, span
+        memory.write(record, self._attempt_bytes)
         memory.flush()  # the record is there before anybody can see the position moved: a dead rank's share is known
         return memory.compare_swap(at, position, new)
 

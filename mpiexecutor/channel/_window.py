@@ -30,11 +30,11 @@ class Window:
         self._memory: memoryview | None = None  # where this rank reaches it without MPI
         if on_one_node(comm):
             self._win = MPI.Win.Allocate_shared(own, 1, comm=comm)
-            self._memory = memoryview(self._win.Shared_query(host)[0]).cast("B")
+            self._memory = self._win.Shared_query(host)[0].cast("B")
         else:
             self._win = MPI.Win.Allocate(own, 1, comm=comm)
             if comm.rank == host:
-                self._memory = memoryview(self._win.tomemory()).cast("B")
+                self._memory = self._win.tomemory().cast("B")
         self._win.Lock_all(MPI.MODE_NOCHECK)
 
     def memory(self) -> Memory:
