@@ -45,7 +45,7 @@ _making = threading.Lock()  # crews are made one at a time
 _TAG = 24601  # of reports and answers
 _LAST_WORDS = 0.2  # seconds that what was printed has to get through before the job is aborted
 _PATIENCE = 10.0  # seconds before a rank says whom it waits for
-_SLOTS, _SLOT_SIZE = 1024, 4096  # of each channel: messages of calls are small, and large ones take many slots
+_SLOTS, _SLOT_SIZE = 256, 16384  # of each channel: messages of calls are small, and large ones take many slots
 _SHORTEST, _LONGEST, _GROWTH = 1e-4, 0.02, 1.2  # seconds between two looks for a report
 
 

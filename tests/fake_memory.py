@@ -191,6 +191,9 @@ class FakeMemory:
         self._place()
         return found
 
+    def allocate(self, size: int) -> memoryview:
+        return memoryview(bytearray(b"\xaa" * size))
+
     def flush(self) -> None:
         self._place()
         self._complete()

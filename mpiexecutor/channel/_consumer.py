@@ -1,6 +1,5 @@
 """The end of a ring at which messages are taken out. The theory is in _ring.py."""
 
-import mmap
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from ._memory import Memory
 from ._ring import (
     AHEAD,
     CLAIMING,
+    CLOSED,
     CUT,
     LINE,
     MESSAGE,
@@ -59,6 +59,8 @@ class Consumer(End):
     def __init__(self, memory: Memory, layout: Layout, rank: int, *, sole: bool = False) -> None:
         super().__init__(memory, layout, rank, sole=sole)
         self._claiming_at = self._record(CLAIMING)
+        self._first_words = array("q", (0, 0, 0))  # HEAD, TAIL and CLAIMED
+        self._first = memoryview(self._first_words).cast("B")
         self._head = 0  # as last seen
         self._voids = 0
         self._limit = 0  # messages that were claimed, as last seen
@@ -82,7 +84,7 @@ class Consumer(End):
                 if self._refresh():
                     continue
                 return None
-            data = memoryview(bytearray(length >> 1))
+            data = memory.allocate(length >> 1)
             memory.read(layout.bytes + layout.slot_size * slot, data)  # complete before the swap is, see _incoming
             new = layout.advance(position, 1, 1)
             seen = self._swap(layout.head, self._claiming_at, position, new, 1, 1)
@@ -159,6 +161,12 @@ class Consumer(End):
             incoming.got += self._settled(incoming.ticket + incoming.got, left, published=True)
             incoming.ready = incoming.read = 0
 
+    def is_over(self) -> bool:
+        """Look whether no message will come any more."""
+        self._memory.fetch(0, self._first)
+        _, tail, claimed = self._first_words
+        return bool(tail & CLOSED or claimed or self.own_claims is not None) and self.ended(self.state())
+
     def ended(self, state: State) -> bool:
         """Whether no message will come any more: all that were claimed are taken, or the channel is closed and empty."""
         limit = self._claimed(state)
@@ -184,9 +192,8 @@ class Consumer(End):
         A first message whose end is not there yet counts, too, alone.
         """
         layout = self._layout
-        if most == 1:
-            words: Sequence[int] = (self._memory.load(layout.turn_at(ticket)),)
-        else:
+        words: Sequence[int] = (self._memory.load(layout.turn_at(ticket)),)
+        if most > 1 and words[0] & 1:  # published: there may be more
             count = min(most, AHEAD, layout.slots - ticket % layout.slots)
             words = array("q", bytes(WORD * count))
             self._memory.fetch(layout.turn_at(ticket), memoryview(words).cast("B"))
@@ -212,7 +219,7 @@ class Consumer(End):
         They cannot change before the swap: only who has claimed a slot frees it. If the swap fails they are thrown away.
         """
         size = lengths[0] if len(lengths) == 1 else span * self._layout.slot_size
-        incoming = Incoming(position, lengths, span, _buffer(size), ready)
+        incoming = Incoming(position, lengths, span, self._memory.allocate(size), ready)
         if ready == span and size <= PIECE:
             self._read(incoming, ready)
             incoming.read = ready
@@ -281,8 +288,3 @@ class Consumer(End):
             self._memory.store(self._record(CUT, cut.rank), 0)
             self._memory.flush()
         return Progress.CUT
-
-
-def _buffer(size: int) -> memoryview:
-    """Make memory for a message: fresh pages from the system if it is large, which nobody has to fill with zeros first."""
-    return memoryview(bytearray(size) if size < PIECE else mmap.mmap(-1, size))

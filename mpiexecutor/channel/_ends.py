@@ -272,7 +272,7 @@ class TakeEnd(_End):
             self.ring.resume(self._incoming)
             return self._incoming
         incoming = self.ring.claim(most)
-        if incoming is None and self.ring.ended(self.ring.state()):
+        if incoming is None and self.ring.is_over():
             return END
         return incoming
 

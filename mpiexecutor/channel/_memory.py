@@ -29,5 +29,8 @@ class Memory(Protocol):
     def compare_swap(self, at: int, expected: int, word: int) -> int:
         """Set the word at `at` if it is `expected`, in one step; give what it was. A flush of its own."""
 
+    def allocate(self, size: int) -> memoryview:
+        """Give memory of this party's own to read into, with whatever was in it before."""
+
     def flush(self) -> None:
         """Complete all that was asked for: a full fence between what comes before and what comes after."""

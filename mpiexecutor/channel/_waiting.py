@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 logger = logging.getLogger("mpiexecutor")
 
-_LOOKS = 30  # before sleeping: a look takes about a microsecond, going to sleep and being woken 50
+_LOOKING = 150e-6  # seconds before sleeping, which costs 50 with being woken; short where others want the processor
 _SHORTEST_FAR = 50e-6
 _LONGEST_FAR = 0.02  # seconds asleep where somebody can't
 _PATIENCE = 10.0  # seconds before a rank says that it waits for others
@@ -122,14 +122,17 @@ class Waiter:
 
     def wait(self, look: Callable[[], T | None], deadline: float | None, flag: int) -> T | None:
         """Look until there is something, and give it; None once the deadline is over, which may be past already."""
-        for _ in range(_LOOKS):
-            found = look()
-            if found is not None:
-                return found
-            if deadline is not None and time.monotonic() >= deadline:
+        found = look()
+        until = time.monotonic() + _LOOKING if found is None else 0.0
+        while found is None:
+            now = time.monotonic()
+            if deadline is not None and now >= deadline:
                 return None
+            if now >= until:
+                return self._sleep(look, deadline, flag)
             os.sched_yield()
-        return self._sleep(look, deadline, flag)
+            found = look()
+        return found
 
     def _sleep(self, look: Callable[[], T | None], deadline: float | None, flag: int) -> T | None:
         nap = _SHORTEST_FAR if self._far else self._longest

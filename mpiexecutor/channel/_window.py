@@ -6,6 +6,8 @@ use Put, Get and Flush, which every MPI has had to make work. What has to be one
 swapped are swapped or loaded only, and words that are stored have one writer at a time: the MPI standard promises no more.
 """
 
+import contextlib
+import mmap
 import platform
 import sys
 import threading
@@ -19,6 +21,10 @@ from ._ring import WORD
 
 # Both stacks lay 8-byte words on 8-byte boundaries of an allocated window, and move them whole.
 _WORD: Final = MPI.INT64_T
+# Bytes. The first touch of fresh pages costs more than copying to them. Below this they are few; up to the next bound the C library
+# gives memory that was used before, which nobody has to clear; beyond it gives fresh pages always, of which huge ones are fewer.
+_SMALL: Final = 64 << 10
+_MAPPED: Final = 32 << 20
 
 
 class Window:
@@ -94,6 +100,17 @@ class _RemoteMemory:
         self._win.Compare_and_swap(origin, compare, result, self._host, at)
         self._win.Flush(self._host)  # also where flush is something lighter
         return self._old[0]
+
+    def allocate(self, size: int) -> memoryview:
+        if size < _SMALL:
+            return memoryview(bytearray(size))
+        if size < _MAPPED:
+            return MPI.buffer.allocate(size).cast("B")
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):
+                pages.madvise(mmap.MADV_HUGEPAGE)
+        return memoryview(pages)
 
     def flush(self) -> None:
         self._win.Flush(self._host)
