@@ -6,6 +6,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+from ._functions import Function
 from ._outcomes import Blob
 
 
@@ -16,8 +17,13 @@ class Task:
     number: int
     future: Future[Any]
     blob: Blob
-    kind: str  # calls of one kind are expected to take about as long as each other
+    kind: object  # calls of one kind are expected to take about as long as each other
+    function: Function | None = None  # that the call names by its number
     batch: "Batch | None" = None  # the message that it went with last, once it has gone
+
+    def call(self) -> tuple[int, int, tuple[Any, ...]]:
+        """Give what goes to the worker."""
+        return self.number, self.function.number if self.function else 0, self.blob.ship()
 
 
 @dataclass(slots=True, eq=False)
@@ -33,12 +39,11 @@ class Session:
 
     number: int
     limit: int  # messages on their way at a time
-    initializer: Blob | None
+    initializer: Function | None
     backlog: deque[Task] = field(default_factory=deque)  # in order; these can still be cancelled
     sent: dict[int, Task] = field(default_factory=dict)  # without an outcome
     unsettled: int = 0  # sent, and its future not settled yet
     messages: int = 0  # on their way: in the ring, or at a worker
-    initialized: set[int] = field(default_factory=set)  # ranks that have run the initializer
     closed: str = ""  # why nothing may be submitted any more
     broken: str = ""  # why nothing will be run any more
     broken_cause: BaseException | None = None
@@ -47,7 +52,7 @@ class Session:
     def idle(self) -> bool:
         return not self.backlog and not self.unsettled
 
-    def next_batch(self, most: int, most_bytes: int, seconds: dict[str, float], most_seconds: float) -> list[Task]:
+    def next_batch(self, most: int, most_bytes: int, seconds: dict[object, float], most_seconds: float) -> list[Task]:
         """Take the next tasks for one message: more than one only if they are known to be short."""
         batch: list[Task] = []
         size, expected = 0, 0.0

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 from . import _adopt
 from ._mpiexec import launched, usable_cores
 from ._outcomes import Blob, Place
+from ._parcels import Parcels
 from ._pump import Pump
 from ._worker import Worker
 from .channel import RemoteChannel
@@ -55,13 +56,16 @@ class Crew:
     def __init__(self, comm: "MPI.Intracomm", root: int) -> None:
         self._comm = comm.Dup()
         self._channels = _channels(self._comm, root)
+        parcels = Parcels(self._comm, root)
         self.place = Place.here(comm.rank, comm.size)
         self.alone = comm.size == 1
         self.workers = max(1, comm.size - 1)
-        self._thread = threading.Thread(target=Worker(*self._channels, self.place).serve, name="mpiexecutor worker", daemon=True)
+        self._thread = threading.Thread(
+            target=Worker(*self._channels, parcels, self.place).serve, name="mpiexecutor worker", daemon=True
+        )
         if self.alone:
             self._thread.start()
-        self.pump = Pump(*self._channels, self.workers, self.place)
+        self.pump = Pump(*self._channels, parcels, self.workers, self.place)
         self.closed = False
         job = _world().Get_attr(_attribute("job"))
         self._job = job if isinstance(job, _adopt.Job) else None  # that this process has started
@@ -179,7 +183,7 @@ def serve(comm: "MPI.Intracomm", root: int) -> bool:
     with orders.followed():
         own = comm.Dup()
         channels = _channels(own, root)
-        Worker(*channels, Place.here(comm.rank, comm.size)).serve()
+        Worker(*channels, Parcels(own, root), Place.here(comm.rank, comm.size)).serve()
         _dissolve(own, channels)
     comm.Delete_attr(_attribute("crew"))
     return True

@@ -75,6 +75,20 @@ class Blob:
         return cls(data, buffers)
 
 
+def ship(obj: Any) -> tuple[tuple[Any, ...], int]:
+    """Pickle an object as part of a message; give also its size in bytes."""
+    data, buffers = dumps(obj)
+    if not buffers and len(data) < _IN_BAND:
+        return (data,), len(data)
+    blob = Blob(data, buffers)
+    return blob.ship(), blob.size
+
+
+def unship(shipped: tuple[Any, ...]) -> Any:
+    """Rebuild an object that was shipped."""
+    return loads(shipped[0], shipped[1:])
+
+
 # A failure in a message: the error's class, its text, the traceback, and the pickled error unless that could not be had.
 Failure = tuple[str, str, str, tuple[Any, ...] | None]
 

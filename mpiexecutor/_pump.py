@@ -15,12 +15,14 @@ import itertools
 import logging
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, Future
 from typing import Any
 
+from ._functions import Catalogue, Function
 from ._futures import Batch, Session, Task
-from ._outcomes import Blob, Failure, Place, RemoteTraceback, error_from, with_cause
+from ._outcomes import Blob, Failure, Place, RemoteTraceback, error_from, unship, with_cause
+from ._parcels import Parcels
 from ._worker import Outcome, Reply, Work
 from .channel import ChannelFull, RemoteChannel
 
@@ -38,9 +40,18 @@ _REPLIES = 64  # messages that the collector takes at a time
 class Pump:
     """Sends the calls of all executors of this process, and settles their futures."""
 
-    def __init__(self, work: RemoteChannel[Work, Work], replies: RemoteChannel[Reply, Reply], workers: int, place: Place) -> None:
+    def __init__(
+        self,
+        work: RemoteChannel[Work, Work],
+        replies: RemoteChannel[Reply, Reply],
+        parcels: Parcels,
+        workers: int,
+        place: Place,
+    ) -> None:
         self._work = work
         self._replies = replies
+        self._parcels = parcels
+        self.catalogue = Catalogue()
         self._workers = workers
         self._place = place
         self._lock = threading.RLock()  # a callback of a future that is done already runs at once
@@ -48,7 +59,7 @@ class Pump:
         self._sessions: dict[int, Session] = {}
         self._numbers = itertools.count()
         self._session_numbers = itertools.count()
-        self._seconds: dict[str, float] = {}  # expected duration of a call, by kind
+        self._seconds: dict[object, float] = {}  # expected duration of a call, by kind
         self._failure = ""  # why nothing is collected any more
         self._streaming = False  # a message longer than the room there was is still being put
         self._collector = threading.Thread(target=self._collect, name="mpiexecutor collector", daemon=True)
@@ -56,7 +67,7 @@ class Pump:
 
     # -- what executors call ---------------------------------------------------------------------------------------------------
 
-    def open(self, most_workers: int, initializer: Blob | None) -> Session:
+    def open(self, most_workers: int, initializer: Function | None) -> Session:
         """Begin a session for an executor that may use so many workers."""
         # With fewer than all workers, only one message each: any worker may take it, so only their number keeps them few.
         limit = _PER_WORKER * self._workers if most_workers >= self._workers else most_workers
@@ -67,12 +78,14 @@ class Pump:
             self._sessions[session.number] = session
             return session
 
-    def submit(self, session: Session, future: Future[Any], blob: Blob, kind: str) -> None:
+    def submit(self, session: Session, future: Future[Any], blob: Blob, kind: object, function: Function | None) -> None:
         """Queue a call, and send it at once if it is its turn. RuntimeError if the session takes no more."""
         with self._lock:
-            self.check_open(session)
-            session.backlog.append(Task(next(self._numbers), future, blob, kind))
-            self._dispatch()
+            if session.closed or session.broken:
+                self.check_open(session)
+            session.backlog.append(Task(next(self._numbers), future, blob, kind, function))
+            if session.messages < session.limit:
+                self._dispatch()
 
     def check_open(self, session: Session) -> None:
         """Raise what submit would raise."""
@@ -144,10 +157,9 @@ class Pump:
             task.batch = batch
             session.sent[task.number] = task
         session.messages += 1
-        missing = session.initializer is not None and len(session.initialized) < self._workers
-        initializer = session.initializer.ship() if missing and session.initializer else None
+        initializer = session.initializer.number if session.initializer else 0
         try:
-            self._put((session.number, initializer, [(task.number, task.blob.ship()) for task in tasks]))
+            self._put((session.number, initializer, [task.call() for task in tasks]))
         except Exception as error:  # noqa: BLE001 - more than a channel can carry: they fail alone
             self._fail(session, tasks, error)
         except BaseException:  # Ctrl-C in the thread that submits
@@ -206,74 +218,63 @@ class Pump:
         replies = self._replies.take_many(_REPLIES)
         if not replies:
             return False
-        settled, broken = self._note_all(replies)
+        done, broken = self._note_all(replies)
         replies.clear()
         for session, (name, text, trace, _) in broken:
             self._break(session, f"the initializer failed in a worker, {name}: {text}", RemoteTraceback(trace))
-        settled.reverse()
-        while settled:  # so that nothing here holds on to a result while the next one is unpickled
-            session, task, outcome = settled.pop()
-            self._settle(task, outcome)
-            with self._lock:
-                session.unsettled -= 1  # only now: who waits for the session finds its futures done
-            del task, outcome
-        with self._idle:
-            self._forget_done()
-            self._idle.notify_all()
+        for session, settled in done:
+            count = len(settled)
+            settled.reverse()
+            while settled:  # so that nothing here holds on to a result while the next one is unpickled
+                self._settle(*settled.pop())
+            with self._idle:
+                session.unsettled -= count  # only now: who waits for the session finds its futures done
+                self._forget_done()
+                self._idle.notify_all()
         return True
 
-    def _note_all(self, replies: list[Reply]) -> tuple[list[tuple[Session, Task, Outcome]], list[tuple[Session, Failure]]]:
+    def _note_all(
+        self, replies: list[Reply]
+    ) -> tuple[list[tuple[Session, list[tuple[Task, Outcome]]]], list[tuple[Session, Failure]]]:
         """Take what has an outcome off the lists, and send what has room now: workers first, futures afterwards."""
+        done: list[tuple[Session, list[tuple[Task, Outcome]]]] = []
         broken: list[tuple[Session, Failure]] = []
-        settled: list[tuple[Session, Task, Outcome]] = []
         with self._lock:
-            for rank, initialized, outcomes, given_back in replies:
-                if initialized is not None:
-                    self._note_initialized(rank, *initialized, broken)
-                settled.extend(self._note(outcomes))
-                self._note_given_back(given_back)
+            for rank, number, outcomes, given_back, failure, wanted in replies:
+                if wanted:
+                    function = self.catalogue.find(wanted)
+                    self._parcels.send(rank, function.blob if function else None)
+                session = self._sessions.get(number)
+                if session is None or session.broken:
+                    continue
+                if failure is not None:
+                    broken.append((session, failure))
+                if outcomes:
+                    done.append((session, self._note(session, outcomes)))
+                self._note_given_back(session, given_back)
             self._dispatch()
-        return settled, broken
+        return done, broken
 
-    def _note_initialized(self, rank: int, number: int, failure: Failure | None, broken: list[tuple[Session, Failure]]) -> None:
-        session = self._sessions.get(number)
-        if session is None or session.broken:
-            return
-        if failure is None:
-            session.initialized.add(rank)
-        else:
-            broken.append((session, failure))
-
-    def _note(self, outcomes: list[Outcome]) -> list[tuple[Session, Task, Outcome]]:
+    def _note(self, session: Session, outcomes: Sequence[Outcome]) -> list[tuple[Task, Outcome]]:
         """Take the tasks that have an outcome off the list; the lock is held."""
         found = []
+        expected = self._seconds
         for outcome in outcomes:
-            number, seconds, _, _ = outcome
-            sent = self._find(number)
-            if sent is not None:
-                session, task = sent
-                found.append((session, task, outcome))
-                del session.sent[number]
+            task = session.sent.pop(outcome[0], None)
+            if task is not None:
+                found.append((task, outcome))
                 self._leave_batch(session, task)
-                before = self._seconds.get(task.kind, seconds)
-                self._seconds[task.kind] = before + _WEIGHT * (seconds - before)
+                before = expected.get(task.kind, outcome[1])
+                expected[task.kind] = before + _WEIGHT * (outcome[1] - before)
         return found
 
-    def _note_given_back(self, numbers: list[int]) -> None:
+    def _note_given_back(self, session: Session, numbers: Sequence[int]) -> None:
         """Queue calls again that waited behind a long one; calls of their kind are not expected to be short for a while."""
         for number in reversed(numbers):
-            sent = self._find(number)
-            if sent is not None:
-                session, task = sent
-                self._seconds[task.kind] = max(self._seconds.get(task.kind, 0.0), _LONG)
-                self._take_back(session, [task])
-
-    def _find(self, number: int) -> tuple[Session, Task] | None:
-        for session in list(self._sessions.values()):
             task = session.sent.get(number)
             if task is not None:
-                return session, task
-        return None
+                self._seconds[task.kind] = max(self._seconds.get(task.kind, 0.0), _LONG)
+                self._take_back(session, [task])
 
     def _settle(self, task: Task, outcome: Outcome) -> None:
         _, _, shipped, failure = outcome
@@ -282,7 +283,7 @@ class Pump:
             return
         assert shipped is not None
         try:
-            value = Blob.unship(shipped).load()
+            value = unship(shipped)
         except BaseException as error:  # noqa: BLE001 - the result's own code: it fails alone
             _quietly(task.future.set_exception, with_cause(error, self._place))
         else:

@@ -7,22 +7,25 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
-from ._outcomes import Blob, Failure, Place, failure_of
+from ._functions import Shelf
+from ._outcomes import Failure, Place, failure_of, ship, unship
+from ._parcels import Parcels
 from .channel import ChannelClosed, RemoteChannel
 
-# A message of work: the executor's number, its pickled initializer unless it has none or all have run it, and the calls: number
-# and blob.
-Call = tuple[int, tuple[Any, ...]]
-Work = tuple[int, tuple[Any, ...] | None, list[Call]]
+# A message of work: the executor's number, that of its initializer (0: it has none), and the calls: number, the number of the
+# function (see _functions.py; 0: it has none), and the pickled function (None if it has a number), arguments and keywords.
+Call = tuple[int, int, tuple[Any, ...]]
+Work = tuple[int, int, list[Call]]
 
-# A message of replies: the rank; what became of an initializer (the executor's number and its failure if it failed); what became
-# of calls: number, seconds that it ran, and either its value or its failure; the numbers of calls that are given back, not begun.
+# A message of replies: the rank; the executor's number; what became of calls: number, seconds that it ran, and either its value or
+# its failure; the numbers of calls that are given back, not begun; the failure of its initializer; the number of a function that
+# is wanted.
 Outcome = tuple[int, float, tuple[Any, ...] | None, Failure | None]
-Reply = tuple[int, tuple[int, Failure | None] | None, list[Outcome], list[int]]
+Reply = tuple[int, int, Sequence[Outcome], Sequence[int], Failure | None, int]
 
 _HELD = 1e-3  # seconds that an outcome is kept back at most while other calls of its message begin
 _LARGE = 256 << 10  # bytes of outcomes that go at once
@@ -75,7 +78,7 @@ class Desk:
             if running is None or running != self.running:
                 return [], []
             outcomes, self.outcomes, self.size = self.outcomes, [], 0
-            waiting = [number for number, _ in self.calls]
+            waiting = [number for number, _, _ in self.calls]
             self.calls.clear()
             return outcomes, waiting
 
@@ -131,11 +134,15 @@ class Courier:
 class Worker:
     """One worker: its channels, and which initializers it has run."""
 
-    def __init__(self, work: RemoteChannel[Work, Work], replies: RemoteChannel[Reply, Reply], place: Place) -> None:
+    def __init__(
+        self, work: RemoteChannel[Work, Work], replies: RemoteChannel[Reply, Reply], parcels: Parcels, place: Place
+    ) -> None:
         self._work = work
         self._replies = replies
         self._place = place
-        self._initialized: dict[int, Failure | None] = {}  # by executor
+        self._executor = 0  # whose calls are on the desk
+        self._initialized: dict[int, bool] = {}  # by executor: whether it may run calls
+        self._shelf = Shelf(parcels, self._ask)
         self._desk = Desk()
         self._courier = Courier(self._desk, self._send)
 
@@ -146,11 +153,11 @@ class Worker:
             self._do(*messages.pop())
         self._courier.stop()
 
-    def _do(self, executor: int, initializer: tuple[Any, ...] | None, calls: list[Call]) -> None:
-        if initializer is not None and executor not in self._initialized:
-            self._initialized[executor] = self._initialize(Blob.unship(initializer))
-            self._reply((self._place.rank, (executor, self._initialized[executor]), [], []))
-        if self._initialized.get(executor) is not None:
+    def _do(self, executor: int, initializer: int, calls: list[Call]) -> None:
+        self._executor = executor
+        if initializer and executor not in self._initialized:
+            self._initialized[executor] = self._initialize(initializer)
+        if not self._initialized.get(executor, True):
             return  # the root has failed all the calls of this executor
         self._desk.calls.extend(calls)
         self._desk.sent_at = time.perf_counter()
@@ -159,13 +166,14 @@ class Worker:
         calls.clear()  # so that nothing here holds on to the arguments
         self._run_all()
 
-    def _initialize(self, blob: Blob) -> Failure | None:
+    def _initialize(self, number: int) -> bool:
         try:
-            function, arguments = blob.load()
+            function, arguments = self._shelf.take(number)
             function(*arguments)
         except BaseException as error:  # noqa: BLE001 - see the module
-            return failure_of(error, self._place)
-        return None
+            self._reply(failure=failure_of(error, self._place))
+            return False
+        return True
 
     def _run_all(self) -> None:
         """Run the calls on the desk, and send what became of them before it grows old or large."""
@@ -179,22 +187,30 @@ class Worker:
 
     def _send(self, outcomes: list[Outcome], given_back: list[int]) -> None:
         if outcomes or given_back:
-            self._reply((self._place.rank, None, outcomes, given_back))
+            self._reply(outcomes, given_back)
 
-    def _reply(self, reply: Reply) -> None:
+    def _ask(self, wanted: int) -> None:
+        self._reply(wanted=wanted)
+
+    def _reply(
+        self, outcomes: Sequence[Outcome] = (), given_back: Sequence[int] = (), failure: Failure | None = None, wanted: int = 0
+    ) -> None:
         with contextlib.suppress(ChannelClosed):  # the root has failed these calls, and gone on without their outcomes
-            self._replies.put(reply)
+            self._replies.put((self._place.rank, self._executor, outcomes, given_back, failure, wanted))
 
-    def _run(self, number: int, shipped: tuple[Any, ...]) -> tuple[Outcome, int]:
+    def _run(self, number: int, numbered: int, shipped: tuple[Any, ...]) -> tuple[Outcome, int]:
         began = time.perf_counter()
         try:
-            function, arguments, keywords = Blob.unship(shipped).load()
+            function, arguments, keywords = unship(shipped)
             del shipped
-            blob = Blob.of(function(*arguments, **keywords))
+            if numbered:
+                function = self._shelf.get(numbered)
+                began = time.perf_counter()
+            value, size = ship(function(*arguments, **keywords))
         except BaseException as error:  # noqa: BLE001 - see the module
             failure = failure_of(error, self._place)
             return (number, time.perf_counter() - began, None, failure), 0
-        return (number, time.perf_counter() - began, blob.ship(), None), blob.size
+        return (number, time.perf_counter() - began, value, None), size
 
 
 def run_chunk(function: Callable[..., Any], chunk: Iterable[tuple[Any, ...]]) -> list[Any]:

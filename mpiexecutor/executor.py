@@ -19,9 +19,10 @@ from concurrent.futures import Executor, Future
 from functools import partial
 from itertools import islice
 from queue import Empty, SimpleQueue
-from types import TracebackType
+from types import FunctionType, TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
+from ._functions import Function
 from ._launch import MAX_WORKERS_VARIABLE, Crew, enlist, has_crew, is_serving, leave, muster, serve, world
 from ._outcomes import Blob, with_cause
 from ._worker import in_task, run_chunk
@@ -88,7 +89,7 @@ class RMAChannelExecutor(Executor):
         """Be an executor of this crew."""
         if crew.closed:
             raise RuntimeError("cannot make an executor at interpreter shutdown")
-        pickled = None if initializer is None else Blob.of((initializer, initargs))
+        first = None if initializer is None else crew.pump.catalogue.add((initializer, initargs))
         if crew.alone:
             warnings.warn(
                 "this job has one rank: calls run one by one in a thread of this process. For 4 workers start it as "
@@ -102,7 +103,7 @@ class RMAChannelExecutor(Executor):
         self._num_workers = min(max_workers or crew.workers, crew.workers)
         self._pump = crew.pump
         self._place = crew.place
-        self._session = crew.pump.open(self._num_workers, pickled)
+        self._session = crew.pump.open(self._num_workers, first)
         # An executor that is dropped takes no more calls; those that it has are run.
         weakref.finalize(self, crew.pump.close, self._session, "the executor is gone").atexit = False
 
@@ -121,12 +122,16 @@ class RMAChannelExecutor(Executor):
         them unchanged until the future is done. A call that cannot be pickled fails in its future. RuntimeError after
         shutdown.
         """
-        return self._submit(fn, args, kwargs, _kind(fn))
+        return self._submit(fn, args, kwargs, _kind(fn), None)
 
-    def _submit(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], kind: str) -> Future[T]:
+    def _submit(
+        self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], kind: object, function: Function | None
+    ) -> Future[T]:
         future: Future[T] = Future()
         try:
-            blob = _pickled((fn, args, kwargs))
+            if function is None:
+                function = self._pump.catalogue.submitted(fn)
+            blob = _pickled((None if function else fn, args, kwargs))
         except _OwnInterrupt as interrupt:
             raise KeyboardInterrupt from interrupt.__cause__
         except BaseException as error:  # noqa: BLE001 - the call's own code: it fails alone
@@ -134,7 +139,7 @@ class RMAChannelExecutor(Executor):
             future.set_running_or_notify_cancel()
             future.set_exception(with_cause(error, self._place))
             return future
-        self._pump.submit(self._session, future, blob, kind)
+        self._pump.submit(self._session, future, blob, kind, function)
         return future
 
     def map(
@@ -170,15 +175,23 @@ class RMAChannelExecutor(Executor):
         deadline = None if timeout is None else timeout + time.monotonic()
         submit: Callable[[tuple[Any, ...]], Future[Any]]
         calls: Iterator[tuple[Any, ...]] = map(tuple, iterable)
-        if chunksize == 1:
-            submit = partial(_submit_weakly, weakref.ref(self), fn, _kind(fn))
-        else:
-            submit = partial(_submit_weakly, weakref.ref(self), run_chunk, f"chunk of {_kind(fn)}")
-            calls = ((fn, chunk) for chunk in _chunks(calls, chunksize))
+        called: Callable[..., Any] = fn
+        kind = _kind(fn)
+        if chunksize > 1:
+            called, kind = partial(run_chunk, fn), ("chunk", kind)
+            calls = ((chunk,) for chunk in _chunks(calls, chunksize))
+        submit = partial(_submit_weakly, weakref.ref(self), called, kind, self._mapped(called))
         futures = deque(submit(call) for call in (calls if buffersize is None else islice(calls, buffersize)))
         more = iter(()) if buffersize is None else calls
         results = _unordered(futures, submit, more, deadline) if unordered else _ordered(futures, submit, more, deadline)
         return results if chunksize == 1 else _flattened(results)
+
+    def _mapped(self, fn: Callable[..., Any]) -> Function | None:
+        """Have the function go to each worker once; None if it is as well sent with every call, or fails with it."""
+        try:
+            return self._pump.catalogue.mapped(fn)
+        except Exception:  # noqa: BLE001 - its own pickling: every call shows it
+            return None
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; with `wait`, return once all are done; with `cancel_futures`, drop those not sent yet.
@@ -286,10 +299,12 @@ def _pickled(call: Any) -> Blob:
         raise _OwnInterrupt from interrupt
 
 
-def _kind(fn: Callable[..., Any]) -> str:
-    """Name the calls that probably take as long as each other."""
-    while isinstance(fn, partial):
+def _kind(fn: Callable[..., Any]) -> object:
+    """Tell apart the calls that probably do not take as long as each other."""
+    while type(fn) is partial:
         fn = fn.func
+    if type(fn) is FunctionType:
+        return fn.__code__
     try:
         names = fn.__module__, fn.__qualname__
     except Exception:  # noqa: BLE001 - its own code
@@ -298,13 +313,17 @@ def _kind(fn: Callable[..., Any]) -> str:
 
 
 def _submit_weakly(
-    executor: "weakref.ref[RMAChannelExecutor]", fn: Callable[..., Any], kind: str, args: tuple[Any, ...]
+    executor: "weakref.ref[RMAChannelExecutor]",
+    fn: Callable[..., Any],
+    kind: object,
+    function: Function | None,
+    args: tuple[Any, ...],
 ) -> Future[Any]:
     """Submit for an iterator, which must not keep its executor alive."""
     this = executor()
     if this is None:
         raise RuntimeError("cannot schedule new futures: the executor is gone")
-    return this._submit(fn, args, {}, kind)  # noqa: SLF001 - its own
+    return this._submit(fn, args, {}, kind, function)  # noqa: SLF001 - its own
 
 
 def _chunks(calls: Iterator[tuple[Any, ...]], size: int) -> Iterator[list[tuple[Any, ...]]]:

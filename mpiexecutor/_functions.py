@@ -1,0 +1,244 @@
+"""Functions that go to each worker once: what all calls of a map have in common, and what a script submits again and again.
+
+The root gives each a number and pickles it once; a call then names it by its number. A worker that does not know the number asks
+for the function, gets it as a parcel, and keeps it.
+
+    root: Catalogue ── call with a number ──> worker: Shelf
+              ^                                  |
+              └──────── wanted: the number ──────┘
+              └──────── parcel ─────────────────>
+
+Nobody is to see a difference to pickling the function with every call. So submit sends by number only what is a function, and as
+long as nothing has changed that its pickle depends on. And a worker runs a plain function as it is, as with multiprocessing, but
+rebuilds anything else (a partial, an object that can be called) for every call, from copies of its buffers: what one call does to
+it, the next must not see.
+"""
+
+import itertools
+import sys
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, ModuleType
+from typing import Any
+
+from cloudpickle.cloudpickle import list_registry_pickle_by_value
+
+from ._outcomes import Blob
+from ._parcels import Pages, Parcels
+from .channel._pickling import loads
+
+_LARGE = 16 << 10  # bytes: what is smaller, and no function, is pickled with every call
+_KEPT = 64  # functions that a worker keeps at most
+_KEPT_BYTES = 256 << 20  # of them together, unless the newest alone has more
+_ATOMS = (type(None), bool, int, float, complex, str, bytes, type(...))
+_MISSING = object()
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Function:
+    """Something to be called, on the root: there as long as somebody may still ask for it."""
+
+    number: int
+    blob: Blob
+
+
+class Catalogue:
+    """The root's functions, by number."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+        self._functions: weakref.WeakValueDictionary[int, Function] = weakref.WeakValueDictionary()
+        self._submitted: dict[int, _Submitted] = {}  # by id of the function
+
+    def add(self, what: object) -> Function:
+        """Pickle something to be called, and give it a number; raise whatever its pickling raises."""
+        function = Function(next(self._numbers), Blob.of(what))
+        self._functions[function.number] = function
+        return function
+
+    def find(self, number: int) -> Function | None:
+        return self._functions.get(number)
+
+    def mapped(self, fn: Callable[..., Any]) -> Function | None:
+        """Give what a map sends by number instead of this; None if it is as well pickled with every call."""
+        if type(fn) is FunctionType:
+            return self.submitted(fn) or self.submitted(fn) or self.add(fn)
+        function = self.add(fn)
+        return function if function.blob.size >= _LARGE else None
+
+    def submitted(self, fn: Callable[..., Any]) -> Function | None:
+        """Give what submit sends by number instead of this; None if it is to be pickled, as it is the first time."""
+        if type(fn) is not FunctionType:
+            return None
+        known = self._submitted.get(id(fn))
+        if known is None:
+            forget = _without(self._submitted, id(fn))
+            self._submitted[id(fn)] = _Submitted(weakref.ref(fn, forget))
+            return None
+        return known.function(self.add)
+
+
+class _Submitted:
+    """A function that was submitted at least once."""
+
+    def __init__(self, reference: "weakref.ref[FunctionType]") -> None:
+        self._reference = reference
+        self._lock = threading.Lock()
+        self._last: tuple[Dependencies, Function] | None = None
+
+    def function(self, add: Callable[[object], Function]) -> Function | None:
+        last = self._last
+        if last is not None and last[0].unchanged():
+            return last[1]
+        with self._lock:
+            fn = self._reference()
+            dependencies = None if fn is None else Dependencies.of(fn)
+            self._last = None if dependencies is None else (dependencies, add(fn))
+            return self._last and self._last[1]
+
+
+def _without(table: dict[int, Any], key: int) -> Callable[[object], object]:
+    return lambda _: table.pop(key, None)
+
+
+class Dependencies:
+    """What the pickle of a function depends on, if that is nothing that can change unseen."""
+
+    def __init__(self) -> None:
+        self._names: list[tuple[dict[str, Any], str, object]] = []
+        self._cells: list[tuple[CellType, object]] = []
+        self._parts: list[tuple[FunctionType, CodeType, object, object]] = []
+
+    @classmethod
+    def of(cls, fn: FunctionType) -> "Dependencies | None":
+        """Find them, through the functions that this one refers to."""
+        found = cls()
+        waiting, seen = [fn], {fn}
+        while waiting:
+            values = found._add(waiting.pop())
+            for value in values:
+                if isinstance(value, FunctionType) and not _goes_by_name(value):
+                    if value not in seen:
+                        seen.add(value)
+                        waiting.append(value)
+                elif not _never_changes(value):
+                    return None
+        return found
+
+    def unchanged(self) -> bool:
+        """Whether everything is still what it was."""
+        return (
+            all(names.get(name, _MISSING) is value for names, name, value in self._names)
+            and all(_content(cell) is value for cell, value in self._cells)
+            and all(
+                fn.__code__ is code and fn.__defaults__ is defaults and fn.__kwdefaults__ is keywords and not fn.__dict__
+                for fn, code, defaults, keywords in self._parts
+            )
+        )
+
+    def _add(self, fn: FunctionType) -> list[object]:
+        """Note what a function depends on itself; give the values."""
+        if _goes_by_name(fn):
+            return []
+        self._parts.append((fn, fn.__code__, fn.__defaults__, fn.__kwdefaults__))
+        names = [(fn.__globals__, name, fn.__globals__.get(name, _MISSING)) for name in set(_names_in(fn.__code__))]
+        cells = [(cell, _content(cell)) for cell in fn.__closure__ or ()]
+        self._names += names
+        self._cells += cells
+        values = [value for _, _, value in names] + [value for _, value in cells]
+        values += fn.__defaults__ or ()
+        values += (fn.__kwdefaults__ or {}).values()
+        values += fn.__dict__.values()
+        return [value for value in values if value is not _MISSING]
+
+
+def _never_changes(value: object) -> bool:
+    """Whether a value's pickle is the same at any time."""
+    if isinstance(value, ModuleType):
+        return sys.modules.get(value.__name__) is value
+    if type(value) is tuple:
+        return all(map(_never_changes, value))
+    return type(value) in _ATOMS or (isinstance(value, (type, FunctionType, BuiltinFunctionType)) and _goes_by_name(value))
+
+
+def _goes_by_name(value: Any) -> bool:
+    """Whether a function or class is pickled as a name that means the same in another process."""
+    if type(value.__module__) is not str or value.__module__ == "__main__" or list_registry_pickle_by_value():
+        return False
+    found: object = sys.modules.get(value.__module__)
+    for name in value.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is value
+
+
+def _names_in(code: CodeType) -> Iterator[str]:
+    """Give the global names that code may look up, and some that are attributes."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names_in(constant)
+
+
+def _content(cell: CellType) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # empty
+        return _MISSING
+
+
+class Shelf:
+    """The functions that a worker keeps."""
+
+    def __init__(self, parcels: Parcels, ask: Callable[[int], None]) -> None:
+        self._parcels = parcels
+        self._ask = ask
+        self._kept: OrderedDict[int, _Kept] = OrderedDict()  # the one used last at the end
+
+    def get(self, number: int) -> Any:
+        """Give the function; raise whatever its unpickling raises."""
+        kept = self._kept.get(number)
+        if kept is None:
+            kept = self._kept[number] = self._fetch(number)
+            while len(self._kept) > _KEPT or (len(self._kept) > 1 and sum(map(len, self._kept.values())) > _KEPT_BYTES):
+                self._kept.popitem(last=False)
+        else:
+            self._kept.move_to_end(number)
+        return kept.get()
+
+    def take(self, number: int) -> Any:
+        """Give it, and keep it no longer."""
+        try:
+            return self.get(number)
+        finally:
+            self._kept.pop(number, None)
+
+    def _fetch(self, number: int) -> "_Kept":
+        self._ask(number)
+        parcel = self._parcels.receive()
+        if parcel is None:
+            raise LookupError("what this call was to run is wanted no more")  # nor is its outcome
+        return _Kept(*parcel)
+
+
+class _Kept:
+    """A pickled function, and the function itself if calls may share it."""
+
+    def __init__(self, data: memoryview, buffers: list[Pages]) -> None:
+        self._data = data
+        self._buffers = buffers
+        self._shared: Any = None
+
+    def __len__(self) -> int:
+        """Bytes."""
+        return len(self._data) + sum(map(len, self._buffers))
+
+    def get(self) -> Any:
+        if self._shared is not None:
+            return self._shared
+        function = loads(self._data, [buffer.copy() for buffer in self._buffers])
+        if isinstance(function, (FunctionType, BuiltinFunctionType, type)):
+            self._shared = function
+        return function
