@@ -16,7 +16,6 @@ it, the next must not see.
 
 import itertools
 import sys
-import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -51,7 +50,7 @@ class Catalogue:
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
         self._functions: weakref.WeakValueDictionary[int, Function] = weakref.WeakValueDictionary()
-        self._submitted: dict[int, _Submitted] = {}  # by id of the function
+        self._known_functions: dict[int, _Known] = {}  # by id
 
     def add(self, what: object) -> Function:
         """Pickle something to be called, and give it a number; raise whatever its pickling raises."""
@@ -65,39 +64,55 @@ class Catalogue:
     def mapped(self, fn: Callable[..., Any]) -> Function | None:
         """Give what a map sends by number instead of this; None if it is as well pickled with every call."""
         if type(fn) is FunctionType:
-            return self.submitted(fn) or self.submitted(fn) or self.add(fn)
+            return self._known(fn).numbered(self.add) or self.add(fn)
         function = self.add(fn)
         return function if function.blob.size >= _LARGE else None
 
     def submitted(self, fn: Callable[..., Any]) -> Function | None:
-        """Give what submit sends by number instead of this; None if it is to be pickled, as it is the first time."""
+        """Give what submit sends by number instead of this; None if it is to be pickled, as at first and after a change."""
         if type(fn) is not FunctionType:
             return None
-        known = self._submitted.get(id(fn))
+        known = self._known(fn)
+        return known.numbered(self.add) if known.seen_before() else None
+
+    def _known(self, fn: FunctionType) -> "_Known":
+        known = self._known_functions.get(id(fn))
         if known is None:
-            forget = _without(self._submitted, id(fn))
-            self._submitted[id(fn)] = _Submitted(weakref.ref(fn, forget))
-            return None
-        return known.function(self.add)
+            known = self._known_functions[id(fn)] = _Known(weakref.ref(fn, _without(self._known_functions, id(fn))))
+        return known
 
 
-class _Submitted:
-    """A function that was submitted at least once."""
+class _Known:
+    """A function of the script."""
 
     def __init__(self, reference: "weakref.ref[FunctionType]") -> None:
         self._reference = reference
-        self._lock = threading.Lock()
-        self._last: tuple[Dependencies, Function] | None = None
+        self._seen = False
+        self._dependencies: Dependencies | None = None
+        self._function: Function | None = None
 
-    def function(self, add: Callable[[object], Function]) -> Function | None:
-        last = self._last
-        if last is not None and last[0].unchanged():
-            return last[1]
-        with self._lock:
-            fn = self._reference()
-            dependencies = None if fn is None else Dependencies.of(fn)
-            self._last = None if dependencies is None else (dependencies, add(fn))
-            return self._last and self._last[1]
+    def seen_before(self) -> bool:
+        """Whether it was submitted before, as it is now."""
+        if self._dependencies is not None and self._dependencies.unchanged():
+            return True
+        seen, self._seen = self._seen, True
+        if seen:  # most are submitted once: only now it is worth a closer look
+            self._look()
+        return False
+
+    def numbered(self, add: Callable[[object], Function]) -> Function | None:
+        """Give it with a number; None if it has to be pickled every time. Two threads may number it at once: that is as good."""
+        if self._dependencies is None or not self._dependencies.unchanged():
+            self._look()
+        function = self._function
+        if function is None and self._dependencies is not None and (fn := self._reference()) is not None:
+            function = self._function = add(fn)
+        return function
+
+    def _look(self) -> None:
+        fn = self._reference()
+        self._function = None
+        self._dependencies = None if fn is None else Dependencies.of(fn)
 
 
 def _without(table: dict[int, Any], key: int) -> Callable[[object], object]:
@@ -105,12 +120,10 @@ def _without(table: dict[int, Any], key: int) -> Callable[[object], object]:
 
 
 class Dependencies:
-    """What the pickle of a function depends on, if that is nothing that can change unseen."""
+    """What the pickle of a function depends on, if that is nothing that can change unseen. It keeps no function alive."""
 
     def __init__(self) -> None:
-        self._names: list[tuple[dict[str, Any], str, object]] = []
-        self._cells: list[tuple[CellType, object]] = []
-        self._parts: list[tuple[FunctionType, CodeType, object, object]] = []
+        self._parts: list[_Part] = []
 
     @classmethod
     def of(cls, fn: FunctionType) -> "Dependencies | None":
@@ -118,41 +131,65 @@ class Dependencies:
         found = cls()
         waiting, seen = [fn], {fn}
         while waiting:
-            values = found._add(waiting.pop())
-            for value in values:
-                if isinstance(value, FunctionType) and not _goes_by_name(value):
-                    if value not in seen:
-                        seen.add(value)
-                        waiting.append(value)
-                elif not _never_changes(value):
+            function = waiting.pop()
+            if _goes_by_name(function):
+                continue
+            if function.__dict__:
+                return None
+            part = _Part(function)
+            found._parts.append(part)
+            for value in part.values(function):
+                if isinstance(value, FunctionType) and value not in seen:
+                    seen.add(value)
+                    waiting.append(value)
+                elif not isinstance(value, FunctionType) and not _never_changes(value):
                     return None
         return found
 
     def unchanged(self) -> bool:
         """Whether everything is still what it was."""
+        return all(part.unchanged() for part in self._parts)
+
+
+class _Part:
+    """What a function that is pickled by value depends on itself."""
+
+    def __init__(self, fn: FunctionType) -> None:
+        self._fn = weakref.ref(fn)
+        self._code = fn.__code__
+        self._defaults = fn.__defaults__
+        self._keywords = fn.__kwdefaults__
+        self._names = [(name, _held(fn.__globals__.get(name, _MISSING))) for name in set(_names_in(fn.__code__))]
+        self._contents = [_held(_content(cell)) for cell in fn.__closure__ or ()]
+
+    @staticmethod
+    def values(fn: FunctionType) -> list[object]:
+        """Give the values of names, closure and defaults."""
+        names = [fn.__globals__.get(name, _MISSING) for name in set(_names_in(fn.__code__))]
+        contents = [_content(cell) for cell in fn.__closure__ or ()]
+        defaults = [*(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).values()]
+        return [value for value in (*names, *contents, *defaults) if value is not _MISSING]
+
+    def unchanged(self) -> bool:
+        fn = self._fn()
         return (
-            all(names.get(name, _MISSING) is value for names, name, value in self._names)
-            and all(_content(cell) is value for cell, value in self._cells)
-            and all(
-                fn.__code__ is code and fn.__defaults__ is defaults and fn.__kwdefaults__ is keywords and not fn.__dict__
-                for fn, code, defaults, keywords in self._parts
-            )
+            fn is not None
+            and fn.__code__ is self._code
+            and fn.__defaults__ is self._defaults
+            and fn.__kwdefaults__ is self._keywords
+            and not fn.__dict__
+            and all(_is(fn.__globals__.get(name, _MISSING), held) for name, held in self._names)
+            and all(_is(_content(cell), held) for cell, held in zip(fn.__closure__ or (), self._contents, strict=True))
         )
 
-    def _add(self, fn: FunctionType) -> list[object]:
-        """Note what a function depends on itself; give the values."""
-        if _goes_by_name(fn):
-            return []
-        self._parts.append((fn, fn.__code__, fn.__defaults__, fn.__kwdefaults__))
-        names = [(fn.__globals__, name, fn.__globals__.get(name, _MISSING)) for name in set(_names_in(fn.__code__))]
-        cells = [(cell, _content(cell)) for cell in fn.__closure__ or ()]
-        self._names += names
-        self._cells += cells
-        values = [value for _, _, value in names] + [value for _, value in cells]
-        values += fn.__defaults__ or ()
-        values += (fn.__kwdefaults__ or {}).values()
-        values += fn.__dict__.values()
-        return [value for value in values if value is not _MISSING]
+
+def _held(value: object) -> object:
+    """Hold on to a value, but to functions weakly: one may refer to itself."""
+    return weakref.ref(value) if isinstance(value, FunctionType) else value
+
+
+def _is(value: object, held: object) -> bool:
+    return value is held or (type(held) is weakref.ref and held() is value)
 
 
 def _never_changes(value: object) -> bool:

@@ -2,7 +2,9 @@
 
 import itertools
 import operator
+import threading
 from concurrent.futures import CancelledError
+from functools import partial
 
 import pytest
 from gates import LIMIT, Gate, executor_of, identity, occupy, square, until
@@ -354,3 +356,86 @@ def test_calls_of_one_map_may_wait_for_each_other(executor, gate):
         return number
 
     assert list(executor.map(wait_for_the_next, range(400), timeout=LIMIT)) == list(range(400))
+
+
+# -- what all calls have in common --------------------------------------------------------------------------------
+
+
+class Large:
+    """Something to be called that is large, and counts how often it is pickled."""
+
+    pickled = 0
+
+    def __init__(self):
+        self.data = bytes(100_000)
+        self.calls = 0
+
+    def __getstate__(self):
+        Large.pickled += 1
+        return self.__dict__
+
+    def __call__(self, number):
+        self.calls += 1
+        return number + len(self.data), self.calls
+
+
+@pytest.mark.parametrize("chunksize", [1, 3])
+def test_a_large_function_is_pickled_once(executor, chunksize):
+    """Not once a call; and each chunk has one of its own, as if it had been."""
+    Large.pickled = 0
+    found = list(executor.map(Large(), range(10), chunksize=chunksize))
+    assert found == [(number + 100_000, number % chunksize + 1) for number in range(10)]
+    assert Large.pickled == 1
+
+
+def test_an_array_that_is_bound_is_every_calls_own(executor):
+    """A call may change it, and the next does not see that."""
+    np = pytest.importorskip("numpy")
+    array = np.zeros(1_000_000)
+    assert list(executor.map(partial(add_up, array), range(20))) == [1_000_000.0] * 20
+    assert array.sum() == 0
+
+
+def add_up(array, _):
+    array += 1
+    return float(array.sum())
+
+
+def test_a_change_between_two_calls_is_seen(executor):
+    """Of a variable that the function refers to, however often it was submitted before."""
+    factor = 1
+
+    def scale(number):
+        return factor * number
+
+    assert [executor.submit(scale, 1).result(LIMIT) for _ in range(5)] == [1] * 5
+    factor = 2
+    assert [executor.submit(scale, 1).result(LIMIT) for _ in range(5)] == [2] * 5
+    assert list(executor.map(scale, [1, 2])) == [2, 4]
+    factor = 3
+    assert list(executor.map(scale, [1, 2])) == [3, 6]
+
+
+def test_a_function_that_cannot_be_pickled_fails_in_every_call(executor):
+    """As if it had been pickled with each."""
+    results = executor.map(partial(identity, threading.Lock()), range(3))
+    with pytest.raises(TypeError, match="cannot pickle"):
+        next(results)
+
+
+def test_a_function_that_cannot_be_unpickled_fails_in_every_call(executor):
+    """Each call has the error; others are not harmed."""
+    results = [executor.submit(FailsThere(), number) for number in range(3)]
+    assert [str(future.exception(LIMIT)) for future in results] == ["not here"] * 3
+    with pytest.raises(RuntimeError, match="not here"):
+        list(executor.map(partial(identity, FailsThere(), bytes(100_000)), range(3)))
+    assert executor.submit(identity, 1).result(LIMIT) == 1
+
+
+class FailsThere:
+    def __reduce__(self):
+        return fails_there, ()
+
+
+def fails_there():
+    raise RuntimeError("not here")
