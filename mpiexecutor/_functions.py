@@ -73,6 +73,8 @@ class Catalogue:
         if type(fn) is not FunctionType:
             return None
         known = self._known(fn)
+        if known.function is not None and known.is_unchanged():
+            return known.function
         return known.numbered(self.add) if known.seen_before() else None
 
     def _known(self, fn: FunctionType) -> "_Known":
@@ -89,11 +91,15 @@ class _Known:
         self._reference = reference
         self._seen = False
         self._dependencies: Dependencies | None = None
-        self._function: Function | None = None
+        self.function: Function | None = None  # as it was sent by number last
+
+    def is_unchanged(self) -> bool:
+        """Whether it is as it was when it was looked at last."""
+        return self._dependencies is not None and self._dependencies.unchanged()
 
     def seen_before(self) -> bool:
         """Whether it was submitted before, as it is now."""
-        if self._dependencies is not None and self._dependencies.unchanged():
+        if self.is_unchanged():
             return True
         seen, self._seen = self._seen, True
         if seen:  # most are submitted once: only now it is worth a closer look
@@ -102,16 +108,16 @@ class _Known:
 
     def numbered(self, add: Callable[[object], Function]) -> Function | None:
         """Give it with a number; None if it has to be pickled every time. Two threads may number it at once: that is as good."""
-        if self._dependencies is None or not self._dependencies.unchanged():
+        if not self.is_unchanged():
             self._look()
-        function = self._function
+        function = self.function
         if function is None and self._dependencies is not None and (fn := self._reference()) is not None:
-            function = self._function = add(fn)
+            function = self.function = add(fn)
         return function
 
     def _look(self) -> None:
         fn = self._reference()
-        self._function = None
+        self.function = None
         self._dependencies = None if fn is None else Dependencies.of(fn)
 
 
@@ -148,7 +154,7 @@ class Dependencies:
 
     def unchanged(self) -> bool:
         """Whether everything is still what it was."""
-        return all(part.unchanged() for part in self._parts)
+        return not self._parts or all(part.unchanged() for part in self._parts)
 
 
 class _Part:

@@ -58,16 +58,14 @@ class Session:
         size, expected = 0, 0.0
         while self.backlog and len(batch) < most:
             task = self.backlog[0]
-            if task.future.cancelled():
-                self.backlog.popleft().future.set_running_or_notify_cancel()
-                continue
-            size += task.blob.size
-            expected += seconds.get(task.kind, most_seconds)
-            if batch and (size > most_bytes or expected > most_seconds):
+            more_size = size + task.blob.size
+            more_expected = expected + seconds.get(task.kind, most_seconds)
+            if batch and (more_size > most_bytes or more_expected > most_seconds) and not task.future.cancelled():
                 break
             self.backlog.popleft()
-            if task.batch is not None or task.future.set_running_or_notify_cancel():
+            if task.batch is not None or task.future.set_running_or_notify_cancel():  # else it was cancelled
                 batch.append(task)
+                size, expected = more_size, more_expected
         return batch
 
     def take_back(self, tasks: Sequence[Task]) -> None:

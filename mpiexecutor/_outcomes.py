@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pickle import PickleBuffer
-from typing import Any
+from typing import Any, NamedTuple
 
 from .channel._pickling import dumps, loads
 
@@ -45,8 +45,7 @@ class Place:
         return f"rank {self.rank} of {self.ranks} on {self.host} (pid {self.pid})"
 
 
-@dataclass(frozen=True, slots=True)
-class Blob:
+class Blob(NamedTuple):
     """A pickled object and the large buffers that belong to it."""
 
     data: bytes | memoryview
@@ -62,7 +61,7 @@ class Blob:
     @property
     def size(self) -> int:
         """Bytes."""
-        return len(self.data) + sum(map(len, self.buffers))
+        return len(self.data) + sum(map(len, self.buffers)) if self.buffers else len(self.data)
 
     def ship(self) -> tuple[Any, ...]:
         """Give it as part of a message: what is large as buffers, which the channel copies once and does not pickle."""

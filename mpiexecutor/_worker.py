@@ -50,7 +50,6 @@ class Desk:
     def begin_next(self) -> Call | None:
         """Take the next call; None if there is none."""
         with self.lock:
-            self.running = None
             if not self.calls:
                 return None
             call = self.calls.popleft()

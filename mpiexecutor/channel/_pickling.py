@@ -14,6 +14,7 @@ _OUT_OF_BAND = 64 << 10  # bytes: a smaller buffer is cheaper inside the pickle,
 
 
 _PLAIN = {type(None), bool, int, float, complex, str, bytes}  # what needs none of the care below
+_FEW = 8  # elements that are looked at, whether they are plain
 
 
 class _NeedsCloudpickle(Exception):
@@ -35,7 +36,7 @@ def dumps(obj: Any) -> tuple[bytes, list[memoryview]]:
     Functions and classes of ``__main__``, lambdas and closures are pickled by value. Whatever the object's own
     methods raise is raised here.
     """
-    if type(obj) in _PLAIN:
+    if _is_plain(obj):
         return pickle.dumps(obj, PROTOCOL), []
     buffers: list[memoryview] = []
 
@@ -52,6 +53,14 @@ def dumps(obj: Any) -> tuple[bytes, list[memoryview]]:
         except Exception:  # noqa: BLE001 - cloudpickle has the last word, and raises what there is to raise
             buffers.clear()
     return _dump(cloudpickle.Pickler, obj, keep), buffers
+
+
+def _is_plain(obj: Any) -> bool:
+    """Whether plain pickle will do, as can be seen at once: for most calls and results."""
+    kind = type(obj)
+    if kind is tuple:
+        return len(obj) <= _FEW and all(map(_is_plain, obj))
+    return kind in _PLAIN or (kind is dict and not obj)
 
 
 def loads(data: bytes | memoryview, buffers: Sequence[memoryview] = ()) -> Any:
