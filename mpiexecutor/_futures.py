@@ -7,23 +7,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ._functions import Function
-from ._outcomes import Blob
 
 
 @dataclass(slots=True, eq=False)
 class Task:
-    """A call that was submitted and has no outcome yet. It keeps the pickled call, so that it could run again."""
+    """A call that was submitted and has no outcome yet. It keeps the pickled call, so that it can be sent again."""
 
     number: int
     future: Future[Any]
-    blob: Blob
+    shipped: tuple[Any, ...]  # the pickled call
+    size: int  # of it, in bytes
     kind: object  # calls of one kind are expected to take about as long as each other
     function: Function | None = None  # that the call names by its number
     batch: "Batch | None" = None  # the message that it went with last, once it has gone
 
     def call(self) -> tuple[int, int, tuple[Any, ...]]:
         """Give what goes to the worker."""
-        return self.number, self.function.number if self.function else 0, self.blob.ship()
+        return self.number, self.function.number if self.function else 0, self.shipped
 
 
 @dataclass(slots=True, eq=False)
@@ -58,7 +58,7 @@ class Session:
         size, expected = 0, 0.0
         while self.backlog and len(batch) < most:
             task = self.backlog[0]
-            more_size = size + task.blob.size
+            more_size = size + task.size
             more_expected = expected + seconds.get(task.kind, most_seconds)
             if batch and (more_size > most_bytes or more_expected > most_seconds) and not task.future.cancelled():
                 break

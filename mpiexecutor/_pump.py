@@ -21,7 +21,7 @@ from typing import Any
 
 from ._functions import Catalogue, Function
 from ._futures import Batch, Session, Task
-from ._outcomes import Blob, Failure, Place, RemoteTraceback, error_from, unship, with_cause
+from ._outcomes import Failure, Place, RemoteTraceback, error_from, unship, with_cause
 from ._parcels import Parcels
 from ._worker import Outcome, Reply, Work
 from .channel import ChannelFull, RemoteChannel
@@ -78,12 +78,14 @@ class Pump:
             self._sessions[session.number] = session
             return session
 
-    def submit(self, session: Session, future: Future[Any], blob: Blob, kind: object, function: Function | None) -> None:
+    def submit(
+        self, session: Session, future: Future[Any], shipped: tuple[Any, ...], size: int, kind: object, function: Function | None
+    ) -> None:
         """Queue a call, and send it at once if it is its turn. RuntimeError if the session takes no more."""
         with self._lock:
             if session.closed or session.broken:
                 self.check_open(session)
-            session.backlog.append(Task(next(self._numbers), future, blob, kind, function))
+            session.backlog.append(Task(next(self._numbers), future, shipped, size, kind, function))
             if session.messages < session.limit:
                 self._dispatch()
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 from ._functions import Function
 from ._launch import MAX_WORKERS_VARIABLE, Crew, enlist, has_crew, is_serving, leave, muster, serve, world
-from ._outcomes import Blob, with_cause
+from ._outcomes import ship, with_cause
 from ._worker import in_task, run_chunk
 
 if TYPE_CHECKING:
@@ -131,15 +131,15 @@ class RMAChannelExecutor(Executor):
         try:
             if function is None:
                 function = self._pump.catalogue.submitted(fn)
-            blob = _pickled((None if function else fn, args, kwargs))
-        except _OwnInterrupt as interrupt:
-            raise KeyboardInterrupt from interrupt.__cause__
-        except BaseException as error:  # noqa: BLE001 - the call's own code: it fails alone
+            shipped, size = ship((None if function else fn, args, kwargs))
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and not _raises_interrupt((fn, args, kwargs)):
+                raise  # from the keyboard
             self._pump.check_open(self._session)
             future.set_running_or_notify_cancel()
             future.set_exception(with_cause(error, self._place))
             return future
-        self._pump.submit(self._session, future, blob, kind, function)
+        self._pump.submit(self._session, future, shipped, size, kind, function)
         return future
 
     def map(
@@ -271,32 +271,23 @@ class RMACommExecutor:
                 self._crew = self._executor = None
 
 
-class _OwnInterrupt(Exception):
-    """A KeyboardInterrupt that came from the keyboard while a call was being pickled, not from the call."""
-
-
-def _pickled(call: Any) -> Blob:
-    """Pickle a call; whatever its own code raises is raised, a Ctrl-C that came meanwhile as _OwnInterrupt.
+def _raises_interrupt(call: Any) -> bool:
+    """Whether pickling a call raises KeyboardInterrupt of its own accord.
 
     Signals are handled in the main thread only: an interrupt that comes again in another thread is the call's own.
     """
-    try:
-        return Blob.of(call)
-    except KeyboardInterrupt as interrupt:
-        again: list[BaseException] = []
+    own: list[bool] = []
 
-        def retry() -> None:
-            try:
-                Blob.of(call)
-            except BaseException as error:  # noqa: BLE001 - to be looked at below
-                again.append(error)
+    def pickle_again() -> None:
+        try:
+            ship(call)
+        except BaseException as error:  # noqa: BLE001 - whatever it is
+            own.append(isinstance(error, KeyboardInterrupt))
 
-        thread = threading.Thread(target=retry)
-        thread.start()
-        thread.join()
-        if again and isinstance(again[0], KeyboardInterrupt):
-            raise
-        raise _OwnInterrupt from interrupt
+    thread = threading.Thread(target=pickle_again)
+    thread.start()
+    thread.join()
+    return own == [True]
 
 
 def _kind(fn: Callable[..., Any]) -> object:

@@ -5,7 +5,6 @@ from concurrent.futures import Future
 import pytest
 
 from mpiexecutor._futures import Batch, Session, Task
-from mpiexecutor._outcomes import Blob
 
 MANY, MUCH, LONG = 1000, 1 << 30, 1e9  # of calls, bytes and seconds: no limit
 
@@ -17,7 +16,7 @@ def session_of(*tasks):
 
 
 def task(number, size=10, kind="kind"):
-    return Task(number, Future(), Blob(bytes(size)), kind)
+    return Task(number, Future(), (bytes(size),), size, kind)
 
 
 def numbers(batch):
@@ -69,14 +68,6 @@ def test_a_batch_has_a_limit_in_bytes(size, expected):
     """As many calls as fit into the bytes, but at least one."""
     session = session_of(*(task(number, size) for number in range(20)))
     assert len(session.next_batch(MANY, 100, {"kind": 0.0}, 1.0)) == expected
-
-
-def test_buffers_count_as_bytes():
-    """The buffers of a call are part of its size."""
-    blob = Blob(b"1234", [memoryview(bytes(100)), memoryview(bytes(50))])
-    assert blob.size == 154
-    session = session_of(Task(0, Future(), blob, "kind"), Task(1, Future(), blob, "kind"))
-    assert numbers(session.next_batch(MANY, 200, {"kind": 0.0}, 1.0)) == [0]
 
 
 def test_cancelled_calls_are_left_out():

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from mpiexecutor import RemoteError, RemoteTraceback
-from mpiexecutor._outcomes import Blob, Place, error_from, failure_of, traceback_of, with_cause
+from mpiexecutor._outcomes import Blob, Place, error_from, failure_of, ship, traceback_of, unship, with_cause
 
 HERE = Place(2, 5, "host", 123)
 
@@ -93,6 +93,16 @@ def test_a_blob_has_its_large_buffers_beside_it():
     one, other = blob.load()
     assert np.array_equal(one, large)
     assert np.array_equal(other, small)
+
+
+def test_buffers_count_as_bytes():
+    """What is beside the pickle is part of the size, and the same comes out as went in."""
+    np = pytest.importorskip("numpy")
+    large = np.arange(100_000, dtype="u1")
+    shipped, size = ship([large, 1])
+    assert large.nbytes < size < large.nbytes + 1000
+    assert unship(shipped)[0].tolist() == large.tolist()
+    assert ship("small") == ((pickle.dumps("small", 5),), len(pickle.dumps("small", 5)))
 
 
 def test_what_cannot_be_pickled_raises_what_pickle_raises():

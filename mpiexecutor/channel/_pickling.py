@@ -58,9 +58,9 @@ def dumps(obj: Any) -> tuple[bytes, list[memoryview]]:
 def _is_plain(obj: Any) -> bool:
     """Whether plain pickle will do, as can be seen at once: for most calls and results."""
     kind = type(obj)
-    if kind is tuple:
-        return len(obj) <= _FEW and all(map(_is_plain, obj))
-    return kind in _PLAIN or (kind is dict and not obj)
+    if kind is not tuple:
+        return kind in _PLAIN or (kind is dict and not obj)
+    return len(obj) <= _FEW and (_PLAIN.issuperset(map(type, obj)) or all(map(_is_plain, obj)))
 
 
 def loads(data: bytes | memoryview, buffers: Sequence[memoryview] = ()) -> Any:
