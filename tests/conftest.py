@@ -40,13 +40,14 @@ def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
 def run_on_ranks(request: pytest.FixtureRequest, report: Callable[[str], None]) -> Callable[..., Job]:
     """Give a function that has so many ranks run the tests of a file in tests/ranks, together."""
 
-    def run(ranks: int, name: str, *, deadline: float = 150) -> Job:
+    def run(ranks: int, name: str, *, apart: bool = False, deadline: float = 250) -> Job:
         file = request.path.parent / "ranks" / name
         options = ["-o", f"faulthandler_timeout={_DEADLINE}", "-p", "no:cacheprovider", "--color=no", "-s", "-q"]
-        job = run_job(ranks, ["-m", "pytest", *options, str(file)], deadline=deadline)
+        env = {"MPIEXECUTOR_TEST_APART": "1"} if apart else {}
+        job = run_job(ranks, ["-m", "pytest", *options, str(file)], deadline=deadline, env=env)
         summary = re.search(r"^(\d+ passed.*?) in ", job.stdout, re.MULTILINE)
         assert summary is not None, f"rank 0 has printed no summary:\n{job}"
-        report(f"{name:32} {ranks} ranks: {summary[1]} in {job.duration:.1f} s")
+        report(f"{name:32} {ranks} ranks{' apart' if apart else ''}: {summary[1]} in {job.duration:.1f} s")
         return job
 
     return run

@@ -13,6 +13,12 @@ def test_the_channel_does_what_it_says_on_any_number_of_ranks(run_on_ranks, name
     run_on_ranks(ranks, name)
 
 
+@pytest.mark.parametrize("name", ["test_channel_ranks.py", "test_channel_waiting_ranks.py"])
+def test_the_channel_does_the_same_where_ranks_share_no_memory(run_on_ranks, name):
+    """As on several nodes every load and store is a call of MPI."""
+    run_on_ranks(3, name, apart=True)
+
+
 def test_a_failure_on_one_rank_is_shown_and_ends_the_job(run_on_ranks):
     """The failing rank says what failed and where; the others, which would wait for ever, are ended with it."""
     with pytest.raises(JobFailed, match=r"(?s)rank 1 of 3: .*::test_fails_on_rank_1 failed \(call\).*assert RANK != 1"):

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 import pytest
 from mpi4py import MPI
 
+from mpiexecutor.channel import _window
+
 _COMM = MPI.COMM_WORLD
 _GRACE = 2  # seconds in which the other ranks may say what they have to say, too
 
@@ -33,6 +35,15 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_collectreport(report: pytest.CollectReport) -> None:
     if report.failed:
         _abort(f"{report.nodeid} could not be collected", report.longreprtext)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _apart() -> Iterator[None]:
+    """Have windows share no memory, if that is asked for."""
+    with pytest.MonkeyPatch.context() as patch:
+        if os.environ.get("MPIEXECUTOR_TEST_APART"):
+            patch.setattr(_window, "on_one_node", lambda _: False)
+        yield
 
 
 @pytest.fixture(autouse=True)
