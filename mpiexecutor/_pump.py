@@ -29,6 +29,7 @@ from .channel import ChannelFull, RemoteChannel
 logger = logging.getLogger("mpiexecutor")
 
 _PER_WORKER = 2  # messages on their way: one that is run, and one that waits for it
+_FEEDING = 25e-6  # seconds that the root needs, at the least, to feed a worker with a call
 _MOST = 256  # calls a message
 _MOST_BYTES = 256 << 10  # of several calls in one message
 _MOST_SECONDS = 1e-3  # that the calls of one message are expected to run, so that none waits long for another
@@ -86,7 +87,7 @@ class Pump:
             if session.closed or session.broken:
                 self.check_open(session)
             session.backlog.append(Task(next(self._numbers), future, shipped, size, kind, function))
-            if session.messages < session.limit:
+            if session.messages < session.limit and session.messages < self._limit(session):
                 self._dispatch()
 
     def check_open(self, session: Session) -> None:
@@ -144,11 +145,21 @@ class Pump:
         while moved:
             moved = False
             for session in list(self._sessions.values()):  # a finalizer may close one at any time
-                if session.backlog and session.messages < session.limit and not self._streaming:
-                    moved = self._send_next(session) or moved
+                if session.backlog and not self._streaming and session.messages < (limit := self._limit(session)):
+                    moved = self._send_next(session, limit) or moved
 
-    def _send_next(self, session: Session) -> bool:
-        share = -(-len(session.backlog) // (_PER_WORKER * self._workers))  # leave the others something, too
+    def _limit(self, session: Session) -> int:
+        """Give how many messages may be on their way: no more than keep those workers busy that the root can feed.
+
+        The shorter the calls, the fewer these are, and the more calls wait here until they make up a message together.
+        """
+        seconds = self._seconds.get(session.backlog[0].kind)
+        if seconds is None:
+            return session.limit
+        return min(session.limit, _PER_WORKER * (2 + int(seconds / _FEEDING)))
+
+    def _send_next(self, session: Session, limit: int) -> bool:
+        share = -(-len(session.backlog) // limit)  # leave the others something, too
         tasks = session.next_batch(min(_MOST, share), _MOST_BYTES, self._seconds, _MOST_SECONDS)
         if not tasks:  # all were cancelled
             self._idle.notify_all()
