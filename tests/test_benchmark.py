@@ -85,6 +85,21 @@ def test_when_it_is_interrupted_no_contender_is_left(signal):
     run_job(None, ["-c", INTERRUPTED.format(signal=signal), sys.executable, str(BENCHMARK), "--quick", "--peer", *PEERS])
 
 
+@pytest.mark.mpi
+def test_the_budget_has_every_part_of_a_call():
+    """Fourteen parts, their sum, and two ways of calling."""
+    job = run_job(None, [str(BENCHMARK / "budget.py"), "--quick"], env={"PYTHONPATH": str(BENCHMARK)})
+    assert len(re.findall(r"^\| .* \| [\d.,]+ \| ", job.stdout, re.MULTILINE)) == 17
+
+
+def test_the_readme_shows_the_results_beside_it(own_modules):
+    """Its tables are those that update.py makes of results/."""
+    from update import updated
+
+    readme = (BENCHMARK / "README.md").read_text()
+    assert updated(readme) == readme
+
+
 def test_the_readme_describes_every_shape():
     """Each has a line in its table."""
     found = re.findall(r"^\| (`[^|]+) \| ", (BENCHMARK / "README.md").read_text(), re.MULTILINE)

@@ -60,14 +60,21 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--patience", type=float, default=30, metavar="SECONDS", help="after which there are no more (%(default)s)")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="of each executor (%(default)s)")
     parser.add_argument("--large", action="store_true", help="also what takes 10 GiB of memory, or some minutes")
-    parser.add_argument("--hosts", metavar="COMMAND", help="also with ranks on several hosts, by 'mpiexec ... -n {ranks}'")
+    parser.add_argument("--hosts", metavar="COMMAND", help="also on several hosts, by '{mpiexec} ... -n {ranks}'")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, to see that all of it works: no figure means anything")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was found")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it (PNG, SVG or PDF, by the name)")
     options = parser.parse_args()
-    wanted = options.shape or [name for name, shape in SHAPES.items() if options.large or not shape.large]
-    options.shapes = [name for name in wanted if options.hosts or SHAPES[name].kind != "hosts"]
+    far = [name for name in options.shape or () if SHAPES[name].kind == "hosts"]
+    if far and options.hosts is None:
+        parser.error(f"{far[0]} needs --hosts")
+    options.shapes = options.shape or [name for name, shape in SHAPES.items() if _is_usual(shape, options)]
     return options
+
+
+def _is_usual(shape: Shape, options: argparse.Namespace) -> bool:
+    """Whether a shape is run without being named."""
+    return (options.large or not shape.large) and (options.hosts is not None or shape.kind != "hosts")
 
 
 class Field:

@@ -44,14 +44,17 @@ class Contender:
         return self.module is None or find_spec(self.module) is not None
 
     def command(self, workers: int, hosts: str | None) -> list[str]:
-        """Give the command that starts it, with so many workers; `hosts` starts ranks on several hosts, {ranks} of them."""
+        """Give the command that starts it, with so many workers.
+
+        `hosts` starts ranks on several hosts: {ranks} of them, by {mpiexec} unless it names another.
+        """
         ranks = workers + 1  # the root is one
         program = [str(HERE / "serve.py"), self.name, str(workers)]
         python = [sys.executable, "-m", "mpiexecutor" if self.start == "by python -m mpiexecutor" else "mpi4py"]
         if self.start == "alone":
             return [sys.executable, *program]
         if hosts is not None:
-            return [*shlex.split(hosts.format(ranks=ranks)), *python, *program]
+            return [*shlex.split(hosts.format(ranks=ranks, mpiexec=mpiexec(1)[0])), *python, *program]
         if self.start == "under mpiexec":
             return [*mpiexec(ranks), *python, *program]
         return [*python, "-n", str(ranks), *program]
