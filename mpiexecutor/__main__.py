@@ -19,9 +19,9 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 
 from . import _info
-from ._adopt import interpreter_flags
-from ._launch import dismiss, serve
-from ._mpiexec import Mpiexec, NoMpiexecError, launched, rank_in_environment, usable_cores
+from ._adopt import StartError, interpreter_flags
+from ._launch import check_company, dismiss, serve
+from ._mpiexec import Mpiexec, NoMpiexecError, in_srun, launched, rank_in_environment, usable_cores
 
 _ROOT = 0
 _WHAT = "script.py | -m module | -c code"
@@ -93,7 +93,8 @@ def _become_mpiexec(options: argparse.Namespace, program: Sequence[str]) -> None
     except NoMpiexecError as error:
         sys.exit(f"python -m mpiexecutor: {error}")
     this = [sys.executable, *interpreter_flags(), "-m", "mpiexecutor", *program]
-    command = mpiexec.command(options.n or usable_cores() + 1, this, hostfile=options.hostfile)
+    here = options.hostfile is None and in_srun()
+    command = mpiexec.command(options.n or usable_cores() + 1, this, hostfile=options.hostfile, here=here)
     if options.verbose:
         sys.stderr.write(shlex.join(command) + "\n")
     sys.stderr.flush()
@@ -104,6 +105,10 @@ def _be_a_rank(program: list[str]) -> None:
     from mpi4py import MPI  # noqa: PLC0415 - initialises MPI: not for who starts ranks only
 
     comm = MPI.COMM_WORLD
+    try:
+        check_company(comm)
+    except StartError as error:
+        sys.exit(1 if rank_in_environment() else f"python -m mpiexecutor: {error}")  # one of them says it
     if comm.rank == _ROOT:
         atexit.register(dismiss, comm, _ROOT)  # if the script never makes an executor
         _run(program)

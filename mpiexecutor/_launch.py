@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import _adopt
-from ._mpiexec import launched, usable_cores
+from ._mpiexec import Flavour, flavour_of, launched, size_in_environment, usable_cores
 from ._outcomes import Blob, Place
 from ._parcels import Parcels
 from ._pump import Pump
@@ -133,7 +133,8 @@ def _tell_forked(reference: "weakref.ref[Crew]") -> None:
 def world(max_workers: int | None) -> "MPI.Intracomm":
     """Give MPI.COMM_WORLD; if no mpiexec has started this process, start a job of workers first, and be its rank 0.
 
-    StartError if that fails, or if the script has initialised MPI already, and is alone.
+    StartError if that fails, or if this process is alone: because the script has initialised MPI already, or because MPI does not
+    find those that were started with it.
     """
     with _making:
         if not launched() and "mpi4py.MPI" not in sys.modules:
@@ -144,7 +145,25 @@ def world(max_workers: int | None) -> "MPI.Intracomm":
                 "this script has initialised MPI already, by importing mpi4py.MPI: workers cannot join it any more. Import it "
                 "after the first executor is made, or start the script with 'python -m mpiexecutor'"
             )
+        check_company(_world())
     return _world()
+
+
+def check_company(comm: "MPI.Intracomm") -> None:
+    """Raise StartError if this process is alone in its MPI.COMM_WORLD though it was started as one of several."""
+    from mpi4py import MPI  # noqa: PLC0415
+
+    started = size_in_environment()
+    if comm.size > 1 or started == 1:
+        return
+    flavour = flavour_of(MPI.Get_library_version())
+    if os.environ.get("SLURM_STEP_NUM_TASKS") == str(started):
+        who, remedy = "srun", f"'srun --mpi={'pmix' if flavour is Flavour.OPEN_MPI else 'pmi2'}'"
+    else:
+        who, remedy = "an mpiexec", "the mpiexec that belongs to it"
+    raise _adopt.StartError(
+        f"{who} has started {started} processes, but {flavour.value} finds each of them alone: start them with {remedy}"
+    )
 
 
 def enlist(comm: "MPI.Intracomm", root: int) -> Crew | None:

@@ -11,6 +11,9 @@ from pathlib import Path
 
 # One of these is set in every process that a process manager has started as a rank.
 _RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_FD")
+# How many there are of them. srun comes last: it may have started an mpiexec's own processes only.
+_SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+_SPECIAL_STEPS = 0xFFFFFFF0  # from here on Slurm numbers what is no srun's step, but the shell of salloc, or of sbatch
 
 
 class Flavour(enum.Enum):
@@ -68,13 +71,14 @@ class Mpiexec:
             if here:
                 flags += ["--host", "localhost:9999"]
             return flags + (["--hostfile", hostfile] if hostfile else [])
-        flags = ["-f", hostfile] if hostfile else []
-        return [*flags, "-hosts", "localhost"] if here and _in_batch_job() else flags
+        if here and self.flavour is not Flavour.UNKNOWN:
+            return ["-launcher", "fork", "-hosts", "localhost"]  # not by the batch system, which knows no localhost
+        return ["-f", hostfile] if hostfile else []
 
 
 def launched() -> bool:
-    """Whether a process manager has started this process as a rank."""
-    return any(name in os.environ for name in _RANK_VARIABLES)
+    """Whether a process manager has started this process as a rank, or srun as one of several, which are meant to be ranks."""
+    return any(name in os.environ for name in _RANK_VARIABLES) or size_in_environment() > 1
 
 
 def rank_in_environment() -> int | None:
@@ -82,7 +86,17 @@ def rank_in_environment() -> int | None:
     for name in ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK"):
         if name in os.environ:
             return int(os.environ[name])
-    return None
+    return int(os.environ["SLURM_PROCID"]) if size_in_environment() > 1 else None
+
+
+def size_in_environment() -> int:
+    """Give how many processes were started together with this one, itself included, as who has started them says."""
+    return next((int(os.environ[name]) for name in _SIZE_VARIABLES if name in os.environ), 1)
+
+
+def in_srun() -> bool:
+    """Whether srun has started this process: an mpiexec that asks srun for more would wait until this one has ended."""
+    return int(os.environ.get("SLURM_STEP_ID", _SPECIAL_STEPS)) < _SPECIAL_STEPS
 
 
 def usable_cores() -> int:
@@ -93,10 +107,6 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _in_batch_job() -> bool:
-    return any(name in os.environ for name in ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID"))
 
 
 def flavour_of(version: str) -> Flavour:

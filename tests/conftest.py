@@ -3,6 +3,7 @@
 import re
 import signal
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from jobs import Job, mpi_name, run_job
@@ -36,6 +37,24 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Give a function that has a line shown when all tests are done."""
     return request.config.stash[RANK_TESTS].append
+
+
+@pytest.fixture
+def keep_contract(request: pytest.FixtureRequest, report: Callable[[str], None]) -> Callable[..., Job]:
+    """Give a function that has the root of a job try the executor's contract; it takes what run_job does, but for the program."""
+
+    def run(ranks: int | None, *, deadline: float = 240, **how: Any) -> Job:
+        options = ["-q", "--color=no", "-p", "no:cacheprovider", "-o", f"faulthandler_timeout={_DEADLINE}", "-o", "timeout=0"]
+        folder = request.path.parent / "contract"
+        tests = ["-m", "pytest", *options, "-c", str(request.config.inipath), str(folder)]
+        job = run_job(ranks, ["-m", "mpiexecutor", *tests], deadline=deadline, **how)
+        summary = re.search(r"^(\d+ passed.*?) in ", job.stdout, re.MULTILINE)
+        assert summary is not None, f"the root has printed no summary:\n{job}"
+        where = f"{ranks} ranks" if ranks else request.path.stem.removeprefix("test_")
+        report(f"{'contract':32} {where}: {summary[1]} in {job.duration:.1f} s")
+        return job
+
+    return run
 
 
 @pytest.fixture
