@@ -31,7 +31,6 @@ FirstJobId={first}
 SlurmctldHost={node}(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmdPort={ports[1]}
-CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -107,11 +106,18 @@ def _configure(folder: Path) -> Path:
         (folder / name).mkdir()
     (folder / "key").write_bytes(secrets.token_bytes(128))
     (folder / "key").chmod(0o600)
+    if _version() >= (24, 5):  # from then on slurmd wants cgroups, which a container may not have, or this word
+        (folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
     path = folder / "slurm.conf"
     node = socket.gethostname().partition(".")[0]
     first = 1 + secrets.randbelow(_MOST_JOBS)
     path.write_text(_CONFIGURATION.format(folder=folder, node=node, ports=_free_ports(2), first=first))
     return path
+
+
+def _version() -> tuple[int, ...]:
+    said = subprocess.run(["slurmd", "-V"], text=True, capture_output=True, check=True).stdout  # slurm-wlm 22.05.8
+    return tuple(map(int, said.split()[-1].split(".")[:2]))
 
 
 def _munged_options(folder: Path) -> list[str]:
