@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 
+from ._adopt import StartError
 from ._mpiexec import Mpiexec, NoMpiexecError, launched, usable_cores
 
 _TIMES = 200
@@ -16,7 +17,7 @@ def show(mpiexec: str | None) -> None:
     """Print it; under mpiexec, the root does."""
     try:
         lines = list(_describe(mpiexec))
-    except NoMpiexecError as error:
+    except (NoMpiexecError, StartError) as error:
         sys.exit(str(error))
     width = max(len(name) for name, _ in lines)
     sys.stdout.write("".join(f"{name:{width}}  {value}\n" for name, value in lines))

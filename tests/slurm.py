@@ -20,7 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
-_PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "scancel", "scontrol", "sinfo", "squeue")
+_PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "scancel", "sinfo", "squeue")
 _START = 30  # seconds for a daemon to be there
 _MOST_JOBS = 60_000_000  # fewer than Slurm has numbers for
 _END = 20  # seconds for jobs, and then for each daemon, to end
@@ -106,8 +106,9 @@ def _configure(folder: Path) -> Path:
         (folder / name).mkdir()
     (folder / "key").write_bytes(secrets.token_bytes(128))
     (folder / "key").chmod(0o600)
-    if _version() >= (24, 5):  # from then on slurmd wants cgroups, which a container may not have, or this word
-        (folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
+    # slurmd looks for cgroups, which a container may not have, unless it is told not to; older ones: unless told of which kind.
+    plugin = "disabled" if _version() >= (24, 5) else "cgroup/v1"
+    (folder / "cgroup.conf").write_text(f"CgroupPlugin={plugin}\n")
     path = folder / "slurm.conf"
     node = socket.gethostname().partition(".")[0]
     first = 1 + secrets.randbelow(_MOST_JOBS)
@@ -135,7 +136,7 @@ def _free_ports(count: int) -> list[int]:
 
 def _start(stack: contextlib.ExitStack, folder: Path, *command: str) -> None:
     """Start a daemon that ends with the stack, and at the latest with this process."""
-    with _log(folder, command[0]).open("wb") as log:
+    with (folder / f"{command[0]}.log").open("wb") as log:
         process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "TERM", *command],
             env={**os.environ, "SLURM_CONF": str(folder / "slurm.conf")},
@@ -177,7 +178,3 @@ def _await(folder: Path, daemon: str, ready: Callable[[], bool]) -> None:
             said = "\n".join(f"-- {path.name}\n{path.read_text(errors='replace')[-4000:]}" for path in folder.glob("*.log"))
             raise RuntimeError(f"{daemon} is not there after {_START} s\n{said}")
         time.sleep(0.05)
-
-
-def _log(folder: Path, daemon: str) -> Path:
-    return folder / f"{daemon}.log"

@@ -282,7 +282,7 @@ def test_a_forked_child_does_not_keep_the_job(alone):
         worker = executor.submit(os.getpid).result()
         if os.fork():
             os.kill(os.getpid(), signal.SIGKILL)
-        for _ in range(200):
+        for _ in range(1000):
             if not os.path.exists(f"/proc/{worker}"):
                 break
             time.sleep(0.01)

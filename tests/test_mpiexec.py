@@ -95,6 +95,15 @@ def test_of_ranks_that_are_alone_by_mistake_one_says_so():
 
 
 @pytest.mark.mpi
+def test_the_report_says_so_too():
+    """In a sentence, without a traceback."""
+    env = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "0"}
+    job = run_job(None, ["-m", "mpiexecutor", "--info"], env=env, expect=1)
+    assert "srun has started 3 processes, but " in job.stderr
+    assert "Traceback" not in job.stderr
+
+
+@pytest.mark.mpi
 @pytest.mark.skipif(mpi_name() == "openmpi", reason="Open MPI asks srun what version it is, and goes on")
 def test_workers_are_started_without_the_batch_system():
     """A script in a batch job starts its workers on this machine, whatever the job's nodes are, and with no srun."""
