@@ -485,7 +485,7 @@ def test_a_rank_that_does_not_come_is_named_and_waited_for(script, tmp_path):
                 told.touch()
 
         logging.getLogger("mpiexecutor").addHandler(Tell())
-        mpiexecutor._launch._PATIENCE = 0.1 if MPI.COMM_WORLD.rank == 0 else 1000
+        mpiexecutor._launch._PATIENCE = 2 if MPI.COMM_WORLD.rank == 0 else 1000
         if MPI.COMM_WORLD.rank == 2:
             while not told.exists():
                 time.sleep(0.001)
@@ -509,7 +509,7 @@ def test_ranks_that_do_not_come_are_named_together(script, tmp_path):
 
         mpiexecutor._launch._PATIENCE = 0.1 if MPI.COMM_WORLD.rank == 0 else 1000
         if MPI.COMM_WORLD.rank > 0:
-            time.sleep(1)
+            time.sleep(3)
         with RMAChannelExecutor() as executor:
             print(sum(executor.map(abs, range(10))))
     """)
@@ -528,7 +528,7 @@ def test_workers_say_so_if_the_root_does_not_come(script):
 
         mpiexecutor._launch._PATIENCE = 0.01 if MPI.COMM_WORLD.rank == 1 else 1000
         if MPI.COMM_WORLD.rank == 0:
-            time.sleep(1)
+            time.sleep(3)
         with RMAChannelExecutor() as executor:
             print(sum(executor.map(abs, range(10))))
     """)
