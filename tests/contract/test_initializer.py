@@ -3,7 +3,6 @@
 import importlib
 import os
 import threading
-import time
 from concurrent.futures import BrokenExecutor
 
 import pytest
@@ -144,36 +143,6 @@ def test_if_it_fails_in_one_worker_only_the_executor_is_broken_and_can_be_shut_d
     shut_down.start()
     shut_down.join(LIMIT)
     assert not shut_down.is_alive()
-
-
-def test_if_it_fails_together_with_a_result_the_executor_can_be_shut_down(gate, tmp_path):
-    """A failure of the initializer and a result of another worker that are found at the same time are both seen to."""
-    with executor_of() as other:
-        if other.num_workers == 1:
-            pytest.skip("one worker has no others")
-        held = threading.Event()
-        hold = threading.Event()
-        other.submit(square, 1).add_done_callback(
-            lambda _: (held.set(), hold.wait(LIMIT))
-        )  # the collector looks at nothing meanwhile
-        assert held.wait(LIMIT)
-        executor = executor_of(initializer=fail_once, initargs=(gate, tmp_path))
-        gate.open()
-
-        def run():
-            (tmp_path / f"ran-{os.getpid()}").touch()
-
-        futures = [executor.submit(run) for _ in range(2 * executor.num_workers)]
-        until(lambda: list(tmp_path.glob("ran-*")) and (gate.folder / "first").exists())
-        time.sleep(0.1)  # there is no sign of a reply that has come and was not looked at
-        hold.set()
-        for future in futures:
-            error = future.exception(LIMIT)
-            assert error is None or isinstance(error, BrokenExecutor)
-        shut_down = threading.Thread(target=executor.shutdown, daemon=True)
-        shut_down.start()
-        shut_down.join(LIMIT)
-        assert not shut_down.is_alive()
 
 
 def test_shutdown_waits_until_the_calls_of_a_broken_one_have_failed(gate):
