@@ -1,5 +1,6 @@
 """What all tests share: whole jobs are marked, and at the end the numbers of tests that the ranks ran are shown."""
 
+import os
 import re
 import signal
 from collections.abc import Callable
@@ -15,6 +16,7 @@ _DEADLINE = 40  # seconds that one test may take on the ranks before each of the
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[RANK_TESTS] = []
     signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored, and jobs would inherit that
+    os.environ.pop("PYTHONUNBUFFERED", None)  # a line is then two writes, and lines of several processes mix
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
