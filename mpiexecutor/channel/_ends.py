@@ -5,10 +5,10 @@ for.
 
 Who is woken, and why nobody sleeps on. After a put: as many of those that wait to begin taking as messages were put. After a
 take: those that wait to begin putting, if there is room worth waking for; one that waits to begin taking, if more is there,
-because two who put may have chosen the same sleeper; all of them, if no message will come any more. After each piece of a long
-message, on both sides: whoever waits in the middle of one, because it may be this one. A rank clears its own byte before it looks
-whom to wake: who put before that is seen by it, who puts after that does not count on it. Who stops waiting with nothing passes a
-wake-up on that it may have got.
+because two who put may have chosen the same sleeper; all of them, if no message will come any more. After each step, on both
+sides: whoever waits in the middle of a message, because it may be this one, or one that was cut, whose slots others still use. A
+rank clears its own byte before it looks whom to wake: who put before that is seen by it, who puts after that does not count on
+it. Who stops waiting with nothing passes a wake-up on that it may have got.
 """
 
 import threading
@@ -295,10 +295,8 @@ class TakeEnd(_End):
         slots = self._place.layout.slots
         room = slots - self.ring.used(state)
         self._place.wake(self.ring, "put", state.putters, begin=room if room * _WORTH >= slots else 0)
-        if self.ring.ended(state):
-            self._place.wake(self.ring, "take", state.takers, begin=len(state.takers))
-        elif state.waiting:
-            self._place.wake(self.ring, "take", state.takers, begin=1)
+        begin = len(state.takers) if self.ring.ended(state) else int(state.waiting)
+        self._place.wake(self.ring, "take", state.takers, begin=begin)
 
 
 def _at_once(step: Callable[[], Any]) -> Any:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 from mpi4py import MPI
 
-from mpiexecutor.channel import _window
+from mpiexecutor.channel import _ends, _window
 
 _COMM = MPI.COMM_WORLD
 _GRACE = 2  # seconds in which the other ranks may say what they have to say, too
@@ -35,6 +35,14 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_collectreport(report: pytest.CollectReport) -> None:
     if report.failed:
         _abort(f"{report.nodeid} could not be collected", report.longreprtext)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _asleep_until_woken() -> Iterator[None]:
+    """Have sleepers wait for ever, so that a wake-up that is lost hangs its test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_ends, "_NAP", {"put": 1000.0, "take": 1000.0})
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from functools import partial
+from threading import Event
 from typing import Any
 
 import pytest
@@ -212,7 +213,6 @@ def test_who_gives_up_does_not_keep_a_wake_up_to_itself(way):
     """Rank 1 stops waiting just when rank 0 puts a message and wakes it, and nobody else: 1 or 2 gets the message all the same."""
     with channel_of(2, 1) as channel:
         waiter = channel._takes._waiter
-        waiter._longest = 1000.0  # nobody looks by itself
         taken = []
         if RANK == 0:
             COMM.recv(source=1)  # it has looked for the last time, and its byte still says that it sleeps
@@ -227,6 +227,32 @@ def test_who_gives_up_does_not_keep_a_wake_up_to_itself(way):
         elif RANK == 2:
             taken = list(channel)
         assert [message[0] for part in COMM.allgather(taken) for message in part] == [7]
+
+
+@needs_two
+def test_who_passes_over_a_message_that_was_cut_is_woken_when_its_slots_are_free():
+    """Rank 0 holds a message that it has not received yet; rank 1 meets the next one, which was cut, and wraps around to its slots."""
+    with channel_of(4, 64, object) as channel, threads() as pool:
+        if RANK == 0:
+            channel.put(b"x" * 100)
+            assert channel.statistics().peak_slots < 4
+            go_on, receive = Event(), channel._takes.ring.receive
+            channel._takes.ring.receive = lambda incoming: go_on.wait() and receive(incoming)
+            taking = pool.submit(channel.take)
+            until(lambda: channel.statistics().taken == 1)
+            with pytest.raises(TimeoutError):
+                channel.put(b"x" * 150, timeout=0.02)
+            assert channel.statistics().put == 2
+        COMM.Barrier()
+        if RANK == 0:
+            until(lambda: asleep(channel, "take") == {1})
+            go_on.set()
+            until(lambda: channel.statistics().put == 1)
+            channel.put(b"next")
+            assert result_of(taking) == b"x" * 100
+        elif RANK == 1:
+            assert channel.take() == b"next"
+        COMM.Barrier()
 
 
 def mark_when_told(waiter: Any, mark: Callable[[int], None], flag: int) -> None:
