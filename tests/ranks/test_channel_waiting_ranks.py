@@ -231,7 +231,7 @@ def test_who_gives_up_does_not_keep_a_wake_up_to_itself(way):
 
 @needs_two
 def test_who_passes_over_a_message_that_was_cut_is_woken_when_its_slots_are_free():
-    """Rank 0 holds a message that it has not received yet; rank 1 meets the next one, which was cut, and wraps around to its slots."""
+    """Rank 0 holds a message back that it has claimed; rank 1 meets the next one, which was cut, and was to use the same slots."""
     with channel_of(4, 64, object) as channel, threads() as pool:
         if RANK == 0:
             channel.put(b"x" * 100)
