@@ -5,13 +5,13 @@ touches the memory, and who goes next is written in a *schedule*, a few bytes th
 same run.
 
 A `FakeMemory` is one party's handle. What was asked for between two flushes happens at the later one, a word at a time, in an
-order that is drawn, too; others may move between any two words.
+order that is drawn, too, and some of it twice, as it may be; others may move between any two words.
 """
 
 import sys
 import threading
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -144,7 +144,7 @@ class FakeMemory:
     def __init__(self, shared: bytearray, turnstile: Turnstile) -> None:
         self._shared = memoryview(shared)
         self._turnstile = turnstile
-        self._pending: list[tuple[memoryview, memoryview]] = []  # (from, to), a word or less each
+        self._pending: list[tuple[memoryview, memoryview, bool]] = []  # (from, to, maybe twice), a word or less each
         self.interrupt_after: int | None = None
 
     def load(self, at: int) -> int:
@@ -177,6 +177,15 @@ class FakeMemory:
         assert at % WORD == 0
         self.write(at, memoryview(word.to_bytes(WORD, sys.byteorder, signed=True)))
 
+    def hand_over(self, at: int, olds: Sequence[int], words: Sequence[int]) -> None:
+        """Once; it is an error if a word is not what it was said to be."""
+        for place, old, word in zip(range(at, len(self._shared), WORD), olds, words, strict=False):
+            assert self._word(place) == old, f"{place} holds {self._word(place)}, not {old}"
+            self._place()
+            there, here = self._shared[place : place + WORD], memoryview(word.to_bytes(WORD, sys.byteorder, signed=True))
+            self._pending.append((here, there, False))
+            self._place()
+
     def write(self, at: int, data: memoryview) -> None:
         self._place()
         self._ask(at, data, to_memory=True)
@@ -205,15 +214,17 @@ class FakeMemory:
         while done < len(data):
             size = min(WORD - (at + done) % WORD, len(data) - done)
             there, here = self._shared[at + done : at + done + size], data[done : done + size]
-            self._pending.append((here, there) if to_memory else (there, here))
+            self._pending.append((here, there, True) if to_memory else (there, here, False))
             done += size
 
     def _complete(self) -> None:
         """Have happen what was asked for; the others may move before each word of it, and before what comes next."""
         while self._pending:
             self._turnstile.step()
-            source, target = self._pending.pop(self._turnstile.order(len(self._pending)))
+            source, target, again = self._pending.pop(self._turnstile.order(len(self._pending)))
             target[:] = source
+            if again and self._turnstile.order(2):
+                self._pending.append((source, target, False))
         self._turnstile.step()
 
     def _place(self) -> None:

@@ -22,7 +22,6 @@ from ._ring import (
     Layout,
     Progress,
     State,
-    turns_of,
 )
 
 
@@ -93,7 +92,8 @@ class Consumer(End):
                 continue
             try:
                 self._head = new
-                memory.store(turn_at, (ticket + layout.slots) % layout.modulus * TURN)
+                published = ticket * TURN + length + PUBLISHED
+                memory.hand_over(turn_at, (published,), ((ticket + layout.slots) % layout.modulus * TURN,))
                 memory.flush()
             except BaseException:
                 self.interrupted = Incoming(position, (length >> 1,), 1, data)
@@ -149,7 +149,7 @@ class Consumer(End):
             self._read(incoming, ready)
             self._memory.flush()  # the bytes are here before any turn says that the slots are free
         incoming.read = max(0, incoming.read - ready)
-        self._free(incoming.ticket + incoming.got, ready)
+        self._release(incoming, ready)
         self._memory.flush()
         incoming.got += ready
         return Progress.DONE if incoming.got == incoming.span else Progress.MOVED
@@ -231,11 +231,11 @@ class Consumer(End):
             done = (incoming.got + (first - incoming.ticket - incoming.got) % self._layout.modulus) * size
             self._memory.read(self._layout.bytes_at(first), incoming.data[done : done + count * size])
 
-    def _free(self, ticket: int, count: int) -> None:
-        turns = array("q")
-        for first, here in self._layout.pieces(ticket + self._layout.slots, count):
-            turns.extend(turns_of(first, here))
-        self._store_turns(ticket, turns)
+    def _release(self, incoming: Incoming, ready: int) -> None:
+        """Hand the next slots over to who will reserve them a round later."""
+        ticket = incoming.ticket + incoming.got
+        turns = self._published(incoming.ticket, incoming.lengths, incoming.got, ready)
+        self._hand_over(ticket, turns, self._free(ticket + self._layout.slots, ready))
 
     def _refresh(self) -> bool:
         """Look at HEAD; whether it moved since."""
@@ -278,13 +278,15 @@ class Consumer(End):
                 if turn != ticket % self._layout.modulus * TURN:
                     return Progress.STALLED
                 rounds = -(-(incoming.span - incoming.got) // slots)
-                self._memory.store(self._layout.turn_at(ticket), (ticket + rounds * slots) % self._layout.modulus * TURN)
+                free = (ticket + rounds * slots) % self._layout.modulus * TURN
+                self._memory.hand_over(self._layout.turn_at(ticket), (turn,), (free,))
                 self._memory.flush()
             incoming.got += 1
         self._voids = cut.voids
         self._memory.store(self._layout.voids + WORD * self._rank, cut.voids)
         self._memory.flush()
-        if self._is_cut(cut.rank, incoming) and self._memory.load(self._record(CUT, cut.rank)):
-            self._memory.store(self._record(CUT, cut.rank), 0)
+        record = self._record(CUT, cut.rank)
+        if self._is_cut(cut.rank, incoming) and (sent := self._memory.load(record)):
+            self._memory.hand_over(record, (sent,), (0,))
             self._memory.flush()
         return Progress.CUT

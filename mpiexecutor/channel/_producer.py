@@ -1,6 +1,5 @@
 """The end of a ring at which messages are put in. The theory is in _ring.py."""
 
-from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,6 @@ from ._ring import (
     Layout,
     Progress,
     State,
-    turns_of,
 )
 
 
@@ -101,7 +99,7 @@ class Producer(End):
                     memory.write(at, part)
                     at += len(part)
                 memory.flush()
-                memory.store(turn_at, ticket * TURN + 2 * length + PUBLISHED)
+                memory.hand_over(turn_at, (ticket * TURN,), (ticket * TURN + 2 * length + PUBLISHED,))
                 memory.flush()
             except BaseException:
                 self.cut(Outgoing(position, (length,), 1, Gather(parts)))
@@ -171,7 +169,7 @@ class Producer(End):
         if self._sole:  # it has recorded nothing so far: who has nobody beside him needs no record before
             self._memory.store(self._reserving_at, out.position)
             self._memory.flush()
-        self._memory.store(self._record(CUT), 1 + out.sent)
+        self._memory.hand_over(self._record(CUT), (0,), (1 + out.sent,))
         self._memory.flush()
 
     def close(self) -> None:
@@ -243,20 +241,9 @@ class Producer(End):
             done += size
 
     def _publish(self, out: Outgoing, room: int) -> None:
-        layout = self._layout
-        turns = array("q")
-        for first, count in layout.pieces(out.ticket + out.sent, room):
-            turns.extend(turns_of(first, count, PUBLISHED))
-        if len(out.lengths) == 1:
-            if out.sent == 0:
-                turns[0] += 2 * out.lengths[0]
-        else:  # several messages are sent in pieces, too: each length belongs on its own first slot
-            start = 0
-            for length in out.lengths:
-                if 0 <= start - out.sent < room:
-                    turns[start - out.sent] += 2 * length
-                start += layout.span(length)
-        self._store_turns(out.ticket + out.sent, turns)
+        """Hand the next slots over to who will claim them."""
+        turns = self._published(out.ticket, out.lengths, out.sent, room)
+        self._hand_over(out.ticket + out.sent, self._free(out.ticket + out.sent, room), turns)
 
 
 def _fitting(spans: Iterable[int], room: int) -> tuple[int, int]:

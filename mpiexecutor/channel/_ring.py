@@ -29,13 +29,13 @@ Invariants, word by word
     HEAD      the same for consumers.
     CLAIMED   written by the host. 0: nobody has claimed yet; else one more than the messages that will come.
     voids     one word a rank, written by that rank: messages that it claimed and found cut.
-    turns     written by one party at a time: by the one that reserved the ticket until it publishes, then by the one that
-              claimed it until it frees it. Nobody else writes it, because only one party can have swapped the position over it.
+    turns     handed over: by the one that reserved the ticket when it publishes, then by the one that claimed it when it frees
+              it. Nobody else writes it, because only one party can have swapped the position over it.
     records   three words a rank and end, written by that rank before it swaps: what it is about to reserve or claim. If it dies,
               its share is what the record says, provided that the position has moved past it, that the first slot's turn is still
               free (or published), and that no other rank has the same record.
-    cuts      one word a rank: set by a rank that cuts a message, cleared by the consumer that has passed it on; until then the rank
-              reserves nothing, so that its record stays.
+    cuts      one word a rank: handed over by a rank that cuts a message, and back by the consumer that has passed it on; until
+              then the rank reserves nothing, so that its record stays.
     peaks     one word a rank, written by that rank.
     sleepers  one byte a rank and end: set by the rank before it sleeps, cleared by it when it wakes or by whoever wakes it.
 
@@ -50,7 +50,7 @@ that has claimed the message, when it finds no further slot, reads the records, 
 
 import enum
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ._memory import Memory
@@ -258,11 +258,31 @@ class End:
                 return index
         return want
 
-    def _store_turns(self, ticket: int, turns: "array[int]") -> None:
+    def _published(self, ticket: int, lengths: Sequence[int], done: int, count: int) -> "array[int]":
+        """Give the turns of messages from `ticket` on when they are published: `count` of them, after the first `done`."""
+        turns = array("q")
+        for first, here in self._layout.pieces(ticket + done, count):
+            turns.extend(turns_of(first, here, PUBLISHED))
+        start = 0
+        for length in lengths:  # each belongs on its own first slot
+            if 0 <= start - done < count:
+                turns[start - done] += 2 * length
+            start += self._layout.span(length)
+        return turns
+
+    def _free(self, ticket: int, count: int) -> "array[int]":
+        """Give the turns of so many tickets while nobody has published them."""
+        turns = array("q")
+        for first, here in self._layout.pieces(ticket, count):
+            turns.extend(turns_of(first, here))
+        return turns
+
+    def _hand_over(self, ticket: int, olds: "array[int]", turns: "array[int]") -> None:
+        """Hand the slots from a ticket's on over."""
         done = 0
-        view = memoryview(turns).cast("B")
         for first, count in self._layout.pieces(ticket, len(turns)):
-            self._memory.write(self._layout.turn_at(first), view[WORD * done : WORD * (done + count)])
+            here = slice(done, done + count)
+            self._memory.hand_over(self._layout.turn_at(first), olds[here], turns[here])
             done += count
 
     def _settled(self, ticket: int, limit: int, *, published: bool) -> int:

@@ -2,8 +2,9 @@
 
 One passive-target epoch, opened at birth with ``Lock_all`` and closed by ``free``. Where all ranks are on one node the window is
 shared memory, and every rank loads and stores plainly, a tenth of what an MPI call costs; else the host alone does, and the others
-use Put, Get and Flush, which every MPI has had to make work. What has to be one step is Compare_and_swap everywhere. Words that are
-swapped are swapped or loaded only, and words that are stored have one writer at a time: the MPI standard promises no more.
+use Put, Get and Flush, which every MPI has had to make work. What has to be one step is Compare_and_swap everywhere; and so is what
+one rank sets and then another, where it goes through MPI: a Put is a copy, which may set a word twice (see _memory.py). Words that
+are swapped are swapped or loaded only, and words that are put have one writer: the MPI standard promises no more.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import platform
 import sys
 import threading
 from array import array
+from collections.abc import Sequence
 from typing import Final
 
 from mpi4py import MPI
@@ -72,7 +74,7 @@ class _RemoteMemory:
         self._host = host
         self._loaded, self._expected, self._new, self._old = (memoryview(array("q", [0])) for _ in range(4))
         self._specs = [[word, 1, _WORD] for word in (self._loaded, self._expected, self._new, self._old)]
-        self._kept: list[memoryview] = []  # what MPI may still be reading until the next flush
+        self._kept: list[memoryview] = []  # what MPI may still be using until the next flush
 
     def load(self, at: int) -> int:
         self._win.Get(self._specs[0], self._host, at)
@@ -88,6 +90,13 @@ class _RemoteMemory:
 
     def store(self, at: int, word: int) -> None:
         self.write(at, memoryview(word.to_bytes(WORD, sys.byteorder, signed=True)))
+
+    def hand_over(self, at: int, olds: Sequence[int], words: Sequence[int]) -> None:
+        for index, numbers in enumerate(zip(words, olds, strict=True)):
+            origin, compare, result = (memoryview(array("q", (number,))) for number in (*numbers, 0))
+            self._kept += (origin, compare, result)
+            place = at + WORD * index
+            self._win.Compare_and_swap([origin, 1, _WORD], [compare, 1, _WORD], [result, 1, _WORD], self._host, place)
 
     def write(self, at: int, data: memoryview) -> None:
         self._kept.append(data)
@@ -141,6 +150,10 @@ class _DirectMemory(_RemoteMemory):
 
     def store(self, at: int, word: int) -> None:
         self._words[at // WORD] = word
+
+    def hand_over(self, at: int, olds: Sequence[int], words: Sequence[int]) -> None:  # noqa: ARG002 - for who has to swap
+        for index, word in enumerate(words, at // WORD):
+            self._words[index] = word  # one instruction, unlike the copy of a slice
 
     def write(self, at: int, data: memoryview) -> None:
         self._bytes[at : at + len(data)] = data
