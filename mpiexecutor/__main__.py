@@ -32,10 +32,9 @@ Either by hand, with the options below, or by an mpiexec:  mpiexec -n N python -
 
 def main() -> None:
     """Start the ranks, or be one of them until the script ends."""
-    with contextlib.ExitStack() as quiet:
-        if rank_in_environment():  # one rank explains what is wrong
-            quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))
-            quiet.enter_context(contextlib.redirect_stderr(io.StringIO()))
+    if rank_in_environment():
+        options, program = _parse_quietly(sys.argv[1:])
+    else:
         options, program = _parse(sys.argv[1:])
     if options.info:
         _info.show(options.mpiexec)
@@ -43,6 +42,15 @@ def main() -> None:
         _be_a_rank(program)
     else:
         _become_mpiexec(options, program)
+
+
+def _parse_quietly(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Do so where another rank explains what is wrong, and ends with the status for it: its words could be lost if this one did."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            return _parse(arguments)
+        except SystemExit:
+            sys.exit(0)
 
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -108,7 +116,7 @@ def _be_a_rank(program: list[str]) -> None:
     try:
         check_company(comm)
     except StartError as error:
-        sys.exit(1 if rank_in_environment() else f"python -m mpiexecutor: {error}")  # one of them says it
+        sys.exit(0 if rank_in_environment() else f"python -m mpiexecutor: {error}")  # one of them says it
     if comm.rank == _ROOT:
         atexit.register(dismiss, comm, _ROOT)  # if the script never makes an executor
         _run(program)
