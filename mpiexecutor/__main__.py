@@ -21,7 +21,7 @@ from types import ModuleType, TracebackType
 from . import _info
 from ._adopt import StartError, interpreter_flags
 from ._launch import check_company, dismiss, serve
-from ._mpiexec import Mpiexec, NoMpiexecError, in_srun, launched, rank_in_environment, usable_cores
+from ._mpiexec import Mpiexec, NoMpiexecError, have_waiting_give_way, in_srun, launched, rank_in_environment, usable_cores
 
 _ROOT = 0
 _WHAT = "script.py | -m module | -c code"
@@ -110,6 +110,7 @@ def _become_mpiexec(options: argparse.Namespace, program: Sequence[str]) -> None
 
 
 def _be_a_rank(program: list[str]) -> None:
+    have_waiting_give_way()
     from mpi4py import MPI  # noqa: PLC0415 - initialises MPI: not for who starts ranks only
 
     comm = MPI.COMM_WORLD

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import _adopt
-from ._mpiexec import Flavour, flavour_of, launched, size_in_environment, usable_cores
+from ._mpiexec import Flavour, flavour_of, have_waiting_give_way, launched, size_in_environment, usable_cores
 from ._outcomes import Blob, Place
 from ._parcels import Parcels
 from ._pump import Pump
@@ -145,6 +145,8 @@ def world(max_workers: int | None) -> "MPI.Intracomm":
                 "this script has initialised MPI already, by importing mpi4py.MPI: workers cannot join it any more. Import it "
                 "after the first executor is made, or start the script with 'python -m mpiexecutor'"
             )
+        elif "mpi4py.MPI" not in sys.modules:
+            have_waiting_give_way()
         check_company(_world())
     return _world()
 
