@@ -51,8 +51,8 @@ class World:
         self.log.append("look")
         return "found" if next(self.looks) == self.found_at else None
 
-    def waiter(self, *, longest: float = 1.0, far: bool = False) -> Waiter:
-        return Waiter(self, self.mark, longest=longest, far=far)
+    def waiter(self, *, longest: float = 1.0) -> Waiter:
+        return Waiter(self, self.mark, longest=longest)
 
 
 @pytest.fixture
@@ -143,23 +143,41 @@ def test_near_sleeps_stay_as_long_as_they_may_be(world):
     assert world.naps == [0.25] * 5
 
 
-def test_far_sleeps_begin_short_and_grow(world):
-    """Somebody can't ring: looking is the only way, less and less often, up to a bound."""
-    world.found_at = LOOKS + 60
-    world.waiter(far=True).wait(world.look, None, 1)
-    assert world.naps[0] == _waiting._SHORTEST_FAR
-    assert world.naps == sorted(world.naps)
+class Bell(Doorbell):
+    """A doorbell whose naps are only noted."""
+
+    def __init__(self, world, far):
+        super().__init__("", far)
+        self._world = world
+
+    def _nap(self, seconds):
+        return self._world.sleep(seconds)
+
+
+def test_who_can_be_rung_from_afar_looks_for_that_between_naps_that_grow(world):
+    """Nothing wakes it: it naps shortly at first, then longer, up to a bound, until its time is over."""
+    assert not Bell(world, lambda: False).sleep(1.0)
+    assert world.naps[0] == _waiting._SHORTEST
+    assert world.naps[:-1] == sorted(world.naps[:-1])
     assert all(b <= a * _waiting._GROWTH * 1.001 for a, b in itertools.pairwise(world.naps))
-    assert world.naps[-1] == _waiting._LONGEST_FAR
+    assert max(world.naps) == _waiting._LONGEST
+    assert sum(world.naps) == pytest.approx(1.0)
 
 
-def test_far_sleeps_are_short_again_after_a_ring(world):
-    """Something happens: more may follow."""
-    world.rung = {10}
-    world.found_at = LOOKS + 12
-    world.waiter(far=True).wait(world.look, None, 1)
-    assert world.naps[9] > world.naps[0]
-    assert world.naps[10] == world.naps[0]
+def test_a_ring_from_afar_ends_the_sleep(world):
+    """Between two naps, and before the first."""
+    looks = itertools.count()
+    assert Bell(world, lambda: next(looks) == 5).sleep(1.0)
+    assert len(world.naps) == 5
+    assert Bell(world, lambda: True).sleep(1.0)
+    assert len(world.naps) == 5
+
+
+def test_a_near_ring_ends_the_naps_too(world):
+    """Whoever of the same node rings."""
+    world.rung = {3}
+    assert Bell(world, lambda: False).sleep(1.0)
+    assert len(world.naps) == 3
 
 
 @pytest.mark.parametrize("at", [1, LOOKS + 1, LOOKS + 2])

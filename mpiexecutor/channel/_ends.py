@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from ._background import Background, ChannelFuture
 from ._consumer import Consumer, Incoming
@@ -25,6 +25,9 @@ from ._memory import Memory
 from ._producer import Gather, Outgoing, Producer
 from ._ring import Layout, Progress, State
 from ._waiting import Doorbell, Ringer, Waiter, address_of
+
+if TYPE_CHECKING:
+    from ._bells import FarBells
 
 T = TypeVar("T")
 
@@ -36,6 +39,7 @@ Begin = Callable[[Step[T]], T | None]  # takes the step that reserves or claims,
 # What a sleeping rank's byte says.
 _AWAKE, _TO_BEGIN, _TO_GO_ON = 0, 1, 2
 _NAP: Final = {"put": 0.05, "take": 1.0}  # seconds that a rank sleeps at most before it looks by itself
+_FAR_NAP: Final = {"put": 0.5, "take": 30.0}  # the same where the host has to wake up for that look, too
 _WORTH = 4  # a producer is woken to begin when this fraction of the ring is free: for one slot alone it would sleep again at once
 
 
@@ -52,12 +56,8 @@ class Place:
     token: str
     nodes: Sequence[str]
     ringer: Ringer
+    bells: "FarBells | None"  # if there are several nodes
     freed: bool = False
-
-    @property
-    def far(self) -> bool:
-        """Whether some ranks are out of a doorbell's reach."""
-        return len(set(self.nodes)) > 1
 
     def address(self, side: Side, rank: int) -> str:
         return address_of(self.token, rank, side)
@@ -70,11 +70,18 @@ class Place:
         if not any(asleep):
             return
         for rank in (*range(self.rank + 1, len(asleep)), *range(self.rank + 1)):
-            if asleep[rank] == _AWAKE or (asleep[rank] == _TO_BEGIN and begin <= 0) or self.nodes[rank] != self.nodes[self.rank]:
+            if asleep[rank] == _AWAKE or (asleep[rank] == _TO_BEGIN and begin <= 0):
                 continue
             begin -= asleep[rank] == _TO_BEGIN
             ring.mark(self.asleep_at(side, rank), _flag(_AWAKE))
+            self._ring(side, rank)
+
+    def _ring(self, side: Side, rank: int) -> None:
+        if self.bells is None or self.nodes[rank] == self.nodes[self.rank]:
             self.ringer.ring(self.address(side, rank))
+        else:
+            self.bells.ring(rank, side)
+            self.bells.stir()
 
     def check_freed(self) -> None:
         if self.freed:
@@ -88,9 +95,10 @@ class _End:
         self._side = side
         self._place = place
         self.lock = threading.Lock()
-        self._bell = Doorbell(place.address(side, place.rank))
+        self._bell = Doorbell(place.address(side, place.rank), None if place.bells is None else partial(place.bells.rung, side))
         asleep_at = place.asleep_at(side, place.rank)
-        self._waiter = Waiter(self._bell, lambda flag: ring.mark(asleep_at, _flag(flag)), longest=_NAP[side], far=place.far)
+        nap = _NAP if place.bells is None else _FAR_NAP
+        self._waiter = Waiter(self._bell, lambda flag: ring.mark(asleep_at, _flag(flag)), longest=nap[side])
         self.background = Background(f"mpiexecutor {side}f", self.interrupt)
 
     def interrupt(self) -> None:

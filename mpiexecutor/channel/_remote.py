@@ -25,6 +25,7 @@ from ._background import ChannelFuture
 from ._consumer import Incoming
 from ._ends import Parts, Place, PutEnd, Side, TakeEnd
 from ._errors import ChannelEmpty, ChannelFull, IncompletePut
+from ._memory import Memory
 from ._producer import Producer
 from ._ring import Layout
 from ._waiting import Ringer
@@ -142,6 +143,7 @@ class RemoteChannel(Generic[P, M]):
         # mpi4py.MPI initialises MPI when it is imported: not before a channel is made.
         from mpi4py import MPI  # noqa: PLC0415
 
+        from ._bells import FarBells  # noqa: PLC0415
         from ._window import Window  # noqa: PLC0415
 
         comm = MPI.COMM_WORLD if comm is None else comm
@@ -153,14 +155,15 @@ class RemoteChannel(Generic[P, M]):
         self._only_host = {"put": producers == "host", "take": consumers == "host"}
         self._layout = Layout(buff_size, self._codec.slot_size, comm.size)
         self._window = Window(comm, host, self._layout.size)
+        self._bells = FarBells(comm, host) if len(set(agreement.nodes)) > 1 else None
         if comm.rank == host:
             self._layout.prepare(self._window.memory())
         comm.Barrier()
         self._threads = MPI.Query_thread() == MPI.THREAD_MULTIPLE
-        self._place = Place(self._layout, comm.rank, agreement.token, agreement.nodes, Ringer())
-        self._puts = PutEnd(self._place, self._window.memory(), sole=self._only_host["put"])
-        self._takes = TakeEnd(self._place, self._window.memory(), sole=self._only_host["take"])
-        self._aside = Producer(self._window.memory(), self._layout, comm.rank)
+        self._place = Place(self._layout, comm.rank, agreement.token, agreement.nodes, Ringer(), self._bells)
+        self._puts = PutEnd(self._place, self._memory(), sole=self._only_host["put"])
+        self._takes = TakeEnd(self._place, self._memory(), sole=self._only_host["take"])
+        self._aside = Producer(self._memory(), self._layout, comm.rank)
         self._aside_lock = threading.Lock()
         self._claims = 0  # by this rank
         self._at_exit = _at_exit(self)
@@ -351,6 +354,8 @@ class RemoteChannel(Generic[P, M]):
         atexit.unregister(self._at_exit)
         with self._puts.lock, self._takes.lock, self._aside_lock:
             self._window.free()
+            if self._bells is not None:
+                self._bells.free()
             self._puts.free()
             self._takes.free()
             self._place.ringer.free()
@@ -360,6 +365,8 @@ class RemoteChannel(Generic[P, M]):
         self._place.freed = True
         self._puts.stop()
         self._takes.stop()
+        if self._bells is not None:
+            self._bells.leave()
 
     def disown(self) -> None:
         """In a forked child: the channel is the parent's, and its memory is shared. Any further use is ChannelClosed."""
@@ -390,6 +397,11 @@ class RemoteChannel(Generic[P, M]):
         state = self._aside.state()
         self._place.wake(self._aside, "take", state.takers, begin=len(state.takers))
         self._place.wake(self._aside, "put", state.putters, begin=len(state.putters))
+
+    def _memory(self) -> Memory:
+        """Give a handle on the ring's memory, for one thread."""
+        memory = self._window.memory()
+        return memory if self._bells is None else self._bells.attended(memory)
 
     def _check_side(self, side: Side) -> None:
         self._place.check_freed()

@@ -5,7 +5,9 @@ socket. Whoever changes the ring looks at the bytes afterwards and rings. Both p
 load, so that one of them sees the other: a wake-up can be lost only if the waker dies between the change and the ring. The
 longest sleep bounds what that costs. A ring carries nothing: a stranger's does no more than make a rank look once in vain.
 
-A doorbell reaches the ranks of one node. Where there are others, sleeps are short, and grow while nothing happens.
+A socket reaches the ranks of one node. Where there are others, a sleep is made of naps, short first and growing while nothing
+happens; between them the doorbell looks whether it was rung from another node, which is all that happens then: the ring lies in
+another's memory, and is looked at by who was rung.
 """
 
 import contextlib
@@ -24,32 +26,49 @@ T = TypeVar("T")
 logger = logging.getLogger("mpiexecutor")
 
 _LOOKING = 150e-6  # seconds before sleeping, which costs 50 with being woken; short where others want the processor
-_SHORTEST_FAR = 50e-6
-_LONGEST_FAR = 0.02  # seconds asleep where somebody can't
+_SHORTEST = 50e-6  # seconds of a nap
+_LONGEST = 0.02
 _PATIENCE = 10.0  # seconds before a rank says that it waits for others
-_GROWTH = 1.2  # of each sleep over the one before: 1 ms after 16, and 5 ms in all; 20 ms after 33, and 0.12 s in all
+_GROWTH = 1.2  # of each nap over the one before: 1 ms after 16, and 5 ms in all; 20 ms after 33, and 0.12 s in all
 
 
 def wait_for_ranks(done: Callable[[], bool], complaint: str) -> None:
     """Wait until the other ranks have come, too; say so if that takes long."""
-    since, pause, told = time.monotonic(), _SHORTEST_FAR, False
+    since, pause, told = time.monotonic(), _SHORTEST, False
     while not done():
         time.sleep(pause)
-        pause = min(pause * _GROWTH, _LONGEST_FAR)
+        pause = min(pause * _GROWTH, _LONGEST)
         if not told and time.monotonic() - since > _PATIENCE:
             told = True
             logger.warning(complaint)
 
 
 class Doorbell:
-    """What a thread sleeps on, and others of its node wake it by. Costs nothing until it is slept on."""
+    """What a thread sleeps on, and others wake it by. Costs nothing until it is slept on.
 
-    def __init__(self, address: str) -> None:
+    Who is on another node rings in another way, by which nobody can be woken: `far` says whether that has happened.
+    """
+
+    def __init__(self, address: str, far: Callable[[], bool] | None = None) -> None:
         self._address = address
+        self._far = far
         self._socket: socket.socket | None = None
 
     def sleep(self, seconds: float) -> bool:
         """Block until rung, or for so long; whether it was rung."""
+        if self._far is None:
+            return self._nap(seconds)
+        nap, until = _SHORTEST, time.monotonic() + seconds
+        while not self._far():
+            left = until - time.monotonic()
+            if left <= 0:
+                return False
+            if self._nap(min(nap, left)):
+                return True
+            nap = min(nap * _GROWTH, _LONGEST)
+        return True
+
+    def _nap(self, seconds: float) -> bool:
         bell = self.open()
         bell.settimeout(max(seconds, 1e-6))
         try:
@@ -114,11 +133,10 @@ def node_name() -> str:
 class Waiter:
     """One thread's way to wait, at one end of a channel."""
 
-    def __init__(self, bell: Doorbell, mark: Callable[[int], None], *, longest: float, far: bool) -> None:
+    def __init__(self, bell: Doorbell, mark: Callable[[int], None], *, longest: float) -> None:
         self._bell = bell
         self._mark = mark  # tell the others what this rank sleeps for; 0: it is awake
-        self._longest = longest  # seconds asleep where everybody can ring
-        self._far = far
+        self._longest = longest  # seconds asleep before a look that nobody has asked for
 
     def wait(self, look: Callable[[], T | None], deadline: float | None, flag: int) -> T | None:
         """Look until there is something, and give it; None once the deadline is over, which may be past already."""
@@ -135,7 +153,6 @@ class Waiter:
         return found
 
     def _sleep(self, look: Callable[[], T | None], deadline: float | None, flag: int) -> T | None:
-        nap = _SHORTEST_FAR if self._far else self._longest
         self._bell.open()  # before the mark: who rings a bell that is not there yet has cleared the mark in vain
         try:
             while True:
@@ -143,12 +160,9 @@ class Waiter:
                 found = look()
                 if found is not None:
                     return found
-                left = nap if deadline is None else min(nap, deadline - time.monotonic())
+                left = self._longest if deadline is None else min(self._longest, deadline - time.monotonic())
                 if left <= 0:
                     return None
-                if self._bell.sleep(left):
-                    nap = _SHORTEST_FAR if self._far else self._longest
-                elif self._far:
-                    nap = min(nap * _GROWTH, _LONGEST_FAR)
+                self._bell.sleep(left)
         finally:
             self._mark(0)

@@ -4,7 +4,6 @@ import dataclasses
 import importlib
 import pickle
 import re
-import socket
 import sys
 import threading
 from concurrent.futures import CancelledError
@@ -62,7 +61,7 @@ def test_a_failure_is_that_of_its_own_future(executor, ranks, stage, kind):
     assert error.args == ("planned",)
     assert isinstance(error.__cause__, RemoteTraceback)
     text = str(error.__cause__)
-    place = re.search(rf"rank (\d+) of {ranks} on {re.escape(socket.gethostname())}", text)
+    place = re.search(rf"rank (\d+) of {ranks} on \S+", text)
     assert place is not None
     assert (int(place[1]) == 0) == (stage in ON_THE_ROOT or ranks == 1)
     assert "Traceback (most recent call last)" in text

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 from mpi4py import MPI
 
-from mpiexecutor.channel import _ends, _window
+from mpiexecutor.channel import _agreement, _ends, _window
 
 _COMM = MPI.COMM_WORLD
 _GRACE = 2  # seconds in which the other ranks may say what they have to say, too
@@ -41,16 +41,18 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
 def _asleep_until_woken() -> Iterator[None]:
     """Have sleepers wait for ever, so that a wake-up that is lost hangs its test."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_ends, "_NAP", {"put": 1000.0, "take": 1000.0})
+        for naps in ("_NAP", "_FAR_NAP"):
+            patch.setattr(_ends, naps, {"put": 1000.0, "take": 1000.0})
         yield
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _apart() -> Iterator[None]:
-    """Have windows share no memory, if that is asked for."""
+    """Have ranks share no memory, and each think that others are on another node, if that is asked for."""
     with pytest.MonkeyPatch.context() as patch:
         if os.environ.get("MPIEXECUTOR_TEST_APART"):
             patch.setattr(_window, "on_one_node", lambda _: False)
+            patch.setattr(_agreement, "node_name", lambda: f"node {_COMM.rank % 2}")
         yield
 
 

@@ -272,7 +272,7 @@ def give_up(channel: RemoteChannel[Any, Any], way: str) -> list[Any]:
         assert waiting.cancel()
         return []
     try:
-        return [channel.take(timeout=0.02)]
+        return [channel.take(timeout=0.5)]
     except TimeoutError:
         return []
 
