@@ -15,7 +15,8 @@ _DEADLINE = 40  # seconds that one test may take on the ranks before each of the
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[RANK_TESTS] = []
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored, and jobs would inherit that
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so it is in the background, and jobs would inherit that
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.pop("PYTHONUNBUFFERED", None)  # a line is then two writes, and lines of several processes mix
 
 
