@@ -3,6 +3,7 @@
 A message waits until it is looked for, so that none is missed; looking costs a microsecond, needs nobody else, and is progress.
 """
 
+import itertools
 import threading
 import time
 from array import array
@@ -12,7 +13,7 @@ from typing import Final, Literal
 from mpi4py import MPI
 
 from ._memory import Memory
-from ._progress import progress
+from ._progress import attendant
 
 _TAGS: Final = {"put": 0, "take": 1, "knock": 2}
 _KNOCK = 0.02  # seconds between two knocks of a rank that goes on using the host's memory
@@ -25,54 +26,61 @@ class FarBells:
     def __init__(self, comm: MPI.Intracomm, host: int) -> None:
         self._comm = comm.Dup()
         self._host = host
-        self._progress = progress() if comm.rank == host and MPI.Query_thread() == MPI.THREAD_MULTIPLE else None
-        self._lock = threading.Lock()
-        self._sent = array("i", [0]) * comm.size  # rings, by rank
+        self._is_host = comm.rank == host
+        # Two threads of it are inside MPI at a time. Where that must not be, the host attends when it uses the channel itself.
+        self._attendant = attendant() if self._is_host and MPI.Query_thread() == MPI.THREAD_MULTIPLE else None
+        # No lock: who rings may hold one that a finalizer wants, which the collector of garbage may run under a lock of ours.
+        self._sent = [itertools.count() for _ in range(comm.size)]  # rings, by rank
+        self._receiving = threading.Lock()
         self._received = 0
         self._attended_until = 0.0
-        if self._progress is not None:
-            self._progress.attend(self._knocked)
+        if self._attendant is not None:
+            self._attendant.attend(self._knocked)
 
     def ring(self, rank: int, which: Literal["put", "take", "knock"]) -> None:
         """Have a rank find a message, some time; never waits."""
-        with self._lock:
-            self._sent[rank] += 1
-            self._comm.Isend(_NOTHING, rank, _TAGS[which]).Free()
+        next(self._sent[rank])
+        self._comm.Isend(_NOTHING, rank, _TAGS[which]).Free()
 
     def rung(self, which: Literal["put", "take", "knock"]) -> bool:
         """Whether there was a message for this rank; one look serves all who rang."""
-        found = False
-        with self._lock:
-            while self._receive(_TAGS[which]):
-                found = True
-        return found
+        with self._receiving:
+            if self._is_host and self._attendant is None:
+                self._receive_all("knock")  # nobody else does
+            return self._receive_all(which)
 
     def stir(self) -> None:
         """Have the host attend to its memory for a while: this rank, or one that it has rung, is about to use it."""
         if time.monotonic() < self._attended_until:
             return
         self._attended_until = time.monotonic() + _KNOCK
-        if self._progress is not None:
-            self._progress.poke()
-        elif self._comm.rank != self._host:
+        if self._attendant is not None:
+            self._attendant.poke()
+        elif not self._is_host:
             self.ring(self._host, "knock")
 
     def attended(self, memory: Memory) -> Memory:
         """Give a handle on the host's memory that has it attend whenever it is waited for."""
-        return memory if self._comm.rank == self._host else _AttendedMemory(memory, self.stir)
+        return memory if self._is_host else _AttendedMemory(memory, self.stir)
 
     def leave(self) -> None:
         """Attend to the others no more."""
-        if self._progress is not None:
-            self._progress.leave(self._knocked)
+        if self._attendant is not None:
+            self._attendant.leave(self._knocked)
 
     def free(self) -> None:
         """Receive all that was sent: a communicator made later may look the same to MPI, and must not find it."""
-        expected = array("i", [0])
-        self._comm.Reduce_scatter_block(self._sent, expected)
+        expected = array("q", [0])
+        self._comm.Reduce_scatter_block(array("q", map(next, self._sent)), expected)
         while self._received < expected[0]:
             self._receive(MPI.ANY_TAG)
         self._comm.Free()
+
+    def _receive_all(self, which: Literal["put", "take", "knock"]) -> bool:
+        found = False
+        while self._receive(_TAGS[which]):
+            found = True
+        return found
 
     def _receive(self, tag: int) -> bool:
         """Receive a message if there is one.
@@ -83,8 +91,8 @@ class FarBells:
         status = MPI.Status()
         if not (self._comm.Iprobe(MPI.ANY_SOURCE, tag, status) or self._comm.Iprobe(MPI.ANY_SOURCE, tag, status)):
             return False
+        self._received += 1  # before an interrupt can come between: it is there
         self._comm.Recv(_NOTHING, status.source, status.tag)
-        self._received += 1
         return True
 
     def _knocked(self) -> bool:

@@ -131,6 +131,7 @@ class PutEnd(_End):
         if not self._acquire(deadline):
             return 0
         try:
+            self._place.check_freed()
             if len(messages) == 1 and self._put_short(messages[0]):
                 return 1
             return self._put(messages, deadline, _at_once, whole=whole)
@@ -142,6 +143,7 @@ class PutEnd(_End):
 
         def operation(future: ChannelFuture[None]) -> None:
             with self.lock:
+                self._place.check_freed()
                 self._put([parts], None, future.begin)
 
         return self.background.submit(operation)
@@ -156,7 +158,6 @@ class PutEnd(_End):
         length = len(parts[0]) if len(parts) == 1 else sum(map(len, parts))
         if length > self._place.layout.slot_size:
             return False
-        self._place.check_freed()
         try:
             with self._reserving:
                 return self.ring.put_short(parts, length)
@@ -227,6 +228,7 @@ class TakeEnd(_End):
         if not self._acquire(deadline):
             return None
         try:
+            self._place.check_freed()
             if most == 1 and self._incoming is None and (data := self._take_short()) is not None:
                 return Incoming(0, (len(data),), 1, data)
             return self._take(most, deadline, _at_once)
@@ -238,6 +240,7 @@ class TakeEnd(_End):
 
         def operation(future: ChannelFuture[T]) -> T:
             with self.lock:
+                self._place.check_freed()
                 found = self._take(1, None, future.begin)
             assert found is not None
             return decode(found)
@@ -246,7 +249,6 @@ class TakeEnd(_End):
 
     def _take_short(self) -> memoryview | None:
         """Take a message at once if it takes one slot, and is there."""
-        self._place.check_freed()
         data = None
         try:
             data = self.ring.take_short()

@@ -311,10 +311,10 @@ class RemoteChannel(Generic[P, M]):
         Every rank may call it, as scripts do that run the same lines everywhere. Only the host's calls count, but a rank that
         has called it never sees None before that many messages were taken, even while the host's call is still to come.
         """
-        self._place.check_freed()
         if count < 0:
             raise ValueError(f"claim says how many messages will come, at least 0, not {count}")
         with self._aside_lock:
+            self._place.check_freed()
             self._claims += count
             self._takes.ring.own_claims = self._claims
             if self._rank == self._host:
@@ -326,8 +326,8 @@ class RemoteChannel(Generic[P, M]):
 
         Any rank may call it, and again; with ``producers="host"`` only the host.
         """
-        self._check_side("put")
         with self._aside_lock:
+            self._check_side("put")
             if self._only_host["put"]:
                 self._puts.close()
             else:
@@ -336,8 +336,8 @@ class RemoteChannel(Generic[P, M]):
 
     def statistics(self) -> Statistics:
         """Give a snapshot of the counts."""
-        self._place.check_freed()
         with self._aside_lock:
+            self._place.check_freed()
             state, peak = self._aside.state(), self._aside.peak_of_all()
         put, taken = state.put - state.void, state.taken - state.void
         return Statistics(put, taken, state.claimed, max(0, put - taken), peak, self._layout.slots, state.closed)

@@ -6,8 +6,7 @@ load, so that one of them sees the other: a wake-up can be lost only if the wake
 longest sleep bounds what that costs. A ring carries nothing: a stranger's does no more than make a rank look once in vain.
 
 A socket reaches the ranks of one node. Where there are others, a sleep is made of naps, short first and growing while nothing
-happens; between them the doorbell looks whether it was rung from another node, which is all that happens then: the ring lies in
-another's memory, and is looked at by who was rung.
+happens. Between them it looks only whether it was rung from another node, not at the ring, which may lie in another's memory.
 """
 
 import contextlib

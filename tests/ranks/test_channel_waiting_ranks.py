@@ -1,9 +1,10 @@
 """The channel over real windows: what waits, what gives up, what is cancelled, what is closed and freed; and it works on."""
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from functools import partial
-from threading import Event
+from threading import Event, current_thread, main_thread
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from together import (
 )
 
 from mpiexecutor.channel import ChannelClosed, ChannelEmpty, ChannelFull, IncompletePut, RemoteChannel
+from mpiexecutor.channel._progress import Attendant
 
 ALL = set(range(SIZE))
 
@@ -275,6 +277,27 @@ def give_up(channel: RemoteChannel[Any, Any], way: str) -> list[Any]:
         return [channel.take(timeout=0.5)]
     except TimeoutError:
         return []
+
+
+def test_an_attendant_hears_who_knocks_at_any_of_its_channels():
+    """Though somebody always knocks at the first of them; until it leaves that one."""
+    attendant = Attendant()
+    heard: list[str] = []
+    knocked = [partial(hear, heard, name) for name in ("first", "second")]
+    for one in knocked:
+        attendant.attend(one)
+    until(lambda: heard.count("second") > 2)
+    attendant.leave(knocked[0])
+    before = heard.count("first")
+    until(lambda: heard.count("second") > 20)
+    assert heard.count("first") == before
+    attendant.stop()
+    assert not any(thread.is_alive() for thread in attendant._threads)
+
+
+def hear(heard: list[str], name: str) -> bool:
+    heard.append(name)
+    return True
 
 
 # -- futures --------------------------------------------------------------------------------------------------------------------
@@ -594,6 +617,42 @@ def test_free_ends_the_waiting_of_threads(side, way):
         for future in futures:
             with pytest.raises(ChannelClosed, match="freed"):
                 result_of(future)
+
+
+class LateTurn:
+    """A lock that other threads than the main one get late."""
+
+    def __init__(self, now: Event) -> None:
+        self._lock = threading.Lock()
+        self._now = now
+
+    def acquire(self, timeout: float = -1) -> Any:
+        assert current_thread() is main_thread() or self._now.wait()
+        return self._lock.acquire(timeout=timeout)
+
+    def release(self) -> None:
+        self._lock.release()
+
+    __enter__ = acquire
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+@pytest.mark.parametrize("operation", ["put", "put_many", "take", "take_many", "claim", "statistics"])
+def test_who_has_its_turn_after_free_leaves_the_memory_alone(operation):
+    """A thread that waited for another one of its rank gets ChannelClosed."""
+    channel = RemoteChannel(4, 64, object)
+    now = Event()
+    channel._puts.lock, channel._takes.lock, channel._aside_lock = LateTurn(now), LateTurn(now), LateTurn(now)
+    arguments = {"put": (b"x" * 150,), "put_many": ([1, 2],), "take_many": (2,), "claim": (1,)}.get(operation, ())
+    with threads() as pool:
+        future = pool.submit(getattr(channel, operation), *arguments)
+        until(future.running)
+        channel.free()
+        now.set()
+        with pytest.raises(ChannelClosed, match="freed"):
+            result_of(future)
 
 
 def test_with_frees_the_channel():
