@@ -235,7 +235,7 @@ class Consumer(End):
         """Hand the next slots over to who will reserve them a round later."""
         ticket = incoming.ticket + incoming.got
         turns = self._published(incoming.ticket, incoming.lengths, incoming.got, ready)
-        self._hand_over(ticket, turns, self._free(ticket + self._layout.slots, ready))
+        self._hand_over(ticket, turns, self._turns(ticket + self._layout.slots, ready))
 
     def _refresh(self) -> bool:
         """Look at HEAD; whether it moved since."""

@@ -243,7 +243,7 @@ class Producer(End):
     def _publish(self, out: Outgoing, room: int) -> None:
         """Hand the next slots over to who will claim them."""
         turns = self._published(out.ticket, out.lengths, out.sent, room)
-        self._hand_over(out.ticket + out.sent, self._free(out.ticket + out.sent, room), turns)
+        self._hand_over(out.ticket + out.sent, self._turns(out.ticket + out.sent, room), turns)
 
 
 def _fitting(spans: Iterable[int], room: int) -> tuple[int, int]:

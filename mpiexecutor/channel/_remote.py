@@ -155,12 +155,12 @@ class RemoteChannel(Generic[P, M]):
         self._only_host = {"put": producers == "host", "take": consumers == "host"}
         self._layout = Layout(buff_size, self._codec.slot_size, comm.size)
         self._window = Window(comm, host, self._layout.size)
-        self._bells = FarBells(comm, host) if len(set(agreement.nodes)) > 1 else None
+        bells = FarBells(comm, host) if len(set(agreement.nodes)) > 1 else None
         if comm.rank == host:
             self._layout.prepare(self._window.memory())
         comm.Barrier()
         self._threads = MPI.Query_thread() == MPI.THREAD_MULTIPLE
-        self._place = Place(self._layout, comm.rank, agreement.token, agreement.nodes, Ringer(), self._bells)
+        self._place = Place(self._layout, comm.rank, agreement.token, agreement.nodes, Ringer(), bells)
         self._puts = PutEnd(self._place, self._memory(), sole=self._only_host["put"])
         self._takes = TakeEnd(self._place, self._memory(), sole=self._only_host["take"])
         self._aside = Producer(self._memory(), self._layout, comm.rank)
@@ -354,8 +354,8 @@ class RemoteChannel(Generic[P, M]):
         atexit.unregister(self._at_exit)
         with self._puts.lock, self._takes.lock, self._aside_lock:
             self._window.free()
-            if self._bells is not None:
-                self._bells.free()
+            if self._place.bells is not None:
+                self._place.bells.free()
             self._puts.free()
             self._takes.free()
             self._place.ringer.free()
@@ -365,8 +365,8 @@ class RemoteChannel(Generic[P, M]):
         self._place.freed = True
         self._puts.stop()
         self._takes.stop()
-        if self._bells is not None:
-            self._bells.leave()
+        if self._place.bells is not None:
+            self._place.bells.leave()
 
     def disown(self) -> None:
         """In a forked child: the channel is the parent's, and its memory is shared. Any further use is ChannelClosed."""
@@ -401,7 +401,7 @@ class RemoteChannel(Generic[P, M]):
     def _memory(self) -> Memory:
         """Give a handle on the ring's memory, for one thread."""
         memory = self._window.memory()
-        return memory if self._bells is None else self._bells.attended(memory)
+        return memory if self._place.bells is None else self._place.bells.attended(memory)
 
     def _check_side(self, side: Side) -> None:
         self._place.check_freed()

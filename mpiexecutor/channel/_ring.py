@@ -260,9 +260,7 @@ class End:
 
     def _published(self, ticket: int, lengths: Sequence[int], done: int, count: int) -> "array[int]":
         """Give the turns of messages from `ticket` on when they are published: `count` of them, after the first `done`."""
-        turns = array("q")
-        for first, here in self._layout.pieces(ticket + done, count):
-            turns.extend(turns_of(first, here, PUBLISHED))
+        turns = self._turns(ticket + done, count, PUBLISHED)
         start = 0
         for length in lengths:  # each belongs on its own first slot
             if 0 <= start - done < count:
@@ -270,11 +268,11 @@ class End:
             start += self._layout.span(length)
         return turns
 
-    def _free(self, ticket: int, count: int) -> "array[int]":
-        """Give the turns of so many tickets while nobody has published them."""
+    def _turns(self, ticket: int, count: int, published: int = 0) -> "array[int]":
+        """Give the turns of so many tickets, free (0) or published (1), lengths left out."""
         turns = array("q")
         for first, here in self._layout.pieces(ticket, count):
-            turns.extend(turns_of(first, here))
+            turns.extend(turns_of(first, here, published))
         return turns
 
     def _hand_over(self, ticket: int, olds: "array[int]", turns: "array[int]") -> None:
