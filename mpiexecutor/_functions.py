@@ -154,7 +154,10 @@ class Dependencies:
 
     def unchanged(self) -> bool:
         """Whether everything is still what it was."""
-        return not self._parts or all(part.unchanged() for part in self._parts)
+        for part in self._parts:  # noqa: SIM110 - every submit comes through here
+            if not part.unchanged():
+                return False
+        return True
 
 
 class _Part:
@@ -178,14 +181,20 @@ class _Part:
 
     def unchanged(self) -> bool:
         fn = self._fn()
-        return (
-            fn is not None
-            and fn.__code__ is self._code
-            and fn.__defaults__ is self._defaults
-            and fn.__kwdefaults__ is self._keywords
-            and not fn.__dict__
-            and all(_is(fn.__globals__.get(name, _MISSING), held) for name, held in self._names)
-            and all(_is(_content(cell), held) for cell, held in zip(fn.__closure__ or (), self._contents, strict=True))
+        if (
+            fn is None
+            or fn.__code__ is not self._code
+            or fn.__defaults__ is not self._defaults
+            or fn.__kwdefaults__ is not self._keywords
+            or fn.__dict__
+        ):
+            return False
+        found = fn.__globals__
+        for name, held in self._names:  # not all(): every submit comes through here
+            if not _is(found.get(name, _MISSING), held):
+                return False
+        return not self._contents or all(
+            _is(_content(cell), held) for cell, held in zip(fn.__closure__ or (), self._contents, strict=True)
         )
 
 

@@ -1,7 +1,7 @@
 """Calls that are waited for, by number, and what each executor has of them: no MPI, no threads. The caller holds the lock."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,7 +40,7 @@ class Session:
     number: int
     limit: int  # messages on their way at a time
     initializer: Function | None
-    backlog: deque[Task] = field(default_factory=deque)  # in order; these can still be cancelled
+    backlog: deque[Task] = field(default_factory=deque)  # in order; these can still be cancelled. Appended to without the lock
     sent: dict[int, Task] = field(default_factory=dict)  # without an outcome
     unsettled: int = 0  # sent, and its future not settled yet
     messages: int = 0  # on their way: in the ring, or at a worker
@@ -76,10 +76,27 @@ class Session:
 
     def drop_unsent(self) -> list[Task]:
         """Give up the tasks that were never sent; give them."""
-        dropped = [task for task in self.backlog if task.batch is None]
-        self.backlog = deque(task for task in self.backlog if task.batch is not None)
-        return dropped
+        waiting = self._empty_backlog()
+        self.backlog.extendleft(task for task in reversed(waiting) if task.batch is not None)
+        return [task for task in waiting if task.batch is None]
 
-    def all_tasks(self) -> Iterator[Task]:
-        yield from self.sent.values()
-        yield from self.backlog
+    def drop_all(self) -> list[Task]:
+        """Give up every task; give them, who are unsettled until they are settled."""
+        waiting = self._empty_backlog()
+        tasks = [*self.sent.values(), *waiting]
+        self.unsettled += len(waiting)
+        self.sent.clear()
+        self.messages = 0
+        return tasks
+
+    def withdraw(self, task: Task) -> bool:
+        """Take back a task that was queued without looking; False if it was sent, or dropped, meanwhile."""
+        try:
+            self.backlog.remove(task)
+        except ValueError:
+            return False
+        return True
+
+    def _empty_backlog(self) -> list[Task]:
+        """Take everything that is queued, while more may be queued: it cannot be iterated over."""
+        return [self.backlog.popleft() for _ in range(len(self.backlog))]

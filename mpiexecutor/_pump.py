@@ -82,21 +82,28 @@ class Pump:
     def submit(
         self, session: Session, future: Future[Any], shipped: tuple[Any, ...], size: int, kind: object, function: Function | None
     ) -> None:
-        """Queue a call, and send it at once if it is its turn. RuntimeError if the session takes no more."""
-        with self._lock:
-            if session.closed or session.broken:
-                self.check_open(session)
-            session.backlog.append(Task(next(self._numbers), future, shipped, size, kind, function))
-            if session.messages < session.limit and session.messages < self._limit(session):
+        """Queue a call, and send it at once if it is its turn. RuntimeError if the session takes no more.
+
+        The lock is taken only to send. Who makes room sends what it then finds queued, so either sees the other; and who closes
+        the session, or breaks it, either finds the call queued or is found to have done so here.
+        """
+        self.check_open(session)
+        task = Task(next(self._numbers), future, shipped, size, kind, function)
+        session.backlog.append(task)
+        if session.messages < self._limit(session, kind):
+            with self._lock:
                 self._dispatch()
+        if session.closed or session.broken:
+            with self._lock:
+                if session.withdraw(task):
+                    self.check_open(session)
 
     def check_open(self, session: Session) -> None:
         """Raise what submit would raise."""
-        with self._lock:
-            if session.broken:
-                raise BrokenExecutor(session.broken) from session.broken_cause
-            if session.closed:
-                raise RuntimeError(session.closed)
+        if session.broken:
+            raise BrokenExecutor(session.broken) from session.broken_cause
+        if session.closed:
+            raise RuntimeError(session.closed)
 
     def close(self, session: Session, reason: str, *, cancel: bool = False) -> None:
         """Take no more calls; with `cancel`, drop those not sent yet."""
@@ -105,6 +112,7 @@ class Pump:
             session.closed = session.closed or reason
             if cancel:
                 dropped = session.drop_unsent()
+            self._dispatch()  # what a submit has queued that was interrupted then
             self._forget_done()
             self._idle.notify_all()
         for task in dropped:
@@ -145,15 +153,19 @@ class Pump:
         while moved:
             moved = False
             for session in list(self._sessions.values()):  # a finalizer may close one at any time
-                if session.backlog and not self._streaming and session.messages < (limit := self._limit(session)):
+                if not session.backlog or self._streaming:
+                    continue
+                limit = self._limit(session, session.backlog[0].kind)
+                if session.messages < limit:
                     moved = self._send_next(session, limit) or moved
 
-    def _limit(self, session: Session) -> int:
-        """Give how many messages may be on their way: no more than keep those workers busy that the root can feed.
+    def _limit(self, session: Session, kind: object) -> int:
+        """Give how many messages may be on their way while calls of this kind are next.
 
-        The shorter the calls, the fewer these are, and the more calls wait here until they make up a message together.
+        No more than keep those workers busy that the root can feed. The shorter the calls, the fewer these are, and the more calls
+        wait here until they make up a message together.
         """
-        seconds = self._seconds.get(session.backlog[0].kind)
+        seconds = self._seconds.get(kind)
         if seconds is None:
             return session.limit
         return min(session.limit, _PER_WORKER * (2 + int(seconds / _FEEDING)))
@@ -312,12 +324,8 @@ class Pump:
     def _break(self, session: Session, reason: str, cause: BaseException | None) -> None:
         """Fail every call of a session, those to come too."""
         with self._lock:
-            session.broken, session.broken_cause = reason, cause
-            tasks = list(session.all_tasks())
-            session.unsettled += len(session.backlog)  # theirs come to be settled below, with those sent
-            session.sent.clear()
-            session.backlog.clear()
-            session.messages = 0
+            session.broken_cause, session.broken = cause, reason
+            tasks = session.drop_all()  # settled below
         for task in tasks:
             error = BrokenExecutor(reason)
             error.__cause__ = cause

@@ -56,20 +56,20 @@ class Desk:
             self.running = call[0]
             return call
 
-    def finish(self, outcome: Outcome, size: int) -> bool:
-        """Note what came of the call; whether it is time to send that."""
+    def finish(self, outcome: Outcome, size: int) -> tuple[list[Outcome], Call | None]:
+        """Note what came of the call: give the outcomes if it is time to send them, or else take the next call."""
         with self.lock:
             self.running = None
             self.outcomes.append(outcome)
             self.size += size
-            return self.size > _LARGE or time.perf_counter() - self.sent_at > _HELD
-
-    def clear_outcomes(self) -> list[Outcome]:
-        """Take the outcomes away, to send them."""
-        with self.lock:
+            now = time.perf_counter()
+            if self.calls and self.size <= _LARGE and now - self.sent_at <= _HELD:
+                call = self.calls.popleft()
+                self.running = call[0]
+                return [], call
             outcomes, self.outcomes, self.size = self.outcomes, [], 0
-            self.sent_at = time.perf_counter()
-            return outcomes
+            self.sent_at = now
+            return outcomes, None
 
     def clear_if_still(self, running: int | None) -> tuple[list[Outcome], list[int]]:
         """Take away what waits behind a call, if that is running still: outcomes to send, calls to give back."""
@@ -176,13 +176,16 @@ class Worker:
 
     def _run_all(self) -> None:
         """Run the calls on the desk, and send what became of them before it grows old or large."""
-        while (call := self._desk.begin_next()) is not None:
+        call = self._desk.begin_next()
+        while call is not None:
             outcome, size = self._run(*call)
             del call
-            if self._desk.finish(outcome, size) and self._desk.calls:
-                self._send(self._desk.clear_outcomes(), [])
+            outcomes, call = self._desk.finish(outcome, size)
             del outcome
-        self._send(self._desk.clear_outcomes(), [])
+            if outcomes:
+                self._send(outcomes, [])
+                outcomes.clear()  # so that nothing here holds on to results while the next call is run
+                call = self._desk.begin_next()
 
     def _send(self, outcomes: list[Outcome], given_back: list[int]) -> None:
         if outcomes or given_back:

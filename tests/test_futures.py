@@ -112,11 +112,22 @@ def test_a_session_is_idle_without_calls():
     assert session.idle
 
 
-def test_all_tasks_are_those_sent_and_those_waiting():
-    """Sent ones first."""
+def test_all_are_dropped_sent_and_waiting():
+    """Sent ones first; all are unsettled until somebody settles them, and nothing is on its way."""
     session = session_of(task(2), task(3))
     session.sent = {1: task(1)}
-    assert numbers(session.all_tasks()) == [1, 2, 3]
+    session.unsettled = session.messages = 1
+    assert numbers(session.drop_all()) == [1, 2, 3]
+    assert (session.unsettled, session.messages, session.sent, list(session.backlog)) == (3, 0, {}, [])
+
+
+def test_a_task_is_withdrawn_while_it_waits_only():
+    """Who has queued it learns whether it was sent, or dropped, meanwhile."""
+    first, second = task(1), task(2)
+    session = session_of(first, second)
+    assert session.withdraw(second)
+    assert not session.withdraw(second)
+    assert numbers(session.backlog) == [1]
 
 
 def test_tasks_and_sessions_are_what_they_are():

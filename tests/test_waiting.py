@@ -3,6 +3,7 @@
 import itertools
 import os
 import threading
+import time
 
 import pytest
 
@@ -51,8 +52,8 @@ class World:
         self.log.append("look")
         return "found" if next(self.looks) == self.found_at else None
 
-    def waiter(self, *, longest: float = 1.0) -> Waiter:
-        return Waiter(self, self.mark, longest=longest)
+    def waiter(self, *, longest: float = 1.0, look_out=None) -> Waiter:
+        return Waiter(self, self.mark, longest=longest, look_out=look_out)
 
 
 @pytest.fixture
@@ -143,6 +144,32 @@ def test_near_sleeps_stay_as_long_as_they_may_be(world):
     assert world.naps == [0.25] * 5
 
 
+def test_who_may_not_look_out_sleeps_at_once(world):
+    """Another rank looks out for all: this one is asked with its flag."""
+    world.rung = {1}
+    world.found_at = 3
+    assert world.waiter(look_out=lambda flag: flag != 2).wait(world.look, None, 2) == "found"
+    assert world.log == ["look", "mark 2", "look", "sleep", "mark 2", "look", "mark 0"]
+
+
+def test_who_looks_out_says_when_it_does_no_more(world):
+    """When it has found something, and when it fails; the mark for its sleep says so otherwise."""
+
+    def look_out(flag):
+        world.mark(flag + 10)
+        return True
+
+    world.found_at = 3
+    assert world.waiter(look_out=look_out).wait(world.look, None, 1) == "found"
+    assert world.log == ["look", "mark 11", "look", "look", "mark 0"]
+
+
+def test_who_is_out_of_time_does_not_look_out(world):
+    """One look is what it gets."""
+    assert world.waiter(look_out=pytest.fail).wait(world.look, 0, 1) is None
+    assert world.log == ["look"]
+
+
 class Bell(Doorbell):
     """A doorbell whose naps are only noted."""
 
@@ -227,13 +254,21 @@ def test_a_ring_before_the_sleep_is_kept(bell, ringer, address):
     assert bell.sleep(60) is True
 
 
-def test_one_sleep_serves_all_who_rang(bell, ringer, address):
-    """A look after it sees what all of them did: rings do not pile up."""
+def test_each_ring_ends_one_sleep_at_most(bell, ringer, address):
+    """Who was rung several times looks in vain as often at most, and sleeps again."""
     bell.sleep(0)
     for _ in range(5):
         ringer.ring(address)
     assert bell.sleep(60) is True
-    assert bell.sleep(0) is False
+    assert sum(bell.sleep(0) for _ in range(10)) <= 4
+
+
+def test_a_bell_sleeps_as_long_as_it_is_told_to_last(bell):
+    """However long it was told to before."""
+    for seconds in (0, 0.05, 0.001):
+        began = time.monotonic()
+        assert bell.sleep(seconds) is False
+        assert time.monotonic() - began > seconds * 0.9
 
 
 def test_a_sleeper_is_woken(bell, ringer, address):

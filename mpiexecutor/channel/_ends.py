@@ -9,6 +9,11 @@ because two who put may have chosen the same sleeper; all of them, if no message
 sides: whoever waits in the middle of a message, because it may be this one, or one that was cut, whose slots others still use. A
 rank clears its own byte before it looks whom to wake: who put before that is seen by it, who puts after that does not count on
 it. Who stops waiting with nothing passes a wake-up on that it may have got.
+
+Before it sleeps, one rank of those that wait to begin taking *looks out* for a moment, and the others go to sleep at once. Who puts
+counts on it for the first message, and need not ring. Its byte is cleared by itself alone, before it looks whom to wake: so if it
+was counted on twice, it wakes another for what it leaves. If it dies, or is stopped, while it looks out, the others find the
+message when their sleep ends by itself.
 """
 
 import threading
@@ -36,8 +41,8 @@ Parts = list[memoryview]  # of one message
 Step = Callable[[], T | None]
 Begin = Callable[[Step[T]], T | None]  # takes the step that reserves or claims, unless it is not wanted any more
 
-# What a sleeping rank's byte says.
-_AWAKE, _TO_BEGIN, _TO_GO_ON = 0, 1, 2
+# What the byte of a rank that waits says.
+_AWAKE, _TO_BEGIN, _TO_GO_ON, _LOOKS_OUT = 0, 1, 2, 3
 _NAP: Final = {"put": 0.05, "take": 1.0}  # seconds that a rank sleeps at most before it looks by itself
 _FAR_NAP: Final = {"put": 0.5, "take": 30.0}  # the same where the host has to wake up for that look, too
 _WORTH = 4  # a producer is woken to begin when this fraction of the ring is free: for one slot alone it would sleep again at once
@@ -69,8 +74,9 @@ class Place:
         """Wake all who sleep in the middle of a message, and so many of those who wait to begin; those behind this rank first."""
         if not any(asleep):
             return
+        begin -= _LOOKS_OUT in asleep
         for rank in (*range(self.rank + 1, len(asleep)), *range(self.rank + 1)):
-            if asleep[rank] == _AWAKE or (asleep[rank] == _TO_BEGIN and begin <= 0):
+            if asleep[rank] in {_AWAKE, _LOOKS_OUT} or (asleep[rank] == _TO_BEGIN and begin <= 0):
                 continue
             begin -= asleep[rank] == _TO_BEGIN
             ring.mark(self.asleep_at(side, rank), _flag(_AWAKE))
@@ -91,14 +97,15 @@ class Place:
 class _End:
     """What both ends have."""
 
-    def __init__(self, side: Side, place: Place, ring: Producer | Consumer) -> None:
+    def __init__(self, side: Side, place: Place, ring: Producer | Consumer, look_out: Callable[[int], bool] | None = None) -> None:
         self._side = side
         self._place = place
         self.lock = threading.Lock()
         self._bell = Doorbell(place.address(side, place.rank), None if place.bells is None else partial(place.bells.rung, side))
         asleep_at = place.asleep_at(side, place.rank)
         nap = _NAP if place.bells is None else _FAR_NAP
-        self._waiter = Waiter(self._bell, lambda flag: ring.mark(asleep_at, _flag(flag)), longest=nap[side])
+        self._mark: Callable[[int], None] = lambda flag: ring.mark(asleep_at, _flag(flag))
+        self._waiter = Waiter(self._bell, self._mark, longest=nap[side], look_out=look_out)
         self.background = Background(f"mpiexecutor {side}f", self.interrupt)
 
     def interrupt(self) -> None:
@@ -220,7 +227,7 @@ class TakeEnd(_End):
 
     def __init__(self, place: Place, memory: Memory, *, sole: bool) -> None:
         self.ring = Consumer(memory, place.layout, place.rank, sole=sole)
-        super().__init__("take", place, self.ring)
+        super().__init__("take", place, self.ring, None if sole or place.bells is not None else self._look_out)
         self._incoming: Incoming | None = None  # claimed, and not received yet: taken up again after an interrupt
 
     def take(self, most: int, deadline: float | None) -> Incoming | None:
@@ -247,16 +254,30 @@ class TakeEnd(_End):
 
         return self.background.submit(operation)
 
+    def _look_out(self, flag: int) -> bool:
+        """Look out for messages, for all ranks, unless another rank does."""
+        if flag != _TO_BEGIN:
+            return True
+        if _LOOKS_OUT in self.ring.state().takers:
+            return False
+        self._mark(_LOOKS_OUT)
+        return True
+
     def _take_short(self) -> memoryview | None:
         """Take a message at once if it takes one slot, and is there."""
         data = None
         try:
-            data = self.ring.take_short()
+            data = self._receive_short()
         finally:
-            self._incoming, self.ring.interrupted = self.ring.interrupted, None
             if data is not None and self.ring.glance():
                 self._wake_by(self.ring.glanced())
         return data
+
+    def _receive_short(self) -> memoryview | None:
+        try:
+            return self.ring.take_short()
+        finally:
+            self._incoming, self.ring.interrupted = self.ring.interrupted, None
 
     def _take(self, most: int, deadline: float | None, begin: Begin[Incoming]) -> Incoming | None:
         while True:
@@ -271,7 +292,8 @@ class TakeEnd(_End):
             self._incoming = incoming
             progress = self._receive(incoming)
             self._incoming = None
-            self._wake()
+            if self.ring.glance():
+                self._wake_by(self.ring.glanced())
             if progress is Progress.DONE:
                 return incoming
             begin = _at_once  # the message was cut, and the next one is taken instead
@@ -281,6 +303,8 @@ class TakeEnd(_End):
         if self._incoming is not None:
             self.ring.resume(self._incoming)
             return self._incoming
+        if most == 1 and (data := self._receive_short()) is not None:
+            return Incoming(0, (len(data),), 1, data, got=1)
         incoming = self.ring.claim(most)
         if incoming is None and self.ring.is_over():
             return END

@@ -1,9 +1,9 @@
-"""Waiting that costs nothing: look a few times, then sleep until woken. The only place of the channel that sleeps.
+"""Waiting that costs nothing: look for a moment, then sleep until woken. The only place of the channel that sleeps.
 
 A rank that is about to sleep sets its byte in the ring's memory, looks once more, and blocks on its doorbell, a UNIX datagram
 socket. Whoever changes the ring looks at the bytes afterwards and rings. Both put a full fence between their store and their
 load, so that one of them sees the other: a wake-up can be lost only if the waker dies between the change and the ring. The
-longest sleep bounds what that costs. A ring carries nothing: a stranger's does no more than make a rank look once in vain.
+longest sleep bounds what that costs. A ring carries nothing: a stranger's, or an old one, makes a rank look once in vain.
 
 A socket reaches the ranks of one node. Where there are others, a sleep is made of naps, short first and growing while nothing
 happens. Between them it looks only whether it was rung from another node, not at the ring, which may lie in another's memory.
@@ -12,7 +12,9 @@ happens. Between them it looks only whether it was rung from another node, not a
 import contextlib
 import logging
 import os
+import select
 import socket
+import struct
 import sys
 import tempfile
 import time
@@ -24,7 +26,7 @@ T = TypeVar("T")
 
 logger = logging.getLogger("mpiexecutor")
 
-_LOOKING = 150e-6  # seconds before sleeping, which costs 50 with being woken; short where others want the processor
+_LOOKING = 500e-6  # seconds before sleeping: who is asked again within that answers in a third of the time
 _SHORTEST = 50e-6  # seconds of a nap
 _LONGEST = 0.02
 _PATIENCE = 10.0  # seconds before a rank says that it waits for others
@@ -52,6 +54,7 @@ class Doorbell:
         self._address = address
         self._far = far
         self._socket: socket.socket | None = None
+        self._longest = -1.0  # seconds of a nap, as the socket knows
 
     def sleep(self, seconds: float) -> bool:
         """Block until rung, or for so long; whether it was rung."""
@@ -69,15 +72,14 @@ class Doorbell:
 
     def _nap(self, seconds: float) -> bool:
         bell = self.open()
-        bell.settimeout(max(seconds, 1e-6))
+        if seconds != self._longest:
+            # The kernel's own limit: Python's would be a second system call each time.
+            bell.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(seconds))
+            self._longest = seconds
         try:
             bell.recv(1)
-        except TimeoutError:
+        except BlockingIOError:
             return False
-        bell.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            while True:  # one look serves all who rang
-                bell.recv(1)
         return True
 
     def free(self) -> None:
@@ -111,6 +113,18 @@ class Ringer:
         self._socket.close()
 
 
+def _timeval(seconds: float) -> bytes:
+    """Give the C struct; one of zero would mean for ever."""
+    micros = max(1, round(seconds * 1e6))
+    return struct.pack("@ll", *divmod(micros, 1_000_000))
+
+
+def give_way() -> None:
+    """Let others have the processor, and other threads of this process the GIL (which sched_yield keeps before Python 3.13)."""
+    os.sched_yield()
+    select.select((), (), (), 0)
+
+
 def address_of(token: str, rank: int, side: str) -> str:
     """Give the address of a rank's doorbell; `token` is the channel's, and hard to guess.
 
@@ -132,22 +146,42 @@ def node_name() -> str:
 class Waiter:
     """One thread's way to wait, at one end of a channel."""
 
-    def __init__(self, bell: Doorbell, mark: Callable[[int], None], *, longest: float) -> None:
+    def __init__(
+        self,
+        bell: Doorbell,
+        mark: Callable[[int], None],
+        *,
+        longest: float,
+        look_out: Callable[[int], bool] | None = None,
+    ) -> None:
         self._bell = bell
-        self._mark = mark  # tell the others what this rank sleeps for; 0: it is awake
+        self._mark = mark  # tell the others what this rank waits for; 0: nothing
         self._longest = longest  # seconds asleep before a look that nobody has asked for
+        self._look_out = look_out  # whether to look before sleeping, given the flag; then the others are told so, too
 
     def wait(self, look: Callable[[], T | None], deadline: float | None, flag: int) -> T | None:
         """Look until there is something, and give it; None once the deadline is over, which may be past already."""
         found = look()
-        until = time.monotonic() + _LOOKING if found is None else 0.0
-        while found is None:
-            now = time.monotonic()
-            if deadline is not None and now >= deadline:
-                return None
-            if now >= until:
-                return self._sleep(look, deadline, flag)
-            os.sched_yield()
+        if found is not None or (deadline is not None and time.monotonic() >= deadline):
+            return found
+        if self._look_out is None:
+            found = self._look_on(look, deadline)
+        elif self._look_out(flag):
+            try:
+                found = self._look_on(look, deadline)
+            finally:
+                self._mark(0)
+        return self._sleep(look, deadline, flag) if found is None else found
+
+    @staticmethod
+    def _look_on(look: Callable[[], T | None], deadline: float | None) -> T | None:
+        """Look for a moment."""
+        until = time.monotonic() + _LOOKING
+        if deadline is not None:
+            until = min(until, deadline)
+        found = None
+        while found is None and time.monotonic() < until:
+            give_way()
             found = look()
         return found
 

@@ -1,0 +1,67 @@
+"""Who is woken by a step at one end of a channel: the ring and the bells are fakes."""
+
+import pytest
+
+from mpiexecutor.channel._ends import _AWAKE, _LOOKS_OUT, _TO_BEGIN, _TO_GO_ON, Place
+from mpiexecutor.channel._ring import Layout
+
+RANKS = 5
+
+
+class Bells:
+    """Notes whose bytes are cleared, and who is rung after that."""
+
+    def __init__(self) -> None:
+        self.cleared: list[int] = []
+        self.rung: list[str] = []
+
+    def mark(self, at: int, flag: memoryview) -> None:
+        assert bytes(flag) == b"\0"
+        self.cleared.append(at)
+
+    def ring(self, address: str) -> None:
+        assert len(self.rung) < len(self.cleared), "cleared first: else who sleeps again at once would not be marked"
+        self.rung.append(address)
+
+
+@pytest.fixture
+def woken():
+    """Give the ranks that are woken, in order, by rank 1."""
+
+    def wake(asleep, begin):
+        bells = Bells()
+        place = Place(Layout(4, 8, RANKS), 1, "token", ["node"] * RANKS, bells, None)
+        place.wake(bells, "take", bytes(asleep), begin=begin)
+        ranks = [place.address("take", rank) for rank in range(RANKS)]
+        assert bells.cleared == [place.asleep_at("take", ranks.index(address)) for address in bells.rung]
+        return [ranks.index(address) for address in bells.rung]
+
+    return wake
+
+
+def test_as_many_are_woken_as_can_begin(woken):
+    """Those behind this rank first, so that it is not always the same."""
+    asleep = [_TO_BEGIN, _AWAKE, _TO_BEGIN, _AWAKE, _TO_BEGIN]
+    assert woken(asleep, 0) == []
+    assert woken(asleep, 1) == [2]
+    assert woken(asleep, 2) == [2, 4]
+    assert woken(asleep, 9) == [2, 4, 0]
+
+
+def test_all_are_woken_who_wait_in_the_middle_of_a_message(woken):
+    """And do not count among those who begin."""
+    assert woken([_TO_GO_ON, _AWAKE, _TO_GO_ON, _TO_BEGIN, _AWAKE], 0) == [2, 0]
+    assert woken([_TO_GO_ON, _AWAKE, _TO_GO_ON, _TO_BEGIN, _AWAKE], 1) == [2, 3, 0]
+
+
+def test_who_looks_out_has_the_first_message_and_is_not_rung(woken):
+    """Nobody else is woken for that one."""
+    asleep = [_TO_BEGIN, _AWAKE, _TO_BEGIN, _LOOKS_OUT, _AWAKE]
+    assert woken(asleep, 1) == []
+    assert woken(asleep, 2) == [2]
+    assert woken(asleep, 3) == [2, 0]
+
+
+def test_two_who_look_out_by_chance_count_as_one(woken):
+    """Both may have looked for another at the same moment; that one is woken too many does no harm."""
+    assert woken([_TO_BEGIN, _LOOKS_OUT, _AWAKE, _LOOKS_OUT, _AWAKE], 2) == [0]
