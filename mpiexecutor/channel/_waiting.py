@@ -167,10 +167,13 @@ class Waiter:
         if self._look_out is None:
             found = self._look_on(look, deadline)
         elif self._look_out(flag):
+            vain = False
             try:
                 found = self._look_on(look, deadline)
+                vain = found is None
             finally:
-                self._mark(0)
+                if not vain:  # else the mark for the sleep replaces this one
+                    self._mark(0)
         return self._sleep(look, deadline, flag) if found is None else found
 
     @staticmethod

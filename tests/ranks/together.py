@@ -11,6 +11,7 @@ import pytest
 from mpi4py import MPI
 
 from mpiexecutor.channel import ChannelEmpty, RemoteChannel
+from mpiexecutor.channel._ends import _LOOKS_OUT, _TO_BEGIN, _TO_GO_ON
 
 COMM = MPI.COMM_WORLD
 RANK, SIZE = COMM.rank, COMM.size
@@ -19,6 +20,7 @@ LAST = SIZE - 1
 every_host = pytest.mark.parametrize("host", range(SIZE))
 every_rank = pytest.mark.parametrize("who", range(SIZE))
 needs_two = pytest.mark.skipif(SIZE < 2, reason="one rank has nobody to differ from")
+needs_a_lookout = pytest.mark.skipif("MPIEXECUTOR_TEST_APART" in os.environ, reason="nobody looks out over a network")
 needs_three = pytest.mark.skipif(SIZE < 3, reason="takes one that puts and two that take")
 
 
@@ -61,7 +63,13 @@ def asleep(channel: RemoteChannel[Any, Any], side: str) -> set[int]:
     """Tell which ranks sleep at an end of the channel: they have looked in vain and wait to be woken."""
     with channel._aside_lock:
         state = channel._aside.state()
-    return {rank for rank, flag in enumerate(state.takers if side == "take" else state.putters) if flag}
+    return {rank for rank, flag in enumerate(state.takers if side == "take" else state.putters) if flag in {_TO_BEGIN, _TO_GO_ON}}
+
+
+def looking_out(channel: RemoteChannel[Any, Any]) -> set[int]:
+    """Tell which ranks look out for messages, before they sleep."""
+    with channel._aside_lock:
+        return {rank for rank, flag in enumerate(channel._aside.state().takers) if flag == _LOOKS_OUT}
 
 
 def exchange(channel: RemoteChannel[Any, Any], message: Any) -> list[Any]:
