@@ -167,7 +167,7 @@ class Ring:
         interrupts = iter(interrupts)
 
         def attempt() -> Incoming | memoryview | bool | None:
-            if most == 1 and (data := ring.take_short()) is not None:
+            if (data := ring.take_short(alone=most > 1)) is not None:
                 return data
             incoming = ring.claim(most)
             if incoming is None and ring.ended(ring.state()):
@@ -387,7 +387,7 @@ class SendsShortAtOnce(Producer):
 class SwapsShortAfterAStore(Consumer):
     """Frees the slot of a short message before it is claimed."""
 
-    def take_short(self) -> memoryview | None:
+    def take_short(self, *, alone: bool = False) -> memoryview | None:
         memory = self._memory
         swap, hand_over = memory.compare_swap, memory.hand_over
 
@@ -401,7 +401,7 @@ class SwapsShortAfterAStore(Consumer):
         memory.compare_swap = free_first  # type: ignore[method-assign]
         memory.hand_over = lambda *_: None  # type: ignore[method-assign]
         try:
-            return super().take_short()
+            return super().take_short(alone=alone)
         finally:
             del memory.compare_swap, memory.hand_over
 

@@ -66,11 +66,12 @@ class Consumer(End):
         self.interrupted: Incoming | None = None  # what was claimed by a take that was interrupted
         self.own_claims: int | None = None  # what this rank itself has claimed: true even before the host's claim is seen
 
-    def take_short(self) -> memoryview | None:
+    def take_short(self, *, alone: bool = False) -> memoryview | None:
         """Claim and receive the next message if it fits into one slot, and is there; None if not, or none is left to take.
 
-        The same steps as claim and receive, without what only longer messages need. Interrupted in the middle it leaves what it
-        has claimed in `interrupted`.
+        With `alone`, also None if another message seems to be there behind it: they are better claimed together. The same steps
+        as claim and receive, without what only longer messages need. Interrupted in the middle it leaves what it has claimed in
+        `interrupted`.
         """
         memory, layout = self._memory, self._layout
         while True:
@@ -82,6 +83,8 @@ class Consumer(End):
             if not 0 <= length <= 2 * layout.slot_size or length & 1 or not self._may_take_one(position):
                 if self._refresh():
                     continue
+                return None
+            if alone and memory.load(layout.turns + WORD * ((slot + 1) % layout.slots)) & PUBLISHED:
                 return None
             data = memory.allocate(length >> 1)
             memory.read(layout.bytes + layout.slot_size * slot, data)  # complete before the swap is, see _incoming

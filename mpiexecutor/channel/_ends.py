@@ -273,9 +273,9 @@ class TakeEnd(_End):
                 self._wake_by(self.ring.glanced())
         return data
 
-    def _receive_short(self) -> memoryview | None:
+    def _receive_short(self, *, alone: bool = False) -> memoryview | None:
         try:
-            return self.ring.take_short()
+            return self.ring.take_short(alone=alone)
         finally:
             self._incoming, self.ring.interrupted = self.ring.interrupted, None
 
@@ -303,7 +303,7 @@ class TakeEnd(_End):
         if self._incoming is not None:
             self.ring.resume(self._incoming)
             return self._incoming
-        if most == 1 and (data := self._receive_short()) is not None:
+        if (data := self._receive_short(alone=most > 1)) is not None:
             return Incoming(0, (len(data),), 1, data, got=1)
         incoming = self.ring.claim(most)
         if incoming is None and self.ring.is_over():
