@@ -47,6 +47,9 @@ _TAG = 24601  # of reports and answers
 _LAST_WORDS = 0.2  # seconds that what was printed has to get through before the job is aborted
 _PATIENCE = 10.0  # seconds before a rank says whom it waits for
 _SLOTS, _SLOT_SIZE = 256, 16384  # of each channel: messages of calls are small, and large ones take many slots
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names of malloc.h
+_LARGEST_ON_HEAP = 32 << 20  # bytes: what is larger is given back to the system when it is freed
+_KEPT = 64 << 20  # bytes that a worker keeps of what was freed
 _SHORTEST, _LONGEST, _GROWTH = 1e-4, 0.02, 1.2  # seconds between two looks for a report
 
 
@@ -204,6 +207,7 @@ def serve(comm: "MPI.Intracomm", root: int) -> bool:
     with orders.followed():
         own = comm.Dup()
         channels = _channels(own, root)
+        _keep_freed_memory()
         Worker(*channels, Parcels(own, root), Place.here(comm.rank, comm.size)).serve()
         _dissolve(own, channels)
     comm.Delete_attr(_attribute("crew"))
@@ -365,6 +369,14 @@ def _channels(comm: "MPI.Intracomm", root: int) -> tuple[RemoteChannel[Any, Any]
     work = RemoteChannel[Any, Any](_SLOTS, _SLOT_SIZE, object, root, comm=comm, producers="host", consumers=alone)
     replies = RemoteChannel[Any, Any](_SLOTS, _SLOT_SIZE, object, root, comm=comm, producers=alone, consumers="host")
     return work, replies
+
+
+def _keep_freed_memory() -> None:
+    """Have the C library keep some of the memory that calls free, for the next ones: fresh pages cost more than copying to them."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_ON_HEAP)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT)
 
 
 def _dissolve(comm: "MPI.Intracomm", channels: tuple[RemoteChannel[Any, Any], ...]) -> None:

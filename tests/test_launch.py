@@ -1,5 +1,6 @@
 """How jobs begin and end: whole jobs, started in each of the ways that there are."""
 
+import platform
 import textwrap
 from pathlib import Path
 
@@ -631,3 +632,24 @@ def test_many_executors_of_one_job(script):
         print(totals == [sum(range(number)) for number in range(20)])
     """)
     assert lines_of(run_job(3, [str(path)])) == ["True"]
+
+
+FAULTS = """
+import resource
+from mpiexecutor import RMAChannelExecutor
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    [b"x" * (16 << 20) for _ in range(3)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+with RMAChannelExecutor(max_workers=1) as executor:
+    print(*[executor.submit(faults).result() for _ in range(3)])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have their own ways")
+def test_memory_that_a_call_frees_is_there_for_the_next(script):
+    """Three arrays of 16 MiB have 12,288 pages: the first call touches them anew, the third finds most of them."""
+    first, _, third = map(int, run_job(None, script(FAULTS)).stdout.split())
+    assert third < first / 4
