@@ -23,6 +23,7 @@ from types import FunctionType, TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 from ._functions import Function
+from ._futures import slim_future
 from ._launch import MAX_WORKERS_VARIABLE, Crew, enlist, has_crew, is_serving, leave, muster, serve, world
 from ._outcomes import ship, with_cause
 from ._worker import in_task, run_chunk
@@ -127,7 +128,7 @@ class RMAChannelExecutor(Executor):
     def _submit(
         self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], kind: object, function: Function | None
     ) -> Future[T]:
-        future: Future[T] = Future()
+        future: Future[T] = slim_future()
         try:
             if function is None:
                 function = self._pump.catalogue.submitted(fn)

@@ -1,10 +1,12 @@
-"""Sessions: what makes up the next message."""
+"""Sessions: what makes up the next message; and the futures themselves."""
 
-from concurrent.futures import Future
+import time
+import tracemalloc
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from mpiexecutor._futures import Batch, Session, Task
+from mpiexecutor._futures import Batch, Session, Task, slim_future
 
 MANY, MUCH, LONG = 1000, 1 << 30, 1e9  # of calls, bytes and seconds: no limit
 
@@ -119,6 +121,34 @@ def test_all_are_dropped_sent_and_waiting():
     session.unsettled = session.messages = 1
     assert numbers(session.drop_all()) == [1, 2, 3]
     assert (session.unsettled, session.messages, session.sent, list(session.backlog)) == (3, 0, {}, [])
+
+
+def test_a_slim_future_is_waited_for_as_any_other():
+    """By several threads, in time and out of time."""
+    future = slim_future()
+    with pytest.raises(TimeoutError):
+        future.result(timeout=0.01)
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(future.result, 60) for _ in range(3)]
+        until_waited_for(future, 3)
+        future.set_result(7)
+        assert [each.result(60) for each in waiting] == [7, 7, 7]
+
+
+def until_waited_for(future, threads):
+    """Look until so many threads wait for a future."""
+    while len(future._condition._waiters) < threads:
+        time.sleep(0.001)
+
+
+def test_a_slim_future_takes_little_memory():
+    """Less than 1,000 bytes, on average of many."""
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    futures = [slim_future() for _ in range(1000)]
+    taken = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert taken / len(futures) < 1000
 
 
 def test_a_task_is_withdrawn_while_it_waits_only():

@@ -119,7 +119,7 @@ class Ringer:
 
 
 def _is_rung(bell: socket.socket, seconds: float) -> bool:
-    """Wait until a bell is rung, for so many microseconds and not, as poll and a socket's own limit would, for some milliseconds."""
+    """Wait for a ring, to the microsecond: poll, and a socket's own limit, count in milliseconds."""
     if bell.fileno() < _SELECTABLE:
         return bool(select.select((bell,), (), (), seconds)[0])
     poll = select.poll()
