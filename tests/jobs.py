@@ -111,8 +111,14 @@ def _run(command: Sequence[str], deadline: float, env: Mapping[str, str], cwd: s
     env = {**env, _TOKEN: token, "PYTHONFAULTHANDLER": "1", "PYTHONSAFEPATH": "1", "PYTHONPATH": path}
     began = time.monotonic()
     # Into files: a pipe would be held open by whoever outlives the job.
-    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr, tempfile.TemporaryDirectory() as folder:
+    with (
+        tempfile.TemporaryFile() as stdout,
+        tempfile.TemporaryFile() as stderr,
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+    ):
         env[_STACKS] = folder
+        # An mpiexec of Open MPI does not start if one with its process id was killed before, and has left its files.
+        env["PRTE_MCA_prte_tmpdir_base"] = folder
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=env, cwd=cwd, start_new_session=True
         )
