@@ -96,6 +96,7 @@ class Pump:
         if session.closed or session.broken:
             with self._lock:
                 if session.withdraw(task):
+                    self._idle.notify_all()  # who waits for the session may have found it queued
                     self.check_open(session)
 
     def check_open(self, session: Session) -> None:

@@ -3,6 +3,7 @@
 import gc
 import threading
 import weakref
+from collections import deque
 from concurrent.futures import CancelledError
 
 import pytest
@@ -204,3 +205,23 @@ def test_the_root_keeps_nothing_of_an_executor_that_is_done():
         reference = weakref.ref(future.result(LIMIT))
     del future
     until(lambda: reference() is None)
+
+
+def test_a_submit_that_comes_too_late_leaves_nobody_waiting():
+    """It has found the executor open, and queues its call when that is closed and another thread waits for its end."""
+    executor = executor_of()
+    pump, session = executor._pump, executor._session
+    waiting = threading.Thread(target=pump.wait, args=(session,), daemon=True)
+
+    class Backlog(deque):
+        def append(self, task):
+            pump.close(session, "closed in between")
+            super().append(task)
+            waiting.start()
+            until(lambda: pump._idle._waiters)
+
+    session.backlog = Backlog()
+    with pytest.raises(RuntimeError, match="closed in between"):
+        executor.submit(int)
+    waiting.join(LIMIT)
+    assert not waiting.is_alive()
