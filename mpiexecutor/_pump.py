@@ -113,7 +113,6 @@ class Pump:
             session.closed = session.closed or reason
             if cancel:
                 dropped = session.drop_unsent()
-            self._dispatch()  # what a submit has queued that was interrupted then
             self._forget_done()
             self._idle.notify_all()
         for task in dropped:
@@ -124,6 +123,7 @@ class Pump:
         if threading.current_thread() is self._collector and not session.idle:
             raise RuntimeError("a callback of a future cannot wait for its executor: the futures are settled by this thread")
         with self._idle:
+            self._dispatch()  # what a submit has queued that was interrupted then; not in close, which finalizers call anywhere
             self._idle.wait_for(lambda: session.idle)
 
     def sessions(self) -> list[Session]:

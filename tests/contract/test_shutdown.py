@@ -225,3 +225,21 @@ def test_a_submit_that_comes_too_late_leaves_nobody_waiting():
         executor.submit(int)
     waiting.join(LIMIT)
     assert not waiting.is_alive()
+
+
+def test_a_submit_that_is_interrupted_leaves_nobody_waiting():
+    """Its call is queued, and nobody has sent it: whoever waits for the end does."""
+    executor = executor_of()
+
+    class Backlog(deque):
+        def append(self, task):
+            super().append(task)
+            raise KeyboardInterrupt
+
+    executor._session.backlog = Backlog()
+    with pytest.raises(KeyboardInterrupt):
+        executor.submit(int)
+    waiting = threading.Thread(target=executor.shutdown, daemon=True)
+    waiting.start()
+    waiting.join(LIMIT)
+    assert not waiting.is_alive()
