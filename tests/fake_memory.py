@@ -33,6 +33,28 @@ class _Abandoned(BaseException):
     """Another party has failed: this one is to end."""
 
 
+class Death(BaseException):
+    """This party's rank is dead: it never touches the memory again."""
+
+
+class Life:
+    """How long a rank lives, with all its handles together: so many steps after so many swaps, won or in vain; None: for ever."""
+
+    def __init__(self, swaps: int | None = None, steps: int = 0) -> None:
+        self._swaps = swaps
+        self._steps = steps
+
+    def step(self) -> None:
+        if self._swaps is not None and self._swaps <= 0:
+            self._steps -= 1
+            if self._steps < 0:
+                raise Death
+
+    def swap(self) -> None:
+        if self._swaps is not None:
+            self._swaps -= 1
+
+
 class Turnstile:
     """Lets one party take the next step, by a schedule."""
 
@@ -141,9 +163,10 @@ class FakeMemory:
     after how many such places; None is never.
     """
 
-    def __init__(self, shared: bytearray, turnstile: Turnstile) -> None:
+    def __init__(self, shared: bytearray, turnstile: Turnstile, life: Life | None = None) -> None:
         self._shared = memoryview(shared)
         self._turnstile = turnstile
+        self._life = life or Life()
         self._pending: list[tuple[memoryview, memoryview, bool]] = []  # (from, to, maybe twice), a word or less each
         self.interrupt_after: int | None = None
 
@@ -151,7 +174,7 @@ class FakeMemory:
         self._place()
         if self._turnstile.order(2):  # what was asked for before may be complete, or not
             self._complete()
-        self._turnstile.step()
+        self._step()
         word = self._word(at)
         self._place()
         return word
@@ -159,11 +182,12 @@ class FakeMemory:
     def fetch(self, at: int, into: memoryview) -> None:
         """A word at a time, each of its own moment."""
         self._place()
+        self._complete()
         assert 0 <= at <= at + len(into) <= len(self._shared), "outside of the memory"
         done = 0
         while done < len(into):
             size = min(WORD - (at + done) % WORD, len(into) - done)
-            self._turnstile.step()
+            self._step()
             into[done : done + size] = self._shared[at + done : at + done + size]
             done += size
         self._place()
@@ -197,6 +221,7 @@ class FakeMemory:
         found = self._word(at)
         if found == expected:
             self._set(at, word)
+        self._life.swap()
         self._place()
         return found
 
@@ -220,12 +245,17 @@ class FakeMemory:
     def _complete(self) -> None:
         """Have happen what was asked for; the others may move before each word of it, and before what comes next."""
         while self._pending:
-            self._turnstile.step()
+            self._step()
             source, target, again = self._pending.pop(self._turnstile.order(len(self._pending)))
             target[:] = source
             if again and self._turnstile.order(2):
                 self._pending.append((source, target, False))
+        self._step()
+
+    def _step(self) -> None:
+        """Let others move, or die: then nothing that was still to come happens."""
         self._turnstile.step()
+        self._life.step()
 
     def _place(self) -> None:
         """Be at a point where an interrupt may come."""

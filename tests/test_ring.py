@@ -26,7 +26,7 @@ PURE = settings(RACES, max_examples=100)
 SLOT = 8  # bytes: a message of several slots is short, and moves in several words
 RANKS = 4
 RECORD = 64  # bytes, a rank
-MESSAGE = 1 << (TICKET_BITS + 1)  # one message, in a position
+MESSAGE = 1 << (TICKET_BITS + 2)  # one message, in a position
 TURN = 1 << 40  # one ticket, in a turn
 
 SLOTS = st.sampled_from([1, 2, 3, 5])
@@ -1026,7 +1026,7 @@ def test_no_two_regions_overlap_and_words_are_aligned(layout):
     ]
     for (start, size), (following, _) in itertools.pairwise([*regions, (layout.size, 0)]):
         assert start + size <= following
-    assert sorted([layout.head, layout.tail, layout.claimed, layout.voids]) == [0, 8, 16, 24]
+    assert sorted([layout.head, layout.tail, layout.claimed, layout.generation, layout.voids]) == [0, 8, 16, 24, 32]
     assert layout.records % 64 == layout.turns % 64 == layout.bytes % 4096 == 0
 
 

@@ -10,11 +10,16 @@ from ._ring import (
     CLAIMING,
     CLOSED,
     CUT,
+    DONE_WITH,
     LINE,
     MESSAGE,
+    NOTHING,
+    PARKED,
+    PAUSED,
     PIECE,
     PUBLISHED,
     RESERVING,
+    SAYS,
     TICKET,
     TURN,
     WORD,
@@ -22,6 +27,7 @@ from ._ring import (
     Layout,
     Progress,
     State,
+    parts_of,
 )
 
 
@@ -58,6 +64,7 @@ class Consumer(End):
     def __init__(self, memory: Memory, layout: Layout, rank: int, *, sole: bool = False) -> None:
         super().__init__(memory, layout, rank, sole=sole)
         self._claiming_at = self._record(CLAIMING)
+        self._state_at = self._claiming_at + WORD * SAYS
         self._first_words = array("q", (0, 0, 0))  # HEAD, TAIL and CLAIMED
         self._first = memoryview(self._first_words).cast("B")
         self._head = 0  # as last seen
@@ -74,17 +81,20 @@ class Consumer(End):
         `interrupted`.
         """
         memory, layout = self._memory, self._layout
-        while True:
+        while not self._parked or self.resumed():
             position = self._head
             ticket = position & TICKET
             slot = ticket % layout.slots
             turn_at = layout.turns + WORD * slot
             length = memory.load(turn_at) - ticket * TURN - PUBLISHED
-            if not 0 <= length <= 2 * layout.slot_size or length & 1 or not self._may_take_one(position):
+            short = 0 <= length <= 2 * layout.slot_size and not length & 1 and not position & PAUSED
+            if not short or not self._may_take_one(position):
                 if self._refresh():
                     continue
+                self._give_up()
                 return None
             if alone and memory.load(layout.turns + WORD * ((slot + 1) % layout.slots)) & PUBLISHED:
+                self._give_up()
                 return None
             data = memory.allocate(length >> 1)
             memory.read(layout.bytes + layout.slot_size * slot, data)  # complete before the swap is, see _incoming
@@ -98,10 +108,12 @@ class Consumer(End):
                 published = ticket * TURN + length + PUBLISHED
                 memory.hand_over(turn_at, (published,), ((ticket + layout.slots) % layout.modulus * TURN,))
                 memory.flush()
+                self._say(DONE_WITH)
             except BaseException:
                 self.interrupted = Incoming(position, (length >> 1,), 1, data)
                 raise
             return data
+        return None
 
     def _may_take_one(self, position: int) -> bool:
         """Whether the next message may be taken: so it is while nobody has claimed any."""
@@ -113,17 +125,14 @@ class Consumer(End):
 
     def claim(self, most: int = 1) -> Incoming | None:
         """Claim the next message, or up to `most` that are there as a whole; None if there is none, or none is left to take."""
-        while True:
+        while not self._parked or self.resumed():
             position = self._head
-            lengths, span, ready = self._look(position & TICKET, most)
-            if not lengths:
-                if self._refresh():
-                    continue
-                return None
-            allowed = self._allowed(position, len(lengths))
+            lengths, span, ready = ((), 0, 0) if position & PAUSED else self._look(position & TICKET, most)
+            allowed = self._allowed(position, len(lengths)) if lengths else 0
             if allowed <= 0:
                 if self._refresh():
                     continue
+                self._give_up()
                 return None
             if allowed < len(lengths):
                 lengths = lengths[:allowed]
@@ -135,13 +144,14 @@ class Consumer(End):
                 self._head = new
                 return incoming
             self._head = seen
+        return None
 
     def receive(self, incoming: Incoming) -> Progress:
         """Read what has been published by now, and free its slots."""
         if incoming.cut is not None:
             return self._pass_on(incoming, incoming.cut)
         if incoming.got == incoming.span:
-            return Progress.DONE
+            return self._moved(incoming)
         layout = self._layout
         count = min(max(1, PIECE // layout.slot_size), incoming.span - incoming.got)
         ready = min(count, incoming.ready) or self._count(incoming.ticket + incoming.got, count, PUBLISHED)
@@ -155,7 +165,13 @@ class Consumer(End):
         self._release(incoming, ready)
         self._memory.flush()
         incoming.got += ready
-        return Progress.DONE if incoming.got == incoming.span else Progress.MOVED
+        return self._moved(incoming)
+
+    def _moved(self, incoming: Incoming) -> Progress:
+        if incoming.got < incoming.span:
+            return Progress.MOVED
+        self._say(DONE_WITH)
+        return Progress.DONE
 
     def resume(self, incoming: Incoming) -> None:
         """Find out how far an interrupted receive came."""
@@ -163,6 +179,20 @@ class Consumer(End):
             left = min(incoming.span - incoming.got, self._layout.slots)
             incoming.got += self._settled(incoming.ticket + incoming.got, left, published=True)
             incoming.ready = incoming.read = 0
+
+    def pause(self) -> None:
+        """Set the pausing bit: nobody claims until the ring is resumed."""
+        while not self._head & PAUSED:
+            self._head = self._set_bit(self._layout.head, self._head, PAUSED)
+
+    def go_on(self, position: int) -> None:
+        """Have the ring go on at another position, by whoever has paused it."""
+        if self._sole:
+            self._memory.store(self._layout.head, position)
+            self._memory.flush()
+        else:
+            self._memory.compare_swap(self._layout.head, self._head, position)
+        self._head = position
 
     def is_over(self) -> bool:
         """Look whether no message will come any more."""
@@ -262,7 +292,22 @@ class Consumer(End):
                 until = min(incoming.span, incoming.got + self._layout.slots)
                 incoming.cut = Cut(rank, until, voids=self._voids + 1)
                 return self._pass_on(incoming, incoming.cut)
-        return Progress.STALLED
+        return Progress.PARKED if self._is_abandoned(incoming, records) else Progress.STALLED
+
+    def _is_abandoned(self, incoming: Incoming, records: memoryview) -> bool:
+        """Whether the message's producer has parked, or is dead; then this end parks, too.
+
+        Others may have tried for the same position in vain, and be dead: if there is one at work, that is the producer; and if it
+        is done, it was so before the records were read, and there is more to receive.
+        """
+        states = set()
+        for start in range(RESERVING, len(records), LINE // WORD):
+            if records[start] == incoming.position and (parts := parts_of(records[start], records[start + SAYS])):
+                states.add(parts[-1])
+        if states != {PARKED} or self._count(incoming.ticket + incoming.got, 1, PUBLISHED):
+            return False
+        self._park()
+        return True
 
     def _is_cut(self, rank: int, incoming: Incoming) -> bool:
         """Whether the cut that was seen is of this message.
@@ -284,7 +329,10 @@ class Consumer(End):
             turn = self._memory.load(self._layout.turn_at(ticket))
             if not self._past(turn, ticket):
                 if turn != ticket % self._layout.modulus * TURN:
-                    return Progress.STALLED
+                    if not self._memory.load(self._layout.head) & PAUSED:
+                        return Progress.STALLED
+                    self._park()
+                    return Progress.PARKED
                 rounds = -(-(incoming.span - incoming.got) // slots)
                 free = (ticket + rounds * slots) % self._layout.modulus * TURN
                 self._memory.hand_over(self._layout.turn_at(ticket), (turn,), (free,))
@@ -297,4 +345,5 @@ class Consumer(End):
         if self._is_cut(cut.rank, incoming) and (sent := self._memory.load(record)):
             self._memory.hand_over(record, (sent,), (0,))
             self._memory.flush()
+        self._say(NOTHING)
         return Progress.CUT

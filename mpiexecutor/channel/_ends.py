@@ -104,9 +104,14 @@ class _End:
         self._bell = Doorbell(place.address(side, place.rank), None if place.bells is None else partial(place.bells.rung, side))
         asleep_at = place.asleep_at(side, place.rank)
         nap = _NAP if place.bells is None else _FAR_NAP
+        self._resumed = ring.resumed
         self._mark: Callable[[int], None] = lambda flag: ring.mark(asleep_at, _flag(flag))
         self._waiter = Waiter(self._bell, self._mark, longest=nap[side], look_out=look_out)
         self.background = Background(f"mpiexecutor {side}f", self.interrupt)
+
+    def _wait_for_resumption(self) -> None:
+        """Wait while what the dead have left behind is settled. Nothing can be begun before, and nothing has to be given up."""
+        self._waiter.wait(lambda: self._resumed() or None, None, _TO_GO_ON)
 
     def interrupt(self) -> None:
         """Have this rank's own thread that sleeps here look again."""
@@ -156,9 +161,17 @@ class PutEnd(_End):
         return self.background.submit(operation)
 
     def close(self) -> None:
-        """Close the channel from this end, which is the only one: the lock need not be held."""
+        """Close the channel from this end, which is the only one: the lock need not be held. As for all that follows here."""
         with self._reserving:
             self.ring.close()
+
+    def pause(self) -> None:
+        with self._reserving:
+            self.ring.pause()
+
+    def go_on(self, position: int) -> None:
+        with self._reserving:
+            self.ring.go_on(position)
 
     def _put_short(self, parts: Parts) -> bool:
         """Put a message at once if it takes one slot, and there is room."""
@@ -190,17 +203,22 @@ class PutEnd(_End):
                 self._pass_on_wake_up()
         if out is None:
             return 0
+        progress: Progress | None = None
         try:
             out.data = _gather(messages, out.lengths, self._place.layout)
-            while self._send(out, deadline) is Progress.MOVED:
+            while (progress := self._send(out, deadline)) is Progress.MOVED:
                 self._wake(out)
-            if out.sent < out.span:  # out of time
+            if progress is None:  # out of time
                 self.ring.cut(out)
         except BaseException:
             self.ring.cut(out)
             raise
         finally:
             self._wake(out)
+        if progress is Progress.PARKED:
+            self._wait_for_resumption()
+            done = len(out.lengths) - self.ring.unsent(out)
+            return done or self._put(messages, deadline, _at_once, whole=whole)
         return len(out.lengths) if out.sent == out.span else 0
 
     def _send(self, out: Outgoing, deadline: float | None) -> Progress | None:
@@ -228,6 +246,7 @@ class TakeEnd(_End):
     def __init__(self, place: Place, memory: Memory, *, sole: bool) -> None:
         self.ring = Consumer(memory, place.layout, place.rank, sole=sole)
         super().__init__("take", place, self.ring, None if sole or place.bells is not None else self._look_out)
+        self._claiming = threading.Lock()  # as for PutEnd
         self._incoming: Incoming | None = None  # claimed, and not received yet: taken up again after an interrupt
 
     def take(self, most: int, deadline: float | None) -> Incoming | None:
@@ -254,6 +273,14 @@ class TakeEnd(_End):
 
         return self.background.submit(operation)
 
+    def pause(self) -> None:
+        with self._claiming:
+            self.ring.pause()
+
+    def go_on(self, position: int) -> None:
+        with self._claiming:
+            self.ring.go_on(position)
+
     def _look_out(self, flag: int) -> bool:
         """Look out for messages, for all ranks, unless another rank does."""
         if flag != _TO_BEGIN:
@@ -275,7 +302,8 @@ class TakeEnd(_End):
 
     def _receive_short(self, *, alone: bool = False) -> memoryview | None:
         try:
-            return self.ring.take_short(alone=alone)
+            with self._claiming:
+                return self.ring.take_short(alone=alone)
         finally:
             self._incoming, self.ring.interrupted = self.ring.interrupted, None
 
@@ -296,7 +324,9 @@ class TakeEnd(_End):
                 self._wake_by(self.ring.glanced())
             if progress is Progress.DONE:
                 return incoming
-            begin = _at_once  # the message was cut, and the next one is taken instead
+            if progress is Progress.PARKED:
+                self._wait_for_resumption()
+            begin = _at_once  # the message was cut, or is put anew: the next one is taken instead
 
     def _claim(self, most: int) -> Incoming | None:
         self._place.check_freed()
@@ -305,7 +335,8 @@ class TakeEnd(_End):
             return self._incoming
         if (data := self._receive_short(alone=most > 1)) is not None:
             return Incoming(0, (len(data),), 1, data, got=1)
-        incoming = self.ring.claim(most)
+        with self._claiming:
+            incoming = self.ring.claim(most)
         if incoming is None and self.ring.is_over():
             return END
         return incoming

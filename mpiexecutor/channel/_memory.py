@@ -9,7 +9,8 @@ class Memory(Protocol):
 
     Offsets are in bytes. A word is eight bytes, signed, aligned to eight. Between two calls of ``flush`` the effects of
     ``read``, ``store``, ``write`` and ``hand_over`` come in any order; after it they are complete, and seen by every party.
-    ``load`` and ``fetch`` are complete when they return, and come in the order in which they are called.
+    ``load`` and ``fetch`` are complete when they return, and come in the order in which they are called; when ``fetch`` returns, so
+    is all that was asked for before.
 
     Until that flush ``store`` and ``write`` may set a word more than once: copying does, the C library's for one, where pieces that
     it moves at a time overlap. Another party that sees the word, and sets it in turn, may find its own overwritten. So they are

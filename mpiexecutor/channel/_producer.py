@@ -12,10 +12,14 @@ from ._ring import (
     CLOSED,
     CUT,
     LINE,
+    MESSAGE,
+    NOTHING,
+    PAUSED,
     PEAK,
     PIECE,
     PUBLISHED,
     RESERVING,
+    SAYS,
     TICKET,
     TURN,
     WORD,
@@ -68,6 +72,7 @@ class Producer(End):
         super().__init__(memory, layout, rank, sole=sole)
         self._tail = 0  # as last seen
         self._reserving_at = self._record(RESERVING)
+        self._state_at = self._reserving_at + WORD * SAYS
         self._cut: int | None = None  # the position of a message that this rank cut and nobody has passed on yet
         self.peak = 0  # the most slots in use that were seen
 
@@ -77,15 +82,16 @@ class Producer(End):
         The same steps as reserve and send, without what only longer messages need: most messages are short.
         """
         memory, layout = self._memory, self._layout
-        while self._cut is None:
+        while self._cut is None and (not self._parked or self.resumed()):
             position = self._tail
             self._check_open()
             ticket = position & TICKET
             slot = ticket % layout.slots
             turn_at = layout.turns + WORD * slot
-            if memory.load(turn_at) != ticket * TURN:
+            if position & PAUSED or memory.load(turn_at) != ticket * TURN:
                 if self._refresh():
                     continue
+                self._give_up()
                 return False
             new = layout.advance(position, 1, 1)
             seen = self._swap(layout.tail, self._reserving_at, position, new, 1, 1)
@@ -101,6 +107,7 @@ class Producer(End):
                 memory.flush()
                 memory.hand_over(turn_at, (ticket * TURN,), (ticket * TURN + 2 * length + PUBLISHED,))
                 memory.flush()
+                self._say(NOTHING)
             except BaseException:
                 self.cut(Outgoing(position, (length,), 1, Gather(parts)))
                 raise
@@ -113,6 +120,8 @@ class Producer(End):
         With `whole`, a message has room if all its slots are free; without it, the first one is enough if no message
         fits: the rest is sent as others are taken.
         """
+        if self._parked and not self.resumed():
+            return None
         if self._cut is not None and not self._passed():
             self._refresh()
             self._check_open()
@@ -121,7 +130,9 @@ class Producer(End):
         while True:
             position = self._tail
             self._check_open()
-            room = self._count(position & TICKET, min(sum(map(layout.span, lengths)), AHEAD, layout.slots), 0)
+            room = 0
+            if not position & PAUSED:
+                room = self._count(position & TICKET, min(sum(map(layout.span, lengths)), AHEAD, layout.slots), 0)
             fitting, span = _fitting(map(layout.span, lengths), room)
             if room and not fitting:
                 span = layout.span(lengths[0])
@@ -131,6 +142,7 @@ class Producer(End):
             if not fitting:
                 if self._refresh():
                     continue  # others have been here: the slot looked at is not the next one
+                self._give_up()
                 return None
             new = layout.advance(position, fitting, span)
             seen = self._swap(layout.tail, self._reserving_at, position, new, fitting, span)
@@ -145,13 +157,24 @@ class Producer(End):
         room = min(count, out.room) or self._count(out.ticket + out.sent, count, 0)
         out.room = max(0, out.room - room)
         if not room:
-            return Progress.STALLED
+            if not self._memory.load(self._layout.tail) & PAUSED:
+                return Progress.STALLED
+            self._park()
+            return Progress.PARKED
         self._write(out, room)
         self._memory.flush()  # the bytes are there before any turn says so
         self._publish(out, room)
         self._memory.flush()
         out.sent += room
-        return Progress.DONE if out.sent == out.span else Progress.MOVED
+        if out.sent < out.span:
+            return Progress.MOVED
+        self._say(NOTHING)
+        return Progress.DONE
+
+    def unsent(self, out: Outgoing) -> int:
+        """Count those of the messages, at the end, that have not been published as a whole: to be put anew after a pause."""
+        ends = accumulate(map(self._layout.span, out.lengths))
+        return sum(end > out.sent for end in ends)
 
     def cut(self, out: Outgoing) -> None:
         """Give up, having been interrupted or run out of time: no further slot will be published.
@@ -164,6 +187,7 @@ class Producer(End):
         while out.sent < out.span and (out.sent == 0 or len(out.lengths) > 1):
             self.send(out)
         if out.sent == out.span:
+            self._give_up()
             return
         self._cut = out.position
         if self._sole:  # it has recorded nothing so far: who has nobody beside him needs no record before
@@ -171,18 +195,37 @@ class Producer(End):
             self._memory.flush()
         self._memory.hand_over(self._record(CUT), (0,), (1 + out.sent,))
         self._memory.flush()
+        self._say(NOTHING)
+        self._memory.flush()
+
+    @property
+    def count(self) -> int:
+        """How many messages have been reserved: if this end is the only one."""
+        return self._tail // MESSAGE
 
     def close(self) -> None:
         """Set the closing bit: whoever has reserved may still send, nobody reserves any more."""
         while not self._tail & CLOSED:
-            new = self._tail | CLOSED
-            if self._sole:
-                self._memory.store(self._layout.tail, new)
-                self._memory.flush()
-                self._tail = new
-                return
-            seen = self._memory.compare_swap(self._layout.tail, self._tail, new)
-            self._tail = new if seen == self._tail else seen
+            self._tail = self._set_bit(self._layout.tail, self._tail, CLOSED)
+
+    def pause(self) -> None:
+        """Set the pausing bit: nobody reserves until the ring is resumed."""
+        while not self._tail & PAUSED:
+            self._tail = self._set_bit(self._layout.tail, self._tail, PAUSED)
+
+    def go_on(self, position: int) -> None:
+        """Have the ring go on at another position, by whoever has paused it."""
+        if not self._sole:
+            self._tail = self._memory.load(self._layout.tail)
+        position |= self._tail & CLOSED
+        if self._sole:
+            self._memory.store(self._layout.tail, position)
+            self._memory.flush()
+        else:
+            while (seen := self._memory.compare_swap(self._layout.tail, self._tail, position)) != self._tail:
+                self._tail = seen  # closed in between
+                position |= seen & CLOSED
+        self._tail = position
 
     def claim(self, total: int) -> None:
         """Say how many messages will come in all; for the host."""

@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, overload
 
 from ._agreement import Arguments, agree
 from ._background import ChannelFuture
-from ._consumer import Incoming
+from ._consumer import Consumer, Incoming
 from ._ends import Parts, Place, PutEnd, Side, TakeEnd
-from ._errors import ChannelEmpty, ChannelFull, IncompletePut
+from ._errors import ChannelBroken, ChannelEmpty, ChannelFull, IncompletePut
 from ._memory import Memory
 from ._producer import Producer
+from ._recovery import Heir, Position, Share
 from ._ring import Layout
 from ._waiting import Ringer
 
@@ -42,6 +43,7 @@ P = TypeVar("P")  # what is put
 M = TypeVar("M")  # what is taken
 T = TypeVar("T")
 
+_BREATH = 1e-3  # seconds between two looks whether the living have come to a rest
 _BATCH = 256  # messages that put_many reserves, and take_many claims, in one step
 
 
@@ -359,6 +361,42 @@ class RemoteChannel(Generic[P, M]):
             self._puts.free()
             self._takes.free()
             self._place.ringer.free()
+
+    @property
+    def count(self) -> int:
+        """How many messages were put: for the host, if it alone puts. The next one has this number."""
+        return self._puts.ring.count
+
+    def settle(
+        self, dead: Collection[int], timeout: float, renumber: Callable[[list[int], int], None] = lambda _kept, _first: None
+    ) -> list[Share]:
+        """On the host: settle what dead ranks have left behind; give what each of them claimed last, if it claimed anything.
+
+        `dead` are all that have died so far: they will never touch the channel again. It may grow meanwhile. Nobody else can put
+        or take meanwhile. At the end, before anybody can, `renumber` is told the numbers of the messages that are kept, and the
+        new number of the first of them; they differ only if a message among them was given up half-way.
+
+        ChannelBroken if the living have not come to a rest in `timeout` seconds: one was stopped in the middle of a message.
+        """
+        deadline = time.monotonic() + timeout
+        with self._aside_lock:
+            self._place.check_freed()
+            tail: Position = self._puts if self._only_host["put"] else self._aside
+            head: Position = self._takes if self._only_host["take"] else Consumer(self._memory(), self._layout, self._rank)
+            heir = Heir(self._memory(), self._layout, tail, head)
+            heir.pause()
+            known = frozenset(dead)
+            quiet = heir.is_quiet(known)
+            self._wake_all()  # only now can they see who is dead
+            while not quiet:
+                if time.monotonic() > deadline:
+                    raise ChannelBroken(f"the living ranks of the channel have not come to a rest within {timeout} s")
+                time.sleep(_BREATH)
+                known = frozenset(dead)
+                quiet = heir.is_quiet(known)
+            shares = heir.settle(known, renumber)
+            self._wake_all()
+        return shares
 
     def abandon(self) -> None:
         """Use the channel no more, without the other ranks, which may be lost: its memory is not given back."""

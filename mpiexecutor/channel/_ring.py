@@ -10,7 +10,8 @@ Theory of operation
     while its producer writes and its consumer reads.
 
     Two *positions*, TAIL and HEAD, say which ticket is the next to be reserved and the next to be claimed. A position is one
-    word: the number of messages before it, the closing bit (TAIL only), the ticket. Tickets count modulo M, a multiple of N;
+    word: the number of messages before it, the pausing bit, the closing bit (TAIL only), the ticket. Tickets count modulo M, a
+    multiple of N;
     the number of messages makes every position unique, so that a compare-and-swap never takes an old one for a new one.
 
     Each slot has a *turn*, one word that says whose it is::
@@ -58,8 +59,9 @@ from ._memory import Memory
 TICKET_BITS = 23
 MAX_SLOTS = 1 << (TICKET_BITS - 2)  # at least four rounds of tickets: a turn behind and a turn ahead are told apart
 CLOSED = 1 << TICKET_BITS
+PAUSED = 1 << (TICKET_BITS + 1)
 TICKET = CLOSED - 1
-MESSAGE = 1 << (TICKET_BITS + 1)  # one message, in a position
+MESSAGE = 1 << (TICKET_BITS + 2)  # one message, in a position
 TURN = 1 << 40  # one ticket, in a turn
 PUBLISHED = 1
 _WHOSE = ~(TURN - 2)  # of a turn, all but the length
@@ -70,8 +72,16 @@ AHEAD = 256  # slots looked at in one go
 WORD = 8
 LINE = 64  # a cache line, so that ranks do not write next to each other
 
-# Where in a rank's line of records: what it reserves (position, messages, slots), its cut, what it claims, its peak.
+# Where in a rank's line of records: what it reserves (position, messages and state, slots), its cut, what it claims, its peak.
 RESERVING, CUT, CLAIMING, PEAK = 0, 3, 4, 7
+SAYS = 1  # behind RESERVING, or CLAIMING
+
+# The state of a record: of no use; may be trying, or at work; waits, and does not touch the ring while that is paused; has had
+# the messages, and is done.
+NOTHING, AT_WORK, PARKED, DONE_WITH = 0, 1, 2, 3
+# The rest of the word that a record has beside the position. A record that was written in part does not fit its position.
+_MESSAGES, _SPAN, _TAG = 1 << 2, 1 << 12, 1 << 36
+_TAGS = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +94,8 @@ class Layout:
     head: int = 0
     tail: int = 8
     claimed: int = 16
-    voids: int = 24  # a word a rank
+    generation: int = 24
+    voids: int = 32  # a word a rank
     takers: int = field(init=False)  # a byte a rank: asleep until there is something to take
     putters: int = field(init=False)  # a byte a rank: asleep until there is room
     records: int = field(init=False)  # a line a rank: see _Record
@@ -164,7 +175,7 @@ class State:
     @property
     def waiting(self) -> bool:
         """Whether something reserved has not been claimed."""
-        return (self.head ^ self.tail) & ~CLOSED != 0
+        return (self.head ^ self.tail) & ~(CLOSED | PAUSED) != 0
 
 
 class Progress(enum.Enum):
@@ -172,6 +183,7 @@ class Progress(enum.Enum):
 
     MOVED = enum.auto()  # some of it: there may be more at once
     STALLED = enum.auto()  # nothing: the other side has to move first
+    PARKED = enum.auto()  # nothing: the ring is paused, and what was begun is to be begun anew when it is no more
     DONE = enum.auto()  # all of it is sent, or received
     CUT = enum.auto()  # the producer gave up: there is no message to receive
 
@@ -184,10 +196,14 @@ class End:
         self._layout = layout
         self._rank = rank
         self._sole = sole  # nobody else writes this end's position: stores will do
+        self._state_at = 0
+        self._said = 0  # what the record says, but for the state, while that is AT_WORK
+        self._generation = 0
+        self._parked = False
         self._control_bytes = bytearray(layout.records)
         self._control = memoryview(self._control_bytes)
         self._words = self._control[: layout.takers].cast("q")
-        self._attempt = array("q", (0, 0, 0))
+        self._attempt = array("q", (0, 0))
         self._attempt_bytes = memoryview(self._attempt).cast("B")
 
     def glance(self) -> bool:
@@ -203,7 +219,7 @@ class End:
 
     def glanced(self) -> State:
         """Give what the first words said when they were last read."""
-        head, tail, claimed, *voids = self._words
+        head, tail, claimed, _, *voids = self._words
         layout = self._layout
         takers = bytes(self._control[layout.takers : layout.putters])
         putters = bytes(self._control[layout.putters : layout.putters + layout.ranks])
@@ -230,15 +246,53 @@ class End:
     def _swap(self, at: int, record: int, position: int, new: int, messages: int, span: int) -> int:
         """Move a position over what was seen ready; give what the position was found to be."""
         memory = self._memory
+        attempt = self._attempt
+        self._said = said = said_of(position, messages, span)
+        attempt[0], attempt[1] = position, said + AT_WORK
+        memory.write(record, self._attempt_bytes)
+        memory.flush()  # the record is there before anybody can see the position moved: a dead rank's share is known
         if self._sole:
             memory.store(at, new)
             memory.flush()
             return position
-        attempt = self._attempt
-        attempt[0], attempt[1], attempt[2] = position, messages, span
-        memory.write(record, self._attempt_bytes)
-        memory.flush()  # the record is there before anybody can see the position moved: a dead rank's share is known
         return memory.compare_swap(at, position, new)
+
+    def _set_bit(self, at: int, position: int, bit: int) -> int:
+        """Try to set a bit of a position; give what it is then."""
+        new = position | bit
+        if self._sole:
+            self._memory.store(at, new)
+            self._memory.flush()
+            return new
+        seen = self._memory.compare_swap(at, position, new)
+        return new if seen == position else seen
+
+    def _say(self, state: int) -> None:
+        """Set the state of this end's record, by the next flush, if it says that this end is at work."""
+        if self._said:
+            self._memory.store(self._state_at, self._said + state if state else 0)
+            if state != PARKED:
+                self._said = 0
+
+    def _give_up(self) -> None:
+        """Be at work no more, having tried in vain."""
+        if self._said:
+            self._say(NOTHING)
+            self._memory.flush()
+
+    def _park(self) -> None:
+        """Touch the ring, which is paused, no more until it is resumed."""
+        self._generation = self._memory.load(self._layout.generation)
+        self._parked = True
+        self._say(PARKED)
+        self._memory.flush()
+
+    def resumed(self) -> bool:
+        """Whether the ring has been resumed since this end parked: before that nothing can be begun."""
+        if self._parked and self._memory.load(self._layout.generation) != self._generation:
+            self._parked = False
+            self._said = 0  # its record was cleared
+        return not self._parked
 
     def _count(self, ticket: int, want: int, published: int) -> int:
         """Count the slots from a ticket on, up to `want`, whose turn is free (0) or published (1), lengths apart."""
@@ -304,6 +358,18 @@ class End:
         Others may be several rounds ahead, or behind if a long message was cut; but not by half of all tickets.
         """
         return 0 < (word // TURN - ticket) % self._layout.modulus < self._layout.modulus // 2
+
+
+def said_of(position: int, messages: int, span: int) -> int:
+    """Give what a record says beside its position, without the state."""
+    return position // MESSAGE % _TAGS * _TAG + span * _SPAN + messages * _MESSAGES
+
+
+def parts_of(position: int, said: int) -> tuple[int, int, int] | None:
+    """Give messages, span and state of a record; None if it is none."""
+    if said % _MESSAGES == NOTHING or said // _TAG != position // MESSAGE % _TAGS:
+        return None
+    return said % _SPAN // _MESSAGES, said % _TAG // _SPAN, said % _MESSAGES
 
 
 def _aligned(offset: int, to: int) -> int:

@@ -1,0 +1,241 @@
+"""What dead ranks leave behind: ranks die at any step, and the living lose nothing."""
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import pytest
+from fake_memory import Death, FakeMemory, Life, Turnstile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpiexecutor.channel._consumer import Consumer, Incoming
+from mpiexecutor.channel._producer import Gather, Producer
+from mpiexecutor.channel._recovery import Heir, Share
+from mpiexecutor.channel._ring import CLOSED, TICKET, TURN, Layout, Progress
+
+SLOT = 2
+RANKS = 5
+HOST = 4
+
+
+class Job:
+    """Producers 0 and 1, consumers 2 and 3, on a ring that rank 4 hosts and settles."""
+
+    def __init__(self, slots: int, schedule: bytes, orders: bytes, lives: dict[int, Life], *, sole: tuple[bool, bool]) -> None:
+        self.layout = Layout(slots, SLOT, RANKS)
+        self.turnstile = Turnstile(schedule, orders)
+        self.shared = bytearray(self.layout.size)
+        self.layout.prepare(self.memory(HOST))
+        self.lives = lives
+        self.sole = sole
+        self.put: list[list[bytes]] = [[], []]  # by producer
+        self.tried: list[bytes | None] = [None, None]  # what each was at last
+        self.taken: dict[int, list[bytes]] = {2: [], 3: []}
+        self.going = {0, 1, 2, 3}
+        self.dead: set[int] = set()
+        self.shares: list[Share] = []
+        self.settled: set[int] = set()
+        self.closed = False
+        self.producers = {rank: Producer(self.memory(rank), self.layout, rank, sole=sole[0]) for rank in (0, 1)}
+        self.consumers = {rank: Consumer(self.memory(rank), self.layout, rank, sole=sole[1]) for rank in (2, 3)}
+
+    def memory(self, rank: int) -> FakeMemory:
+        return FakeMemory(self.shared, self.turnstile, self.lives.get(rank) if hasattr(self, "lives") else None)
+
+    # -- parties -----------------------------------------------------------------------------------------------------------------
+
+    def mortal(self, rank: int, body: Callable[[int], None]) -> Callable[[], None]:
+        def party() -> None:
+            try:
+                body(rank)
+            except Death:
+                self.dead.add(rank)
+            self.going.discard(rank)
+
+        return party
+
+    def produce(self, messages: list[bytes]) -> Callable[[int], None]:
+        def body(rank: int) -> None:
+            ring = self.producers[rank]
+            for message in messages:
+                self.tried[rank] = message
+                while not self.put_one(ring, message):
+                    pass
+                ring.state()  # as to look who sleeps: with that the record is done with
+                self.put[rank].append(message)
+
+        return body
+
+    def put_one(self, ring: Producer, message: bytes) -> bool:
+        if len(message) <= SLOT and ring.put_short([memoryview(message)], len(message)):
+            return True
+        out = self.turnstile.until(lambda: ring.reserve([len(message)], whole=False) or (self.nobody({2, 3}) or None))
+        if out is True:
+            return True  # nobody is left to take it
+        out.data = Gather([memoryview(message)])
+        while out.sent < out.span:
+            progress = self.turnstile.until(lambda: self.moved(ring.send(out)) or (self.nobody({2, 3}) or None))
+            if progress is Progress.PARKED:
+                self.turnstile.until(lambda: ring.resumed() or None)
+                return ring.unsent(out) == 0
+            if progress is True:
+                ring.cut(out)
+                return True
+        return True
+
+    def consume(self, most: int) -> Callable[[int], None]:
+        def body(rank: int) -> None:
+            ring = self.consumers[rank]
+            while (found := self.turnstile.until(lambda: self.claim(ring, most))) is not True:
+                if isinstance(found, memoryview):
+                    self.taken[rank].append(bytes(found))
+                else:
+                    self.receive(rank, ring, found)
+                ring.state()
+
+        return body
+
+    def claim(self, ring: Consumer, most: int) -> Incoming | memoryview | bool | None:
+        data = ring.take_short(alone=most > 1)
+        if data is not None:
+            return data
+        incoming = ring.claim(most)
+        if incoming is None and self.nobody({0, 1}) and ring.ended(ring.state()):
+            return True
+        return incoming
+
+    def receive(self, rank: int, ring: Consumer, incoming: Incoming) -> None:
+        while True:
+            progress = self.turnstile.until(lambda: self.moved(ring.receive(incoming)))
+            if progress is Progress.PARKED:
+                self.turnstile.until(lambda: ring.resumed() or None)
+                return
+            if progress is Progress.DONE:
+                self.taken[rank].extend(split(incoming, self.layout))
+            if progress is not Progress.MOVED:
+                return
+
+    def settle(self) -> None:
+        """Be the host: settle after each death, and close the ring when all who put are done."""
+        memory = self.memory(HOST)
+        tail, head = Producer(memory, self.layout, HOST), Consumer(memory, self.layout, HOST)
+        while self.turnstile.until(lambda: self.dead != self.settled or self.is_to_be_closed() or not self.going or None):
+            if self.dead != self.settled:
+                self.settle_once(Heir(memory, self.layout, tail, head))
+            elif self.is_to_be_closed():
+                tail.close()
+                self.closed = True
+            else:
+                return
+
+    def is_to_be_closed(self) -> bool:
+        return self.nobody({0, 1}) and not self.closed
+
+    def settle_once(self, heir: Heir) -> None:
+        heir.pause()
+        self.turnstile.until(lambda: heir.is_quiet(self.dead) or None)
+        dead = set(self.dead)
+        self.shares += [share for share in heir.settle(dead, ignore) if share.rank not in self.settled]
+        self.settled = dead
+
+    @staticmethod
+    def moved(progress: Progress) -> Progress | None:
+        return None if progress is Progress.STALLED else progress
+
+    def nobody(self, ranks: set[int]) -> bool:
+        return self.dead == (self.dead & {0, 1, 2, 3}) and not (ranks & self.going)
+
+    # -- what must be true -------------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        taken = Counter(itertools.chain(*self.taken.values()))
+        assert not [message for message, count in taken.items() if count > 1], "doubled"
+        put = Counter(itertools.chain(*self.put))
+        unsure = {self.tried[rank] for rank in self.dead & {0, 1}}
+        assert not [message for message in taken if message not in put and message not in unsure], "out of nothing"
+        lost = put - taken
+        shared = sum(len(share.messages) for share in self.shares)
+        if self.nobody_took():
+            return
+        assert lost.total() <= shared, f"lost {lost}, in shares {shared}"
+        for found in self.taken.values():
+            for producer in (0, 1):
+                numbers = [message[1] for message in found if message[0] == producer]
+                assert numbers == sorted(numbers), "messages of one producer overtook each other"
+
+    def nobody_took(self) -> bool:
+        return {2, 3} <= self.dead
+
+    def check_whole(self) -> None:
+        """Each slot is free for the next round, unless nobody was left to empty the ring."""
+        if self.nobody_took():
+            return
+        head, tail = (int.from_bytes(self.shared[at : at + 8], "little") for at in (self.layout.head, self.layout.tail))
+        assert head == tail & ~CLOSED
+        for index in range(self.layout.slots):
+            at = self.layout.turn_at((tail & TICKET) + index)
+            turn = ((tail & TICKET) + index) % self.layout.modulus * TURN
+            assert int.from_bytes(self.shared[at : at + 8], "little") == turn
+
+
+def ignore(_kept: list[int], _first: int) -> None:
+    pass
+
+
+def split(incoming: Incoming, layout: Layout) -> Iterator[bytes]:
+    if len(incoming.lengths) == 1:
+        yield bytes(incoming.data)
+        return
+    start = 0
+    for length in incoming.lengths:
+        yield bytes(incoming.data[start : start + length])
+        start += layout.span(length) * layout.slot_size
+
+
+def messages_of(producer: int, lengths: list[int]) -> list[bytes]:
+    return [bytes((producer, number)) + bytes(range(length - 2)) for number, length in enumerate(lengths)]
+
+
+LENGTHS = st.lists(st.integers(2, 14), max_size=5)
+DEATHS = st.dictionaries(st.integers(0, 3), st.tuples(st.integers(0, 4), st.integers(0, 60)), max_size=3)
+
+
+@settings(max_examples=1500, deadline=None)
+@given(st.integers(1, 5), LENGTHS, LENGTHS, st.integers(1, 4), DEATHS, st.binary(max_size=150), st.binary(max_size=30))
+def test_the_living_lose_nothing(slots, first, second, most, deaths, schedule, orders):
+    """What was put is taken, once, in order, but for what the dead had claimed; and the ring is whole."""
+    lives = {rank: Life(*death) for rank, death in deaths.items()}
+    job = Job(slots, schedule, orders, lives, sole=(False, False))
+    parties = {
+        "producer 0": job.mortal(0, job.produce(messages_of(0, first))),
+        "producer 1": job.mortal(1, job.produce(messages_of(1, second))),
+        "consumer 2": job.mortal(2, job.consume(most)),
+        "consumer 3": job.mortal(3, job.consume(most)),
+        "host": job.settle,
+    }
+    job.turnstile.run(parties)
+    job.check()
+    job.check_whole()
+
+
+@pytest.mark.parametrize("state", ["claimed", "received"])
+def test_a_share_says_what_the_dead_rank_had(state):
+    """By number: the third message, which it was at work on, or had received."""
+    job = Job(4, b"", b"", {}, sole=(False, False))
+    producer, consumer = job.producers[0], job.consumers[2]
+    for number in range(3):
+        assert producer.put_short([memoryview(bytes((0, number)))], 2)
+    for _ in range(2):
+        assert consumer.take_short() is not None
+    if state == "received":
+        assert consumer.take_short() is not None
+    else:
+        assert consumer.claim() is not None
+    producer.state()
+    consumer.state()
+    memory = job.memory(HOST)
+    heir = Heir(memory, job.layout, Producer(memory, job.layout, HOST), Consumer(memory, job.layout, HOST))
+    heir.pause()
+    assert heir.is_quiet({2})
+    assert heir.settle({2}, ignore) == [Share(2, range(2, 3), received=state == "received")]
