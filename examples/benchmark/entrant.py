@@ -20,7 +20,7 @@ from processes import TOKEN, send
 from serve import ADDRESS
 
 _START = 120  # seconds until the contender must have come
-_RUN = 600  # seconds that a shape may take once
+_RUN = 1800  # seconds that a shape may take once
 _LEAVE = 20  # seconds to end by itself
 _TAIL = 2000  # characters of what it has printed that an error shows
 
