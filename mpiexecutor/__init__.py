@@ -5,6 +5,7 @@ Layout, top to bottom; imports point down only:
     executor      RMAChannelExecutor: submit, map, shutdown        __main__  python -m mpiexecutor
     _launch       how ranks come to be a crew: one root, its workers
     _pump         dispatcher and collector, on the root            _worker   the worker's loop
+    _health       which workers live, on the root                  _keeper   the parent of a worker, which tells of its death
     _futures      calls that are waited for, by executor           _outcomes what becomes of a call, as bytes
     channel       the raw channel: a package of its own, which knows nothing of the above
 
@@ -14,10 +15,10 @@ Importing this initialises no MPI: that is done when the first executor, or chan
 from typing import TYPE_CHECKING
 
 from ._adopt import StartError
-from ._outcomes import RemoteError, RemoteTraceback
+from ._outcomes import BrokenWorkerError, RemoteError, RemoteTraceback
 from .executor import RMAChannelExecutor, RMACommExecutor
 
-__all__ = ["RMAChannelExecutor", "RMACommExecutor", "RemoteError", "RemoteTraceback", "StartError"]
+__all__ = ["BrokenWorkerError", "RMAChannelExecutor", "RMACommExecutor", "RemoteError", "RemoteTraceback", "StartError"]
 
 if TYPE_CHECKING:
     __version__: str

@@ -20,7 +20,8 @@ from types import ModuleType, TracebackType
 
 from . import _info
 from ._adopt import StartError, interpreter_flags
-from ._launch import check_company, dismiss, serve
+from ._keeper import keep
+from ._launch import check_company, dismiss, initialise, serve
 from ._mpiexec import Mpiexec, NoMpiexecError, have_waiting_give_way, in_srun, launched, rank_in_environment, usable_cores
 
 _ROOT = 0
@@ -111,9 +112,7 @@ def _become_mpiexec(options: argparse.Namespace, program: Sequence[str]) -> None
 
 def _be_a_rank(program: list[str]) -> None:
     have_waiting_give_way()
-    from mpi4py import MPI  # noqa: PLC0415 - initialises MPI: not for who starts ranks only
-
-    comm = MPI.COMM_WORLD
+    comm = initialise(keep() if rank_in_environment() else None)
     try:
         check_company(comm)
     except StartError as error:

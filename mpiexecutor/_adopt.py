@@ -16,7 +16,6 @@ Nobody else gets in: the address is hard to guess and gone as soon as all are th
 user.
 """
 
-import atexit
 import contextlib
 import hmac
 import json
@@ -115,7 +114,7 @@ def end_of_output(token: str) -> bytes:
 
 
 class Job:
-    """The job that this process has started, and is rank 0 of."""
+    """The job that this process has started, and is rank 0 of. StartError if that fails, and then nothing is left running."""
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
@@ -133,13 +132,18 @@ class Job:
             stack.push(self._undo)
             self._gather(server, stack)
 
-    def end(self) -> None:
-        """Finalise MPI, and say that all is done: the job may end with success now. Nothing if it was aborted."""
-        from mpi4py import MPI  # noqa: PLC0415
+    @property
+    def aborted(self) -> bool:
+        return self._placeholder is None
 
+    @property
+    def connection(self) -> int | None:
+        """The descriptor by which the process manager is talked to, if there is one."""
+        return self._descriptors[0] if self._descriptors else None
+
+    def end(self) -> None:
+        """Say that all is done, and MPI is done with: the job may end with success now. Nothing if it was aborted."""
         if self._placeholder is not None:
-            if not MPI.Is_finalized():
-                MPI.Finalize()
             for output in self._outputs:
                 output.wait(self._workers, _GRACE)
             with contextlib.suppress(OSError):
@@ -240,13 +244,6 @@ class Job:
             self._placeholder = None
             for descriptor in self._descriptors:
                 os.close(descriptor)
-
-
-def start(workers: int) -> Job:
-    """Start so many workers, and initialise MPI as their rank 0. StartError if that fails, and then nothing is left running."""
-    job = Job(workers)
-    atexit.register(job.end)
-    return job
 
 
 def greet(address: str, hello: dict[str, Any], descriptors: list[int]) -> socket.socket:

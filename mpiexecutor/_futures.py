@@ -41,7 +41,9 @@ class Task:
 class Batch:
     """Tasks that went to a worker in one message."""
 
+    calls: tuple[int, ...]  # their numbers, in order
     left: int  # without an outcome
+    number: int | None = None  # of the message in the channel, once it is there
 
 
 @dataclass(slots=True, eq=False)
@@ -51,10 +53,12 @@ class Session:
     number: int
     limit: int  # messages on their way at a time
     initializer: Function | None
+    retries: int = 0  # how often a call is run again whose worker died
     backlog: deque[Task] = field(default_factory=deque)  # in order; these can still be cancelled. Appended to without the lock
     sent: dict[int, Task] = field(default_factory=dict)  # without an outcome
     unsettled: int = 0  # sent, and its future not settled yet
     messages: int = 0  # on their way: in the ring, or at a worker
+    deaths: dict[int, int] = field(default_factory=dict)  # how many workers have died of a call, by its number
     closed: str = ""  # why nothing may be submitted any more
     broken: str = ""  # why nothing will be run any more
     broken_cause: BaseException | None = None
@@ -99,6 +103,11 @@ class Session:
         self.sent.clear()
         self.messages = 0
         return tasks
+
+    def is_to_be_run_again(self, task: Task) -> bool:
+        """Note that a worker has died of a task."""
+        self.deaths[task.number] = self.deaths.get(task.number, 0) + 1
+        return self.deaths[task.number] <= self.retries
 
     def withdraw(self, task: Task) -> bool:
         """Take back a task that was queued without looking; False if it was sent, or dropped, meanwhile."""

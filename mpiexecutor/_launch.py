@@ -20,21 +20,27 @@ import signal
 import sys
 import threading
 import time
+import traceback
 import warnings
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _adopt
-from ._mpiexec import Flavour, flavour_of, have_waiting_give_way, launched, size_in_environment, usable_cores
+from ._health import Undertaker, Watch
+from ._keeper import Kept, keep
+from ._manager import connection, mapped, take_leave
+from ._mpiexec import Flavour, flavour_of, have_waiting_give_way, launched, rank_in_environment, size_in_environment, usable_cores
 from ._outcomes import Blob, Place
 from ._parcels import Parcels
 from ._pump import Pump
 from ._worker import Worker
 from .channel import RemoteChannel
+from .channel._waiting import node_name
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -56,7 +62,9 @@ _SHORTEST, _LONGEST, _GROWTH = 1e-4, 0.02, 1.2  # seconds between two looks for 
 class Crew:
     """The root's side of a crew."""
 
-    def __init__(self, comm: "MPI.Intracomm", root: int) -> None:
+    def __init__(self, comm: "MPI.Intracomm", root: int, watch: Watch) -> None:
+        self._watch = watch
+        self._root = root
         self._comm = comm.Dup()
         self._channels = _channels(self._comm, root)
         parcels = Parcels(self._comm, root)
@@ -69,7 +77,10 @@ class Crew:
         if self.alone:
             self._thread.start()
         self.pump = Pump(*self._channels, parcels, self.workers, self.place)
+        pump = self.pump
+        Undertaker(watch, self._channels, renumber=pump.renumber, bury=pump.lose, give_up=pump.give_up, too_late=self._fall)
         self.closed = False
+        self._dissolving = False
         job = _world().Get_attr(_attribute("job"))
         self._job = job if isinstance(job, _adopt.Job) else None  # that this process has started
         atexit.register(self.close)
@@ -79,6 +90,7 @@ class Crew:
         """In a forked child: the workers are its parent's. The windows are shared memory, and must not be touched."""
         self.closed = True
         atexit.unregister(self.close)
+        self._watch.close()
         self.pump.disown("this executor belongs to the process that has made it, not to one forked from it")
         for channel in self._channels:
             channel.disown()
@@ -113,7 +125,37 @@ class Crew:
         self.pump.stop()
         if self.alone:
             self._thread.join()
-        _dissolve(self._comm, self._channels)
+        self._dissolving = self._part()
+        if self._dissolving:
+            _dissolve(self._comm, self._channels)
+            self._watch.stop()
+        else:
+            for channel in self._channels:
+                channel.abandon()
+            _note_deaths(self._watch)
+
+    def _part(self) -> bool:
+        """Part from the workers, once they have left their loops; whether all of them live, so that MPI can be used as ever."""
+        waiting = set(range(self._comm.size)) - {self._root}
+        pause = _SHORTEST
+        while waiting - self._watch.dead:
+            came = {rank for rank in waiting if self._comm.Iprobe(rank, _TAG)}
+            for rank in came:
+                self._comm.recv(source=rank, tag=_TAG)
+            waiting -= came
+            pause = _SHORTEST if came else min(pause * _GROWTH, _LONGEST)
+            if not came:
+                time.sleep(pause)
+        whole = not self._watch.dead
+        for rank in set(range(self._comm.size)) - {self._root} - self._watch.dead:
+            self._comm.send(whole, rank, _TAG)
+        return whole
+
+    def _fall(self) -> None:
+        """End everything if a worker has died while all ranks gave up the channels together: the others wait for it for ever."""
+        if self._dissolving:
+            self._abort()
+            os._exit(1)
 
     def _abort(self) -> None:
         """End the workers at once: calls are still running, and nobody wants their results any more."""
@@ -133,25 +175,76 @@ def _tell_forked(reference: "weakref.ref[Crew]") -> None:
         crew.forked()
 
 
-def world(max_workers: int | None) -> "MPI.Intracomm":
+def world(max_workers: int | None, root: int) -> "MPI.Intracomm":
     """Give MPI.COMM_WORLD; if no mpiexec has started this process, start a job of workers first, and be its rank 0.
+
+    Ranks other than the root get keepers, unless MPI is initialised already.
 
     StartError if that fails, or if this process is alone: because the script has initialised MPI already, or because MPI does not
     find those that were started with it.
     """
     with _making:
         if not launched() and "mpi4py.MPI" not in sys.modules:
-            job = _adopt.start(_crew_size(max_workers))
+            job = _adopt.Job(_crew_size(max_workers))
+            atexit.register(_end, job)
             _world().Set_attr(_attribute("job"), job)
         elif not launched() and _world().Get_attr(_attribute("job")) is None:
             raise _adopt.StartError(
                 "this script has initialised MPI already, by importing mpi4py.MPI: workers cannot join it any more. Import it "
                 "after the first executor is made, or start the script with 'python -m mpiexecutor'"
             )
-        elif "mpi4py.MPI" not in sys.modules:
-            have_waiting_give_way()
+        elif launched():
+            keeper = keep() if rank_in_environment() not in {None, root} else None
+            if "mpi4py.MPI" not in sys.modules:
+                have_waiting_give_way()
+                initialise(keeper)
+            elif _is_finalized():
+                raise RuntimeError("cannot make an executor at interpreter shutdown")
         check_company(_world())
     return _world()
+
+
+def initialise(keeper: Kept | None) -> "MPI.Intracomm":
+    """Initialise MPI in a rank that something has started, and which has this keeper; give MPI.COMM_WORLD."""
+    import mpi4py  # noqa: PLC0415
+
+    mpi4py.rc.finalize = False  # by _end: after a death that would wait for ever
+    _world().Set_attr(_attribute("keeper"), keeper)
+    atexit.register(_end, None)
+    return _world()
+
+
+def _end(job: _adopt.Job | None) -> None:
+    """Be done with MPI, and have the job end: as the last of what the exit handlers do."""
+    if job is not None and job.aborted:
+        return
+    if deaths := _deaths():
+        for watch in deaths:
+            watch.see_off()
+        take_leave(connection() if job is None else job.connection, *mapped(), initialise=False)
+    elif not _is_finalized():
+        from mpi4py import MPI  # noqa: PLC0415
+
+        MPI.Finalize()
+    if job is not None:
+        job.end()
+
+
+def _note_deaths(watch: Watch) -> None:
+    """Remember that nothing can be done any more that all ranks would have a part in, and who is to be seen off."""
+    _world().Set_attr(_attribute("deaths"), [*_deaths(), watch])
+
+
+def _deaths() -> list[Watch]:
+    """Give the watches that have seen workers die."""
+    watches = None if _is_finalized() else _world().Get_attr(_attribute("deaths"))
+    return watches if isinstance(watches, list) else []
+
+
+def _is_finalized() -> bool:
+    from mpi4py import MPI  # noqa: PLC0415
+
+    return MPI.Is_finalized()
 
 
 def check_company(comm: "MPI.Intracomm") -> None:
@@ -193,9 +286,12 @@ def muster(comm: "MPI.Intracomm", root: int) -> Crew:
 
     if MPI.Query_thread() != MPI.THREAD_MULTIPLE:
         raise RuntimeError("executors need MPI with THREAD_MULTIPLE: leave mpi4py.rc.thread_level as it is")
+    if _deaths():
+        raise BrokenExecutor("workers of this job have died: no other executor can be made with MPI")
     _await_reports(comm)
-    _answer_reports(comm, Orders.of_this_process())
-    return Crew(comm, root)
+    watch = Watch()
+    _answer_reports(comm, Orders.of_this_process(watch))
+    return Crew(comm, root, watch)
 
 
 def serve(comm: "MPI.Intracomm", root: int) -> bool:
@@ -208,10 +304,59 @@ def serve(comm: "MPI.Intracomm", root: int) -> bool:
         own = comm.Dup()
         channels = _channels(own, root)
         _keep_freed_memory()
-        Worker(*channels, Parcels(own, root), Place.here(comm.rank, comm.size)).serve()
+        keeper = _keeper_of(orders, comm.rank)
+        worker = Worker(*channels, Parcels(own, root), Place.here(comm.rank, comm.size), keeper.word if keeper else None)
+        try:
+            worker.serve()
+        except BaseException:  # noqa: BLE001 - what calls raise is not seen here: a fault of ours, and others would wait for this rank
+            traceback.print_exc()
+            _fail(keeper)
+        if not _part_from_root(own, root):
+            _stay(keeper, channels)
+        if keeper is not None:
+            keeper.dismiss()
         _dissolve(own, channels)
     comm.Delete_attr(_attribute("crew"))
     return True
+
+
+def _keeper_of(orders: "Orders", rank: int) -> Kept | None:
+    """Have this worker's keeper listen to the root; None if it has none, or it cannot, being on another node."""
+    keeper = _world().Get_attr(_attribute("keeper"))
+    if not isinstance(keeper, Kept) or orders.node != node_name():
+        return None
+    keeper.serve(orders.watch, orders.token, rank)
+    return keeper
+
+
+def _part_from_root(comm: "MPI.Intracomm", root: int) -> bool:
+    """Tell the root that this worker has left its loop; whether all workers live."""
+    comm.send(None, root, _TAG)
+    pause = _SHORTEST
+    while not comm.Iprobe(root, _TAG):
+        time.sleep(pause)
+        pause = min(pause * _GROWTH, _LONGEST)
+    return bool(comm.recv(source=root, tag=_TAG))
+
+
+def _fail(keeper: Kept | None) -> NoReturn:
+    """Die as a worker that something has killed."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if keeper is None:
+        _world().Abort(1)
+    os._exit(1)
+
+
+def _stay(keeper: Kept | None, channels: tuple[RemoteChannel[Any, Any], ...]) -> NoReturn:
+    """Wait for the end, having lost a fellow worker: MPI can be finalised no more, and who leaves first ends the job."""
+    for channel in channels:
+        channel.abandon()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if keeper is None:
+        os._exit(0)
+    keeper.stay()
 
 
 def has_crew(comm: "MPI.Intracomm") -> bool:
@@ -225,8 +370,8 @@ def is_serving(comm: "MPI.Intracomm") -> bool:
 
 
 def dismiss(comm: "MPI.Intracomm", root: int) -> None:
-    """Send the workers home that wait for a further crew; on the root, once it makes none any more."""
-    if comm.rank == root:
+    """Send the workers home that wait for a further crew; on the root, once it makes none any more. After a death all stay."""
+    if comm.rank == root and not _deaths():
         _await_reports(comm)
         _answer_reports(comm, None)
 
@@ -271,10 +416,14 @@ class Orders:
 
     path: list[str]  # what the script can import its workers can import
     filters: list[bytes | memoryview]  # of warnings, pickled: their categories may have to be found on the path first
+    node: str  # the root's
+    watch: str  # address of what listens there to keepers,
+    token: str  # which they must know
 
     @classmethod
-    def of_this_process(cls) -> "Orders":
-        return cls(_adopt.import_path(), [Blob.of(item).data for item in warnings.filters])
+    def of_this_process(cls, watch: Watch) -> "Orders":
+        filters = [Blob.of(item).data for item in warnings.filters]
+        return cls(_adopt.import_path(), filters, node_name(), watch.address, watch.token)
 
     @contextlib.contextmanager
     def followed(self) -> Iterator[None]:

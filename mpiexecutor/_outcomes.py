@@ -4,6 +4,7 @@ import os
 import socket
 import traceback
 from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from pickle import PickleBuffer
 from typing import Any, NamedTuple
@@ -26,6 +27,23 @@ class RemoteTraceback(Exception):
 
 class RemoteError(RuntimeError):
     """A call raised an exception that could not be sent, or could not be rebuilt here; this one names its class and its text."""
+
+
+class BrokenWorkerError(BrokenExecutor):
+    """A worker died while it ran this call, or before the call's result had come. Other workers go on.
+
+    `rank`, `host` and `pid` say which worker, `end` how it died: "was killed by SIGSEGV", "ended with exit code 3".
+    """
+
+    def __init__(self, text: str, rank: int, host: str, pid: int, end: str) -> None:
+        super().__init__(text, rank, host, pid, end)
+        self.rank = rank
+        self.host = host
+        self.pid = pid
+        self.end = end
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 @dataclass(frozen=True, slots=True)

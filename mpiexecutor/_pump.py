@@ -11,20 +11,25 @@ run.
 One lock guards everything below. Futures are settled, and results unpickled, without it.
 """
 
+import contextlib
 import itertools
 import logging
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, Future
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 from ._functions import Catalogue, Function
 from ._futures import Batch, Session, Task
-from ._outcomes import Failure, Place, RemoteTraceback, error_from, unship, with_cause
+from ._health import Loss
+from ._keeper import INITIALIZER
+from ._outcomes import BrokenWorkerError, Place, RemoteTraceback, error_from, unship, with_cause
 from ._parcels import Parcels
 from ._worker import Outcome, Reply, Work
-from .channel import ChannelFull, RemoteChannel
+from .channel import ChannelClosed, ChannelFull, RemoteChannel, Share
 
 logger = logging.getLogger("mpiexecutor")
 
@@ -36,6 +41,7 @@ _MOST_SECONDS = 1e-3  # that the calls of one message are expected to run, so th
 _LONG = 2e-3  # seconds that a call is expected to take, at the least, after others have waited for one of its kind
 _WEIGHT = 0.25  # of the newest duration in the expected one
 _REPLIES = 64  # messages that the collector takes at a time
+_BURIAL: Final = -1  # for an executor's number: all that a dead worker had put was before this message
 
 
 class Pump:
@@ -56,26 +62,33 @@ class Pump:
         self._workers = workers
         self._place = place
         self._lock = threading.RLock()  # a callback of a future that is done already runs at once
-        self._idle = threading.Condition(self._lock)
+        self._changed = threading.Condition(self._lock)
         self._sessions: dict[int, Session] = {}
         self._numbers = itertools.count()
         self._session_numbers = itertools.count()
         self._seconds: dict[object, float] = {}  # expected duration of a call, by kind
         self._failure = ""  # why nothing is collected any more
+        self._losses: deque[tuple[Loss, Share | None]] = deque()  # by lose, in order
+        self._unburied: list[tuple[Loss, Share]] = []  # of those, that wait for a message
         self._streaming = False  # a message longer than the room there was is still being put
         self._collector = threading.Thread(target=self._collect, name="mpiexecutor collector", daemon=True)
         self._collector.start()
 
     # -- what executors call ---------------------------------------------------------------------------------------------------
 
-    def open(self, most_workers: int, initializer: Function | None) -> Session:
+    @property
+    def workers(self) -> int:
+        """How many are left."""
+        return self._workers
+
+    def open(self, most_workers: int, initializer: Function | None, retries: int) -> Session:
         """Begin a session for an executor that may use so many workers."""
         # With fewer than all workers, only one message each: any worker may take it, so only their number keeps them few.
         limit = _PER_WORKER * self._workers if most_workers >= self._workers else most_workers
         with self._lock:
             if self._failure:
                 raise BrokenExecutor(self._failure)
-            session = Session(next(self._session_numbers), limit, initializer)
+            session = Session(next(self._session_numbers), limit, initializer, retries)
             self._sessions[session.number] = session
             return session
 
@@ -96,7 +109,7 @@ class Pump:
         if session.closed or session.broken:
             with self._lock:
                 if session.withdraw(task):
-                    self._idle.notify_all()  # who waits for the session may have found it queued
+                    self._changed.notify_all()  # who waits for the session may have found it queued
                     self.check_open(session)
 
     def check_open(self, session: Session) -> None:
@@ -114,7 +127,7 @@ class Pump:
             if cancel:
                 dropped = session.drop_unsent()
             self._forget_done()
-            self._idle.notify_all()
+            self._changed.notify_all()
         for task in dropped:
             _quietly(_cancel, task.future)
 
@@ -122,9 +135,9 @@ class Pump:
         """Wait until every call of the session has its outcome."""
         if threading.current_thread() is self._collector and not session.idle:
             raise RuntimeError("a callback of a future cannot wait for its executor: the futures are settled by this thread")
-        with self._idle:
+        with self._changed:
             self._dispatch()  # what a submit has queued that was interrupted then; not in close, which finalizers call anywhere
-            self._idle.wait_for(lambda: session.idle)
+            self._changed.wait_for(lambda: session.idle)
 
     def sessions(self) -> list[Session]:
         with self._lock:
@@ -133,7 +146,7 @@ class Pump:
     def disown(self, reason: str) -> None:
         """In a forked child: nothing of this is its own, and the locks may be held by threads that it does not have."""
         self._lock = threading.RLock()
-        self._idle = threading.Condition(self._lock)
+        self._changed = threading.Condition(self._lock)
         for session in self._sessions.values():
             session.closed = reason
             session.sent.clear()
@@ -175,9 +188,9 @@ class Pump:
         share = -(-len(session.backlog) // limit)  # leave the others something, too
         tasks = session.next_batch(min(_MOST, share), _MOST_BYTES, self._seconds, _MOST_SECONDS)
         if not tasks:  # all were cancelled
-            self._idle.notify_all()
+            self._changed.notify_all()
             return False
-        batch = Batch(len(tasks))
+        batch = Batch(tuple(task.number for task in tasks), len(tasks))
         session.unsettled += len(tasks)
         for task in tasks:
             task.batch = batch
@@ -185,7 +198,7 @@ class Pump:
         session.messages += 1
         initializer = session.initializer.number if session.initializer else 0
         try:
-            self._put((session.number, initializer, [task.call() for task in tasks]))
+            self._put((session.number, initializer, [task.call() for task in tasks]), batch)
         except Exception as error:  # noqa: BLE001 - more than a channel can carry: they fail alone
             self._fail(session, tasks, error)
         except BaseException:  # Ctrl-C in the thread that submits
@@ -199,7 +212,7 @@ class Pump:
             self._leave_batch(session, task)
             _quietly(task.future.set_exception, with_cause(error, self._place))
         session.unsettled -= len(tasks)
-        self._idle.notify_all()
+        self._changed.notify_all()
 
     def _take_back(self, session: Session, tasks: list[Task]) -> None:
         """Have tasks that were sent, and not begun, be sent once more."""
@@ -215,20 +228,29 @@ class Pump:
         if task.batch.left == 0:
             session.messages -= 1
 
-    def _put(self, message: Work) -> None:
+    def _put(self, message: Work, batch: Batch) -> None:
         try:
             self._work.put_nowait(message)
         except ChannelFull:
             # In the background, as the others are taken; the collector must not wait for it, or nobody would make room.
             future = self._work.putf(message, copy=False)
             self._streaming = True
-            future.add_done_callback(self._streamed)
+            future.add_done_callback(partial(self._streamed, batch))
+        else:
+            batch.number = self._work.count - 1
 
-    def _streamed(self, future: Future[None]) -> None:
+    def _streamed(self, batch: Batch, future: Future[None]) -> None:
+        steps: list[Callable[[], None]] = []
         with self._lock:
             self._streaming = False
             if future.exception() is None:
+                batch.number = self._work.count - 1  # nothing else was put meanwhile
+                for loss, share in self._unburied:
+                    steps += self._see_to_calls(loss, share)
+                self._unburied.clear()
                 self._dispatch()
+        for step in steps:
+            step()
 
     # -- the collector -----------------------------------------------------------------------------------------------------------
 
@@ -244,29 +266,21 @@ class Pump:
         replies = self._replies.take_many(_REPLIES)
         if not replies:
             return False
-        done, broken = self._note_all(replies)
+        steps = self._note_all(replies)
         replies.clear()
-        for session, (name, text, trace, _) in broken:
-            self._break(session, f"the initializer failed in a worker, {name}: {text}", RemoteTraceback(trace))
-        for session, settled in done:
-            count = len(settled)
-            settled.reverse()
-            while settled:  # so that nothing here holds on to a result while the next one is unpickled
-                self._settle(*settled.pop())
-            with self._idle:
-                session.unsettled -= count  # only now: who waits for the session finds its futures done
-                self._forget_done()
-                self._idle.notify_all()
+        steps.reverse()
+        while steps:
+            steps.pop()()
         return True
 
-    def _note_all(
-        self, replies: list[Reply]
-    ) -> tuple[list[tuple[Session, list[tuple[Task, Outcome]]]], list[tuple[Session, Failure]]]:
-        """Take what has an outcome off the lists, and send what has room now: workers first, futures afterwards."""
-        done: list[tuple[Session, list[tuple[Task, Outcome]]]] = []
-        broken: list[tuple[Session, Failure]] = []
+    def _note_all(self, replies: list[Reply]) -> list[Callable[[], None]]:
+        """Take what has an outcome off the lists, and send what has room now. Give what is left to do: futures come last."""
+        steps: list[Callable[[], None]] = []
         with self._lock:
             for rank, number, outcomes, given_back, failure, wanted in replies:
+                if number == _BURIAL:
+                    steps += self._bury(*self._losses.popleft())
+                    continue
                 if wanted:
                     function = self.catalogue.find(wanted)
                     self._parcels.send(rank, function.blob if function else None)
@@ -274,12 +288,27 @@ class Pump:
                 if session is None or session.broken:
                     continue
                 if failure is not None:
-                    broken.append((session, failure))
+                    name, text, trace, _ = failure
+                    reason = f"the initializer failed in a worker, {name}: {text}"
+                    steps.append(partial(self._break, session, reason, RemoteTraceback(trace)))
                 if outcomes:
-                    done.append((session, self._note(session, outcomes)))
+                    steps.append(partial(self._settle_all, session, self._note(session, outcomes)))
                 self._note_given_back(session, given_back)
             self._dispatch()
-        return done, broken
+        return steps
+
+    def _settle_all(self, session: Session, settled: list[tuple[Task, Outcome]]) -> None:
+        count = len(settled)
+        settled.reverse()
+        while settled:  # so that nothing here holds on to a result while the next one is unpickled
+            self._settle(*settled.pop())
+        self._note_settled(session, count)
+
+    def _note_settled(self, session: Session, count: int) -> None:
+        with self._changed:
+            session.unsettled -= count  # only now: who waits for the session finds its futures done
+            self._forget_done()
+            self._changed.notify_all()
 
     def _note(self, session: Session, outcomes: Sequence[Outcome]) -> list[tuple[Task, Outcome]]:
         """Take the tasks that have an outcome off the list; the lock is held."""
@@ -322,6 +351,69 @@ class Pump:
 
     # -- when it goes wrong ------------------------------------------------------------------------------------------------------
 
+    def lose(self, loss: Loss, share: Share | None) -> None:
+        """Note that a worker has died; what it had put before that is collected first."""
+        self._losses.append((loss, share))
+        with contextlib.suppress(ChannelClosed):
+            self._replies.put((loss.rank, _BURIAL, (), (), None, 0))
+
+    def renumber(self, kept: list[int], first: int) -> None:
+        """Note that the messages of work with these numbers have other ones now, from the first on."""
+        new = {old: first + index for index, old in enumerate(kept)}
+        with self._lock:
+            batches = {task.batch for session in self._sessions.values() for task in session.sent.values()}
+            for batch in batches:
+                if batch is not None and batch.number in new:
+                    batch.number = new[batch.number]
+
+    def give_up(self, reason: str) -> None:
+        """Fail everything, for good."""
+        with self._lock:
+            self._failure = reason
+        for session in self.sessions():
+            self._break(session, reason, None)
+
+    def _bury(self, loss: Loss, share: Share | None) -> list[Callable[[], None]]:
+        """Note that there is one worker less, and see to its calls."""
+        self._workers -= 1
+        for session in self._sessions.values():
+            session.limit = min(session.limit, _PER_WORKER * self._workers)
+        steps = [] if share is None else self._see_to_calls(loss, share)
+        if not self._workers:
+            steps.append(partial(self.give_up, f"all workers are lost; the last of them, {loss}"))
+        return steps
+
+    def _see_to_calls(self, loss: Loss, share: Share) -> list[Callable[[], None]]:
+        """Fail what a dead worker had begun, or have it run again if it may be; the rest of its message was not lost."""
+        if self._streaming:  # that message's number is still to be noted, and it may be the one
+            self._unburied.append((loss, share))
+            return []
+        for session in self._sessions.values():
+            tasks = [task for task in session.sent.values() if task.batch and task.batch.number in share.messages]
+            if tasks:
+                return self._divide(session, loss, tasks)
+        return []
+
+    def _divide(self, session: Session, loss: Loss, tasks: list[Task]) -> list[Callable[[], None]]:
+        """Tell apart the calls of one message, which have no outcome: those that were begun, and the others."""
+        if loss.begun == INITIALIZER:
+            return [partial(self._break, session, f"the initializer was being run when {loss}", None)]
+        assert tasks[0].batch is not None
+        calls = tasks[0].batch.calls
+        begun = set(calls[: calls.index(loss.begun) + 1]) if loss.begun in calls else set()
+        again = [task for task in tasks if task.number not in begun or session.is_to_be_run_again(task)]
+        self._take_back(session, again)
+        lost = [task for task in tasks if session.sent.pop(task.number, None)]
+        for task in lost:
+            self._leave_batch(session, task)
+        return [partial(self._fail_lost, session, loss, lost)]
+
+    def _fail_lost(self, session: Session, loss: Loss, tasks: list[Task]) -> None:
+        text = f"{loss} while it ran this call, or before the result was there"
+        for task in tasks:
+            _quietly(task.future.set_exception, BrokenWorkerError(text, loss.rank, loss.host, loss.pid, loss.end))
+        self._note_settled(session, len(tasks))
+
     def _break(self, session: Session, reason: str, cause: BaseException | None) -> None:
         """Fail every call of a session, those to come too."""
         with self._lock:
@@ -332,9 +424,9 @@ class Pump:
             error.__cause__ = cause
             if task.future.running() or task.future.set_running_or_notify_cancel():
                 _quietly(task.future.set_exception, error)
-        with self._idle:
+        with self._changed:
             session.unsettled -= len(tasks)
-            self._idle.notify_all()
+            self._changed.notify_all()
 
     def _break_all(self, error: BaseException) -> None:
         reason = f"the collector failed: {error!r}"

@@ -5,6 +5,7 @@ import signal
 import sys
 
 from ._adopt import JOB_VARIABLE, end_of_output, greet
+from ._keeper import keep
 from ._mpiexec import rank_in_environment
 
 
@@ -40,15 +41,14 @@ def _stand_in(address: str, token: str) -> None:
 
 
 def _work(address: str, rank: int, token: str) -> None:
+    keeper = keep(end_of_output(token))
     connection = greet(address, {"rank": rank, "token": token}, [])
     if not connection.recv(1):
         return  # the start failed elsewhere
     connection.close()
-    from mpi4py import MPI  # noqa: PLC0415
+    from ._launch import initialise, serve  # noqa: PLC0415
 
-    from ._launch import serve  # noqa: PLC0415
-
-    serve(MPI.COMM_WORLD, 0)
+    serve(initialise(keeper), 0)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
         stream.buffer.write(end_of_output(token))

@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from ._functions import Shelf
+from ._keeper import INITIALIZER, NOTHING, new_word
 from ._outcomes import Failure, Place, failure_of, ship, unship
 from ._parcels import Parcels
 from .channel import ChannelClosed, RemoteChannel
@@ -134,11 +135,17 @@ class Worker:
     """One worker: its channels, and which initializers it has run."""
 
     def __init__(
-        self, work: RemoteChannel[Work, Work], replies: RemoteChannel[Reply, Reply], parcels: Parcels, place: Place
+        self,
+        work: RemoteChannel[Work, Work],
+        replies: RemoteChannel[Reply, Reply],
+        parcels: Parcels,
+        place: Place,
+        begun: memoryview | None = None,
     ) -> None:
         self._work = work
         self._replies = replies
         self._place = place
+        self._begun = new_word() if begun is None else begun  # the first word says what was begun last: see _keeper.py
         self._executor = 0  # whose calls are on the desk
         self._initialized: dict[int, bool] = {}  # by executor: whether it may run calls
         self._shelf = Shelf(parcels, self._ask)
@@ -154,8 +161,11 @@ class Worker:
 
     def _do(self, executor: int, initializer: int, calls: list[Call]) -> None:
         self._executor = executor
+        self._begun[0] = NOTHING
         if initializer and executor not in self._initialized:
+            self._begun[0] = INITIALIZER
             self._initialized[executor] = self._initialize(initializer)
+            self._begun[0] = NOTHING
         if not self._initialized.get(executor, True):
             return  # the root has failed all the calls of this executor
         self._desk.calls.extend(calls)
@@ -202,6 +212,7 @@ class Worker:
 
     def _run(self, number: int, numbered: int, shipped: tuple[Any, ...]) -> tuple[Outcome, int]:
         began = time.perf_counter()
+        self._begun[0] = number
         try:
             function, arguments, keywords = unship(shipped)
             del shipped

@@ -63,8 +63,11 @@ class RMAChannelExecutor(Executor):
         executor fails with BrokenExecutor. Calls and results are pickled with cloudpickle: lambdas, closures and functions of
         ``__main__`` are fine.
 
-        ValueError for arguments that cannot be; RuntimeError inside a call that a worker runs. `mp_context`,
-        `max_tasks_per_child` and `retries` are there for those who pass their defaults: MPI cannot replace ranks.
+        A worker that dies, of a call or otherwise, fails the calls that it had begun, with BrokenWorkerError; with `retries`
+        they are run again elsewhere, up to so many times. The others go on.
+
+        ValueError for arguments that cannot be; RuntimeError inside a call that a worker runs. `mp_context` and
+        `max_tasks_per_child` are there for those who pass their defaults: MPI cannot replace ranks.
         """
         _check_arguments(max_workers, mp_context, initializer, max_tasks_per_child, retries)
         if multiprocessing.parent_process() is not None:
@@ -74,7 +77,7 @@ class RMAChannelExecutor(Executor):
             )
         if in_task.get():
             raise RuntimeError("an executor cannot be made inside a call that an executor runs: submit from the root instead")
-        comm = world(max_workers) if comm is None else comm
+        comm = world(max_workers, root) if comm is None else comm
         _check_root(comm, root)
         if is_serving(comm):
             raise RuntimeError(f"rank {comm.rank} is a worker: only rank {root} can make executors from here on")
@@ -82,10 +85,15 @@ class RMAChannelExecutor(Executor):
         if crew is None:
             leave()
             raise AssertionError("unreachable")  # pragma: no cover
-        self._join(crew, max_workers, initializer, initargs)
+        self._join(crew, max_workers, initializer, initargs, retries)
 
     def _join(
-        self, crew: Crew, max_workers: int | None, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
+        self,
+        crew: Crew,
+        max_workers: int | None,
+        initializer: Callable[..., object] | None,
+        initargs: tuple[Any, ...],
+        retries: int,
     ) -> None:
         """Be an executor of this crew."""
         if crew.closed:
@@ -104,14 +112,14 @@ class RMAChannelExecutor(Executor):
         self._num_workers = min(max_workers or crew.workers, crew.workers)
         self._pump = crew.pump
         self._place = crew.place
-        self._session = crew.pump.open(self._num_workers, first)
+        self._session = crew.pump.open(self._num_workers, first, retries)
         # An executor that is dropped takes no more calls; those that it has are run.
         weakref.finalize(self, crew.pump.close, self._session, "the executor is gone").atexit = False
 
     @property
     def num_workers(self) -> int:
-        """How many calls can run at a time."""
-        return self._num_workers
+        """How many calls can run at a time: less than at first if workers have died."""
+        return min(self._num_workers, self._pump.workers)
 
     # Other libraries ask for these names.
     _max_workers = size = num_workers
@@ -215,7 +223,7 @@ class RMAChannelExecutor(Executor):
         self.shutdown(wait=not interrupted, cancel_futures=interrupted)
 
     def __repr__(self) -> str:
-        return f"<RMAChannelExecutor with {self._num_workers} workers>"
+        return f"<RMAChannelExecutor with {self.num_workers} workers>"
 
 
 class RMACommExecutor:
@@ -233,15 +241,16 @@ class RMACommExecutor:
         max_workers: int | None = None,
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
+        retries: int = 0,
     ) -> None:
         """Say which ranks, and how to make the executor: see RMAChannelExecutor."""
-        _check_arguments(max_workers, None, initializer, None, 0)
+        _check_arguments(max_workers, None, initializer, None, retries)
         from mpi4py import MPI  # noqa: PLC0415 - initialises MPI: not before it is needed
 
         self._comm = MPI.COMM_WORLD if comm is None else comm
         _check_root(self._comm, root)
         self._root = root
-        self._options = (max_workers, initializer, initargs)
+        self._options = (max_workers, initializer, initargs, retries)
         self._crew: Crew | None = None
         self._executor: RMAChannelExecutor | None = None
 
@@ -386,7 +395,7 @@ def _next_ready(ready: SimpleQueue[Future[T]], waiting: set[Future[T]], deadline
         del future  # its exception refers to this frame
 
 
-def _check_arguments(max_workers: Any, mp_context: object, initializer: object, max_tasks_per_child: object, retries: int) -> None:
+def _check_arguments(max_workers: Any, mp_context: object, initializer: object, max_tasks_per_child: object, retries: Any) -> None:
     if max_workers is not None and (not hasattr(max_workers, "__index__") or isinstance(max_workers, bool)):
         raise TypeError(f"max_workers is a whole number or None, not {max_workers!r}")
     if max_workers is not None and max_workers < 1:
@@ -397,8 +406,10 @@ def _check_arguments(max_workers: Any, mp_context: object, initializer: object, 
         raise ValueError("max_tasks_per_child cannot be kept: MPI cannot replace a rank while the job runs")
     if initializer is not None and not callable(initializer):
         raise TypeError(f"initializer is called in each worker: {initializer!r} cannot be called")
-    if retries != 0:
-        raise ValueError(f"retries can only be 0 yet, not {retries}: a worker that is lost takes the job with it")
+    if not isinstance(retries, int) or isinstance(retries, bool):
+        raise TypeError(f"retries is a whole number, not {retries!r}")
+    if retries < 0:
+        raise ValueError(f"retries is at least 0, not {retries}")
 
 
 def _check_root(comm: "MPI.Intracomm", root: int) -> None:

@@ -1,0 +1,259 @@
+"""A worker's keeper: hides its death from the process manager, which would end the job, and tells the root.
+
+    process manager ── started ──> keeper ── forked, before MPI ──> rank
+                                     |  <─── "serving", "dismissed" ──┘
+                                     └── "it was killed by SIGKILL" ──> root (see _health.py)
+
+The process that was started as a rank forks, and the child is the rank. The parent, its keeper, has the same connection to the
+process manager, and never touches MPI. As long as the rank serves nobody it is as if there were no keeper: it ends as the rank
+ends. If the rank dies while it serves, the keeper stays in its place until the root has done all it wants to, and takes leave for
+it.
+
+Life and death. If the keeper dies the kernel kills its rank. The keeper is connected to the root as long as that lives; when the
+kernel closes the connection, or the root says so, the keeper kills its rank, if that still lives, and ends.
+
+Only Linux has what this takes (pidfd_open, PR_SET_PDEATHSIG).
+"""
+
+import contextlib
+import ctypes
+import json
+import logging
+import mmap
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import threading
+import warnings
+from dataclasses import asdict, dataclass
+from typing import Any, Final, NoReturn
+
+from . import _manager
+
+logger = logging.getLogger("mpiexecutor")
+
+VARIABLE: Final = "MPIEXECUTOR_KEEPER"
+NOTHING: Final = -1  # has been begun of the message that came last
+INITIALIZER: Final = -2  # is being run
+KILL: Final = b"kill"  # what the root may say: to end the rank,
+LEAVE: Final = b"leave"  # or both
+_LONGEST = 1 << 16  # bytes of a message
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """Whom a rank serves."""
+
+    address: str  # of the root's watch
+    token: str
+    rank: int
+    pmix: str | None  # the library's path, if this rank has loaded it
+    files: list[str]  # that are to be removed in the end: see _manager.py
+
+
+class Kept:
+    """A rank's side of its keeper."""
+
+    def __init__(self, line: socket.socket, word: memoryview) -> None:
+        self._line = line
+        self.word = word  # the number of the call that was begun last, or one of the above; written by the rank alone
+
+    def serve(self, address: str, token: str, rank: int) -> None:
+        """From now on this rank serves the root that listens there, and is not to take the job with it."""
+        self._say(asdict(Service(address, token, rank, *_manager.mapped())))
+        self._line.recv(1)  # the root knows its keeper: only now may the rank begin
+
+    def dismiss(self) -> None:
+        """From now on this rank serves nobody."""
+        self._say(None)
+
+    def stay(self) -> NoReturn:
+        """Have nothing left to do, and be ended when the root has: MPI_Finalize would wait for the dead."""
+        self._say("staying")
+        while True:
+            signal.pause()
+
+    def _say(self, what: Any) -> None:
+        self._line.send(json.dumps(what).encode())
+
+
+def new_word() -> memoryview:
+    """Make a word that a forked child shares with this process."""
+    word = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
+    word[0] = NOTHING
+    return word
+
+
+def keep(last_words: bytes = b"") -> Kept | None:
+    """Become the child of a keeper, who returns never; None if there can be none, or is to be none.
+
+    `last_words` are for both streams, from the keeper if the rank cannot end as it should.
+    """
+    if os.environ.get(VARIABLE) == "0":
+        return None
+    if why := _obstacle():
+        logger.info("this worker has no keeper, as %s: if it dies the job ends", why)
+        return None
+    sys.stdout.flush()
+    sys.stderr.flush()
+    word = new_word()
+    mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    before = os.getpid()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the libraries of NumPy have threads; the keeper needs none
+        child = os.fork()
+    if child:
+        its.close()
+        _Keeper(child, mine, word, last_words).run()
+    mine.close()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != before:
+        os._exit(1)
+    return Kept(its, word)
+
+
+def _obstacle() -> str:
+    """Say why there can be no keeper, if so."""
+    if not hasattr(os, "pidfd_open"):
+        return "this system has no pidfd_open, as Linux has"
+    if threading.active_count() > 1:
+        return "the script has started threads already"
+    return "the script has initialised MPI already, by importing mpi4py.MPI" if "mpi4py.MPI" in sys.modules else ""
+
+
+class _Keeper:
+    """The keeper itself."""
+
+    def __init__(self, child: int, line: socket.socket, word: memoryview, last_words: bytes) -> None:
+        self._child = child
+        self._line = line
+        self._word = word
+        self._last_words = last_words
+        self._end = os.pidfd_open(child)
+        self._service: Service | None = None
+        self._root: socket.socket | None = None
+        self._status: int | None = None  # of the child, once it has ended
+        self._poll = select.poll()
+        self._poll.register(self._end, select.POLLIN)
+        self._poll.register(line, select.POLLIN)
+
+    def run(self) -> NoReturn:
+        """Keep the rank, and end."""
+        status = 1
+        try:
+            for number in (
+                signal.SIGINT,
+                signal.SIGUSR1,
+            ):  # what Ctrl-C does is the rank's affair; MPICH tells of deaths by SIGUSR1
+                signal.signal(number, signal.SIG_IGN)
+            while self._status is None or self._root is not None:
+                self._wait()
+            status = self._status
+        finally:
+            self._end_as(status)
+
+    def _wait(self) -> None:
+        """Wait for something to happen, and see to it; first to what the rank has said."""
+        ready = {descriptor for descriptor, _ in self._poll.poll()}
+        if self._line.fileno() in ready:
+            while self._hear():
+                pass
+        if self._end in ready:
+            self._see_end()
+        if self._root is not None and self._root.fileno() in ready:
+            self._obey()
+
+    def _hear(self) -> bool:
+        """Take in what the rank has said; False if there was nothing."""
+        try:
+            data = self._line.recv(_LONGEST, socket.MSG_DONTWAIT)
+        except OSError:
+            return False
+        if not data:
+            self._poll.unregister(self._line)
+            return False
+        said = json.loads(data)
+        if said == "staying":
+            self._speak_last()
+        elif said is None:
+            self._leave_root()
+            self._service = None
+        else:
+            self._service = Service(**said)
+            self._meet_root()
+            self._line.send(b"!")
+        return True
+
+    def _meet_root(self) -> None:
+        assert self._service is not None
+        root = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            root.connect(self._service.address)
+            hello = {"token": self._service.token, "rank": self._service.rank, "pid": self._child, "host": socket.gethostname()}
+            root.send(json.dumps(hello).encode())
+            root.recv(1)
+        except OSError:
+            root.close()
+            return
+        self._root = root
+        self._poll.register(root, select.POLLIN)
+
+    def _leave_root(self) -> None:
+        if self._root is not None:
+            self._poll.unregister(self._root)
+            self._root.close()
+            self._root = None
+
+    def _see_end(self) -> None:
+        """Note that the rank has ended; if it was not to, tell the root, and stay."""
+        self._poll.unregister(self._end)
+        _, self._status = os.waitpid(self._child, 0)
+        if self._root is not None:
+            with contextlib.suppress(OSError):
+                self._root.send(json.dumps({"end": how(self._status), "begun": self._word[0]}).encode())
+            self._speak_last()
+
+    def _obey(self) -> None:
+        """Kill the rank, as the root wants, or as it is gone; then there is nothing left to do."""
+        assert self._root is not None
+        said = b""
+        with contextlib.suppress(OSError):
+            said = self._root.recv(_LONGEST)
+        if self._status is None:
+            os.kill(self._child, signal.SIGKILL)
+        if said == KILL:
+            return
+        if self._status is None:
+            self._poll.unregister(self._end)
+            os.waitpid(self._child, 0)
+        self._status = 0
+        assert self._service is not None
+        _manager.take_leave(_manager.connection(), self._service.pmix, self._service.files, initialise=True)
+        self._leave_root()
+
+    def _speak_last(self) -> None:
+        for descriptor in (1, 2):
+            with contextlib.suppress(OSError):
+                os.write(descriptor, self._last_words)
+        self._last_words = b""
+
+    def _end_as(self, status: int) -> NoReturn:
+        """End as the rank did."""
+        if os.WIFSIGNALED(status):
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
+            os.kill(os.getpid(), os.WTERMSIG(status))
+        os._exit(os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 1)
+
+
+def how(status: int) -> str:
+    """Say how a process ended."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+        return f"was killed by {name}"
+    return f"ended with exit code {os.waitstatus_to_exitcode(status)}"

@@ -1,0 +1,194 @@
+"""Kills the workers of a pool, one after another, at chosen steps, and checks that only the calls they had begun are lost.
+
+    mortal.py FOLDER STATUS
+
+It needs a worker for each step and one more. It ends with that status, which says that its exit handlers have been run.
+
+A step is chosen by patching the channel in the worker that is to die; the death itself is real.
+"""
+
+import atexit
+import ctypes
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, Future
+from pathlib import Path
+from typing import Any
+
+from mpiexecutor import BrokenWorkerError, RMAChannelExecutor
+from mpiexecutor._manager import mapped
+
+FOLDER = Path(sys.argv[1]) if len(sys.argv) > 1 else Path()
+LIMIT = 60  # seconds until any future is done
+CALLS = 300  # others, before and after
+LARGE = 12 << 20  # bytes: three times as long as the channel
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def note(folder: Path, number: int) -> int:
+    """Be run: once, as the lines say."""
+    descriptor = os.open(folder / "runs", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(descriptor, f"{number}\n".encode())
+    os.close(descriptor)
+    return -number
+
+
+def shared_files(_: int) -> list[str]:
+    """Name what this worker's MPI has in shared memory."""
+    return mapped()[1]
+
+
+class Deadly:
+    """Kills whoever unpickles it."""
+
+    def __reduce__(self) -> Any:
+        return die, ()
+
+
+def end_with_segmentation_fault() -> None:
+    ctypes.string_at(0)
+
+
+def exit_at_once() -> None:
+    os._exit(3)
+
+
+def die_once(mark: Path) -> str:
+    if not mark.exists():
+        mark.touch()
+        die()
+    return "done"
+
+
+def arm(name: str) -> bytes:
+    """Have this worker die at a step, soon."""
+    from mpiexecutor.channel._consumer import Consumer
+    from mpiexecutor.channel._producer import Producer
+    from mpiexecutor.channel._window import _RemoteMemory
+
+    def before(kind: type, step: str) -> None:
+        setattr(kind, step, lambda *_, **__: die())
+
+    def after(kind: type, step: str) -> None:
+        original = getattr(kind, step)
+
+        def patched(*arguments: Any) -> Any:
+            original(*arguments)
+            die()
+
+        setattr(kind, step, patched)
+
+    def in_swap(kind: Any) -> None:
+        original = kind._swap
+
+        def patched(*arguments: Any) -> Any:
+            before(_RemoteMemory, "compare_swap")
+            return original(*arguments)
+
+        kind._swap = patched
+
+    {
+        "before it claims": lambda: before(Consumer, "take_short"),
+        "between the record and the swap of a claim": lambda: in_swap(Consumer),
+        "after it has claimed": lambda: after(Consumer, "_swap"),
+        "before it says that it has received": lambda: before(Consumer, "_say"),
+        "before its result is put": lambda: before(Producer, "put_short"),
+        "between the record and the swap of its result": lambda: in_swap(Producer),
+        "after it has reserved room for its result": lambda: after(Producer, "_swap"),
+        "in the middle of a long result": lambda: after(Producer, "_publish"),
+    }[name]()
+    return bytes(LARGE if "long" in name else 1)
+
+
+# What has the worker die, and whether the call is lost with it.
+STEPS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], bool]] = {
+    "running, by SIGKILL": (die, (), True),
+    "running, by a segmentation fault": (end_with_segmentation_fault, (), True),
+    "running, by os._exit": (exit_at_once, (), True),
+    "unpickling its call": (id, (Deadly(),), True),
+}
+for _name, _lost in {
+    "before it claims": False,
+    "between the record and the swap of a claim": False,
+    "after it has claimed": False,
+    "before it says that it has received": False,
+    "before its result is put": True,
+    "between the record and the swap of its result": True,
+    "after it has reserved room for its result": True,
+    "in the middle of a long result": True,
+}.items():
+    STEPS[_name] = arm, (_name,), _lost
+WORKERS = len(STEPS) + 4  # idle, run again, and all that are left
+
+
+def main() -> None:
+    with RMAChannelExecutor(retries=0) as executor, RMAChannelExecutor(retries=1) as stubborn:
+        for file in {file for found in executor.map(shared_files, range(CALLS)) for file in found}:
+            say(f"file: {file}")
+        left = executor.num_workers
+        assert left == WORKERS, left
+        for name, (function, arguments, lost) in STEPS.items():
+            calls = [executor.submit(note, FOLDER, number) for number in range(CALLS)]
+            victim = executor.submit(function, *arguments)
+            calls += [executor.submit(note, FOLDER, number) for number in range(CALLS, 2 * CALLS)]
+            check(name, victim, calls, lost=lost)
+            left -= 1
+            wait_for(executor, left)
+        kill(executor.submit(os.getpid).result(LIMIT))
+        left -= 1
+        wait_for(executor, left)
+        say("ok: idle")
+        assert stubborn.submit(die_once, FOLDER / "mark").result(LIMIT) == "done"
+        left -= 1
+        wait_for(executor, left)
+        say("ok: run again")
+        pending = [executor.submit(exit_at_once) for _ in range(10 * left)]
+        errors = Counter(type(future.exception(LIMIT)) for future in pending)
+        assert errors[BrokenWorkerError] == left, errors
+        assert errors[BrokenWorkerError] + errors[BrokenExecutor] == len(pending), errors
+        try:
+            executor.submit(abs, 1)
+        except BrokenExecutor as error:
+            say(f"ok: all dead: {error}")
+        assert executor.num_workers == 0
+
+
+def check(name: str, victim: "Future[Any]", calls: "list[Future[int]]", *, lost: bool) -> None:
+    """Only the victim is lost, and with a result those that were to go with it; each call was run once."""
+    error = victim.exception(LIMIT)
+    assert (type(error) is BrokenWorkerError) == lost, (name, error)
+    for number, call in enumerate(calls):
+        if "result" in name and isinstance(call.exception(LIMIT), BrokenWorkerError):
+            continue
+        assert call.result(LIMIT) == -number, name
+    runs = Counter((FOLDER / "runs").read_text().split())
+    assert runs == Counter(map(str, range(len(calls)))), (name, [run for run in runs.items() if run[1] != 1])
+    (FOLDER / "runs").unlink()
+    say(f"ok: {name}: {error}")
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def wait_for(executor: RMAChannelExecutor, workers: int) -> None:
+    """Wait until a death is known: it may be only after all results are there."""
+    while executor.num_workers > workers:
+        executor.submit(abs, 1).result(LIMIT)
+
+
+if __name__ == "__main__":
+    atexit.register(say, "ok: the last of the exit handlers")
+    main()
+    sys.exit(int(sys.argv[2]))

@@ -1,0 +1,73 @@
+"""Workers die, really, under every way to start: what they had begun is lost, and nothing else; the script ends as it wants to."""
+
+from pathlib import Path
+
+import pytest
+from jobs import ROOT, run_job
+
+pytestmark = pytest.mark.mpi
+MORTAL = str(ROOT / "tests" / "mortal.py")
+RANKS = 17  # what it needs
+STEPS = 16  # what it says "ok" to
+STATUS = 5  # that it is told to end with
+
+
+@pytest.mark.parametrize("module", [[], ["-m", "mpiexecutor"]], ids=["script", "python -m mpiexecutor"])
+@pytest.mark.parametrize("ranks", [None, RANKS], ids=["by hand", "mpiexec"])
+def test_only_what_a_dead_worker_had_begun_is_lost(ranks, module, tmp_path):
+    """One worker after another dies, at a chosen step, down to none; then the exit handlers run, and the status is the script's."""
+    own = ["-n", str(RANKS)] if module and ranks is None else []
+    job = run_job(
+        ranks,
+        [*module, *own, MORTAL, str(tmp_path), str(STATUS)],
+        env={"MPIEXECUTOR_MAX_WORKERS": str(RANKS - 1)},
+        expect=STATUS,
+        deadline=120,
+    )
+    said = [line for line in job.stdout.splitlines() if line.startswith("ok: ")]
+    assert len(said) == STEPS, job
+    assert said[-1] == "ok: the last of the exit handlers", job
+    files = [line.partition(" ")[2] for line in job.stdout.splitlines() if line.startswith("file: ")]
+    assert [file for file in files if Path(file).exists()] == [], "shared memory is left"
+
+
+DIES = """
+import logging, os, signal
+logging.basicConfig(level=logging.INFO)
+from mpiexecutor import BrokenWorkerError, RMAChannelExecutor
+{before}
+if __name__ == "__main__":
+    with RMAChannelExecutor() as executor:
+        try:
+            executor.submit(lambda: os.kill(os.getpid(), signal.SIGKILL)).result()
+        except BrokenWorkerError as error:
+            print(error.rank, error.host, error.pid, error.end)
+        print(executor.submit(abs, -7).result(), executor.num_workers)
+"""
+
+
+def test_the_error_says_who_died_and_how(tmp_path):
+    """Rank, host, pid, and the signal: in one sentence, and one by one. The root's log has a line of it."""
+    script = tmp_path / "script.py"
+    script.write_text(DIES.format(before=""))
+    job = run_job(3, ["-m", "mpiexecutor", str(script)])
+    rank, host, pid, *end = job.stdout.splitlines()[0].split()
+    assert rank in {"1", "2"}
+    assert " ".join(end) == "was killed by SIGKILL"
+    assert f"the worker on rank {rank}, host {host}, pid {pid}, was killed by SIGKILL" in job.stderr
+    assert job.stdout.splitlines()[-1] == "7 1"
+
+
+@pytest.mark.parametrize("why", ["switched off", "threads", "MPI is initialised"])
+def test_without_keepers_a_death_ends_the_job(why, tmp_path):
+    """As MPI has it; if there can be no keeper, a line says so."""
+    before = {
+        "switched off": "os.environ['MPIEXECUTOR_KEEPER'] = '0'",
+        "threads": "import threading; threading.Timer(3, int).start()",
+        "MPI is initialised": "import mpi4py.MPI",
+    }[why]
+    script = tmp_path / "script.py"
+    script.write_text(DIES.format(before=before))
+    job = run_job(3, script, expect="failure")
+    assert "7 1" not in job.stdout
+    assert ("has no keeper" in job.stderr) == (why != "switched off"), job

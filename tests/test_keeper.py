@@ -1,0 +1,147 @@
+"""A keeper and its rank, without MPI: here the test is the root."""
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from mpiexecutor import _keeper
+
+LIMIT = 20  # seconds that anything here may take
+RANK = """
+import os, signal, sys, time
+from mpiexecutor import _keeper
+kept = _keeper.keep(b"last words")
+print(os.getpid(), flush=True)
+"""
+SERVES = "kept.serve(bytes.fromhex(sys.argv[1]).decode(), 'token', 7); kept.word[0] = 41; print('serving', flush=True);"
+
+
+@contextmanager
+def rank_that(does: str, *arguments: str) -> Iterator[tuple["subprocess.Popen[bytes]", int]]:
+    """Start a rank that has a keeper; give the keeper, and the rank's process id."""
+    process = subprocess.Popen([sys.executable, "-c", RANK + does, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        yield process, int(process.stdout.readline())
+        process.wait(LIMIT)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@contextmanager
+def root() -> Iterator[tuple[str, socket.socket]]:
+    """Listen for keepers; give the address as an argument."""
+    address = "\0" + secrets.token_hex(8)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.settimeout(LIMIT)
+        listener.bind(address)
+        listener.listen()
+        yield address.encode().hex(), listener
+
+
+def greet(listener: socket.socket) -> tuple[socket.socket, dict]:
+    keeper = listener.accept()[0]
+    keeper.settimeout(LIMIT)
+    hello = json.loads(keeper.recv(1000))
+    keeper.send(b"!")
+    return keeper, hello
+
+
+def is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("end", "status"), [("sys.exit(3)", 3), ("os._exit(0)", 0), ("os.kill(os.getpid(), signal.SIGTERM)", -15)])
+def test_ends_as_the_rank_does_that_serves_nobody(end, status):
+    """With its exit code, or by its signal."""
+    with rank_that(end) as (keeper, _):
+        assert keeper.wait(LIMIT) == status
+
+
+def test_the_rank_does_not_outlive_its_keeper():
+    """The kernel sees to that."""
+    with rank_that("time.sleep(60)") as (keeper, _):
+        keeper.kill()
+        assert keeper.stdout.read() == b""  # when the rank, which has it, too, is gone
+
+
+def test_tells_the_root_of_a_death_and_stays_until_that_is_gone():
+    """How it ended, which call it had begun, who it was; then, for the process manager, all is well."""
+    with root() as (address, listener), rank_that(SERVES + "time.sleep(60)", address) as (keeper, rank):
+        connection, hello = greet(listener)
+        assert hello == {"token": "token", "rank": 7, "pid": rank, "host": socket.gethostname()}
+        assert keeper.stdout.readline() == b"serving\n"
+        os.kill(rank, signal.SIGSEGV)
+        assert json.loads(connection.recv(1000)) == {"end": "was killed by SIGSEGV", "begun": 41}
+        assert not is_there(rank)
+        assert keeper.poll() is None
+        connection.close()
+        assert keeper.wait(LIMIT) == 0
+        assert keeper.stdout.read() == keeper.stderr.read() == b"last words"
+
+
+def test_kills_its_rank_when_the_root_says_so():
+    """And tells of that as of any death."""
+    with root() as (address, listener), rank_that(SERVES + "signal.pthread_sigmask(0, range(1, 65)); time.sleep(60)", address):
+        connection, _ = greet(listener)
+        connection.send(_keeper.KILL)
+        assert json.loads(connection.recv(1000))["end"] == "was killed by SIGKILL"
+        connection.close()
+
+
+@pytest.mark.parametrize("does", ["time.sleep(60)", "kept.stay()"], ids=["runs", "stays"])
+def test_ends_its_rank_when_the_root_is_gone(does):
+    """Whether the root has ended, or was killed: nobody waits for this rank any more."""
+    with root() as (address, listener), rank_that(SERVES + does, address) as (keeper, rank):
+        connection, _ = greet(listener)
+        assert keeper.stdout.readline() == b"serving\n"
+        connection.close()
+        assert keeper.wait(LIMIT) == 0
+        assert not is_there(rank)
+
+
+def test_is_nobody_again_to_a_rank_that_was_dismissed():
+    """The root is gone, the rank goes on, and ends with a status of its own."""
+    with (
+        root() as (address, listener),
+        rank_that(SERVES + "kept.dismiss(); sys.exit(4)", address) as (
+            keeper,
+            _,
+        ),
+    ):
+        connection, _ = greet(listener)
+        assert connection.recv(1000) == b""
+        connection.close()
+        assert keeper.wait(LIMIT) == 4
+
+
+def test_a_root_that_is_not_there_is_as_none():
+    """The rank's death is the job's, then."""
+    with rank_that(SERVES + "sys.exit(5)", b"\0nobody".hex()) as (keeper, _):
+        assert keeper.wait(LIMIT) == 5
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (0, "ended with exit code 0"),
+        (3 << 8, "ended with exit code 3"),
+        (9, "was killed by SIGKILL"),
+        (40, "was killed by signal 40"),
+    ],
+)
+def test_says_how_a_process_ended(status, text):
+    """By the name of the signal, where it has one."""
+    assert _keeper.how(status) == text
