@@ -30,6 +30,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -122,6 +123,7 @@ class Job:
         self._descriptors: list[int] = []
         self._token = secrets.token_hex(16)
         self._placeholder: socket.socket | None = None
+        self._lost = False  # the job has ended, and is not to be waited for
         self._deadline = time.monotonic() + _timeout()
         with contextlib.ExitStack() as stack:
             server = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -141,11 +143,21 @@ class Job:
         """The descriptor by which the process manager is talked to, if there is one."""
         return self._descriptors[0] if self._descriptors else None
 
+    def tell_of_end(self, attend: Callable[[int, Callable[[], None]], None], happened: Callable[[], None]) -> None:
+        """Have something called if the job ends before this process: mpiexec ends the placeholder then, as all ranks."""
+
+        def note() -> None:
+            self._lost = True
+            happened()
+
+        if self._placeholder is not None:
+            attend(self._placeholder.fileno(), note)
+
     def end(self) -> None:
         """Say that all is done, and MPI is done with: the job may end with success now. Nothing if it was aborted."""
         if self._placeholder is not None:
             for output in self._outputs:
-                output.wait(self._workers, _GRACE)
+                output.wait(self._workers, 0 if self._lost else _GRACE)
             with contextlib.suppress(OSError):
                 self._placeholder.send(b".")
             # MPICH's library is done with its process manager only when this process ends: the kernel closes it then.

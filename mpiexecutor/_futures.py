@@ -8,6 +8,8 @@ from typing import Any
 
 from ._functions import Function
 
+_RECEIVERS = 3  # that may die of a call before they begin it
+
 
 def slim_future() -> Future[Any]:
     """Make a future that takes 900 bytes, not 1,600, while nobody waits for it: a script may have a million of them.
@@ -104,10 +106,10 @@ class Session:
         self.messages = 0
         return tasks
 
-    def is_to_be_run_again(self, task: Task) -> bool:
-        """Note that a worker has died of a task."""
-        self.deaths[task.number] = self.deaths.get(task.number, 0) + 1
-        return self.deaths[task.number] <= self.retries
+    def is_to_be_run_again(self, task: Task, *, begun: bool) -> bool:
+        """Note that a worker has died that had a task. One that was not begun is not lost; but it may be what kills receivers."""
+        deaths = self.deaths[task.number] = self.deaths.get(task.number, 0) + 1
+        return deaths <= self.retries + (0 if begun else _RECEIVERS)
 
     def withdraw(self, task: Task) -> bool:
         """Take back a task that was queued without looking; False if it was sent, or dropped, meanwhile."""

@@ -23,16 +23,18 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
-from ._keeper import KILL, LEAVE
+from ._keeper import BYE, KILL, LEAVE, possible
 from .channel import ChannelBroken, ChannelClosed, RemoteChannel, Share
 
 logger = logging.getLogger("mpiexecutor")
 
 _LONGEST = 1 << 16  # bytes of a message
+_MOST = 4096  # keepers that may come at once
 _HELLO = 5.0  # seconds that a keeper has to say who it is
 _LEAVING = 10.0  # seconds that all keepers have to end
 _LOOK = 1e-3  # seconds between two looks whether they have
-_WEDGED = 10.0  # seconds that the living have to finish what they have begun
+_REST = 6.0  # seconds that the living have to finish what they have begun with a channel
+_WEDGED = 9.0  # seconds after which this process is taken to be stuck inside MPI
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class Loss:
     host: str
     pid: int
     end: str  # how
-    begun: int  # the number of the call that it began last, or NOTHING, or INITIALIZER: see _keeper.py
+    begun: int | None  # the number of the call that it began last, NOTHING or INITIALIZER: see _keeper.py; None: not known
 
     def __str__(self) -> str:
         return f"the worker on rank {self.rank}, host {self.host}, pid {self.pid}, {self.end}"
@@ -53,7 +55,7 @@ class Watch:
     """Listens to the keepers of this node. Nobody else gets in: see _adopt.py."""
 
     def __init__(self) -> None:
-        self.address = f"\0mpiexecutor-watch-{secrets.token_hex(16)}"
+        self.address = ""  # while nobody can have a keeper
         self.token = secrets.token_hex(16)
         self.losses: SimpleQueue[Loss | None] = SimpleQueue()  # None: there will be none any more
         self.dead: set[int] = set()
@@ -61,10 +63,13 @@ class Watch:
         self._selector = selectors.DefaultSelector()
         self._here, self._there = socket.socketpair()  # wakes the thread
         self._selector.register(self._here, selectors.EVENT_READ, lambda _: self._here.recv(1))
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._listener.bind(self.address)
-        self._listener.listen(1024)
-        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._listener: socket.socket | None = None
+        if possible():
+            self.address = f"\0mpiexecutor-watch-{secrets.token_hex(16)}"
+            self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._listener.bind(self.address)
+            self._listener.listen(_MOST)
+            self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._alarm: tuple[float, Callable[[], None]] | None = None
         self._stopped = False
         self._thread = threading.Thread(target=self._listen, name="mpiexecutor watch", daemon=True)
@@ -73,11 +78,21 @@ class Watch:
     def kill(self, rank: int) -> bool:
         """Have a worker killed; False if it has no keeper here."""
         keeper = self._keepers.get(rank)
-        if keeper is None:
+        if keeper is None or rank in self.dead:
             return False
         with contextlib.suppress(OSError):
             keeper.send(KILL)
         return True
+
+    def attend(self, descriptor: int, happened: Callable[[], None]) -> None:
+        """Have something called, once, when there is something to read."""
+
+        def once(_: object) -> None:
+            self._selector.unregister(descriptor)
+            happened()
+
+        self._selector.register(descriptor, selectors.EVENT_READ, once)
+        self._there.send(b"!")
 
     def set_alarm(self, seconds: float, ring: Callable[[], None]) -> None:
         """Have something called if it is not unset within so many seconds."""
@@ -107,7 +122,8 @@ class Watch:
     def close(self) -> None:
         """Close the connections, without a word: in a forked child they are its parent's."""
         for connection in (self._here, self._there, self._listener, *self._keepers.values()):
-            connection.close()
+            if connection is not None:
+                connection.close()
         self._selector.close()
 
     def _listen(self) -> None:
@@ -122,31 +138,45 @@ class Watch:
                 key.data(key.fileobj)
 
     def _accept(self, listener: socket.socket) -> None:
-        connection = listener.accept()[0]
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-            connection.settimeout(_HELLO)
-            hello = json.loads(connection.recv(_LONGEST))
-            if uid == os.geteuid() and hmac.compare_digest(str(hello.pop("token")), self.token):
-                connection.settimeout(None)
-                self._keepers[hello["rank"]] = connection
-                self._selector.register(connection, selectors.EVENT_READ, partial(self._hear, hello))
-                connection.send(b"!")
-                return
-        connection.close()
+        try:
+            connection = listener.accept()[0]
+        except OSError:  # it has gone away again, or there are too many files
+            time.sleep(_LOOK)
+            return
+        try:
+            hello = self._hello(connection)
+        except Exception:  # noqa: BLE001 - a stranger, whatever it has sent
+            connection.close()
+            return
+        self._keepers[hello["rank"]] = connection
+        self._selector.register(connection, selectors.EVENT_READ, partial(self._hear, hello))
+        connection.send(b"!")
+
+    def _hello(self, connection: socket.socket) -> dict[str, Any]:
+        """Receive what a keeper has to say of itself; any error if it is a stranger."""
+        _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+        if uid != os.geteuid():
+            raise PermissionError
+        connection.settimeout(_HELLO)
+        hello: dict[str, Any] = json.loads(connection.recv(_LONGEST))
+        if not hmac.compare_digest(str(hello.pop("token")), self.token):
+            raise PermissionError
+        connection.settimeout(None)
+        return hello
 
     def _hear(self, hello: dict[str, Any], keeper: socket.socket) -> None:
-        """Hear from a keeper of a death; or it is gone."""
+        """Hear from a keeper of a death; or it is going, or gone."""
         data = b""
         with contextlib.suppress(OSError):
             data = keeper.recv(_LONGEST)
-        if not data:
+        rank = hello["rank"]
+        if data in {b"", BYE}:
             self._selector.unregister(keeper)
-            self._keepers.pop(hello["rank"]).close()
-            return
-        loss = Loss(**hello, **json.loads(data))
-        self.dead.add(loss.rank)
-        self.losses.put(loss)
+            self._keepers.pop(rank).close()
+        if data != BYE and rank not in self.dead:
+            said = json.loads(data) if data else {"end": "was lost together with its keeper", "begun": None}
+            self.dead.add(rank)
+            self.losses.put(Loss(**hello, **said))
 
 
 class Undertaker:
@@ -160,14 +190,14 @@ class Undertaker:
         renumber: Callable[[list[int], int], None],
         bury: Callable[[Loss, Share | None], None],
         give_up: Callable[[str], None],
-        too_late: Callable[[], None],
+        note: Callable[[], None],
     ) -> None:
         self._watch = watch
         self._work, self._replies = channels
         self._renumber = renumber  # told of the work that is left: see RemoteChannel.settle
         self._bury = bury  # told of each loss when what it has left behind is settled, and what it had claimed of the work
         self._give_up = give_up
-        self._too_late = too_late  # called if the channels are being freed already, which takes all ranks
+        self._note = note  # told of each loss, first
         self._shares: dict[int, Share] = {}  # of work, by rank: of those whose loss is still to be looked at
         self._thread = threading.Thread(target=self._run, name="mpiexecutor undertaker", daemon=True)
         self._thread.start()
@@ -175,19 +205,35 @@ class Undertaker:
     def _run(self) -> None:
         while (loss := self._watch.losses.get()) is not None:
             logger.warning("%s", loss)
-            why = f"{loss}, and has left the channels in a state that cannot be mended"
-            self._watch.set_alarm(_WEDGED, partial(self._give_up, why))  # killed inside an atomic, it holds the window's lock
+            self._note()
             try:
-                self._settle()
-            except ChannelBroken:
-                self._give_up(why)
-            except ChannelClosed:
-                self._too_late()
+                self._settle(loss)
+            except ChannelClosed:  # freed
+                continue
+            except Exception as error:
+                logger.exception("what a dead worker has left behind was not settled")
+                self._give_up(f"{loss}, and what it has left behind cannot be settled: {error}")
+                continue
             finally:
                 self._watch.unset_alarm()
             self._bury(loss, self._shares.pop(loss.rank, None))
 
-    def _settle(self) -> None:
-        for share in self._work.settle(self._watch.dead, _WEDGED, self._renumber):
-            self._shares[share.rank] = share
-        self._replies.settle(self._watch.dead, _WEDGED)
+    def _settle(self, loss: Loss) -> None:
+        self._settle_channel(loss, lambda: self._shares.update({share.rank: share for share in self._settle_work()}))
+        self._settle_channel(loss, lambda: self._replies.settle(self._watch.dead, _REST))
+
+    def _settle_work(self) -> list[Share]:
+        return self._work.settle(self._watch.dead, _REST, self._renumber)
+
+    def _settle_channel(self, loss: Loss, settle: Callable[[], object]) -> None:
+        """Settle a channel. Who lives, and keeps that from being done, is killed: nobody can do anything meanwhile."""
+        why = f"{loss}, inside MPI, where it holds a lock that nobody can take any more"
+        while True:
+            self._watch.set_alarm(_WEDGED, partial(self._give_up, why))
+            try:
+                settle()
+            except ChannelBroken as error:
+                if not [rank for rank in error.ranks if self._watch.kill(rank)]:
+                    raise
+            else:
+                return

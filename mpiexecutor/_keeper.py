@@ -27,6 +27,7 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 import warnings
 from dataclasses import asdict, dataclass
 from typing import Any, Final, NoReturn
@@ -40,6 +41,7 @@ NOTHING: Final = -1  # has been begun of the message that came last
 INITIALIZER: Final = -2  # is being run
 KILL: Final = b"kill"  # what the root may say: to end the rank,
 LEAVE: Final = b"leave"  # or both
+BYE: Final = b"{}"  # what a keeper says when it goes, and nothing is wrong
 _LONGEST = 1 << 16  # bytes of a message
 _PR_SET_PDEATHSIG = 1
 
@@ -108,7 +110,7 @@ def keep(last_words: bytes = b"") -> Kept | None:
         child = os.fork()
     if child:
         its.close()
-        _Keeper(child, mine, word, last_words).run()
+        _be_keeper(child, mine, word, last_words)
     mine.close()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != before:
@@ -116,10 +118,19 @@ def keep(last_words: bytes = b"") -> Kept | None:
     return Kept(its, word)
 
 
+def possible() -> bool:
+    """Whether this system has what a keeper needs: Linux 5.3 has, and lets everybody use it who is not forbidden to."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
+
+
 def _obstacle() -> str:
     """Say why there can be no keeper, if so."""
-    if not hasattr(os, "pidfd_open"):
-        return "this system has no pidfd_open, as Linux has"
+    if not possible():
+        return "this system has no pidfd_open, as Linux 5.3 has"
     if threading.active_count() > 1:
         return "the script has started threads already"
     return "the script has initialised MPI already, by importing mpi4py.MPI" if "mpi4py.MPI" in sys.modules else ""
@@ -141,20 +152,11 @@ class _Keeper:
         self._poll.register(self._end, select.POLLIN)
         self._poll.register(line, select.POLLIN)
 
-    def run(self) -> NoReturn:
-        """Keep the rank, and end."""
-        status = 1
-        try:
-            for number in (
-                signal.SIGINT,
-                signal.SIGUSR1,
-            ):  # what Ctrl-C does is the rank's affair; MPICH tells of deaths by SIGUSR1
-                signal.signal(number, signal.SIG_IGN)
-            while self._status is None or self._root is not None:
-                self._wait()
-            status = self._status
-        finally:
-            self._end_as(status)
+    def run(self) -> int:
+        """Keep the rank; give the status to end with."""
+        while self._status is None or self._root is not None:
+            self._wait()
+        return self._status
 
     def _wait(self) -> None:
         """Wait for something to happen, and see to it; first to what the rank has said."""
@@ -195,7 +197,8 @@ class _Keeper:
             root.connect(self._service.address)
             hello = {"token": self._service.token, "rank": self._service.rank, "pid": self._child, "host": socket.gethostname()}
             root.send(json.dumps(hello).encode())
-            root.recv(1)
+            if not root.recv(1):
+                raise ConnectionRefusedError
         except OSError:
             root.close()
             return
@@ -203,7 +206,10 @@ class _Keeper:
         self._poll.register(root, select.POLLIN)
 
     def _leave_root(self) -> None:
+        """Say that all is well, and go."""
         if self._root is not None:
+            with contextlib.suppress(OSError):
+                self._root.send(BYE)
             self._poll.unregister(self._root)
             self._root.close()
             self._root = None
@@ -231,6 +237,7 @@ class _Keeper:
             self._poll.unregister(self._end)
             os.waitpid(self._child, 0)
         self._status = 0
+        self._speak_last()
         assert self._service is not None
         _manager.take_leave(_manager.connection(), self._service.pmix, self._service.files, initialise=True)
         self._leave_root()
@@ -241,13 +248,36 @@ class _Keeper:
                 os.write(descriptor, self._last_words)
         self._last_words = b""
 
-    def _end_as(self, status: int) -> NoReturn:
-        """End as the rank did."""
+
+def _be_keeper(child: int, line: socket.socket, word: memoryview, last_words: bytes) -> NoReturn:
+    """Be the keeper of a rank, and end as it does: whatever happens, the script is not to go on here."""
+    code = 1
+    try:
+        _leave_signals_to_rank()
+        status = _Keeper(child, line, word, last_words).run()
         if os.WIFSIGNALED(status):
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
-            os.kill(os.getpid(), os.WTERMSIG(status))
-        os._exit(os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 1)
+            _die_by(os.WTERMSIG(status))
+        code = os.waitstatus_to_exitcode(status)
+    except BaseException:  # noqa: BLE001 - the rank goes with it
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _leave_signals_to_rank() -> None:
+    """Ignore Ctrl-C, what the script has a handler for, and SIGUSR1, by which MPICH tells of deaths; end by SIGTERM."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        if callable(signal.getsignal(number)) or number == signal.SIGUSR1:
+            signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _die_by(number: int) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if number != signal.SIGKILL:
+        signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 def how(status: int) -> str:

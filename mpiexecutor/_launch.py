@@ -77,12 +77,17 @@ class Crew:
         if self.alone:
             self._thread.start()
         self.pump = Pump(*self._channels, parcels, self.workers, self.place)
-        pump = self.pump
-        Undertaker(watch, self._channels, renumber=pump.renumber, bury=pump.lose, give_up=pump.give_up, too_late=self._fall)
         self.closed = False
-        self._dissolving = False
+        self._dissolving = False  # the channels, with all workers
+        self._wedged = False  # they will never be of use again
+        pump = self.pump
+        Undertaker(watch, self._channels, renumber=pump.renumber, bury=pump.lose, give_up=self._give_up, note=self._note_loss)
         job = _world().Get_attr(_attribute("job"))
         self._job = job if isinstance(job, _adopt.Job) else None  # that this process has started
+        if self._job is not None:
+            self._job.tell_of_end(
+                watch.attend, partial(self._give_up, "the job has ended: mpiexec was killed, or a worker without keeper")
+            )
         atexit.register(self.close)
         os.register_at_fork(after_in_child=partial(_tell_forked, weakref.ref(self)))
 
@@ -122,11 +127,15 @@ class Crew:
             return
         for session in sessions:
             self.pump.wait(session)
+        if self._wedged:
+            for channel in self._channels:
+                channel.disown()  # whoever is in the middle of it will stay there
+            _note_deaths(self._watch)
+            return
         self.pump.stop()
         if self.alone:
             self._thread.join()
-        self._dissolving = self._part()
-        if self._dissolving:
+        if self._part():
             _dissolve(self._comm, self._channels)
             self._watch.stop()
         else:
@@ -146,16 +155,21 @@ class Crew:
             pause = _SHORTEST if came else min(pause * _GROWTH, _LONGEST)
             if not came:
                 time.sleep(pause)
-        whole = not self._watch.dead
+        self._dissolving = not self._watch.dead
+        whole = self._dissolving = not self._watch.dead  # once more: who has died since then may not have been noted
         for rank in set(range(self._comm.size)) - {self._root} - self._watch.dead:
             self._comm.send(whole, rank, _TAG)
         return whole
 
-    def _fall(self) -> None:
-        """End everything if a worker has died while all ranks gave up the channels together: the others wait for it for ever."""
+    def _note_loss(self) -> None:
+        """End everything if a worker has died while all ranks give up the channels together: the others wait for it for ever."""
         if self._dissolving:
             self._abort()
             os._exit(1)
+
+    def _give_up(self, reason: str) -> None:
+        self._wedged = True
+        self.pump.give_up(reason)
 
     def _abort(self) -> None:
         """End the workers at once: calls are still running, and nobody wants their results any more."""
@@ -211,6 +225,7 @@ def initialise(keeper: Kept | None) -> "MPI.Intracomm":
     mpi4py.rc.finalize = False  # by _end: after a death that would wait for ever
     _world().Set_attr(_attribute("keeper"), keeper)
     atexit.register(_end, None)
+    os.register_at_fork(after_in_child=partial(atexit.unregister, _end))  # it has no MPI to be done with
     return _world()
 
 
@@ -331,6 +346,8 @@ def _keeper_of(orders: "Orders", rank: int) -> Kept | None:
 
 def _part_from_root(comm: "MPI.Intracomm", root: int) -> bool:
     """Tell the root that this worker has left its loop; whether all workers live."""
+    sys.stdout.flush()
+    sys.stderr.flush()
     comm.send(None, root, _TAG)
     pause = _SHORTEST
     while not comm.Iprobe(root, _TAG):
@@ -355,6 +372,7 @@ def _stay(keeper: Kept | None, channels: tuple[RemoteChannel[Any, Any], ...]) ->
     sys.stdout.flush()
     sys.stderr.flush()
     if keeper is None:
+        take_leave(connection(), *mapped(), initialise=False)
         os._exit(0)
     keeper.stay()
 

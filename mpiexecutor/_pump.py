@@ -41,7 +41,7 @@ _MOST_SECONDS = 1e-3  # that the calls of one message are expected to run, so th
 _LONG = 2e-3  # seconds that a call is expected to take, at the least, after others have waited for one of its kind
 _WEIGHT = 0.25  # of the newest duration in the expected one
 _REPLIES = 64  # messages that the collector takes at a time
-_BURIAL: Final = -1  # for an executor's number: all that a dead worker had put was before this message
+_ORDER: Final = -1  # for an executor's number: a message from this process, which comes after all that was put before
 
 
 class Pump:
@@ -67,8 +67,11 @@ class Pump:
         self._numbers = itertools.count()
         self._session_numbers = itertools.count()
         self._seconds: dict[object, float] = {}  # expected duration of a call, by kind
+        self._failing: threading.Thread | None = None  # who settles futures, if it is not the collector
         self._failure = ""  # why nothing is collected any more
-        self._losses: deque[tuple[Loss, Share | None]] = deque()  # by lose, in order
+        self._orders: deque[Callable[[], list[Callable[[], None]]]] = (
+            deque()
+        )  # what they are: each gives what is to be done for futures
         self._unburied: list[tuple[Loss, Share]] = []  # of those, that wait for a message
         self._streaming = False  # a message longer than the room there was is still being put
         self._collector = threading.Thread(target=self._collect, name="mpiexecutor collector", daemon=True)
@@ -88,6 +91,7 @@ class Pump:
         with self._lock:
             if self._failure:
                 raise BrokenExecutor(self._failure)
+            self._forget_done()
             session = Session(next(self._session_numbers), limit, initializer, retries)
             self._sessions[session.number] = session
             return session
@@ -131,12 +135,21 @@ class Pump:
         for task in dropped:
             _quietly(_cancel, task.future)
 
+    def drop(self, session: Session) -> None:
+        """Close a session whose executor is gone. The collector of garbage calls this, in any thread: no lock is awaited."""
+        session.closed = session.closed or "the executor is gone"
+        if self._lock.acquire(blocking=False):
+            try:
+                self._forget_done()
+            finally:
+                self._lock.release()
+
     def wait(self, session: Session) -> None:
         """Wait until every call of the session has its outcome."""
-        if threading.current_thread() is self._collector and not session.idle:
+        if threading.current_thread() in {self._collector, self._failing} and not session.idle:
             raise RuntimeError("a callback of a future cannot wait for its executor: the futures are settled by this thread")
         with self._changed:
-            self._dispatch()  # what a submit has queued that was interrupted then; not in close, which finalizers call anywhere
+            self._dispatch()  # what a submit has queued that was interrupted then
             self._changed.wait_for(lambda: session.idle)
 
     def sessions(self) -> list[Session]:
@@ -240,17 +253,14 @@ class Pump:
             batch.number = self._work.count - 1
 
     def _streamed(self, batch: Batch, future: Future[None]) -> None:
-        steps: list[Callable[[], None]] = []
         with self._lock:
             self._streaming = False
             if future.exception() is None:
                 batch.number = self._work.count - 1  # nothing else was put meanwhile
-                for loss, share in self._unburied:
-                    steps += self._see_to_calls(loss, share)
-                self._unburied.clear()
                 self._dispatch()
-        for step in steps:
-            step()
+            unburied, self._unburied = self._unburied, []
+        for loss, share in unburied:
+            self._order(partial(self._see_to_calls, loss, share))
 
     # -- the collector -----------------------------------------------------------------------------------------------------------
 
@@ -278,12 +288,13 @@ class Pump:
         steps: list[Callable[[], None]] = []
         with self._lock:
             for rank, number, outcomes, given_back, failure, wanted in replies:
-                if number == _BURIAL:
-                    steps += self._bury(*self._losses.popleft())
+                if number == _ORDER:
+                    steps += self._orders.popleft()()
                     continue
                 if wanted:
                     function = self.catalogue.find(wanted)
-                    self._parcels.send(rank, function.blob if function else None)
+                    # Not under the lock: it starts a thread, and waits for it, and garbage may be collected there.
+                    steps.append(partial(self._parcels.send, rank, function.blob if function else None))
                 session = self._sessions.get(number)
                 if session is None or session.broken:
                     continue
@@ -353,9 +364,13 @@ class Pump:
 
     def lose(self, loss: Loss, share: Share | None) -> None:
         """Note that a worker has died; what it had put before that is collected first."""
-        self._losses.append((loss, share))
+        self._order(partial(self._bury, loss, share))
+
+    def _order(self, order: Callable[[], list[Callable[[], None]]]) -> None:
+        """Have the collector do something, under the lock, when it has collected all that has been put so far."""
+        self._orders.append(order)
         with contextlib.suppress(ChannelClosed):
-            self._replies.put((loss.rank, _BURIAL, (), (), None, 0))
+            self._replies.put((self._place.rank, _ORDER, (), (), None, 0))
 
     def renumber(self, kept: list[int], first: int) -> None:
         """Note that the messages of work with these numbers have other ones now, from the first on."""
@@ -370,6 +385,7 @@ class Pump:
         """Fail everything, for good."""
         with self._lock:
             self._failure = reason
+            self._failing = threading.current_thread()
         for session in self.sessions():
             self._break(session, reason, None)
 
@@ -385,13 +401,12 @@ class Pump:
 
     def _see_to_calls(self, loss: Loss, share: Share) -> list[Callable[[], None]]:
         """Fail what a dead worker had begun, or have it run again if it may be; the rest of its message was not lost."""
-        if self._streaming:  # that message's number is still to be noted, and it may be the one
-            self._unburied.append((loss, share))
-            return []
         for session in self._sessions.values():
             tasks = [task for task in session.sent.values() if task.batch and task.batch.number in share.messages]
             if tasks:
                 return self._divide(session, loss, tasks)
+        if self._streaming:  # that message's number is still to be noted, and it may be the one
+            self._unburied.append((loss, share))
         return []
 
     def _divide(self, session: Session, loss: Loss, tasks: list[Task]) -> list[Callable[[], None]]:
@@ -400,8 +415,9 @@ class Pump:
             return [partial(self._break, session, f"the initializer was being run when {loss}", None)]
         assert tasks[0].batch is not None
         calls = tasks[0].batch.calls
-        begun = set(calls[: calls.index(loss.begun) + 1]) if loss.begun in calls else set()
-        again = [task for task in tasks if task.number not in begun or session.is_to_be_run_again(task)]
+        last = len(calls) if loss.begun is None else calls.index(loss.begun) + 1 if loss.begun in calls else 0
+        begun = set(calls[:last])
+        again = [task for task in tasks if session.is_to_be_run_again(task, begun=task.number in begun)]
         self._take_back(session, again)
         lost = [task for task in tasks if session.sent.pop(task.number, None)]
         for task in lost:

@@ -114,7 +114,7 @@ class RMAChannelExecutor(Executor):
         self._place = crew.place
         self._session = crew.pump.open(self._num_workers, first, retries)
         # An executor that is dropped takes no more calls; those that it has are run.
-        weakref.finalize(self, crew.pump.close, self._session, "the executor is gone").atexit = False
+        weakref.finalize(self, crew.pump.drop, self._session).atexit = False
 
     @property
     def num_workers(self) -> int:

@@ -107,6 +107,7 @@ def arm(name: str) -> bytes:
         "between the record and the swap of its result": lambda: in_swap(Producer),
         "after it has reserved room for its result": lambda: after(Producer, "_swap"),
         "in the middle of a long result": lambda: after(Producer, "_publish"),
+        "in the middle of a long call": lambda: after(Consumer, "receive"),
     }[name]()
     return bytes(LARGE if "long" in name else 1)
 
@@ -129,7 +130,7 @@ for _name, _lost in {
     "in the middle of a long result": True,
 }.items():
     STEPS[_name] = arm, (_name,), _lost
-WORKERS = len(STEPS) + 4  # idle, run again, and all that are left
+WORKERS = len(STEPS) + 5  # idle, in the middle of a long call, run again, and all that are left
 
 
 def main() -> None:
@@ -149,6 +150,11 @@ def main() -> None:
         left -= 1
         wait_for(executor, left)
         say("ok: idle")
+        executor.submit(arm, "in the middle of a long call").result(LIMIT)
+        left -= 1
+        while executor.num_workers > left:  # whoever gets the first ones
+            assert [call.result(LIMIT) for call in [executor.submit(len, bytes(LARGE)) for _ in range(left)]] == [LARGE] * left
+        say("ok: in the middle of a long call")
         assert stubborn.submit(die_once, FOLDER / "mark").result(LIMIT) == "done"
         left -= 1
         wait_for(executor, left)

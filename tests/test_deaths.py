@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-from jobs import ROOT, run_job
+from jobs import ROOT, mpi_name, run_job
 
 pytestmark = pytest.mark.mpi
 MORTAL = str(ROOT / "tests" / "mortal.py")
-RANKS = 17  # what it needs
-STEPS = 16  # what it says "ok" to
+RANKS = 18  # what it needs
+STEPS = 17  # what it says "ok" to
 STATUS = 5  # that it is told to end with
 
 
@@ -28,6 +28,7 @@ def test_only_what_a_dead_worker_had_begun_is_lost(ranks, module, tmp_path):
     assert len(said) == STEPS, job
     assert said[-1] == "ok: the last of the exit handlers", job
     files = [line.partition(" ")[2] for line in job.stdout.splitlines() if line.startswith("file: ")]
+    assert files or mpi_name() == "impi", "which removes them at once"
     assert [file for file in files if Path(file).exists()] == [], "shared memory is left"
 
 
@@ -71,3 +72,68 @@ def test_without_keepers_a_death_ends_the_job(why, tmp_path):
     job = run_job(3, script, expect="failure")
     assert "7 1" not in job.stdout
     assert ("has no keeper" in job.stderr) == (why != "switched off"), job
+
+
+STOPS = """
+import os, signal
+from mpiexecutor import BrokenWorkerError, RMAChannelExecutor
+
+def stop_in_the_middle_of_a_put():
+    from mpiexecutor.channel._producer import Producer
+    swap = Producer._swap
+    def swap_and_stop(*arguments):
+        seen = swap(*arguments)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return seen
+    Producer._swap = swap_and_stop
+
+with RMAChannelExecutor() as executor:
+    stopped = executor.submit(stop_in_the_middle_of_a_put)
+    killed = executor.submit(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    for future in (killed, stopped):
+        error = future.exception()
+        print(type(error) is BrokenWorkerError, error.end)
+    print(executor.submit(abs, -7).result(), executor.num_workers)
+"""
+
+
+def test_who_is_stopped_and_keeps_a_death_from_being_settled_is_killed(tmp_path):
+    """In the middle of a message: nobody can put or take until the channel is settled, and nobody waits for that for ever."""
+    script = tmp_path / "script.py"
+    script.write_text(STOPS)
+    job = run_job(4, ["-m", "mpiexecutor", str(script)])
+    assert job.stdout.splitlines() == ["True was killed by SIGKILL"] * 2 + ["7 1"]
+
+
+LOSES_ALL = """
+import os, signal, time
+from concurrent.futures import BrokenExecutor
+from mpiexecutor import RMAChannelExecutor
+{before}
+with RMAChannelExecutor(2) as executor:
+    calls = [executor.submit({call}) for _ in range(10)]
+    print({{isinstance(call.exception(), BrokenExecutor) for call in calls}})
+    try:
+        executor.submit(abs, 1)
+    except BrokenExecutor as error:
+        print("refused:", error)
+print("the end")
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "call"),
+    [
+        ("os.environ['MPIEXECUTOR_KEEPER'] = '0'", "lambda: os.kill(os.getpid(), signal.SIGKILL)"),
+        ("", "lambda: (os.kill(os.getppid(), signal.SIGKILL), time.sleep(60))"),
+    ],
+    ids=["without keepers", "the keeper dies"],
+)
+def test_a_script_that_has_started_its_workers_outlives_the_job(before, call, tmp_path):
+    """A death that MPI sees ends mpiexec and all workers, but not the script: its calls fail, and it ends as it wants to."""
+    script = tmp_path / "script.py"
+    script.write_text(LOSES_ALL.format(before=before, call=call))
+    said = run_job(None, script).stdout.splitlines()  # with what mpiexec has to say
+    assert "{True}" in said
+    assert [line for line in said if line.startswith("refused: ")]
+    assert "the end" in said

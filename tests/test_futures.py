@@ -163,4 +163,12 @@ def test_a_task_is_withdrawn_while_it_waits_only():
 def test_tasks_and_sessions_are_what_they_are():
     """They are compared by identity, and can be kept in sets."""
     assert task(1) != task(1)
-    assert len({session_of(), session_of(), Batch(1)}) == 3
+    assert len({session_of(), session_of(), Batch((1,), 1)}) == 3
+
+
+@pytest.mark.parametrize(("begun", "deaths"), [(True, 2), (False, 5)])
+def test_a_task_is_run_again_as_often_as_it_may(begun, deaths):
+    """So many workers may die of it; a few more if it was not begun, since it was not lost."""
+    session = Session(1, 4, None, retries=2)
+    dies = task(7)
+    assert [session.is_to_be_run_again(dies, begun=begun) for _ in range(deaths + 1)] == [True] * deaths + [False]

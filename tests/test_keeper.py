@@ -72,7 +72,7 @@ def test_ends_as_the_rank_does_that_serves_nobody(end, status):
 
 def test_the_rank_does_not_outlive_its_keeper():
     """The kernel sees to that."""
-    with rank_that("time.sleep(60)") as (keeper, _):
+    with rank_that("time.sleep(1000)") as (keeper, _):
         keeper.kill()
         assert keeper.stdout.read() == b""  # when the rank, which has it, too, is gone
 
@@ -122,7 +122,7 @@ def test_is_nobody_again_to_a_rank_that_was_dismissed():
         ),
     ):
         connection, _ = greet(listener)
-        assert connection.recv(1000) == b""
+        assert connection.recv(1000) == _keeper.BYE
         connection.close()
         assert keeper.wait(LIMIT) == 4
 

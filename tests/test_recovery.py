@@ -134,7 +134,7 @@ class Job:
 
     def settle_once(self, heir: Heir) -> None:
         heir.pause()
-        self.turnstile.until(lambda: heir.is_quiet(self.dead) or None)
+        self.turnstile.until(lambda: not heir.at_work(self.dead) or None)
         dead = set(self.dead)
         self.shares += [share for share in heir.settle(dead, ignore) if share.rank not in self.settled]
         self.settled = dead
@@ -237,5 +237,5 @@ def test_a_share_says_what_the_dead_rank_had(state):
     memory = job.memory(HOST)
     heir = Heir(memory, job.layout, Producer(memory, job.layout, HOST), Consumer(memory, job.layout, HOST))
     heir.pause()
-    assert heir.is_quiet({2})
+    assert heir.at_work({2}) == []
     assert heir.settle({2}, ignore) == [Share(2, range(2, 3), received=state == "received")]

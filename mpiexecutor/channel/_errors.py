@@ -1,6 +1,7 @@
 """What can go wrong with a channel, by whose fault it is."""
 
 import queue
+from collections.abc import Collection
 
 
 class ChannelError(Exception):
@@ -26,8 +27,16 @@ class ChannelFull(ChannelError, queue.Full):
 class ChannelBroken(ChannelError):
     """What is in the channel's memory is no message: a peer died while it wrote, or wrote where it may not.
 
-    The text names what was found and what was expected. The bytes in question were not unpickled.
+    The text names what was found and what was expected. The bytes in question were not unpickled. Or ranks that live, `ranks`,
+    keep what the dead have left from being settled.
     """
+
+    def __init__(self, text: str, ranks: Collection[int] = ()) -> None:
+        super().__init__(text, ranks)
+        self.ranks = ranks
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class IncompletePut(TimeoutError):

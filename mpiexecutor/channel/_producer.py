@@ -256,6 +256,7 @@ class Producer(End):
 
     def _check_open(self) -> None:
         if self._tail & CLOSED:
+            self._give_up()
             raise ChannelClosed("the channel is closed: it takes no more messages")
 
     def _refresh(self) -> bool:

@@ -98,14 +98,14 @@ class Heir:
         self._tail.pause()
         self._head.pause()
 
-    def is_quiet(self, dead: Collection[int]) -> bool:
-        """Whether no living rank is at work any more. To be asked until it is so, with all that have died by then."""
+    def at_work(self, dead: Collection[int]) -> list[int]:
+        """Give the living ranks that are at work still. To be asked until there are none, with all that have died by then."""
         for record in self._records(RESERVING):
             if record.rank in dead and record.state == AT_WORK:
                 at = self._layout.records + LINE * record.rank + WORD * (RESERVING + SAYS)
                 self._memory.store(at, said_of(record.position, record.messages, record.span) + PARKED)
         self._memory.flush()
-        return not any(record.state == AT_WORK for what in (RESERVING, CLAIMING) for record in self._records(what, without=dead))
+        return [record.rank for what in (RESERVING, CLAIMING) for record in self._records(what, dead) if record.state == AT_WORK]
 
     def settle(self, dead: Collection[int], renumber: Callable[[list[int], int], None]) -> list[Share]:
         """Drop what the dead were at work on, and resume; give what each of them claimed last. Everybody has to be woken then.

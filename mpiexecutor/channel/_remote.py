@@ -376,7 +376,8 @@ class RemoteChannel(Generic[P, M]):
         or take meanwhile. At the end, before anybody can, `renumber` is told the numbers of the messages that are kept, and the
         new number of the first of them; they differ only if a message among them was given up half-way.
 
-        ChannelBroken if the living have not come to a rest in `timeout` seconds: one was stopped in the middle of a message.
+        ChannelBroken if the living have not come to a rest in `timeout` seconds: one was stopped in the middle of a message. The
+        channel is of no use until this is called again, and succeeds.
         """
         deadline = time.monotonic() + timeout
         with self._aside_lock:
@@ -385,15 +386,15 @@ class RemoteChannel(Generic[P, M]):
             head: Position = self._takes if self._only_host["take"] else Consumer(self._memory(), self._layout, self._rank)
             heir = Heir(self._memory(), self._layout, tail, head)
             heir.pause()
-            known = frozenset(dead)
-            quiet = heir.is_quiet(known)
-            self._wake_all()  # only now can they see who is dead
-            while not quiet:
-                if time.monotonic() > deadline:
-                    raise ChannelBroken(f"the living ranks of the channel have not come to a rest within {timeout} s")
-                time.sleep(_BREATH)
-                known = frozenset(dead)
-                quiet = heir.is_quiet(known)
+            known: frozenset[int] = frozenset()
+            while (busy := heir.at_work(now := frozenset(dead))) or now != known:
+                if now != known:
+                    self._wake_all()  # only now can they see who is dead
+                    known = now
+                elif time.monotonic() > deadline:
+                    raise ChannelBroken(f"ranks {busy} live, and have not come to a rest within {timeout} s", busy)
+                else:
+                    time.sleep(_BREATH)
             shares = heir.settle(known, renumber)
             self._wake_all()
         return shares
@@ -407,7 +408,7 @@ class RemoteChannel(Generic[P, M]):
             self._place.bells.leave()
 
     def disown(self) -> None:
-        """In a forked child: the channel is the parent's, and its memory is shared. Any further use is ChannelClosed."""
+        """Leave the channel as it is: in a forked child it is the parent's. Any further use is ChannelClosed."""
         self._place.freed = True
         atexit.unregister(self._at_exit)
 

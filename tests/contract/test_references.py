@@ -1,7 +1,9 @@
 """What is kept, and for how long: arguments until the call is over, results as long as somebody holds them."""
 
 import gc
+import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from gates import LIMIT, executor_of, identity, square, until
@@ -193,3 +195,25 @@ def test_the_channel_does_not_grow(executor):
     list(executor.map(square, range(4000), timeout=LIMIT))
     gc.collect()
     assert len(gc.get_objects()) < before + 1000
+
+
+def test_an_executor_that_is_dropped_waits_for_no_lock():
+    """The collector of garbage may drop it in any thread, even one that the holder of the lock waits for."""
+    dropped = executor_of()
+    lock = dropped._pump._lock
+    held, may_go = threading.Event(), threading.Event()
+
+    def hold():
+        with lock:
+            held.set()
+            may_go.wait(LIMIT)
+
+    with ThreadPoolExecutor(1) as threads:
+        holder = threads.submit(hold)
+        assert held.wait(LIMIT)
+        del dropped
+        gc.collect()
+        assert not holder.done()
+        may_go.set()
+    with executor_of() as another:
+        assert another.submit(square, 2).result(LIMIT) == 4
