@@ -30,6 +30,7 @@ import threading
 import traceback
 import warnings
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from . import _manager
@@ -44,6 +45,7 @@ LEAVE: Final = b"leave"  # or both
 BYE: Final = b"{}"  # what a keeper says when it goes, and nothing is wrong
 _LONGEST = 1 << 16  # bytes of a message
 _PR_SET_PDEATHSIG = 1
+_FORK_SHY = "libgomp", "libomp", "libiomp5", "libcuda"  # libraries that hang, or fail, in a child if the parent has used them
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,11 @@ def _obstacle() -> str:
         return "this system has no pidfd_open, as Linux 5.3 has"
     if threading.active_count() > 1:
         return "the script has started threads already"
-    return "the script has initialised MPI already, by importing mpi4py.MPI" if "mpi4py.MPI" in sys.modules else ""
+    if "mpi4py.MPI" in sys.modules:
+        return "the script has initialised MPI already, by importing mpi4py.MPI"
+    loaded = Path("/proc/self/maps").read_text()
+    found = next((name for name in _FORK_SHY if f"/{name}" in loaded), None)
+    return f"the script has loaded {found}, which does not bear a fork" if found else ""
 
 
 class _Keeper:

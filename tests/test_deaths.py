@@ -59,12 +59,16 @@ def test_the_error_says_who_died_and_how(tmp_path):
     assert job.stdout.splitlines()[-1] == "7 1"
 
 
-@pytest.mark.parametrize("why", ["switched off", "threads", "MPI is initialised"])
+@pytest.mark.parametrize("why", ["switched off", "threads", "OpenMP", "MPI is initialised"])
 def test_without_keepers_a_death_ends_the_job(why, tmp_path):
     """As MPI has it; if there can be no keeper, a line says so."""
     before = {
         "switched off": "os.environ['MPIEXECUTOR_KEEPER'] = '0'",
         "threads": "import threading; threading.Timer(3, int).start()",
+        "OpenMP": (  # or so it is called
+            "import _ctypes, ctypes, shutil, tempfile\n"
+            f"ctypes.CDLL(shutil.copy(_ctypes.__file__, tempfile.mkdtemp(dir={str(tmp_path)!r}) + '/libgomp.so.1'))"
+        ),
         "MPI is initialised": "import mpi4py.MPI",
     }[why]
     script = tmp_path / "script.py"
