@@ -44,6 +44,7 @@ KILL: Final = b"kill"  # what the root may say: to end the rank,
 LEAVE: Final = b"leave"  # or both
 BYE: Final = b"{}"  # what a keeper says when it goes, and nothing is wrong
 _LONGEST = 1 << 16  # bytes of a message
+_LOST = 1 << 8  # the status of a keeper whose root is dead, as waitpid would give it
 _PR_SET_PDEATHSIG = 1
 _FORK_SHY = "libgomp", "libomp", "libiomp5", "libcuda"  # libraries that hang, or fail, in a child if the parent has used them
 
@@ -242,10 +243,12 @@ class _Keeper:
         if self._status is None:
             self._poll.unregister(self._end)
             os.waitpid(self._child, 0)
-        self._status = 0
+        self._status = 0 if said == LEAVE else _LOST
         self._speak_last()
         assert self._service is not None
-        _manager.take_leave(_manager.connection(), self._service.pmix, self._service.files, initialise=True)
+        _manager.remove(self._service.files)
+        if said == LEAVE:  # else the root is dead, and the job is being ended: that is no time to turn to its process manager
+            _manager.take_leave(_manager.connection(), self._service.pmix, initialise=True)
         self._leave_root()
 
     def _speak_last(self) -> None:

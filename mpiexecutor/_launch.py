@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from . import _adopt
 from ._health import Undertaker, Watch
 from ._keeper import Kept, keep
-from ._manager import connection, mapped, take_leave
+from ._manager import connection, mapped, remove, take_leave
 from ._mpiexec import Flavour, flavour_of, have_waiting_give_way, launched, rank_in_environment, size_in_environment, usable_cores
 from ._outcomes import Blob, Place
 from ._parcels import Parcels
@@ -236,7 +236,9 @@ def _end(job: _adopt.Job | None) -> None:
     if deaths := _deaths():
         for watch in deaths:
             watch.see_off()
-        take_leave(connection() if job is None else job.connection, *mapped(), initialise=False)
+        library, files = mapped()
+        remove(files)
+        take_leave(connection() if job is None else job.connection, library, initialise=False)
     elif not _is_finalized():
         from mpi4py import MPI  # noqa: PLC0415
 
@@ -372,7 +374,7 @@ def _stay(keeper: Kept | None, channels: tuple[RemoteChannel[Any, Any], ...]) ->
     sys.stdout.flush()
     sys.stderr.flush()
     if keeper is None:
-        take_leave(connection(), *mapped(), initialise=False)
+        take_leave(connection(), mapped()[0], initialise=False)
         os._exit(0)
     keeper.stay()
 

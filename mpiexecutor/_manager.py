@@ -45,14 +45,15 @@ def mapped() -> tuple[str | None, list[str]]:
     return library, sorted(set(files))
 
 
-def take_leave(descriptor: int | None, library: str | None, files: Sequence[str], *, initialise: bool) -> None:
-    """Say that this rank is done, without MPI, and remove files of its.
-
-    With `initialise` the process has not initialised PMIx itself: it is a keeper.
-    """
+def remove(files: Sequence[str]) -> None:
+    """Remove files that MPI would have removed."""
     for file in files:
         with contextlib.suppress(OSError):
             Path(file).unlink()
+
+
+def take_leave(descriptor: int | None, library: str | None, *, initialise: bool) -> None:
+    """Say that this rank is done, without MPI. With `initialise` the process has not initialised PMIx itself: it is a keeper."""
     if descriptor is not None:
         with contextlib.suppress(OSError):
             os.write(descriptor, b"cmd=finalize\n")

@@ -77,7 +77,7 @@ def test_the_rank_does_not_outlive_its_keeper():
         assert keeper.stdout.read() == b""  # when the rank, which has it, too, is gone
 
 
-def test_tells_the_root_of_a_death_and_stays_until_that_is_gone():
+def test_tells_the_root_of_a_death_and_stays_until_it_may_leave():
     """How it ended, which call it had begun, who it was; then, for the process manager, all is well."""
     with root() as (address, listener), rank_that(SERVES + "time.sleep(60)", address) as (keeper, rank):
         connection, hello = greet(listener)
@@ -87,6 +87,8 @@ def test_tells_the_root_of_a_death_and_stays_until_that_is_gone():
         assert json.loads(connection.recv(1000)) == {"end": "was killed by SIGSEGV", "begun": 41}
         assert not is_there(rank)
         assert keeper.poll() is None
+        connection.send(_keeper.LEAVE)
+        assert connection.recv(1000) == _keeper.BYE
         connection.close()
         assert keeper.wait(LIMIT) == 0
         assert keeper.stdout.read() == keeper.stderr.read() == b"last words"
@@ -103,12 +105,12 @@ def test_kills_its_rank_when_the_root_says_so():
 
 @pytest.mark.parametrize("does", ["time.sleep(60)", "kept.stay()"], ids=["runs", "stays"])
 def test_ends_its_rank_when_the_root_is_gone(does):
-    """Whether the root has ended, or was killed: nobody waits for this rank any more."""
+    """Nobody waits for this rank any more, and the job has failed."""
     with root() as (address, listener), rank_that(SERVES + does, address) as (keeper, rank):
         connection, _ = greet(listener)
         assert keeper.stdout.readline() == b"serving\n"
         connection.close()
-        assert keeper.wait(LIMIT) == 0
+        assert keeper.wait(LIMIT) == 1
         assert not is_there(rank)
 
 
