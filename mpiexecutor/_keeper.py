@@ -6,11 +6,11 @@
 
 The process that was started as a rank forks, and the child is the rank. The parent, its keeper, has the same connection to the
 process manager, and never touches MPI. As long as the rank serves nobody it is as if there were no keeper: it ends as the rank
-ends. If the rank dies while it serves, the keeper stays in its place until the root has done all it wants to, and takes leave for
-it.
+ends. If the rank dies while it serves, the keeper stays in its place until the root has done all it wants to.
 
-Life and death. If the keeper dies the kernel kills its rank. The keeper is connected to the root as long as that lives; when the
-kernel closes the connection, or the root says so, the keeper kills its rank, if that still lives, and ends.
+Life and death. If the keeper dies the kernel kills its rank. The keeper is connected to the root as long as that lives. When the
+root says so the keeper kills its rank, if that still lives, takes leave, and ends; when the kernel closes the connection, because
+the root has died, it does so without taking leave.
 
 Only Linux has what this takes (pidfd_open, PR_SET_PDEATHSIG).
 """
@@ -41,7 +41,7 @@ VARIABLE: Final = "MPIEXECUTOR_KEEPER"
 NOTHING: Final = -1  # has been begun of the message that came last
 INITIALIZER: Final = -2  # is being run
 KILL: Final = b"kill"  # what the root may say: to end the rank,
-LEAVE: Final = b"leave"  # or both
+LEAVE: Final = b"leave"  # or the rank and its keeper
 BYE: Final = b"{}"  # what a keeper says when it goes, and nothing is wrong
 _LONGEST = 1 << 16  # bytes of a message
 _LOST = 1 << 8  # the status of a keeper whose root is dead, as waitpid would give it

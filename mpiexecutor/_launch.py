@@ -371,8 +371,6 @@ def _stay(keeper: Kept | None, channels: tuple[RemoteChannel[Any, Any], ...]) ->
     """Wait for the end, having lost a fellow worker: MPI can be finalised no more, and who leaves first ends the job."""
     for channel in channels:
         channel.abandon()
-    sys.stdout.flush()
-    sys.stderr.flush()
     if keeper is None:
         take_leave(connection(), mapped()[0], initialise=False)
         os._exit(0)

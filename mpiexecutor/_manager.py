@@ -3,8 +3,8 @@
 A process manager takes a rank that ends without a word for a failure, and ends the job. MPI_Finalize says that word, but waits for
 all ranks, and so for ever once one is dead. After a death each rank's word is said without MPI, a dead one's by its keeper.
 
-Sources: the PMI-1 wire protocol of MPICH's src/pmi; the PMIx standard, 6.1 (a process that another has forked may initialise PMIx
-as the same rank).
+With Hydra, the mpiexec of MPICH and Intel MPI, the word is a line of PMI-1's protocol. Open MPI's process manager wants to be
+connected to by PMIx: it takes a second process of a rank, such as its keeper, for the rank (tried with Open MPI 5.0).
 """
 
 import contextlib

@@ -69,9 +69,7 @@ class Pump:
         self._seconds: dict[object, float] = {}  # expected duration of a call, by kind
         self._failing: threading.Thread | None = None  # who settles futures, if it is not the collector
         self._failure = ""  # why nothing is collected any more
-        self._orders: deque[Callable[[], list[Callable[[], None]]]] = (
-            deque()
-        )  # what they are: each gives what is to be done for futures
+        self._orders: deque[Callable[[], list[Callable[[], None]]]] = deque()  # each gives what is left to do for futures
         self._unburied: list[tuple[Loss, Share]] = []  # of those, that wait for a message
         self._streaming = False  # a message longer than the room there was is still being put
         self._collector = threading.Thread(target=self._collect, name="mpiexecutor collector", daemon=True)
