@@ -3,7 +3,7 @@
 Layout, top to bottom; imports point down only:
 
     executor      RMAChannelExecutor: submit, map, shutdown        __main__  python -m mpiexecutor
-    _launch       how ranks come to be a crew: one root, its workers
+    _launch       how ranks come to be a crew: one root, its workers           _world    how MPI begins and ends
     _pump         dispatcher and collector, on the root            _worker   the worker's loop
     _health       which workers live, on the root                  _keeper   the parent of a worker, which tells of its death
     _futures      calls that are waited for, by executor           _outcomes what becomes of a call, as bytes

@@ -21,8 +21,9 @@ from types import ModuleType, TracebackType
 from . import _info
 from ._adopt import StartError, interpreter_flags
 from ._keeper import keep
-from ._launch import check_company, dismiss, initialise, serve
+from ._launch import dismiss, serve
 from ._mpiexec import Mpiexec, NoMpiexecError, have_waiting_give_way, in_srun, launched, rank_in_environment, usable_cores
+from ._world import check_company, initialise
 
 _ROOT = 0
 _WHAT = "script.py | -m module | -c code"

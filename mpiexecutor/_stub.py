@@ -46,7 +46,8 @@ def _work(address: str, rank: int, token: str) -> None:
     if not connection.recv(1):
         return  # the start failed elsewhere
     connection.close()
-    from ._launch import initialise, serve  # noqa: PLC0415
+    from ._launch import serve  # noqa: PLC0415
+    from ._world import initialise  # noqa: PLC0415
 
     serve(initialise(keeper), 0)
     for stream in (sys.stdout, sys.stderr):

@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 from ._functions import Function
 from ._futures import slim_future
-from ._launch import MAX_WORKERS_VARIABLE, Crew, enlist, has_crew, is_serving, leave, muster, serve, world
+from ._launch import Crew, enlist, has_crew, is_serving, muster, serve
 from ._outcomes import ship, with_cause
 from ._worker import in_task, run_chunk
+from ._world import MAX_WORKERS_VARIABLE, leave, started_world
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -77,7 +78,7 @@ class RMAChannelExecutor(Executor):
             )
         if in_task.get():
             raise RuntimeError("an executor cannot be made inside a call that an executor runs: submit from the root instead")
-        comm = world(max_workers, root) if comm is None else comm
+        comm = started_world(max_workers, root) if comm is None else comm
         _check_root(comm, root)
         if is_serving(comm):
             raise RuntimeError(f"rank {comm.rank} is a worker: only rank {root} can make executors from here on")

@@ -475,7 +475,7 @@ def test_a_rank_that_does_not_come_is_named_and_waited_for(script, tmp_path):
     path = script("""
         import pathlib, sys, time
         from mpi4py import MPI
-        import mpiexecutor._launch, logging
+        import mpiexecutor._orders, logging
         from mpiexecutor import RMAChannelExecutor
 
         told = pathlib.Path(sys.argv[1], "told")
@@ -486,7 +486,7 @@ def test_a_rank_that_does_not_come_is_named_and_waited_for(script, tmp_path):
                 told.touch()
 
         logging.getLogger("mpiexecutor").addHandler(Tell())
-        mpiexecutor._launch._PATIENCE = 2 if MPI.COMM_WORLD.rank == 0 else 1000
+        mpiexecutor._orders._PATIENCE = 2 if MPI.COMM_WORLD.rank == 0 else 1000
         if MPI.COMM_WORLD.rank == 2:
             while not told.exists():
                 time.sleep(0.001)
@@ -505,10 +505,10 @@ def test_ranks_that_do_not_come_are_named_together(script, tmp_path):
     path = script("""
         import pathlib, sys, time
         from mpi4py import MPI
-        import mpiexecutor._launch
+        import mpiexecutor._orders
         from mpiexecutor import RMAChannelExecutor
 
-        mpiexecutor._launch._PATIENCE = 0.1 if MPI.COMM_WORLD.rank == 0 else 1000
+        mpiexecutor._orders._PATIENCE = 0.1 if MPI.COMM_WORLD.rank == 0 else 1000
         if MPI.COMM_WORLD.rank > 0:
             time.sleep(3)
         with RMAChannelExecutor() as executor:
@@ -524,10 +524,10 @@ def test_workers_say_so_if_the_root_does_not_come(script):
     path = script("""
         import time
         from mpi4py import MPI
-        import mpiexecutor._launch
+        import mpiexecutor._orders
         from mpiexecutor import RMAChannelExecutor
 
-        mpiexecutor._launch._PATIENCE = 0.01 if MPI.COMM_WORLD.rank == 1 else 1000
+        mpiexecutor._orders._PATIENCE = 0.01 if MPI.COMM_WORLD.rank == 1 else 1000
         if MPI.COMM_WORLD.rank == 0:
             time.sleep(3)
         with RMAChannelExecutor() as executor:

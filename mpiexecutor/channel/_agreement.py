@@ -72,7 +72,7 @@ def agree(comm: "MPI.Intracomm", arguments: Arguments) -> Agreement:
     # The gathering itself could not be seen to hang.
     wait_for_ranks(
         comm.Ibarrier().Test,
-        f"rank {comm.rank} still waits for others to make a RemoteChannel: every rank of the communicator has to",
+        lambda: f"rank {comm.rank} still waits for others to make a RemoteChannel: every rank of the communicator has to",
     )
     everyone = comm.allgather((text, "" if error is None else str(error), secrets.token_hex(8), node_name()))
     if error is not None:

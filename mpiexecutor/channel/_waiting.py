@@ -35,15 +35,15 @@ _PATIENCE = 10.0  # seconds before a rank says that it waits for others
 _GROWTH = 1.2  # of each nap over the one before: 1 ms after 16, and 5 ms in all; 20 ms after 33, and 0.12 s in all
 
 
-def wait_for_ranks(done: Callable[[], bool], complaint: str) -> None:
-    """Wait until the other ranks have come, too; say so if that takes long."""
-    since, pause, told = time.monotonic(), _SHORTEST, False
+def wait_for_ranks(done: Callable[[], bool], complaint: Callable[[], str] | None = None, patience: float = _PATIENCE) -> None:
+    """Wait until the other ranks have come, too; complain, once, if that takes longer than `patience`, in seconds."""
+    since, pause = time.monotonic(), _SHORTEST
     while not done():
         time.sleep(pause)
         pause = min(pause * _GROWTH, _LONGEST)
-        if not told and time.monotonic() - since > _PATIENCE:
-            told = True
-            logger.warning(complaint)
+        if complaint is not None and time.monotonic() - since > patience:
+            logger.warning(complaint())
+            complaint = None
 
 
 class Doorbell:

@@ -1,0 +1,159 @@
+"""What ranks tell each other to become a crew, and to part: a worker reports and gets its orders, and in the end does so again.
+
+Reports and answers are ordinary messages, polled for, so that waiting costs next to nothing, and who does not come is noticed.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import _adopt
+from ._health import Watch
+from ._outcomes import Blob
+from .channel._waiting import node_name, wait_for_ranks
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+logger = logging.getLogger("mpiexecutor")
+
+_TAG = 24601  # of reports and answers
+_PATIENCE = 10.0  # seconds before a rank says whom it waits for
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What a worker takes over from the script's process, as long as it serves."""
+
+    path: list[str]  # what the script can import its workers can import
+    filters: list[bytes | memoryview]  # of warnings, pickled: their categories may have to be found on the path first
+    node: str  # the root's
+    watch: str  # address of what listens there to keepers,
+    token: str  # which they must know
+
+    @classmethod
+    def of_this_process(cls, watch: Watch) -> "Orders":
+        filters = [Blob.of(item).data for item in warnings.filters]
+        return cls(_adopt.import_path(), filters, node_name(), watch.address, watch.token)
+
+    @contextlib.contextmanager
+    def followed(self) -> Iterator[None]:
+        """Be a worker, and then as before."""
+        path = list(sys.path)
+        stdin = sys.stdin
+        with warnings.catch_warnings(), _uninterrupted(), Path(os.devnull).open() as nothing:
+            sys.path[:] = self.path
+            _filter_warnings(self.filters)
+            sys.stdin = nothing  # nobody can answer what a call asks
+            for stream in (sys.stdout, sys.stderr):
+                if isinstance(stream, io.TextIOWrapper):  # what a call prints appears at once, as at a terminal
+                    stream.reconfigure(line_buffering=True)
+            try:
+                yield
+            finally:
+                sys.path[:], sys.stdin = path, stdin
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Leave Ctrl-C to the root. By a handler, not SIG_IGN, which the children of calls would inherit."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)  # None: it was set by other code than Python's
+
+
+def _filter_warnings(filters: list[bytes | memoryview]) -> None:
+    warnings.resetwarnings()
+    for item in reversed(filters):
+        try:
+            action, message, category, module, line = Blob(item).load()
+        except Exception:
+            logger.exception("a warning filter of the script cannot be used in its workers")
+            continue
+        patterns = [pattern.pattern if isinstance(pattern, re.Pattern) else pattern or "" for pattern in (message, module)]
+        warnings.filterwarnings(action, patterns[0], category, patterns[1], line)
+
+
+def await_reports(comm: "MPI.Intracomm") -> None:
+    """Wait for every other rank's report; say for whom if that takes long."""
+    missing = _others(comm)
+
+    def complaint() -> str:
+        return (
+            f"the executor on rank {comm.rank} still waits for {_ranks(missing)}: every rank of the communicator has to make it, "
+            "or must be started as a worker with 'python -m mpiexecutor'"
+        )
+
+    wait_for_ranks(lambda: _all_came(comm, missing), complaint, _PATIENCE)
+
+
+def answer_reports(comm: "MPI.Intracomm", orders: Orders | None) -> None:
+    """Have the ranks that have reported serve, or, without orders, go home."""
+    data = Blob.of(orders).data
+    for rank in _others(comm):
+        comm.send(data, rank, _TAG)
+
+
+def report(comm: "MPI.Intracomm", root: int) -> Orders | None:
+    """Report to the root, and wait for its answer."""
+    comm.send(None, root, _TAG)
+    complaint = f"worker rank {comm.rank} still waits for rank {root} to make an executor"
+    wait_for_ranks(lambda: comm.Iprobe(root, _TAG), lambda: complaint, 6 * _PATIENCE)
+    orders = Blob(comm.recv(source=root, tag=_TAG)).load()
+    return orders if isinstance(orders, Orders) else None
+
+
+def await_leavers(comm: "MPI.Intracomm", dead: AbstractSet[int]) -> None:
+    """On the root: wait until all workers have left their loops, but for the dead, who may become more."""
+    missing = _others(comm)
+    wait_for_ranks(lambda: _all_came(comm, missing) or missing <= dead)
+
+
+def part(comm: "MPI.Intracomm", dead: AbstractSet[int], *, whole: bool) -> None:
+    """On the root: tell the workers that live whether that is all of them, so that MPI can be used as ever."""
+    for rank in _others(comm) - dead:
+        comm.send(whole, rank, _TAG)
+
+
+def part_from_root(comm: "MPI.Intracomm", root: int) -> bool:
+    """Tell the root that this worker has left its loop; whether all workers live."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    comm.send(None, root, _TAG)
+    wait_for_ranks(lambda: comm.Iprobe(root, _TAG))
+    return bool(comm.recv(source=root, tag=_TAG))
+
+
+def _others(comm: "MPI.Intracomm") -> set[int]:
+    return set(range(comm.size)) - {comm.rank}
+
+
+def _all_came(comm: "MPI.Intracomm", missing: set[int]) -> bool:
+    """Receive a message of each rank that has sent one, and was missing; whether none is missing any more."""
+    came = {rank for rank in missing if comm.Iprobe(rank, _TAG)}
+    for rank in came:
+        comm.recv(source=rank, tag=_TAG)
+    missing -= came
+    return not missing
+
+
+def _ranks(ranks: set[int]) -> str:
+    names = ", ".join(map(str, sorted(ranks)[:10]))
+    more = f" and {len(ranks) - 10} more" if len(ranks) > 10 else ""  # noqa: PLR2004 - enough to see which
+    return f"rank {names}" if len(ranks) == 1 else f"ranks {names}{more}"

@@ -1,0 +1,153 @@
+"""MPI of this process: how it is initialised, and how it ends.
+
+Whatever starts a process, `started_world` gives its MPI.COMM_WORLD: mpiexec may have started it, or it starts a job of workers
+itself and is their rank 0. MPI is finalised as the last of what the exit handlers do. After a death it cannot be, since that would
+wait for the dead: then all that live take leave of the process manager without it, and so do the keepers (see _manager.py).
+"""
+
+import atexit
+import ctypes
+import functools
+import os
+import sys
+import threading
+from functools import partial
+from typing import TYPE_CHECKING
+
+from . import _adopt
+from ._health import Watch
+from ._keeper import Kept, keep
+from ._manager import connection, mapped, remove, take_leave
+from ._mpiexec import Flavour, flavour_of, have_waiting_give_way, launched, rank_in_environment, size_in_environment, usable_cores
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+MAX_WORKERS_VARIABLE = "MPIEXECUTOR_MAX_WORKERS"
+_starting = threading.Lock()  # a job is started once
+
+
+def started_world(max_workers: int | None, root: int) -> "MPI.Intracomm":
+    """Give MPI.COMM_WORLD; if no mpiexec has started this process, start a job of workers first, and be its rank 0.
+
+    Ranks other than the root get keepers, unless MPI is initialised already.
+
+    StartError if that fails, or if this process is alone: because the script has initialised MPI already, or because MPI does not
+    find those that were started with it.
+    """
+    with _starting:
+        if not launched() and "mpi4py.MPI" not in sys.modules:
+            job = _adopt.Job(_crew_size(max_workers))
+            atexit.register(_end, job)
+            comm_world().Set_attr(attribute("job"), job)
+        elif not launched() and comm_world().Get_attr(attribute("job")) is None:
+            raise _adopt.StartError(
+                "this script has initialised MPI already, by importing mpi4py.MPI: workers cannot join it any more. Import it "
+                "after the first executor is made, or start the script with 'python -m mpiexecutor'"
+            )
+        elif launched():
+            keeper = keep() if rank_in_environment() not in {None, root} else None
+            if "mpi4py.MPI" not in sys.modules:
+                have_waiting_give_way()
+                initialise(keeper)
+            elif _is_finalized():
+                raise RuntimeError("cannot make an executor at interpreter shutdown")
+        check_company(comm_world())
+    return comm_world()
+
+
+def initialise(keeper: Kept | None) -> "MPI.Intracomm":
+    """Initialise MPI in a rank that something has started, and which has this keeper; give MPI.COMM_WORLD."""
+    import mpi4py  # noqa: PLC0415
+
+    mpi4py.rc.finalize = False  # by _end: after a death that would wait for ever
+    comm_world().Set_attr(attribute("keeper"), keeper)
+    atexit.register(_end, None)
+    os.register_at_fork(after_in_child=partial(atexit.unregister, _end))  # it has no MPI to be done with
+    return comm_world()
+
+
+def _end(job: _adopt.Job | None) -> None:
+    """Be done with MPI, and have the job end: as the last of what the exit handlers do."""
+    if job is not None and job.aborted:
+        return
+    if watches := deaths():
+        for watch in watches:
+            watch.see_off()
+        library, files = mapped()
+        remove(files)
+        take_leave(connection() if job is None else job.connection, library, initialise=False)
+    elif not _is_finalized():
+        from mpi4py import MPI  # noqa: PLC0415
+
+        MPI.Finalize()
+    if job is not None:
+        job.end()
+
+
+def note_deaths(watch: Watch) -> None:
+    """Remember that nothing can be done any more that all ranks would have a part in, and who is to be seen off."""
+    comm_world().Set_attr(attribute("deaths"), [*deaths(), watch])
+
+
+def deaths() -> list[Watch]:
+    """Give the watches that have seen workers die."""
+    watches = None if _is_finalized() else comm_world().Get_attr(attribute("deaths"))
+    return watches if isinstance(watches, list) else []
+
+
+def _is_finalized() -> bool:
+    from mpi4py import MPI  # noqa: PLC0415
+
+    return MPI.Is_finalized()
+
+
+def check_company(comm: "MPI.Intracomm") -> None:
+    """Raise StartError if this process is alone in its MPI.COMM_WORLD though it was started as one of several."""
+    from mpi4py import MPI  # noqa: PLC0415
+
+    started = size_in_environment()
+    if comm.size > 1 or started == 1:
+        return
+    flavour = flavour_of(MPI.Get_library_version())
+    if os.environ.get("SLURM_STEP_NUM_TASKS") == str(started):
+        who, remedy = "srun", f"'srun --mpi={'pmix' if flavour is Flavour.OPEN_MPI else 'pmi2'}'"
+    else:
+        who, remedy = "an mpiexec", "the mpiexec that belongs to it"
+    raise _adopt.StartError(
+        f"{who} has started {started} processes, but {flavour.value} finds each of them alone: start them with {remedy}"
+    )
+
+
+def leave() -> None:
+    """End a worker's process: its script goes no further, and runs none of its exit handlers."""
+    from mpi4py import MPI  # noqa: PLC0415
+
+    MPI.Finalize()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not os._exit: MPICH takes leave of its process manager in an exit handler of the C library.
+    ctypes.CDLL(None).exit(0)
+
+
+def comm_world() -> "MPI.Intracomm":
+    from mpi4py import MPI  # noqa: PLC0415 - initialises MPI: not before it is needed
+
+    return MPI.COMM_WORLD
+
+
+@functools.cache
+def attribute(name: str) -> int:  # noqa: ARG001 - one key for each
+    """Give the key under which a communicator knows its crew, or its job."""
+    from mpi4py import MPI  # noqa: PLC0415
+
+    return MPI.Comm.Create_keyval()
+
+
+def _crew_size(max_workers: int | None) -> int:
+    wanted = os.environ.get(MAX_WORKERS_VARIABLE)
+    if not wanted:
+        return max_workers or usable_cores()
+    if not wanted.isdecimal() or int(wanted) < 1:
+        raise ValueError(f"{MAX_WORKERS_VARIABLE} is the number of workers to start, at least 1, not {wanted!r}")
+    return int(wanted)
