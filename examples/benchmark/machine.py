@@ -39,8 +39,13 @@ def _installed():
 
 
 def _commit() -> str:
-    command = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=10"]
+    """Name the commit; "-dirty" if anything differs but what `update.py` writes."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        changes = _git("status", "--porcelain", "--", ":/", ":!README.md", ":!results")
+        return _git("describe", "--always", "--abbrev=10") + ("-dirty" if changes else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", "-C", str(HERE), *arguments], capture_output=True, text=True, check=True).stdout.strip()
