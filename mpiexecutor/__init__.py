@@ -15,10 +15,19 @@ Importing this initialises no MPI: that is done when the first executor, or chan
 from typing import TYPE_CHECKING
 
 from ._adopt import StartError
+from ._health import WorkerStatus
 from ._outcomes import BrokenWorkerError, RemoteError, RemoteTraceback
 from .executor import RMAChannelExecutor, RMACommExecutor
 
-__all__ = ["BrokenWorkerError", "RMAChannelExecutor", "RMACommExecutor", "RemoteError", "RemoteTraceback", "StartError"]
+__all__ = [
+    "BrokenWorkerError",
+    "RMAChannelExecutor",
+    "RMACommExecutor",
+    "RemoteError",
+    "RemoteTraceback",
+    "StartError",
+    "WorkerStatus",
+]
 
 if TYPE_CHECKING:
     __version__: str

@@ -56,6 +56,8 @@ class Session:
     limit: int  # messages on their way at a time
     initializer: Function | None
     retries: int = 0  # how often a call is run again whose worker died
+    task_timeout: float = 0.0  # seconds that a call may run; 0: as long as it likes
+    max_pending: int | None = None  # calls without an outcome, after which submit waits
     backlog: deque[Task] = field(default_factory=deque)  # in order; these can still be cancelled. Appended to without the lock
     sent: dict[int, Task] = field(default_factory=dict)  # without an outcome
     unsettled: int = 0  # sent, and its future not settled yet
@@ -68,6 +70,11 @@ class Session:
     @property
     def idle(self) -> bool:
         return not self.backlog and not self.unsettled
+
+    @property
+    def is_full(self) -> bool:
+        """Whether submit is to wait, unless nothing more will be done."""
+        return len(self.backlog) + self.unsettled >= (self.max_pending or 0) and not self.closed and not self.broken
 
     def next_batch(self, most: int, most_bytes: int, seconds: dict[object, float], most_seconds: float) -> list[Task]:
         """Take the next tasks for one message: more than one only if they are known to be short."""

@@ -17,24 +17,28 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Literal
 
 from ._keeper import BYE, KILL, LEAVE, possible
+from ._slate import PULSE, Slate
 from .channel import ChannelBroken, ChannelClosed, RemoteChannel, Share
+from .channel._waiting import wait_for_ranks
 
 logger = logging.getLogger("mpiexecutor")
 
 _LONGEST = 1 << 16  # bytes of a message
 _MOST = 4096  # keepers that may come at once
+_COMING = 5.0  # seconds that keepers have to come, once their ranks serve
 _HELLO = 5.0  # seconds that a keeper has to say who it is
 _LEAVING = 10.0  # seconds that all keepers have to end
 _LOOK = 1e-3  # seconds between two looks whether they have
 _REST = 6.0  # seconds that the living have to finish what they have begun with a channel
 _WEDGED = 9.0  # seconds after which this process is taken to be stuck inside MPI
+_SILENT = 3 * PULSE  # seconds without a sign of life
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +49,28 @@ class Loss:
     host: str
     pid: int
     end: str  # how
-    begun: int | None  # the number of the call that it began last, NOTHING or INITIALIZER: see _keeper.py; None: not known
+    begun: int | None  # the number of the call that it began last, NOTHING or INITIALIZER: see _slate.py; None: not known
+    overdue: float = 0.0  # the seconds that its calls might run, if it was killed as that call ran longer
 
     def __str__(self) -> str:
         return f"the worker on rank {self.rank}, host {self.host}, pid {self.pid}, {self.end}"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """What is known of a worker, at a moment: its rank, host and pid, and what it does.
+
+    `state` is "idle"; "running", a call, since the time `since` (as time.time() gives it); "silent", which means that since then it
+    had no time for a sign of life, because it was stopped, or its call holds the GIL; "lost", as it has died; or "unknown", of a
+    worker without keeper. `done` counts its calls whose results have come.
+    """
+
+    rank: int
+    host: str
+    pid: int
+    state: Literal["idle", "running", "silent", "lost", "unknown"]
+    since: float | None
+    done: int
 
 
 class Watch:
@@ -60,6 +82,8 @@ class Watch:
         self.losses: SimpleQueue[Loss | None] = SimpleQueue()  # None: there will be none any more
         self.dead: set[int] = set()
         self._keepers: dict[int, socket.socket] = {}  # by rank
+        self._slates: dict[int, Slate] = {}  # by rank
+        self._doomed: dict[int, bytes] = {}  # whom this process wants to end, and how it has put that
         self._selector = selectors.DefaultSelector()
         self._here, self._there = socket.socketpair()  # wakes the thread
         self._selector.register(self._here, selectors.EVENT_READ, lambda _: self._here.recv(1))
@@ -75,6 +99,11 @@ class Watch:
         self._thread = threading.Thread(target=self._listen, name="mpiexecutor watch", daemon=True)
         self._thread.start()
 
+    def await_keepers(self, ranks: Collection[int]) -> None:
+        """Wait until the keepers of these ranks have come, who are on their way."""
+        until = time.monotonic() + _COMING
+        wait_for_ranks(lambda: self._slates.keys() >= set(ranks) or time.monotonic() > until)
+
     def kill(self, rank: int) -> bool:
         """Have a worker killed; False if it has no keeper here."""
         keeper = self._keepers.get(rank)
@@ -83,6 +112,31 @@ class Watch:
         with contextlib.suppress(OSError):
             keeper.send(KILL)
         return True
+
+    def doom(self, rank: int, how: bytes) -> None:
+        """Have a worker end, by KILL or TERMINATE: if its keeper is still to come, then."""
+        self._doomed[rank] = how  # before the look for its keeper, who is noted before a look here
+        keeper = self._keepers.get(rank)
+        if keeper is not None:
+            with contextlib.suppress(OSError):
+                keeper.send(how)
+
+    def is_doomed(self, rank: int) -> bool:
+        """Whether this process has wanted a worker to end."""
+        return rank in self._doomed
+
+    def state_of(self, rank: int) -> tuple[Literal["idle", "running", "silent", "lost", "unknown"], float | None]:
+        """Say what a worker does, and since when: see WorkerStatus."""
+        if rank in self.dead:
+            return "lost", None
+        slate = self._slates.get(rank)
+        if slate is None:
+            return "unknown", None
+        now, wall = time.monotonic(), time.time()
+        if now - (seen := slate.seen) > _SILENT:
+            return "silent", wall - now + seen
+        since = slate.running_since
+        return ("idle", None) if since is None else ("running", wall - now + since)
 
     def attend(self, descriptor: int, happened: Callable[[], None]) -> None:
         """Have something called, once, when there is something to read."""
@@ -144,25 +198,36 @@ class Watch:
             time.sleep(_LOOK)
             return
         try:
-            hello = self._hello(connection)
+            hello, slate = self._hello(connection)
         except Exception:  # noqa: BLE001 - a stranger, whatever it has sent
             connection.close()
             return
-        self._keepers[hello["rank"]] = connection
+        rank = hello["rank"]
+        with contextlib.suppress(OSError):
+            connection.send(b"!")  # before anything else that it may be sent
+        self._slates[rank] = slate
+        self._keepers[rank] = connection
         self._selector.register(connection, selectors.EVENT_READ, partial(self._hear, hello))
-        connection.send(b"!")
+        if rank in self._doomed:
+            self.doom(rank, self._doomed[rank])
 
-    def _hello(self, connection: socket.socket) -> dict[str, Any]:
-        """Receive what a keeper has to say of itself; any error if it is a stranger."""
+    def _hello(self, connection: socket.socket) -> tuple[dict[str, Any], Slate]:
+        """Receive what a keeper has to say of itself, and its rank's slate; any error if it is a stranger."""
         _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
         if uid != os.geteuid():
             raise PermissionError
         connection.settimeout(_HELLO)
-        hello: dict[str, Any] = json.loads(connection.recv(_LONGEST))
-        if not hmac.compare_digest(str(hello.pop("token")), self.token):
-            raise PermissionError
+        data, descriptors, _, _ = socket.recv_fds(connection, _LONGEST, 1)
+        try:
+            hello: dict[str, Any] = json.loads(data)
+            if not hmac.compare_digest(str(hello.pop("token")), self.token):
+                raise PermissionError
+            slate = Slate(*descriptors)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
         connection.settimeout(None)
-        return hello
+        return hello, slate
 
     def _hear(self, hello: dict[str, Any], keeper: socket.socket) -> None:
         """Hear from a keeper of a death; or it is going, or gone."""
@@ -204,7 +269,7 @@ class Undertaker:
 
     def _run(self) -> None:
         while (loss := self._watch.losses.get()) is not None:
-            logger.warning("%s", loss)
+            logger.log(logging.INFO if self._watch.is_doomed(loss.rank) else logging.WARNING, "%s", loss)
             self._note()
             try:
                 self._settle(loss)

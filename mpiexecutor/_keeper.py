@@ -6,7 +6,8 @@
 
 The process that was started as a rank forks, and the child is the rank. The parent, its keeper, has the same connection to the
 process manager, and never touches MPI. As long as the rank serves nobody it is as if there were no keeper: it ends as the rank
-ends. If the rank dies while it serves, the keeper stays in its place until the root has done all it wants to.
+ends. If the rank dies while it serves, the keeper stays in its place until the root has done all it wants to. A rank whose call
+runs longer than it may is killed by its keeper.
 
 Life and death. If the keeper dies the kernel kills its rank. The keeper is connected to the root as long as that lives. When the
 root says so the keeper kills its rank, if that still lives, takes leave, and ends; when the kernel closes the connection, because
@@ -19,7 +20,6 @@ import contextlib
 import ctypes
 import json
 import logging
-import mmap
 import os
 import resource
 import select
@@ -27,6 +27,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 import warnings
 from dataclasses import asdict, dataclass
@@ -34,14 +35,14 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from . import _manager
+from ._slate import PULSE, Slate
 
 logger = logging.getLogger("mpiexecutor")
 
 VARIABLE: Final = "MPIEXECUTOR_KEEPER"
-NOTHING: Final = -1  # has been begun of the message that came last
-INITIALIZER: Final = -2  # is being run
 KILL: Final = b"kill"  # what the root may say: to end the rank,
-LEAVE: Final = b"leave"  # or the rank and its keeper
+TERMINATE: Final = b"terminate"  # to have it end, by SIGTERM,
+LEAVE: Final = b"leave"  # or to end the rank and its keeper
 BYE: Final = b"{}"  # what a keeper says when it goes, and nothing is wrong
 _LONGEST = 1 << 16  # bytes of a message
 _LOST = 1 << 8  # the status of a keeper whose root is dead, as waitpid would give it
@@ -63,17 +64,25 @@ class Service:
 class Kept:
     """A rank's side of its keeper."""
 
-    def __init__(self, line: socket.socket, word: memoryview) -> None:
+    def __init__(self, line: socket.socket, slate: Slate) -> None:
         self._line = line
-        self.word = word  # the number of the call that was begun last, or one of the above; written by the rank alone
+        self.slate = slate
+        self._resting = threading.Event()  # no longer to give signs of life
 
     def serve(self, address: str, token: str, rank: int) -> None:
         """From now on this rank serves the root that listens there, and is not to take the job with it."""
         self._say(asdict(Service(address, token, rank, *_manager.mapped())))
         self._line.recv(1)  # the root knows its keeper: only now may the rank begin
+        threading.Thread(target=self._pulse, name="mpiexecutor pulse", daemon=True).start()
+
+    def limit(self, seconds: float) -> None:
+        """Have calls killed that run longer, together with this rank; 0: none."""
+        self.slate.limit(seconds)
+        self._say("limit")
 
     def dismiss(self) -> None:
         """From now on this rank serves nobody."""
+        self._resting.set()
         self._say(None)
 
     def stay(self) -> NoReturn:
@@ -85,12 +94,11 @@ class Kept:
     def _say(self, what: Any) -> None:
         self._line.send(json.dumps(what).encode())
 
-
-def new_word() -> memoryview:
-    """Make a word that a forked child shares with this process."""
-    word = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
-    word[0] = NOTHING
-    return word
+    def _pulse(self) -> None:
+        """Give signs of life: none while a call holds the GIL, or this process is stopped."""
+        while not self._resting.is_set():
+            self.slate.pulse()
+            self._resting.wait(PULSE)
 
 
 def keep(last_words: bytes = b"") -> Kept | None:
@@ -105,7 +113,7 @@ def keep(last_words: bytes = b"") -> Kept | None:
         return None
     sys.stdout.flush()
     sys.stderr.flush()
-    word = new_word()
+    slate, descriptor = Slate.new()
     mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     before = os.getpid()
     with warnings.catch_warnings():
@@ -113,12 +121,13 @@ def keep(last_words: bytes = b"") -> Kept | None:
         child = os.fork()
     if child:
         its.close()
-        _be_keeper(child, mine, word, last_words)
+        _be_keeper(child, mine, slate, descriptor, last_words)
     mine.close()
+    os.close(descriptor)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != before:
         os._exit(1)
-    return Kept(its, word)
+    return Kept(its, slate)
 
 
 def possible() -> bool:
@@ -146,10 +155,12 @@ def _obstacle() -> str:
 class _Keeper:
     """The keeper itself."""
 
-    def __init__(self, child: int, line: socket.socket, word: memoryview, last_words: bytes) -> None:
+    def __init__(self, child: int, line: socket.socket, slate: Slate, descriptor: int, last_words: bytes) -> None:
         self._child = child
         self._line = line
-        self._word = word
+        self._slate = slate
+        self._descriptor = descriptor  # of the slate
+        self._overdue = 0.0  # the limit, in seconds, if the rank was killed because its call ran longer
         self._last_words = last_words
         self._end = os.pidfd_open(child)
         self._service: Service | None = None
@@ -167,7 +178,11 @@ class _Keeper:
 
     def _wait(self) -> None:
         """Wait for something to happen, and see to it; first to what the rank has said."""
-        ready = {descriptor for descriptor, _ in self._poll.poll()}
+        enforced = self._root is not None and self._status is None and not self._overdue
+        left = self._slate.left(time.monotonic()) if enforced else None
+        ready = {descriptor for descriptor, _ in self._poll.poll(None if left is None else max(0.0, left * 1e3))}
+        if not ready:
+            self._enforce_limit()
         if self._line.fileno() in ready:
             while self._hear():
                 pass
@@ -188,13 +203,16 @@ class _Keeper:
         said = json.loads(data)
         if said == "staying":
             self._speak_last()
+        elif said == "limit":
+            pass  # what matters is to have been woken: the limit itself is on the slate
         elif said is None:
             self._leave_root()
             self._service = None
         else:
             self._service = Service(**said)
             self._meet_root()
-            self._line.send(b"!")
+            with contextlib.suppress(OSError):  # the rank has died since
+                self._line.send(b"!")
         return True
 
     def _meet_root(self) -> None:
@@ -203,7 +221,7 @@ class _Keeper:
         try:
             root.connect(self._service.address)
             hello = {"token": self._service.token, "rank": self._service.rank, "pid": self._child, "host": socket.gethostname()}
-            root.send(json.dumps(hello).encode())
+            socket.send_fds(root, [json.dumps(hello).encode()], [self._descriptor])
             if not root.recv(1):
                 raise ConnectionRefusedError
         except OSError:
@@ -227,8 +245,29 @@ class _Keeper:
         _, self._status = os.waitpid(self._child, 0)
         if self._root is not None:
             with contextlib.suppress(OSError):
-                self._root.send(json.dumps({"end": how(self._status), "begun": self._word[0]}).encode())
+                self._root.send(json.dumps(self._last_of_rank(self._status)).encode())
             self._speak_last()
+
+    def _last_of_rank(self, status: int) -> dict[str, Any]:
+        """Say how the rank ended."""
+        end = f"was killed, as its call ran longer than {self._overdue:g} s" if self._overdue else how(status)
+        return {"end": end, "begun": self._slate.begun, "overdue": self._overdue}
+
+    def _enforce_limit(self) -> None:
+        """Kill the rank if its call is overdue. It may come to its end in this moment: so the rank is stopped first."""
+        if not self._is_overdue():
+            return
+        os.kill(self._child, signal.SIGSTOP)
+        os.waitid(os.P_PID, self._child, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        if self._is_overdue():
+            self._overdue = self._slate.most
+            os.kill(self._child, signal.SIGKILL)
+        else:
+            os.kill(self._child, signal.SIGCONT)
+
+    def _is_overdue(self) -> bool:
+        left = self._slate.left(time.monotonic())
+        return self._slate.running_since is not None and left is not None and left <= 0
 
     def _obey(self) -> None:
         """Kill the rank, as the root wants, or as it is gone; then there is nothing left to do."""
@@ -237,8 +276,8 @@ class _Keeper:
         with contextlib.suppress(OSError):
             said = self._root.recv(_LONGEST)
         if self._status is None:
-            os.kill(self._child, signal.SIGKILL)
-        if said == KILL:
+            os.kill(self._child, signal.SIGTERM if said == TERMINATE else signal.SIGKILL)
+        if said in {KILL, TERMINATE}:
             return
         if self._status is None:
             self._poll.unregister(self._end)
@@ -258,12 +297,12 @@ class _Keeper:
         self._last_words = b""
 
 
-def _be_keeper(child: int, line: socket.socket, word: memoryview, last_words: bytes) -> NoReturn:
+def _be_keeper(child: int, line: socket.socket, slate: Slate, descriptor: int, last_words: bytes) -> NoReturn:
     """Be the keeper of a rank, and end as it does: whatever happens, the script is not to go on here."""
     code = 1
     try:
         _leave_signals_to_rank()
-        status = _Keeper(child, line, word, last_words).run()
+        status = _Keeper(child, line, slate, descriptor, last_words).run()
         if os.WIFSIGNALED(status):
             _die_by(os.WTERMSIG(status))
         code = os.waitstatus_to_exitcode(status)

@@ -22,13 +22,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _adopt
-from ._health import Undertaker, Watch
+from ._health import Undertaker, Watch, WorkerStatus
 from ._keeper import Kept
 from ._manager import connection, mapped, take_leave
-from ._orders import Orders, answer_reports, await_leavers, await_reports, part, part_from_root, report
+from ._orders import Orders, Report, answer_reports, await_leavers, await_reports, part, part_from_root, report
 from ._outcomes import Place
 from ._parcels import Parcels
 from ._pump import Pump
+from ._slate import Slate
 from ._worker import Worker
 from ._world import attribute, comm_world, deaths, note_deaths
 from .channel import RemoteChannel
@@ -50,8 +51,9 @@ _KEPT = 64 << 20  # bytes that a worker keeps of what was freed
 class Crew:
     """The root's side of a crew."""
 
-    def __init__(self, comm: "MPI.Intracomm", root: int, watch: Watch) -> None:
+    def __init__(self, comm: "MPI.Intracomm", root: int, watch: Watch, reports: dict[int, Report]) -> None:
         self._watch = watch
+        self._reports = reports  # by rank
         self._root = root
         self._comm = comm.Dup()
         self._channels = _channels(self._comm, root)
@@ -60,7 +62,7 @@ class Crew:
         self.alone = comm.size == 1
         self.workers = max(1, comm.size - 1)
         self._thread = threading.Thread(
-            target=Worker(*self._channels, parcels, self.place).serve, name="mpiexecutor worker", daemon=True
+            target=Worker(*self._channels, parcels, self.place, Slate()).serve, name="mpiexecutor worker", daemon=True
         )
         if self.alone:
             self._thread.start()
@@ -76,6 +78,7 @@ class Crew:
             self._job.tell_of_end(
                 watch.attend, partial(self._give_up, "the job has ended: mpiexec was killed, or a worker without keeper")
             )
+        watch.await_keepers(reports.keys() - set(self.without_keeper))
         atexit.register(self.close)
         os.register_at_fork(after_in_child=partial(_tell_forked, weakref.ref(self)))
 
@@ -92,6 +95,28 @@ class Crew:
     def started_here(self) -> bool:
         """Whether this process has started the workers itself."""
         return self._job is not None
+
+    @property
+    def without_keeper(self) -> list[int]:
+        """The workers that cannot be killed unless the job ends with them; rank 0 is a thread of this process."""
+        here = node_name()
+        return [0] if self.alone else [rank for rank, said in self._reports.items() if not said.kept or said.node != here]
+
+    def workers_now(self) -> list[WorkerStatus]:
+        """Say what each worker does."""
+        if self.alone:
+            return [
+                WorkerStatus(self.place.rank, self.place.host, self.place.pid, "unknown", None, self.pump.done_by(self.place.rank))
+            ]
+        return [
+            WorkerStatus(rank, said.host, said.pid, *self._watch.state_of(rank), self.pump.done_by(rank))
+            for rank, said in sorted(self._reports.items())
+        ]
+
+    def end_workers(self, how: bytes) -> None:
+        """Have all workers end, by KILL or TERMINATE."""
+        for rank in self._reports:
+            self._watch.doom(rank, how)
 
     def close(self) -> None:
         """Have every executor finish what it has, and dismiss the workers. Nothing can be submitted any more."""
@@ -192,15 +217,16 @@ def muster(comm: "MPI.Intracomm", root: int) -> Crew:
         raise RuntimeError("executors need MPI with THREAD_MULTIPLE: leave mpi4py.rc.thread_level as it is")
     if deaths():
         raise BrokenExecutor("workers of this job have died: no other executor can be made with MPI")
-    await_reports(comm)
+    reports = await_reports(comm)
     watch = Watch()
     answer_reports(comm, Orders.of_this_process(watch))
-    return Crew(comm, root, watch)
+    return Crew(comm, root, watch, reports)
 
 
 def serve(comm: "MPI.Intracomm", root: int) -> bool:
     """Report to the root, wait for its answer, and serve until it is done; False if there was nothing to do."""
-    orders = report(comm, root)
+    keeper = _keeper()
+    orders = report(comm, root, kept=keeper is not None)
     if orders is None:
         return False
     comm.Set_attr(attribute("crew"), "serving")
@@ -208,8 +234,12 @@ def serve(comm: "MPI.Intracomm", root: int) -> bool:
         own = comm.Dup()
         channels = _channels(own, root)
         _keep_freed_memory()
-        keeper = _keeper_of(orders, comm.rank)
-        worker = Worker(*channels, Parcels(own, root), Place.here(comm.rank, comm.size), keeper.word if keeper else None)
+        if orders.node != node_name():
+            keeper = None  # it cannot reach the root
+        if keeper is not None:
+            keeper.serve(orders.watch, orders.token, comm.rank)
+        slate, enforce_limit = (keeper.slate, keeper.limit) if keeper else (Slate(), None)
+        worker = Worker(*channels, Parcels(own, root), Place.here(comm.rank, comm.size), slate, enforce_limit)
         try:
             worker.serve()
         except BaseException:  # noqa: BLE001 - what calls raise is not seen here: a fault of ours, and others would wait for this rank
@@ -224,13 +254,10 @@ def serve(comm: "MPI.Intracomm", root: int) -> bool:
     return True
 
 
-def _keeper_of(orders: Orders, rank: int) -> Kept | None:
-    """Have this worker's keeper listen to the root; None if it has none, or it cannot, being on another node."""
+def _keeper() -> Kept | None:
+    """Give this rank's keeper, if it has one."""
     keeper = comm_world().Get_attr(attribute("keeper"))
-    if not isinstance(keeper, Kept) or orders.node != node_name():
-        return None
-    keeper.serve(orders.watch, orders.token, rank)
-    return keeper
+    return keeper if isinstance(keeper, Kept) else None
 
 
 def _fail(keeper: Kept | None) -> NoReturn:

@@ -9,14 +9,15 @@ import logging
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _adopt
 from ._health import Watch
@@ -30,6 +31,19 @@ logger = logging.getLogger("mpiexecutor")
 
 _TAG = 24601  # of reports and answers
 _PATIENCE = 10.0  # seconds before a rank says whom it waits for
+
+
+class Report(NamedTuple):
+    """What a worker says of itself."""
+
+    host: str
+    pid: int
+    node: str
+    kept: bool  # whether it has a keeper
+
+    @classmethod
+    def of_this_process(cls, *, kept: bool) -> "Report":
+        return cls(socket.gethostname(), os.getpid(), node_name(), kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +104,19 @@ def _filter_warnings(filters: list[bytes | memoryview]) -> None:
         warnings.filterwarnings(action, patterns[0], category, patterns[1], line)
 
 
-def await_reports(comm: "MPI.Intracomm") -> None:
-    """Wait for every other rank's report; say for whom if that takes long."""
+def await_reports(comm: "MPI.Intracomm") -> dict[int, Report]:
+    """Wait for every other rank's report, and give them by rank; say for whom if that takes long."""
     missing = _others(comm)
+    reports: dict[int, Any] = {}
 
     def complaint() -> str:
         return (
-            f"the executor on rank {comm.rank} still waits for {_ranks(missing)}: every rank of the communicator has to make it, "
-            "or must be started as a worker with 'python -m mpiexecutor'"
+            f"the executor on rank {comm.rank} still waits for {ranks_text(missing)}: every rank of the communicator has to make "
+            "it, or must be started as a worker with 'python -m mpiexecutor'"
         )
 
-    wait_for_ranks(lambda: _all_came(comm, missing), complaint, _PATIENCE)
+    wait_for_ranks(lambda: _all_came(comm, missing, reports), complaint, _PATIENCE)
+    return {rank: Report(*said) for rank, said in reports.items()}
 
 
 def answer_reports(comm: "MPI.Intracomm", orders: Orders | None) -> None:
@@ -110,9 +126,9 @@ def answer_reports(comm: "MPI.Intracomm", orders: Orders | None) -> None:
         comm.send(data, rank, _TAG)
 
 
-def report(comm: "MPI.Intracomm", root: int) -> Orders | None:
+def report(comm: "MPI.Intracomm", root: int, *, kept: bool) -> Orders | None:
     """Report to the root, and wait for its answer."""
-    comm.send(None, root, _TAG)
+    comm.send(tuple(Report.of_this_process(kept=kept)), root, _TAG)
     complaint = f"worker rank {comm.rank} still waits for rank {root} to make an executor"
     wait_for_ranks(lambda: comm.Iprobe(root, _TAG), lambda: complaint, 6 * _PATIENCE)
     orders = Blob(comm.recv(source=root, tag=_TAG)).load()
@@ -122,7 +138,7 @@ def report(comm: "MPI.Intracomm", root: int) -> Orders | None:
 def await_leavers(comm: "MPI.Intracomm", dead: AbstractSet[int]) -> None:
     """On the root: wait until all workers have left their loops, but for the dead, who may become more."""
     missing = _others(comm)
-    wait_for_ranks(lambda: _all_came(comm, missing) or missing <= dead)
+    wait_for_ranks(lambda: _all_came(comm, missing, {}) or missing <= dead)
 
 
 def part(comm: "MPI.Intracomm", dead: AbstractSet[int], *, whole: bool) -> None:
@@ -144,16 +160,16 @@ def _others(comm: "MPI.Intracomm") -> set[int]:
     return set(range(comm.size)) - {comm.rank}
 
 
-def _all_came(comm: "MPI.Intracomm", missing: set[int]) -> bool:
+def _all_came(comm: "MPI.Intracomm", missing: set[int], said: dict[int, Any]) -> bool:
     """Receive a message of each rank that has sent one, and was missing; whether none is missing any more."""
     came = {rank for rank in missing if comm.Iprobe(rank, _TAG)}
     for rank in came:
-        comm.recv(source=rank, tag=_TAG)
+        said[rank] = comm.recv(source=rank, tag=_TAG)
     missing -= came
     return not missing
 
 
-def _ranks(ranks: set[int]) -> str:
+def ranks_text(ranks: Collection[int]) -> str:
     names = ", ".join(map(str, sorted(ranks)[:10]))
     more = f" and {len(ranks) - 10} more" if len(ranks) > 10 else ""  # noqa: PLR2004 - enough to see which
     return f"rank {names}" if len(ranks) == 1 else f"ranks {names}{more}"

@@ -16,7 +16,7 @@ import itertools
 import logging
 import threading
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, Future
 from functools import partial
@@ -25,9 +25,9 @@ from typing import Any, Final
 from ._functions import Catalogue, Function
 from ._futures import Batch, Session, Task
 from ._health import Loss
-from ._keeper import INITIALIZER
 from ._outcomes import BrokenWorkerError, Place, RemoteTraceback, error_from, unship, with_cause
 from ._parcels import Parcels
+from ._slate import INITIALIZER
 from ._worker import Outcome, Reply, Work
 from .channel import ChannelClosed, ChannelFull, RemoteChannel, Share
 
@@ -69,6 +69,7 @@ class Pump:
         self._seconds: dict[object, float] = {}  # expected duration of a call, by kind
         self._failing: threading.Thread | None = None  # who settles futures, if it is not the collector
         self._failure = ""  # why nothing is collected any more
+        self._done: Counter[int] = Counter()  # calls, by rank
         self._orders: deque[Callable[[], list[Callable[[], None]]]] = deque()  # each gives what is left to do for futures
         self._unburied: list[tuple[Loss, Share]] = []  # of those, that wait for a message
         self._streaming = False  # a message longer than the room there was is still being put
@@ -82,15 +83,19 @@ class Pump:
         """How many are left."""
         return self._workers
 
-    def open(self, most_workers: int, initializer: Function | None, retries: int) -> Session:
-        """Begin a session for an executor that may use so many workers."""
+    def done_by(self, rank: int) -> int:
+        """How many calls of a worker have an outcome."""
+        return self._done[rank]
+
+    def open(self, most_workers: int, initializer: Function | None, **options: Any) -> Session:
+        """Begin a session for an executor that may use so many workers; for the options see Session."""
         # With fewer than all workers, only one message each: any worker may take it, so only their number keeps them few.
         limit = _PER_WORKER * self._workers if most_workers >= self._workers else most_workers
         with self._lock:
             if self._failure:
                 raise BrokenExecutor(self._failure)
             self._forget_done()
-            session = Session(next(self._session_numbers), limit, initializer, retries)
+            session = Session(next(self._session_numbers), limit, initializer, **options)
             self._sessions[session.number] = session
             return session
 
@@ -99,12 +104,20 @@ class Pump:
     ) -> None:
         """Queue a call, and send it at once if it is its turn. RuntimeError if the session takes no more.
 
+        Waits if the session is full, but not in a callback of a future, which is to be done with before there is room.
+
         The lock is taken only to send. Who makes room sends what it then finds queued, so either sees the other; and who closes
         the session, or breaks it, either finds the call queued or is found to have done so here.
         """
         self.check_open(session)
         task = Task(next(self._numbers), future, shipped, size, kind, function)
-        session.backlog.append(task)
+        if session.max_pending is None or self._is_settling():
+            session.backlog.append(task)
+        else:
+            with self._changed:
+                self._changed.wait_for(lambda: not session.is_full)
+                self.check_open(session)
+                session.backlog.append(task)
         if session.messages < self._limit(session, kind):
             with self._lock:
                 self._dispatch()
@@ -144,11 +157,15 @@ class Pump:
 
     def wait(self, session: Session) -> None:
         """Wait until every call of the session has its outcome."""
-        if threading.current_thread() in {self._collector, self._failing} and not session.idle:
+        if self._is_settling() and not session.idle:
             raise RuntimeError("a callback of a future cannot wait for its executor: the futures are settled by this thread")
         with self._changed:
             self._dispatch()  # what a submit has queued that was interrupted then
             self._changed.wait_for(lambda: session.idle)
+
+    def _is_settling(self) -> bool:
+        """Whether this thread settles futures."""
+        return threading.current_thread() in {self._collector, self._failing}
 
     def sessions(self) -> list[Session]:
         with self._lock:
@@ -209,7 +226,7 @@ class Pump:
         session.messages += 1
         initializer = session.initializer.number if session.initializer else 0
         try:
-            self._put((session.number, initializer, [task.call() for task in tasks]), batch)
+            self._put((session.number, initializer, session.task_timeout, [task.call() for task in tasks]), batch)
         except Exception as error:  # noqa: BLE001 - more than a channel can carry: they fail alone
             self._fail(session, tasks, error)
         except BaseException:  # Ctrl-C in the thread that submits
@@ -301,6 +318,7 @@ class Pump:
                     reason = f"the initializer failed in a worker, {name}: {text}"
                     steps.append(partial(self._break, session, reason, RemoteTraceback(trace)))
                 if outcomes:
+                    self._done[rank] += len(outcomes)
                     steps.append(partial(self._settle_all, session, self._note(session, outcomes)))
                 self._note_given_back(session, given_back)
             self._dispatch()
@@ -415,7 +433,8 @@ class Pump:
         calls = tasks[0].batch.calls
         last = len(calls) if loss.begun is None else calls.index(loss.begun) + 1 if loss.begun in calls else 0
         begun = set(calls[:last])
-        again = [task for task in tasks if session.is_to_be_run_again(task, begun=task.number in begun)]
+        overdue = loss.begun if loss.overdue else None
+        again = [task for task in tasks if task.number != overdue and session.is_to_be_run_again(task, begun=task.number in begun)]
         self._take_back(session, again)
         lost = [task for task in tasks if session.sent.pop(task.number, None)]
         for task in lost:
@@ -425,7 +444,11 @@ class Pump:
     def _fail_lost(self, session: Session, loss: Loss, tasks: list[Task]) -> None:
         text = f"{loss} while it ran this call, or before the result was there"
         for task in tasks:
-            _quietly(task.future.set_exception, BrokenWorkerError(text, loss.rank, loss.host, loss.pid, loss.end))
+            if loss.overdue and task.number == loss.begun:
+                error: Exception = TimeoutError(f"this call ran longer than task_timeout, {loss.overdue:g} s: {loss}")
+            else:
+                error = BrokenWorkerError(text, loss.rank, loss.host, loss.pid, loss.end)
+            _quietly(task.future.set_exception, error)
         self._note_settled(session, len(tasks))
 
     def _break(self, session: Session, reason: str, cause: BaseException | None) -> None:

@@ -12,15 +12,16 @@ from contextvars import ContextVar
 from typing import Any
 
 from ._functions import Shelf
-from ._keeper import INITIALIZER, NOTHING, new_word
 from ._outcomes import Failure, Place, failure_of, ship, unship
 from ._parcels import Parcels
+from ._slate import INITIALIZER, Slate
 from .channel import ChannelClosed, RemoteChannel
 
-# A message of work: the executor's number, that of its initializer (0: it has none), and the calls: number, the number of the
-# function (see _functions.py; 0: it has none), and the pickled function (None if it has a number), arguments and keywords.
+# A message of work: the executor's number, that of its initializer (0: it has none), the seconds that each call may run (0: any
+# time), and the calls: number, the number of the function (see _functions.py; 0: it has none), and the pickled function (None if it
+# has a number), arguments and keywords.
 Call = tuple[int, int, tuple[Any, ...]]
-Work = tuple[int, int, list[Call]]
+Work = tuple[int, int, float, list[Call]]
 
 # A message of replies: the rank; the executor's number; what became of calls: number, seconds that it ran, and either its value or
 # its failure; the numbers of calls that are given back, not begun; the failure of its initializer; the number of a function that
@@ -47,6 +48,7 @@ class Desk:
         self.outcomes: list[Outcome] = []  # not sent
         self.size = 0  # of the outcomes, in bytes
         self.sent_at = 0.0  # when outcomes were last taken away
+        self.held = _HELD  # seconds that an outcome may wait for others
 
     def begin_next(self) -> Call | None:
         """Take the next call; None if there is none."""
@@ -63,8 +65,8 @@ class Desk:
             self.running = None
             self.outcomes.append(outcome)
             self.size += size
-            now = time.perf_counter()
-            if self.calls and self.size <= _LARGE and now - self.sent_at <= _HELD:
+            now = time.monotonic()
+            if self.calls and self.size <= _LARGE and now - self.sent_at <= self.held:
                 call = self.calls.popleft()
                 self.running = call[0]
                 return [], call
@@ -140,12 +142,15 @@ class Worker:
         replies: RemoteChannel[Reply, Reply],
         parcels: Parcels,
         place: Place,
-        begun: memoryview | None = None,
+        slate: Slate,
+        enforce_limit: Callable[[float], None] | None = None,
     ) -> None:
         self._work = work
         self._replies = replies
         self._place = place
-        self._begun = new_word() if begun is None else begun  # the first word says what was begun last: see _keeper.py
+        self._slate = slate  # says what is run
+        self._enforce_limit = enforce_limit  # told how long calls may run; None: nobody sees to that
+        self._most = 0.0  # seconds that they may now
         self._executor = 0  # whose calls are on the desk
         self._initialized: dict[int, bool] = {}  # by executor: whether it may run calls
         self._shelf = Shelf(parcels, self._ask)
@@ -159,17 +164,21 @@ class Worker:
             self._do(*messages.pop())
         self._courier.stop()
 
-    def _do(self, executor: int, initializer: int, calls: list[Call]) -> None:
+    def _do(self, executor: int, initializer: int, most: float, calls: list[Call]) -> None:
         self._executor = executor
-        self._begun[0] = NOTHING
+        self._slate.wipe()
         if initializer and executor not in self._initialized:
-            self._begun[0] = INITIALIZER
+            self._limit(0.0)
+            self._slate.begin(INITIALIZER, time.monotonic())
             self._initialized[executor] = self._initialize(initializer)
-            self._begun[0] = NOTHING
+            self._slate.finish()
+            self._slate.wipe()
+        if most != self._most:
+            self._limit(most)
         if not self._initialized.get(executor, True):
             return  # the root has failed all the calls of this executor
         self._desk.calls.extend(calls)
-        self._desk.sent_at = time.perf_counter()
+        self._desk.sent_at = time.monotonic()
         if len(calls) > 1:
             self._courier.watch()
         calls.clear()  # so that nothing here holds on to the arguments
@@ -183,6 +192,13 @@ class Worker:
             self._reply(failure=failure_of(error, self._place))
             return False
         return True
+
+    def _limit(self, most: float) -> None:
+        """Have calls killed that run longer. What came of others before one is not to be lost with it, and so does not wait."""
+        self._most = most
+        self._desk.held = 0.0 if most else _HELD
+        if self._enforce_limit is not None:
+            self._enforce_limit(most)
 
     def _run_all(self) -> None:
         """Run the calls on the desk, and send what became of them before it grows old or large."""
@@ -211,19 +227,23 @@ class Worker:
             self._replies.put((self._place.rank, self._executor, outcomes, given_back, failure, wanted))
 
     def _run(self, number: int, numbered: int, shipped: tuple[Any, ...]) -> tuple[Outcome, int]:
-        began = time.perf_counter()
-        self._begun[0] = number
+        began = time.monotonic()
+        self._slate.begin(number, began)
         try:
             function, arguments, keywords = unship(shipped)
             del shipped
             if numbered:
                 function = self._shelf.get(numbered)
-                began = time.perf_counter()
+                began = time.monotonic()
+                if self._most:
+                    self._slate.begin(number, began)  # to wait for the function is not to run
             value, size = ship(function(*arguments, **keywords))
         except BaseException as error:  # noqa: BLE001 - see the module
             failure = failure_of(error, self._place)
-            return (number, time.perf_counter() - began, None, failure), 0
-        return (number, time.perf_counter() - began, value, None), size
+            self._slate.finish()
+            return (number, time.monotonic() - began, None, failure), 0
+        self._slate.finish()
+        return (number, time.monotonic() - began, value, None), size
 
 
 def run_chunk(function: Callable[..., Any], chunk: Iterable[tuple[Any, ...]]) -> list[Any]:

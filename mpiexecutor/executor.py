@@ -24,7 +24,11 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 from ._functions import Function
 from ._futures import slim_future
+from ._health import WorkerStatus
+from ._keeper import KILL, TERMINATE
 from ._launch import Crew, enlist, has_crew, is_serving, muster, serve
+from ._options import Options
+from ._orders import ranks_text
 from ._outcomes import ship, with_cause
 from ._worker import in_task, run_chunk
 from ._world import MAX_WORKERS_VARIABLE, leave, started_world
@@ -54,6 +58,8 @@ class RMAChannelExecutor(Executor):
         comm: "MPI.Intracomm | None" = None,
         root: int = 0,
         retries: int = 0,
+        task_timeout: float | None = None,
+        max_pending: int | None = None,
     ) -> None:
         """Make an executor on the ranks of `comm` (MPI.COMM_WORLD if None), submitting from rank `root`.
 
@@ -67,10 +73,22 @@ class RMAChannelExecutor(Executor):
         A worker that dies, of a call or otherwise, fails the calls that it had begun, with BrokenWorkerError; with `retries`
         they are run again elsewhere, up to so many times. The others go on.
 
+        A call that runs longer than `task_timeout` seconds fails with TimeoutError, and its worker is killed, which is the only
+        way to stop it; with `chunksize` a chunk is one call. With `max_pending`, submit waits while so many futures are not done.
+
         ValueError for arguments that cannot be; RuntimeError inside a call that a worker runs. `mp_context` and
         `max_tasks_per_child` are there for those who pass their defaults: MPI cannot replace ranks.
         """
-        _check_arguments(max_workers, mp_context, initializer, max_tasks_per_child, retries)
+        options = Options(
+            max_workers=max_workers,
+            initializer=initializer,
+            initargs=initargs,
+            retries=retries,
+            task_timeout=task_timeout,
+            max_pending=max_pending,
+        )
+        options.check()
+        _check_impossible(mp_context, max_tasks_per_child)
         if multiprocessing.parent_process() is not None:
             raise RuntimeError(
                 "an executor cannot be made in a process that multiprocessing has started: if that ran the script again, "
@@ -86,34 +104,26 @@ class RMAChannelExecutor(Executor):
         if crew is None:
             leave()
             raise AssertionError("unreachable")  # pragma: no cover
-        self._join(crew, max_workers, initializer, initargs, retries)
+        self._join(crew, options)
 
-    def _join(
-        self,
-        crew: Crew,
-        max_workers: int | None,
-        initializer: Callable[..., object] | None,
-        initargs: tuple[Any, ...],
-        retries: int,
-    ) -> None:
+    def _join(self, crew: Crew, options: Options) -> None:
         """Be an executor of this crew."""
         if crew.closed:
             raise RuntimeError("cannot make an executor at interpreter shutdown")
-        first = None if initializer is None else crew.pump.catalogue.add((initializer, initargs))
-        if crew.alone:
-            warnings.warn(
-                "this job has one rank: calls run one by one in a thread of this process. For 4 workers start it as "
-                "'mpiexec -n 5 python ...'",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-        if max_workers is not None and max_workers > crew.workers:
-            hint = f"; {MAX_WORKERS_VARIABLE} sets how many are started" if crew.started_here else ""
-            warnings.warn(f"{max_workers} workers were asked for, there are {crew.workers}{hint}", RuntimeWarning, stacklevel=3)
-        self._num_workers = min(max_workers or crew.workers, crew.workers)
+        first = None if options.initializer is None else crew.pump.catalogue.add((options.initializer, options.initargs))
+        for warning in _warnings(crew, options):
+            warnings.warn(warning, RuntimeWarning, stacklevel=3)
+        self._num_workers = min(options.max_workers or crew.workers, crew.workers)
+        self._crew = crew
         self._pump = crew.pump
         self._place = crew.place
-        self._session = crew.pump.open(self._num_workers, first, retries)
+        self._session = crew.pump.open(
+            self._num_workers,
+            first,
+            retries=options.retries,
+            task_timeout=options.task_timeout or 0.0,
+            max_pending=options.max_pending,
+        )
         # An executor that is dropped takes no more calls; those that it has are run.
         weakref.finalize(self, crew.pump.drop, self._session).atexit = False
 
@@ -212,6 +222,28 @@ class RMAChannelExecutor(Executor):
         if wait:
             self._pump.wait(self._session)
 
+    def workers(self) -> list[WorkerStatus]:
+        """Say of each worker who it is, and what it does at this moment; of those that have died, too."""
+        return self._crew.workers_now()
+
+    def terminate_workers(self) -> None:
+        """Shut down at once: drop what was not sent yet, and have all workers end, by SIGTERM.
+
+        That is the end of every executor on this communicator: its calls fail with BrokenExecutor. RuntimeError, and nothing is
+        done, if there are workers without keeper, which cannot end alone.
+        """
+        self._end_workers(TERMINATE)
+
+    def kill_workers(self) -> None:
+        """Do as terminate_workers does, by SIGKILL."""
+        self._end_workers(KILL)
+
+    def _end_workers(self, how: bytes) -> None:
+        if unkept := self._crew.without_keeper:
+            raise RuntimeError(f"{_unkept(self._crew, unkept)}: they can only end together with the whole job")
+        self.shutdown(wait=False, cancel_futures=True)
+        self._crew.end_workers(how)
+
     def __reduce__(self) -> Any:
         raise TypeError("an executor cannot be used inside a call that it runs: submit from the root instead")
 
@@ -243,15 +275,24 @@ class RMACommExecutor:
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
         retries: int = 0,
+        task_timeout: float | None = None,
+        max_pending: int | None = None,
     ) -> None:
         """Say which ranks, and how to make the executor: see RMAChannelExecutor."""
-        _check_arguments(max_workers, None, initializer, None, retries)
+        self._options = Options(
+            max_workers=max_workers,
+            initializer=initializer,
+            initargs=initargs,
+            retries=retries,
+            task_timeout=task_timeout,
+            max_pending=max_pending,
+        )
+        self._options.check()
         from mpi4py import MPI  # noqa: PLC0415 - initialises MPI: not before it is needed
 
         self._comm = MPI.COMM_WORLD if comm is None else comm
         _check_root(self._comm, root)
         self._root = root
-        self._options = (max_workers, initializer, initargs, retries)
         self._crew: Crew | None = None
         self._executor: RMAChannelExecutor | None = None
 
@@ -266,7 +307,7 @@ class RMACommExecutor:
         self._crew = muster(self._comm, self._root)
         executor = RMAChannelExecutor.__new__(RMAChannelExecutor)
         try:
-            executor._join(self._crew, *self._options)  # noqa: SLF001 - made here, for a crew of its own
+            executor._join(self._crew, self._options)  # noqa: SLF001 - made here, for a crew of its own
         except BaseException:
             self._crew.close()  # the others are not to serve for ever
             raise
@@ -280,6 +321,25 @@ class RMACommExecutor:
             finally:
                 self._crew.close()
                 self._crew = self._executor = None
+
+
+def _warnings(crew: Crew, options: Options) -> Iterator[str]:
+    """Say what cannot be as the options want it."""
+    if crew.alone:
+        yield (
+            "this job has one rank: calls run one by one in a thread of this process. For 4 workers start it as "
+            "'mpiexec -n 5 python ...'"
+        )
+    if options.max_workers is not None and options.max_workers > crew.workers:
+        hint = f"; {MAX_WORKERS_VARIABLE} sets how many are started" if crew.started_here else ""
+        yield f"{options.max_workers} workers were asked for, there are {crew.workers}{hint}"
+    if options.task_timeout is not None and (unkept := crew.without_keeper):
+        yield f"{_unkept(crew, unkept)}: task_timeout cannot end their calls"
+
+
+def _unkept(crew: Crew, ranks: list[int]) -> str:
+    """Say who cannot be killed."""
+    return "this job has one rank, and no workers" if crew.alone else f"{ranks_text(ranks)} have no keeper (see the README)"
 
 
 def _raises_interrupt(call: Any) -> bool:
@@ -396,21 +456,11 @@ def _next_ready(ready: SimpleQueue[Future[T]], waiting: set[Future[T]], deadline
         del future  # its exception refers to this frame
 
 
-def _check_arguments(max_workers: Any, mp_context: object, initializer: object, max_tasks_per_child: object, retries: Any) -> None:
-    if max_workers is not None and (not hasattr(max_workers, "__index__") or isinstance(max_workers, bool)):
-        raise TypeError(f"max_workers is a whole number or None, not {max_workers!r}")
-    if max_workers is not None and max_workers < 1:
-        raise ValueError(f"max_workers is at least 1, not {max_workers}")
+def _check_impossible(mp_context: object, max_tasks_per_child: object) -> None:
     if mp_context is not None:
         raise ValueError("mp_context cannot be chosen: workers are ranks of the MPI job, not processes that this one starts")
     if max_tasks_per_child is not None:
         raise ValueError("max_tasks_per_child cannot be kept: MPI cannot replace a rank while the job runs")
-    if initializer is not None and not callable(initializer):
-        raise TypeError(f"initializer is called in each worker: {initializer!r} cannot be called")
-    if not isinstance(retries, int) or isinstance(retries, bool):
-        raise TypeError(f"retries is a whole number, not {retries!r}")
-    if retries < 0:
-        raise ValueError(f"retries is at least 0, not {retries}")
 
 
 def _check_root(comm: "MPI.Intracomm", root: int) -> None:

@@ -7,21 +7,28 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from mpiexecutor import _keeper
+from mpiexecutor._slate import NOTHING, Slate
 
 LIMIT = 20  # seconds that anything here may take
 RANK = """
 import os, signal, sys, time
 from mpiexecutor import _keeper
+from mpiexecutor._slate import NOTHING, Slate
 kept = _keeper.keep(b"last words")
 print(os.getpid(), flush=True)
 """
-SERVES = "kept.serve(bytes.fromhex(sys.argv[1]).decode(), 'token', 7); kept.word[0] = 41; print('serving', flush=True);"
+SERVES = (
+    "kept.serve(bytes.fromhex(sys.argv[1]).decode(), 'token', 7); kept.slate.begin(41, time.monotonic());"
+    "print('serving', flush=True);"
+)
 
 
 @contextmanager
@@ -47,12 +54,14 @@ def root() -> Iterator[tuple[str, socket.socket]]:
         yield address.encode().hex(), listener
 
 
-def greet(listener: socket.socket) -> tuple[socket.socket, dict]:
+def greet(listener: socket.socket) -> tuple[socket.socket, dict, Slate]:
     keeper = listener.accept()[0]
     keeper.settimeout(LIMIT)
-    hello = json.loads(keeper.recv(1000))
+    data, descriptors, _, _ = socket.recv_fds(keeper, 1000, 1)
+    slate = Slate(*descriptors)
+    os.close(*descriptors)
     keeper.send(b"!")
-    return keeper, hello
+    return keeper, json.loads(data), slate
 
 
 def is_there(pid: int) -> bool:
@@ -61,6 +70,11 @@ def is_there(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs still: its parent may not have looked yet."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 @pytest.mark.parametrize(("end", "status"), [("sys.exit(3)", 3), ("os._exit(0)", 0), ("os.kill(os.getpid(), signal.SIGTERM)", -15)])
@@ -80,11 +94,12 @@ def test_the_rank_does_not_outlive_its_keeper():
 def test_tells_the_root_of_a_death_and_stays_until_it_may_leave():
     """How it ended, which call it had begun, who it was; then, for the process manager, all is well."""
     with root() as (address, listener), rank_that(SERVES + "time.sleep(60)", address) as (keeper, rank):
-        connection, hello = greet(listener)
+        connection, hello, slate = greet(listener)
         assert hello == {"token": "token", "rank": 7, "pid": rank, "host": socket.gethostname()}
         assert keeper.stdout.readline() == b"serving\n"
         os.kill(rank, signal.SIGSEGV)
-        assert json.loads(connection.recv(1000)) == {"end": "was killed by SIGSEGV", "begun": 41}
+        assert json.loads(connection.recv(1000)) == {"end": "was killed by SIGSEGV", "begun": 41, "overdue": 0.0}
+        assert slate.begun == 41
         assert not is_there(rank)
         assert keeper.poll() is None
         connection.send(_keeper.LEAVE)
@@ -97,17 +112,80 @@ def test_tells_the_root_of_a_death_and_stays_until_it_may_leave():
 def test_kills_its_rank_when_the_root_says_so():
     """And tells of that as of any death."""
     with root() as (address, listener), rank_that(SERVES + "signal.pthread_sigmask(0, range(1, 65)); time.sleep(60)", address):
-        connection, _ = greet(listener)
+        connection, _, _ = greet(listener)
         connection.send(_keeper.KILL)
         assert json.loads(connection.recv(1000))["end"] == "was killed by SIGKILL"
         connection.close()
+
+
+def test_has_its_rank_end_when_the_root_says_so():
+    """By SIGTERM, which the rank may have a handler for."""
+    handles = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(6)); kept.slate.pulse(); time.sleep(60)"
+    with root() as (address, listener), rank_that(SERVES + handles, address):
+        connection, _, slate = greet(listener)
+        before = slate.seen
+        while slate.seen == before:
+            time.sleep(0.001)
+        connection.send(_keeper.TERMINATE)
+        assert json.loads(connection.recv(1000))["end"] == "ended with exit code 6"
+        connection.close()
+
+
+OVERDUE = "was killed, as its call ran longer than 0.3 s"
+
+
+@pytest.mark.parametrize(
+    ("does", "end"),
+    [
+        ("kept.limit(0.3); time.sleep(60)", OVERDUE),
+        ("signal.pthread_sigmask(0, range(1, 65)); kept.limit(0.3); __import__('ctypes').PyDLL(None).sleep(60)", OVERDUE),
+        ("kept.limit(0.3); os.kill(os.getpid(), signal.SIGSTOP)", OVERDUE),
+        ("kept.limit(0.3); kept.slate.finish(); time.sleep(0.6); os._exit(3)", "ended with exit code 3"),
+        (
+            "kept.limit(0.3)\nfor _ in range(6): time.sleep(0.1); kept.slate.begin(41, time.monotonic())\nos._exit(3)",
+            "ended with exit code 3",
+        ),
+        ("kept.limit(0.3); kept.limit(0); time.sleep(0.6); os._exit(3)", "ended with exit code 3"),
+    ],
+    ids=["runs", "holds the GIL", "is stopped", "runs no more", "runs others", "may run as long as it likes"],
+)
+def test_kills_a_rank_whose_call_runs_longer_than_it_may(does, end):
+    """However it spends its time; but not for what one call after another takes, and not while none runs."""
+    with root() as (address, listener), rank_that(SERVES + does, address):
+        connection, _, _ = greet(listener)
+        said = json.loads(connection.recv(1000))
+        assert said == {"end": end, "begun": 41, "overdue": 0.3 if end == OVERDUE else 0.0}
+        connection.close()
+
+
+def test_a_call_that_ends_at_the_last_moment_is_no_reason_to_kill():
+    """The rank is stopped first, and looked at again: here the call ends between the two looks. Then it goes on."""
+    process = subprocess.Popen([sys.executable, "-c", "print(input(), flush=True)"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    slate = Slate()
+    slate.limit(1.0)
+    slate.begin(41, time.monotonic() - 2.0)
+    mine, its = socket.socketpair()
+    keeper = _keeper._Keeper(process.pid, mine, slate, -1, b"")
+    waited = os.waitid
+    try:
+        assert keeper._is_overdue()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "waitid", lambda *arguments: (waited(*arguments), slate.finish()))
+            keeper._enforce_limit()
+        assert process.communicate(b"alive", LIMIT)[0] == b"alive\n"
+    finally:
+        process.kill()
+        process.wait()
+        mine.close()
+        its.close()
+        os.close(keeper._end)
 
 
 @pytest.mark.parametrize("does", ["time.sleep(60)", "kept.stay()"], ids=["runs", "stays"])
 def test_ends_its_rank_when_the_root_is_gone(does):
     """Nobody waits for this rank any more, and the job has failed."""
     with root() as (address, listener), rank_that(SERVES + does, address) as (keeper, rank):
-        connection, _ = greet(listener)
+        connection, _, _ = greet(listener)
         assert keeper.stdout.readline() == b"serving\n"
         connection.close()
         assert keeper.wait(LIMIT) == 1
@@ -123,7 +201,7 @@ def test_is_nobody_again_to_a_rank_that_was_dismissed():
             _,
         ),
     ):
-        connection, _ = greet(listener)
+        connection, _, _ = greet(listener)
         assert connection.recv(1000) == _keeper.BYE
         connection.close()
         assert keeper.wait(LIMIT) == 4
@@ -147,3 +225,17 @@ def test_a_root_that_is_not_there_is_as_none():
 def test_says_how_a_process_ended(status, text):
     """By the name of the signal, where it has one."""
     assert _keeper.how(status) == text
+
+
+def test_a_rank_that_dies_as_it_begins_to_serve_is_a_loss_like_any_other():
+    """Its keeper has come to the root, and cannot tell the rank so any more: here the root is slow to answer."""
+    with root() as (address, listener), rank_that(SERVES, address) as (_, rank):
+        connection = listener.accept()[0]
+        connection.settimeout(LIMIT)
+        connection.recv(1000)
+        os.kill(rank, signal.SIGKILL)
+        while is_alive(rank):
+            time.sleep(0.001)
+        connection.send(b"!")
+        assert json.loads(connection.recv(1000)) == {"end": "was killed by SIGKILL", "begun": NOTHING, "overdue": 0.0}
+        connection.close()

@@ -1,0 +1,42 @@
+"""What an executor can be asked for, and the rules for that."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What users say: see RMAChannelExecutor."""
+
+    max_workers: int | None
+    initializer: Callable[..., object] | None
+    initargs: tuple[Any, ...]
+    retries: int
+    task_timeout: float | None
+    max_pending: int | None
+
+    def check(self) -> None:
+        """Raise TypeError or ValueError, with the rule as its text, if they cannot be."""
+        _check_number("max_workers", self.max_workers, least=1, optional=True)
+        _check_number("max_pending", self.max_pending, least=1, optional=True)
+        _check_number("retries", self.retries, least=0)
+        if self.initializer is not None and not callable(self.initializer):
+            raise TypeError(f"initializer is called in each worker: {self.initializer!r} cannot be called")
+        timeout: Any = self.task_timeout
+        if timeout is None:
+            return
+        if not isinstance(timeout, (int, float)) or isinstance(timeout, bool):
+            raise TypeError(f"task_timeout is a number of seconds or None, not {timeout!r}")
+        if not 0 < timeout < math.inf:
+            raise ValueError(f"task_timeout is a number of seconds above 0, or None, not {timeout!r}")
+
+
+def _check_number(name: str, number: Any, *, least: int, optional: bool = False) -> None:
+    if optional and number is None:
+        return
+    if not hasattr(number, "__index__") or isinstance(number, bool):
+        raise TypeError(f"{name} is a whole number{' or None' if optional else ''}, not {number!r}")
+    if number < least:
+        raise ValueError(f"{name} is at least {least}, not {number}")

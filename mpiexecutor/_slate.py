@@ -1,0 +1,89 @@
+"""What a worker writes down of itself, in memory that its keeper and its root share: nothing is sent.
+
+Theory of operation
+    One page, of words of 8 bytes, each written by one thread of the rank, as a whole. Others only read.
+
+    BEGUN  number of the call that was begun last, or NOTHING, or INITIALIZER: written before anything of the call is unpickled
+    SINCE  when that call was begun, in seconds; 0 while none runs: written after BEGUN, and after LIMIT
+    LIMIT  seconds that a call may run; 0: any time
+    SEEN   when the rank last had time for it: by a thread of its own, every second
+
+    Times are of the monotonic clock, which all processes of a node share. Who sees a call that is overdue stops the rank, and looks
+    once more, before it does anything about it: a rank that is stopped writes nothing, so all words are of one moment then.
+"""
+
+import mmap
+import os
+import time
+from typing import Final
+
+NOTHING: Final = -1  # has been begun of the message that came last
+INITIALIZER: Final = -2  # is being run
+PULSE: Final = 1.0  # seconds between two signs of life
+
+_BEGUN, _SINCE, _LIMIT, _SEEN = range(4)
+
+
+class Slate:
+    """The page. Whoever has the descriptor can read it."""
+
+    def __init__(self, descriptor: int = -1) -> None:
+        """Map a page that another process has made, or, without a descriptor, make one that no other sees."""
+        memory = mmap.mmap(descriptor, mmap.PAGESIZE)
+        self._numbers = memoryview(memory).cast("q")
+        self._times = memoryview(memory).cast("d")
+        if descriptor == -1:
+            self.wipe()
+
+    @classmethod
+    def new(cls) -> tuple["Slate", int]:
+        """Make a page that can be shared, and give its descriptor, too."""
+        descriptor = os.memfd_create("mpiexecutor-slate")
+        os.truncate(descriptor, mmap.PAGESIZE)
+        slate = cls(descriptor)
+        slate.wipe()
+        return slate, descriptor
+
+    def wipe(self) -> None:
+        """Say that nothing was begun of this message yet."""
+        self._numbers[_BEGUN] = NOTHING
+
+    def begin(self, number: int, now: float) -> None:
+        """Say that a call begins, or an initializer."""
+        self._numbers[_BEGUN] = number
+        self._times[_SINCE] = now
+
+    def finish(self) -> None:
+        """Say that it has come to its end; what came of it is still to be put."""
+        self._times[_SINCE] = 0.0
+
+    def limit(self, seconds: float) -> None:
+        """Say how long each call may run from now on; 0: as long as it likes."""
+        self._times[_LIMIT] = seconds
+
+    def pulse(self) -> None:
+        self._times[_SEEN] = time.monotonic()
+
+    @property
+    def begun(self) -> int:
+        return self._numbers[_BEGUN]
+
+    @property
+    def running_since(self) -> float | None:
+        return self._times[_SINCE] or None
+
+    @property
+    def seen(self) -> float:
+        return self._times[_SEEN]
+
+    @property
+    def most(self) -> float:
+        """How many seconds a call may run; 0: as long as it likes."""
+        return self._times[_LIMIT]
+
+    def left(self, now: float) -> float | None:
+        """Give the seconds that there are, at the least, until a call is overdue; None if none will be."""
+        most, since = self.most, self.running_since
+        if not most:
+            return None
+        return most if since is None else since + most - now

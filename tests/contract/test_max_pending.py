@@ -1,0 +1,89 @@
+"""max_pending: submit waits while so many futures are not done."""
+
+import threading
+from concurrent.futures import Future, wait
+
+import pytest
+from gates import LIMIT, executor_of, identity, square, until
+
+
+def not_done(futures):
+    return sum(not future.done() for future in futures)
+
+
+@pytest.mark.parametrize("most", [1, 7])
+def test_never_more_futures_are_pending_than_were_asked_for(most):
+    """Counted by whoever submits; all have their results in the end."""
+    with executor_of(max_pending=most) as executor:
+        futures = []
+        for number in range(300):
+            futures.append(executor.submit(square, number))
+            assert not_done(futures) <= most
+        assert [future.result(LIMIT) for future in futures] == [number * number for number in range(300)]
+
+
+def test_many_threads_together_keep_to_it():
+    """At no time were more than so many calls submitted that are not done."""
+    futures = []
+    most = []
+
+    def submit(executor):
+        for number in range(20):
+            futures.append(executor.submit(square, number))
+            most.append(not_done(list(futures)))
+
+    with executor_of(max_pending=3) as executor:
+        threads = [threading.Thread(target=submit, args=(executor,)) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LIMIT)
+        assert sum(future.result(LIMIT) for future in futures) == 20 * sum(number * number for number in range(20))
+    assert max(most) <= 3
+    assert len(futures) == 400
+
+
+def test_whoever_waits_for_room_is_told_that_there_will_be_none(gate):
+    """Shutdown, in another thread: RuntimeError, as for any submit after it."""
+    executor = executor_of(max_pending=1)
+    call = executor.submit(gate.wait, 1)
+    said = Future()
+
+    def submit():
+        try:
+            said.set_result(executor.submit(square, 2))
+        except RuntimeError as error:
+            said.set_exception(error)
+
+    thread = threading.Thread(target=submit)
+    thread.start()
+    until(lambda: executor._pump._changed._waiters)  # it is waiting there
+    executor.shutdown(wait=False)
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        said.result(LIMIT)
+    gate.open()
+    assert call.result(LIMIT) == 1
+    thread.join(LIMIT)
+
+
+def test_a_callback_may_submit_though_the_executor_is_full():
+    """It would wait for itself: the thread that runs callbacks is the one that makes room."""
+    more = []
+    with executor_of(max_pending=1) as executor:
+        first = executor.submit(identity, 1)
+        first.add_done_callback(lambda _: more.extend(executor.submit(square, number) for number in range(10)))
+        wait([first], LIMIT)
+        until(lambda: len(more) == 10)
+        assert [future.result(LIMIT) for future in more] == [number * number for number in range(10)]
+
+
+def test_cancelled_calls_make_room(gate):
+    """Once those before them have gone."""
+    with executor_of(max_pending=30) as executor:
+        blocked = [executor.submit(gate.wait, number) for number in range(15)]
+        waiting = [executor.submit(square, number) for number in range(15)]
+        cancelled = [future for future in waiting if future.cancel()]
+        gate.open()
+        assert [executor.submit(square, number).result(LIMIT) for number in range(40)] == [number * number for number in range(40)]
+        assert [future.result(LIMIT) for future in blocked] == [*range(15)]
+        assert all(future.cancelled() for future in cancelled)

@@ -1,0 +1,198 @@
+"""What is known of the workers, and how they are ended: a call that hangs, a pool that is to end at once."""
+
+import pytest
+from jobs import run_job
+
+pytestmark = pytest.mark.mpi
+
+HEAD = """
+import ctypes, os, signal, sys, time
+from concurrent.futures import CancelledError
+from pathlib import Path
+from mpiexecutor import BrokenWorkerError, RMAChannelExecutor
+
+FOLDER = Path(sys.argv[1])
+
+def until(condition):
+    end = time.monotonic() + 40
+    while not condition():
+        assert time.monotonic() < end, condition
+        time.sleep(0.01)
+
+def hold(number):
+    (FOLDER / f"pid {os.getpid()}").touch()
+    until((FOLDER / "open").exists)
+    return number
+
+def hang():
+    while True:
+        pass
+
+def hold_gil(seconds):
+    return ctypes.PyDLL(None).sleep(seconds)
+
+def held():
+    return [int(path.name.split()[1]) for path in FOLDER.glob("pid *")]
+
+def state_of(pid):
+    return next(worker.state for worker in executor.workers() if worker.pid == pid)
+"""
+
+
+def run(tmp_path, body, ranks=4, **options):
+    """Run a script; every way to start has the same workers."""
+    script = tmp_path / "script.py"
+    script.write_text(HEAD + body)
+    return run_job(ranks, ["-m", "mpiexecutor", str(script), str(tmp_path)], **options)
+
+
+STATES = """
+import socket
+with RMAChannelExecutor() as executor:
+    sum(executor.map(abs, range(100)))
+    assert [(worker.rank, worker.host) for worker in executor.workers()] == [(rank, socket.gethostname()) for rank in (1, 2, 3)]
+    assert sum(worker.done for worker in executor.workers()) == 100
+    until(lambda: {worker.state for worker in executor.workers()} == {"idle"})
+    before = time.time()
+    call = executor.submit(hold, 1)
+    until(held)
+    pid, = held()
+    busy, = (worker for worker in executor.workers() if worker.state == "running")
+    assert busy.pid == pid and before - 0.1 <= busy.since <= time.time(), (busy, before)
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: state_of(pid) == "silent")
+    silent, = (worker for worker in executor.workers() if worker.pid == pid)
+    assert busy.since - 2 <= silent.since <= time.time() - 3, (busy, silent)
+    assert executor.submit(abs, -7).result() == 7
+    os.kill(pid, signal.SIGCONT)
+    until(lambda: state_of(pid) == "running")
+    (FOLDER / "open").touch()
+    assert call.result() == 1
+    until(lambda: state_of(pid) == "idle")
+    call = executor.submit(hold_gil, 5)
+    until(lambda: "silent" in {worker.state for worker in executor.workers()})
+    assert call.result() == 0
+    until(lambda: {worker.state for worker in executor.workers()} == {"idle"})
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: state_of(pid) == "lost")
+    assert sum(worker.done for worker in executor.workers()) == 103
+print("ok")
+"""
+
+
+def test_workers_says_what_each_worker_does(tmp_path):
+    """Idle, running a call, stopped, holding the GIL, dead: since when, and how much it has done. To be silent is no death."""
+    assert run(tmp_path, STATES).stdout == "ok\n"
+
+
+def test_a_worker_without_keeper_is_known_by_name(tmp_path):
+    """But not what it does."""
+    body = """
+with RMAChannelExecutor() as executor:
+    pids = set(executor.map(lambda _: (time.sleep(0.05), os.getpid())[1], range(30)))
+    assert {worker.pid for worker in executor.workers()} == pids
+    assert {worker.state for worker in executor.workers()} == {"unknown"}
+    assert sum(worker.done for worker in executor.workers()) == 30
+print("ok")
+"""
+    assert run(tmp_path, body, env={"MPIEXECUTOR_KEEPER": "0"}).stdout == "ok\n"
+
+
+OVERDUE = """
+with RMAChannelExecutor(task_timeout=1, retries=3) as executor, RMAChannelExecutor() as patient:
+    calls = [executor.submit(abs, -number) for number in range(300)]
+    hanging = [executor.submit({hang})]
+    calls += [executor.submit(abs, -number) for number in range(300)]
+    long = patient.submit(time.sleep, 3)
+    assert [call.result() for call in calls] == [*range(300)] * 2
+    for call in hanging:
+        error = call.exception()
+        assert type(error) is TimeoutError, error
+        print(error)
+    assert long.result() is None
+    calls = [executor.submit(abs, -number) for number in range(300)]
+    assert [call.result() for call in calls] == [*range(300)]
+    assert executor.num_workers == 2
+    assert sorted(worker.state for worker in executor.workers()) == ["idle", "idle", "lost"]
+print("ok")
+sys.exit(5)
+"""
+
+
+@pytest.mark.parametrize(
+    "hang",
+    ["hang", "hold_gil, 1000", "lambda: os.kill(os.getpid(), signal.SIGSTOP)"],
+    ids=["loop", "GIL", "stopped"],
+)
+def test_a_call_that_runs_too_long_fails_alone(hang, tmp_path):
+    """Its worker is killed, whatever it is in the middle of; that call is not tried again, all others have their results.
+
+    Calls of an executor that has set no limit may run as long as they like.
+    """
+    job = run(tmp_path, OVERDUE.format(hang=hang), expect=5)
+    assert job.stdout.startswith("this call ran longer than task_timeout, 1 s: the worker on rank "), job
+    assert job.stdout.endswith(", was killed, as its call ran longer than 1 s\nok\n"), job
+
+
+def test_it_is_said_that_calls_cannot_be_ended_where_there_is_no_keeper(tmp_path):
+    """A limit that nobody keeps is no silent one."""
+    body = """
+import warnings
+warnings.simplefilter("error")
+try:
+    RMAChannelExecutor(task_timeout=1)
+except RuntimeWarning as warning:
+    print(warning)
+"""
+    text = "ranks 1, 2, 3 have no keeper (see the README): task_timeout cannot end their calls\n"
+    assert run(tmp_path, body, env={"MPIEXECUTOR_KEEPER": "0"}).stdout == text
+
+
+ENDS = """
+executor, other = RMAChannelExecutor(), RMAChannelExecutor()
+running = [executor.submit(hold, number) for number in range(3)]
+until(lambda: len(held()) == 3)
+unsent = [executor.submit(abs, number) for number in range(3000)]
+others = [other.submit(abs, number) for number in range(3000)]
+executor.{how}_workers()
+assert {{type(call.exception()) for call in running}} == {{BrokenWorkerError}}
+for call in unsent:
+    assert call.cancelled() or isinstance(call.exception(), BrokenExecutor)
+assert unsent[-1].cancelled()
+assert all(isinstance(call.exception(), BrokenExecutor) for call in others)
+assert {{worker.state for worker in executor.workers()}} == {{"lost"}}
+print(running[0].exception().end)
+for pool in (executor, other):
+    try:
+        pool.submit(abs, 1)
+    except RuntimeError as error:
+        print(error)
+executor.{how}_workers()
+sys.exit(5)
+"""
+
+
+@pytest.mark.parametrize(("how", "name"), [("terminate", "SIGTERM"), ("kill", "SIGKILL")])
+def test_a_pool_is_ended_at_once(how, name, tmp_path):
+    """What runs is lost, what waits is cancelled, other executors of these workers break; the script goes on."""
+    body = "from concurrent.futures import BrokenExecutor\n" + ENDS.format(how=how)
+    said = run(tmp_path, body, expect=5).stdout.splitlines()
+    assert said[0] == f"was killed by {name}"
+    assert [line.startswith("all workers are lost; the last of them, the worker on rank ") for line in said[1:]] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "who"), [(3, "ranks 1, 2 have no keeper (see the README)"), (1, "this job has one rank, and no workers")]
+)
+def test_a_pool_that_cannot_be_ended_alone_is_not(ranks, who, tmp_path):
+    """To end its workers would end the job: that is said, and the pool is as it was."""
+    body = """
+with RMAChannelExecutor() as executor:
+    try:
+        executor.kill_workers()
+    except RuntimeError as error:
+        print(error)
+    print(executor.submit(abs, -7).result())
+"""
+    said = run(tmp_path, body, ranks=ranks, env={"MPIEXECUTOR_KEEPER": "0"}).stdout
+    assert said == f"{who}: they can only end together with the whole job\n7\n"
