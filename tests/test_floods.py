@@ -1,0 +1,56 @@
+"""More of everything than anybody would want."""
+
+import re
+
+import pytest
+from jobs import ROOT, run_job
+
+pytestmark = pytest.mark.mpi
+FLOODS = str(ROOT / "tests" / "floods.py")
+SOAK = str(ROOT / "tests" / "soak.py")
+
+
+def flood(ranks, name, number=0, **options):
+    return run_job(ranks, ["-m", "mpiexecutor", FLOODS, name, str(number)], **options).stdout
+
+
+def test_a_hundred_threads_submit():
+    """All at a time."""
+    assert flood(3, "threads", 100) == "100 threads, 10,000 calls\n"
+
+
+def test_a_hundred_thousand_calls_are_submitted_at_once():
+    """Before any result is looked at."""
+    assert flood(3, "tiny", 100_000).startswith("100,000 calls submitted in ")
+
+
+def test_each_of_four_workers_returns_much_at_the_same_time():
+    """Through one reply channel: none gets in the way of another."""
+    assert flood(5, "large", 50_000_000) == "4 results of 50,000,000 bytes\n"
+
+
+def test_memory_stays_as_it_is_while_calls_are_submitted_faster_than_they_are_run():
+    """With max_pending, submit waits."""
+    assert " calls in 4 s, at most " in flood(3, "backpressure", 4)
+
+
+def test_many_workers_are_killed_at_once():
+    """Only what they had begun is lost."""
+    assert re.fullmatch(r"11 workers killed at once, \d+ of 1,100 calls lost\n", flood(13, "lost"))
+
+
+def test_random_calls_for_some_time():
+    """Sizes, kinds and failures by chance: see soak.py, which says with what seed."""
+    assert "calls: " in run_job(5, ["-m", "mpiexecutor", SOAK, "6"]).stdout
+
+
+@pytest.mark.slow
+def test_sixty_deaths_in_a_row():
+    """64 ranks, one after another down to one: the ring is whole."""
+    assert flood(64, "deaths", deadline=400).startswith("62 of 63 workers killed, ")
+
+
+@pytest.mark.slow
+def test_four_workers_return_two_gigabytes():
+    """Each 500 MB at the same time."""
+    assert flood(5, "large", 500_000_000, deadline=240) == "4 results of 500,000,000 bytes\n"
