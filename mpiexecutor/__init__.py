@@ -6,6 +6,7 @@ Layout, top to bottom; imports point down only:
     _launch       how ranks come to be a crew: one root, its workers           _world    how MPI begins and ends
     _pump         dispatcher and collector, on the root            _worker   the worker's loop
     _health       which workers live, on the root                  _keeper   the parent of a worker, which tells of its death
+    _relay        the same of those on other nodes                 _slate    what a worker writes down of itself
     _futures      calls that are waited for, by executor           _outcomes what becomes of a call, as bytes
     channel       the raw channel: a package of its own, which knows nothing of the above
 

@@ -11,20 +11,19 @@ import hmac
 import json
 import logging
 import os
-import secrets
 import selectors
 import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from ._keeper import BYE, KILL, LEAVE, possible
-from ._slate import PULSE, Slate
+from ._slate import PULSE, Signs, Slate
 from .channel import ChannelBroken, ChannelClosed, RemoteChannel, Share
 from .channel._waiting import wait_for_ranks
 
@@ -51,6 +50,7 @@ class Loss:
     end: str  # how
     begun: int | None  # the number of the call that it began last, NOTHING or INITIALIZER: see _slate.py; None: not known
     overdue: float = 0.0  # the seconds that its calls might run, if it was killed as that call ran longer
+    silent: bool = False  # given up: perhaps it lives
 
     def __str__(self) -> str:
         return f"the worker on rank {self.rank}, host {self.host}, pid {self.pid}, {self.end}"
@@ -73,27 +73,41 @@ class WorkerStatus:
     done: int
 
 
+class Line(Protocol):
+    """A way to tell a keeper something."""
+
+    def send(self, wish: bytes, /) -> object: ...
+
+    def close(self) -> None: ...
+
+
+def address_of(name: str) -> str:
+    """Give the address of a watch, which is no file, and vanishes with its process."""
+    return f"\0mpiexecutor-watch-{name}"
+
+
 class Watch:
     """Listens to the keepers of this node. Nobody else gets in: see _adopt.py."""
 
-    def __init__(self) -> None:
-        self.address = ""  # while nobody can have a keeper
-        self.token = secrets.token_hex(16)
+    def __init__(self, name: str, token: str) -> None:
+        """Listen, under a name that is hard to guess, to those who know the token."""
+        self._token = token
         self.losses: SimpleQueue[Loss | None] = SimpleQueue()  # None: there will be none any more
         self.dead: set[int] = set()
-        self._keepers: dict[int, socket.socket] = {}  # by rank
-        self._slates: dict[int, Slate] = {}  # by rank
+        self.silent: set[int] = set()  # of these: perhaps they live
+        self._keepers: dict[int, Line] = {}  # by rank
+        self._slates: dict[int, Slate | Signs] = {}  # by rank
         self._doomed: dict[int, bytes] = {}  # whom this process wants to end, and how it has put that
         self._selector = selectors.DefaultSelector()
         self._here, self._there = socket.socketpair()  # wakes the thread
         self._selector.register(self._here, selectors.EVENT_READ, lambda _: self._here.recv(1))
         self._listener: socket.socket | None = None
         if possible():
-            self.address = f"\0mpiexecutor-watch-{secrets.token_hex(16)}"
             self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            self._listener.bind(self.address)
+            self._listener.bind(address_of(name))
             self._listener.listen(_MOST)
             self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._look: Callable[[], object] = lambda: None  # hears what comes from other nodes
         self._alarm: tuple[float, Callable[[], None]] | None = None
         self._stopped = False
         self._thread = threading.Thread(target=self._listen, name="mpiexecutor watch", daemon=True)
@@ -105,21 +119,22 @@ class Watch:
         wait_for_ranks(lambda: self._slates.keys() >= set(ranks) or time.monotonic() > until)
 
     def kill(self, rank: int) -> bool:
-        """Have a worker killed; False if it has no keeper here."""
-        keeper = self._keepers.get(rank)
-        if keeper is None or rank in self.dead:
-            return False
-        with contextlib.suppress(OSError):
-            keeper.send(KILL)
-        return True
+        """Have a worker killed; False if it has no keeper."""
+        return rank not in self.dead and self.tell(rank, KILL)
 
     def doom(self, rank: int, how: bytes) -> None:
         """Have a worker end, by KILL or TERMINATE: if its keeper is still to come, then."""
         self._doomed[rank] = how  # before the look for its keeper, who is noted before a look here
+        self.tell(rank, how)
+
+    def tell(self, rank: int, wish: bytes) -> bool:
+        """Tell a worker's keeper something; False if it has none, or that has gone."""
         keeper = self._keepers.get(rank)
-        if keeper is not None:
-            with contextlib.suppress(OSError):
-                keeper.send(how)
+        if keeper is None:
+            return False
+        with contextlib.suppress(OSError):
+            keeper.send(wish)
+        return True
 
     def is_doomed(self, rank: int) -> bool:
         """Whether this process has wanted a worker to end."""
@@ -137,6 +152,39 @@ class Watch:
             return "silent", wall - now + seen
         since = slate.running_since
         return ("idle", None) if since is None else ("running", wall - now + since)
+
+    @property
+    def known(self) -> frozenset[int]:
+        """Whose keepers have come."""
+        return frozenset(self._slates)
+
+    def signs(self) -> Iterator[tuple[int, Signs]]:
+        """Give what the workers that live say of themselves."""
+        for rank, slate in list(self._slates.items()):
+            if rank not in self.dead:
+                yield rank, Signs(slate.running_since, slate.seen)
+
+    def admit(self, rank: int, keeper: Line, slate: Slate | Signs) -> None:
+        """Note a keeper, and its worker's slate, or what is known of that now."""
+        self._slates[rank] = slate
+        self._keepers[rank] = keeper
+        if rank in self._doomed:
+            self.tell(rank, self._doomed[rank])
+
+    def forget_keeper(self, rank: int) -> None:
+        """Note that a keeper has gone, or can be told nothing any more."""
+        if (keeper := self._keepers.pop(rank, None)) is not None:
+            keeper.close()
+
+    def lose(self, loss: Loss) -> None:
+        """Note a death, once."""
+        if loss.rank not in self.dead:
+            self.dead.add(loss.rank)
+            self.losses.put(loss)
+
+    def hear_by(self, look: Callable[[], object]) -> None:
+        """Have this called while keepers of other nodes are awaited: see _relay.py."""
+        self._look = look
 
     def attend(self, descriptor: int, happened: Callable[[], None]) -> None:
         """Have something called, once, when there is something to read."""
@@ -156,13 +204,14 @@ class Watch:
     def unset_alarm(self) -> None:
         self._alarm = None
 
-    def see_off(self) -> None:
-        """Have all keepers end, with their ranks, and wait until they have taken leave: before this process ends, and the job."""
-        for keeper in list(self._keepers.values()):
-            with contextlib.suppress(OSError):
-                keeper.send(LEAVE)
+    def see_off(self, ranks: Collection[int] | None = None) -> None:
+        """Have all keepers end, or those of some ranks, with their ranks, and wait until they have taken leave of the job."""
+        leaving = set(self._keepers if ranks is None else ranks)
+        for rank in leaving:
+            self.tell(rank, LEAVE)
         until = time.monotonic() + _LEAVING
-        while self._keepers and time.monotonic() < until:
+        while leaving & self._keepers.keys() and time.monotonic() < until:
+            self._look()
             time.sleep(_LOOK)
 
     def stop(self) -> None:
@@ -202,14 +251,10 @@ class Watch:
         except Exception:  # noqa: BLE001 - a stranger, whatever it has sent
             connection.close()
             return
-        rank = hello["rank"]
         with contextlib.suppress(OSError):
             connection.send(b"!")  # before anything else that it may be sent
-        self._slates[rank] = slate
-        self._keepers[rank] = connection
         self._selector.register(connection, selectors.EVENT_READ, partial(self._hear, hello))
-        if rank in self._doomed:
-            self.doom(rank, self._doomed[rank])
+        self.admit(hello["rank"], connection, slate)
 
     def _hello(self, connection: socket.socket) -> tuple[dict[str, Any], Slate]:
         """Receive what a keeper has to say of itself, and its rank's slate; any error if it is a stranger."""
@@ -220,7 +265,7 @@ class Watch:
         data, descriptors, _, _ = socket.recv_fds(connection, _LONGEST, 1)
         try:
             hello: dict[str, Any] = json.loads(data)
-            if not hmac.compare_digest(str(hello.pop("token")), self.token):
+            if not hmac.compare_digest(str(hello.pop("token")), self._token):
                 raise PermissionError
             slate = Slate(*descriptors)
         finally:
@@ -237,11 +282,10 @@ class Watch:
         rank = hello["rank"]
         if data in {b"", BYE}:
             self._selector.unregister(keeper)
-            self._keepers.pop(rank).close()
-        if data != BYE and rank not in self.dead:
+            self.forget_keeper(rank)
+        if data != BYE:
             said = json.loads(data) if data else {"end": "was lost together with its keeper", "begun": None}
-            self.dead.add(rank)
-            self.losses.put(Loss(**hello, **said))
+            self.lose(Loss(**hello, **said))
 
 
 class Undertaker:
@@ -271,6 +315,9 @@ class Undertaker:
         while (loss := self._watch.losses.get()) is not None:
             logger.log(logging.INFO if self._watch.is_doomed(loss.rank) else logging.WARNING, "%s", loss)
             self._note()
+            if loss.silent and self._is_at_work(loss.rank):
+                self._give_up(f"{loss}; it was in the middle of a message, which may still come")
+                continue
             try:
                 self._settle(loss)
             except ChannelClosed:  # freed
@@ -282,6 +329,9 @@ class Undertaker:
             finally:
                 self._watch.unset_alarm()
             self._bury(loss, self._shares.pop(loss.rank, None))
+
+    def _is_at_work(self, rank: int) -> bool:
+        return any(rank in channel.at_work() for channel in (self._work, self._replies))
 
     def _settle(self, loss: Loss) -> None:
         self._settle_channel(loss, lambda: self._shares.update({share.rank: share for share in self._settle_work()}))

@@ -2,7 +2,7 @@
 
     process manager ── started ──> keeper ── forked, before MPI ──> rank
                                      |  <─── "serving", "dismissed" ──┘
-                                     └── "it was killed by SIGKILL" ──> root (see _health.py)
+                                     └── "it was killed by SIGKILL" ──> a watch: the root's (see _health.py)
 
 The process that was started as a rank forks, and the child is the rank. The parent, its keeper, has the same connection to the
 process manager, and never touches MPI. As long as the rank serves nobody it is as if there were no keeper: it ends as the rank
@@ -12,6 +12,10 @@ runs longer than it may is killed by its keeper.
 Life and death. If the keeper dies the kernel kills its rank. The keeper is connected to the root as long as that lives. When the
 root says so the keeper kills its rank, if that still lives, takes leave, and ends; when the kernel closes the connection, because
 the root has died, it does so without taking leave.
+
+On another node than the root's the watches are those of other ranks there, which pass on what they hear (see _relay.py). When one
+is gone the keeper turns to the next. If its rank dies, and there is none any more, the keeper takes leave, and ends: the root will
+miss them both.
 
 Only Linux has what this takes (pidfd_open, PR_SET_PDEATHSIG).
 """
@@ -30,6 +34,7 @@ import threading
 import time
 import traceback
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -45,6 +50,7 @@ TERMINATE: Final = b"terminate"  # to have it end, by SIGTERM,
 LEAVE: Final = b"leave"  # or to end the rank and its keeper
 BYE: Final = b"{}"  # what a keeper says when it goes, and nothing is wrong
 _LONGEST = 1 << 16  # bytes of a message
+_WELCOME = 5.0  # seconds that another worker's watch has to answer: a call may hold its GIL
 _LOST = 1 << 8  # the status of a keeper whose root is dead, as waitpid would give it
 _PR_SET_PDEATHSIG = 1
 _FORK_SHY = "libgomp", "libomp", "libiomp5", "libcuda"  # libraries that hang, or fail, in a child if the parent has used them
@@ -54,9 +60,10 @@ _FORK_SHY = "libgomp", "libomp", "libiomp5", "libcuda"  # libraries that hang, o
 class Service:
     """Whom a rank serves."""
 
-    address: str  # of the root's watch
+    addresses: list[str]  # of watches: the first that is there is the one
     token: str
     rank: int
+    far: bool  # from the root: the watches are other workers'
     pmix: str | None  # the library's path, if this rank has loaded it
     files: list[str]  # that are to be removed in the end: see _manager.py
 
@@ -69,9 +76,9 @@ class Kept:
         self.slate = slate
         self._resting = threading.Event()  # no longer to give signs of life
 
-    def serve(self, address: str, token: str, rank: int) -> None:
-        """From now on this rank serves the root that listens there, and is not to take the job with it."""
-        self._say(asdict(Service(address, token, rank, *_manager.mapped())))
+    def serve(self, addresses: Sequence[str], token: str, rank: int, *, far: bool = False) -> None:
+        """From now on this rank serves the root that listens there, or through others, and is not to take the job with it."""
+        self._say(asdict(Service(list(addresses), token, rank, far, *_manager.mapped())))
         self._line.recv(1)  # the root knows its keeper: only now may the rank begin
         threading.Thread(target=self._pulse, name="mpiexecutor pulse", daemon=True).start()
 
@@ -164,7 +171,7 @@ class _Keeper:
         self._last_words = last_words
         self._end = os.pidfd_open(child)
         self._service: Service | None = None
-        self._root: socket.socket | None = None
+        self._watch: socket.socket | None = None
         self._status: int | None = None  # of the child, once it has ended
         self._poll = select.poll()
         self._poll.register(self._end, select.POLLIN)
@@ -172,13 +179,13 @@ class _Keeper:
 
     def run(self) -> int:
         """Keep the rank; give the status to end with."""
-        while self._status is None or self._root is not None:
+        while self._status is None or self._watch is not None:
             self._wait()
         return self._status
 
     def _wait(self) -> None:
         """Wait for something to happen, and see to it; first to what the rank has said."""
-        enforced = self._root is not None and self._status is None and not self._overdue
+        enforced = self._watch is not None and self._status is None and not self._overdue
         left = self._slate.left(time.monotonic()) if enforced else None
         ready = {descriptor for descriptor, _ in self._poll.poll(None if left is None else max(0.0, left * 1e3))}
         if not ready:
@@ -188,7 +195,7 @@ class _Keeper:
                 pass
         if self._end in ready:
             self._see_end()
-        if self._root is not None and self._root.fileno() in ready:
+        if self._watch is not None and self._watch.fileno() in ready:
             self._obey()
 
     def _hear(self) -> bool:
@@ -206,47 +213,63 @@ class _Keeper:
         elif said == "limit":
             pass  # what matters is to have been woken: the limit itself is on the slate
         elif said is None:
-            self._leave_root()
+            self._leave_watch()
             self._service = None
         else:
             self._service = Service(**said)
-            self._meet_root()
+            self._meet_watch()
             with contextlib.suppress(OSError):  # the rank has died since
                 self._line.send(b"!")
         return True
 
-    def _meet_root(self) -> None:
+    def _meet_watch(self) -> None:
+        """Meet the first watch that is there, and trouble the others before it no more."""
         assert self._service is not None
-        root = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            root.connect(self._service.address)
-            hello = {"token": self._service.token, "rank": self._service.rank, "pid": self._child, "host": socket.gethostname()}
-            socket.send_fds(root, [json.dumps(hello).encode()], [self._descriptor])
-            if not root.recv(1):
-                raise ConnectionRefusedError
-        except OSError:
-            root.close()
-            return
-        self._root = root
-        self._poll.register(root, select.POLLIN)
+        addresses = self._service.addresses
+        while addresses and not self._meet(addresses[0], self._service):
+            addresses.pop(0)
 
-    def _leave_root(self) -> None:
+    def _meet(self, address: str, service: Service) -> bool:
+        watch = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            watch.settimeout(_WELCOME if service.far else None)
+            watch.connect(address)
+            hello = {"token": service.token, "rank": service.rank, "pid": self._child, "host": socket.gethostname()}
+            socket.send_fds(watch, [json.dumps(hello).encode()], [self._descriptor])
+            if not watch.recv(1):
+                raise ConnectionRefusedError
+            watch.settimeout(None)
+        except OSError:
+            watch.close()
+            return False
+        self._watch = watch
+        self._poll.register(watch, select.POLLIN)
+        return True
+
+    def _leave_watch(self) -> None:
         """Say that all is well, and go."""
-        if self._root is not None:
+        if self._watch is not None:
             with contextlib.suppress(OSError):
-                self._root.send(BYE)
-            self._poll.unregister(self._root)
-            self._root.close()
-            self._root = None
+                self._watch.send(BYE)
+            self._poll.unregister(self._watch)
+            self._watch.close()
+            self._watch = None
 
     def _see_end(self) -> None:
-        """Note that the rank has ended; if it was not to, tell the root, and stay."""
+        """Note that the rank has ended; if it was not to, tell the root, and stay, or go if nobody can tell it."""
         self._poll.unregister(self._end)
         _, self._status = os.waitpid(self._child, 0)
-        if self._root is not None:
-            with contextlib.suppress(OSError):
-                self._root.send(json.dumps(self._last_of_rank(self._status)).encode())
+        if self._watch is not None:
+            self._tell_end()
             self._speak_last()
+        elif self._service is not None and self._service.far:
+            self._take_leave()
+
+    def _tell_end(self) -> None:
+        assert self._watch is not None
+        assert self._status is not None
+        with contextlib.suppress(OSError):
+            self._watch.send(json.dumps(self._last_of_rank(self._status)).encode())
 
     def _last_of_rank(self, status: int) -> dict[str, Any]:
         """Say how the rank ended."""
@@ -270,25 +293,52 @@ class _Keeper:
         return self._slate.running_since is not None and left is not None and left <= 0
 
     def _obey(self) -> None:
-        """Kill the rank, as the root wants, or as it is gone; then there is nothing left to do."""
-        assert self._root is not None
+        """Do with the rank as the root wants; if the root is dead, or done, there is nothing left to do."""
+        assert self._watch is not None
+        assert self._service is not None
         said = b""
         with contextlib.suppress(OSError):
-            said = self._root.recv(_LONGEST)
-        if self._status is None:
-            os.kill(self._child, signal.SIGTERM if said == TERMINATE else signal.SIGKILL)
+            said = self._watch.recv(_LONGEST)
         if said in {KILL, TERMINATE}:
-            return
+            if self._status is None:
+                os.kill(self._child, signal.SIGKILL if said == KILL else signal.SIGTERM)
+        elif said == LEAVE:
+            self._end_rank()
+            self._take_leave()
+        elif self._service.far:
+            self._turn_elsewhere(self._service)
+        else:  # the job is being ended: that is no time to turn to its process manager
+            self._end_rank()
+            self._status = _LOST
+            self._speak_last()
+            _manager.remove(self._service.files)
+            self._leave_watch()
+
+    def _end_rank(self) -> None:
         if self._status is None:
+            os.kill(self._child, signal.SIGKILL)
             self._poll.unregister(self._end)
             os.waitpid(self._child, 0)
-        self._status = 0 if said == LEAVE else _LOST
-        self._speak_last()
+
+    def _take_leave(self) -> None:
+        """Say to the process manager that all is well with this rank, and end."""
         assert self._service is not None
+        self._status = 0
+        self._speak_last()
         _manager.remove(self._service.files)
-        if said == LEAVE:  # else the root is dead, and the job is being ended: that is no time to turn to its process manager
-            _manager.take_leave(_manager.connection(), self._service.pmix, initialise=True)
-        self._leave_root()
+        _manager.take_leave(_manager.connection(), self._service.pmix, initialise=True)
+        self._leave_watch()
+
+    def _turn_elsewhere(self, service: Service) -> None:
+        """Turn to another watch: the one there was has gone, with its worker."""
+        self._leave_watch()
+        service.addresses.pop(0)
+        self._meet_watch()
+        if self._status is not None:
+            if self._watch is not None:
+                self._tell_end()  # perhaps once more
+            else:
+                self._take_leave()
 
     def _speak_last(self) -> None:
         for descriptor in (1, 2):

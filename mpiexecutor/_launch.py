@@ -12,6 +12,7 @@ import atexit
 import ctypes
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -22,9 +23,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _adopt
-from ._health import Undertaker, Watch, WorkerStatus
+from ._health import Undertaker, Watch, WorkerStatus, address_of
 from ._keeper import Kept
-from ._manager import connection, mapped, take_leave
+from ._manager import connection, mapped, remove, take_leave
 from ._orders import Orders, Report, answer_reports, await_leavers, await_reports, part, part_from_root, report
 from ._outcomes import Place
 from ._parcels import Parcels
@@ -33,10 +34,11 @@ from ._slate import Slate
 from ._worker import Worker
 from ._world import attribute, comm_world, deaths, note_deaths
 from .channel import RemoteChannel
-from .channel._waiting import node_name
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+    from ._relay import Exchange, Post
 
 logger = logging.getLogger("mpiexecutor")
 
@@ -51,12 +53,13 @@ _KEPT = 64 << 20  # bytes that a worker keeps of what was freed
 class Crew:
     """The root's side of a crew."""
 
-    def __init__(self, comm: "MPI.Intracomm", root: int, watch: Watch, reports: dict[int, Report]) -> None:
-        self._watch = watch
+    def __init__(self, comm: "MPI.Intracomm", orders: Orders, reports: dict[int, Report]) -> None:
+        self._watch = watch = Watch(orders.watch, orders.token)
         self._reports = reports  # by rank
-        self._root = root
+        root = orders.root
         self._comm = comm.Dup()
         self._channels = _channels(self._comm, root)
+        self._exchange = _exchange(self._comm, orders, watch, reports)
         parcels = Parcels(self._comm, root)
         self.place = Place.here(comm.rank, comm.size)
         self.alone = comm.size == 1
@@ -99,8 +102,7 @@ class Crew:
     @property
     def without_keeper(self) -> list[int]:
         """The workers that cannot be killed unless the job ends with them; rank 0 is a thread of this process."""
-        here = node_name()
-        return [0] if self.alone else [rank for rank, said in self._reports.items() if not said.kept or said.node != here]
+        return [0] if self.alone else [rank for rank, said in self._reports.items() if not said.kept]
 
     def workers_now(self) -> list[WorkerStatus]:
         """Say what each worker does."""
@@ -149,6 +151,8 @@ class Crew:
         if self.alone:
             self._thread.join()
         if self._part():
+            if self._exchange is not None:
+                self._exchange.stop()
             _dissolve(self._comm, self._channels)
             self._watch.stop()
         else:
@@ -218,9 +222,9 @@ def muster(comm: "MPI.Intracomm", root: int) -> Crew:
     if deaths():
         raise BrokenExecutor("workers of this job have died: no other executor can be made with MPI")
     reports = await_reports(comm)
-    watch = Watch()
-    answer_reports(comm, Orders.of_this_process(watch))
-    return Crew(comm, root, watch, reports)
+    orders = Orders.of_this_process(root, reports)
+    answer_reports(comm, orders)
+    return Crew(comm, orders, reports)
 
 
 def serve(comm: "MPI.Intracomm", root: int) -> bool:
@@ -232,12 +236,15 @@ def serve(comm: "MPI.Intracomm", root: int) -> bool:
     comm.Set_attr(attribute("crew"), "serving")
     with orders.followed():
         own = comm.Dup()
+        far = comm.rank in orders.far
+        watch = Watch(orders.watch_of(comm.rank), orders.token) if far else None  # before keepers can want to come to it
         channels = _channels(own, root)
+        news = own.Dup() if orders.far else None
+        post = _post(news, orders, watch, keeper) if watch is not None and news is not None else None
         _keep_freed_memory()
-        if orders.node != node_name():
-            keeper = None  # it cannot reach the root
         if keeper is not None:
-            keeper.serve(orders.watch, orders.token, comm.rank)
+            watches = [address_of(orders.watch_of(rank)) for rank in orders.watchers_of(comm.rank)]
+            keeper.serve(watches, orders.token, comm.rank, far=far)
         slate, enforce_limit = (keeper.slate, keeper.limit) if keeper else (Slate(), None)
         worker = Worker(*channels, Parcels(own, root), Place.here(comm.rank, comm.size), slate, enforce_limit)
         try:
@@ -246,12 +253,31 @@ def serve(comm: "MPI.Intracomm", root: int) -> bool:
             traceback.print_exc()
             _fail(keeper)
         if not part_from_root(own, root):
-            _stay(keeper, channels)
+            _stay(keeper, post, channels)
         if keeper is not None:
             keeper.dismiss()
+        if post is not None:
+            post.stop()
+        if news is not None:
+            news.Free()
         _dissolve(own, channels)
     comm.Delete_attr(attribute("crew"))
     return True
+
+
+def _exchange(comm: "MPI.Intracomm", orders: Orders, watch: Watch, reports: dict[int, Report]) -> "Exchange | None":
+    """Have the root hear from other nodes, if there are any."""
+    from ._relay import Exchange  # noqa: PLC0415 - it knows MPI
+
+    far = {rank: (reports[rank].host, reports[rank].pid) for rank in orders.far}
+    return Exchange(comm.Dup(), watch, far, orders.lost_after) if far else None
+
+
+def _post(comm: "MPI.Intracomm", orders: Orders, watch: Watch, keeper: Kept | None) -> "Post":
+    """Have the root hear from this worker, which is on another node."""
+    from ._relay import Post  # noqa: PLC0415 - it knows MPI
+
+    return Post(comm, orders.root, watch, orders.lost_after, partial(_go, keeper))
 
 
 def _keeper() -> Kept | None:
@@ -269,14 +295,25 @@ def _fail(keeper: Kept | None) -> NoReturn:
     os._exit(1)
 
 
-def _stay(keeper: Kept | None, channels: tuple[RemoteChannel[Any, Any], ...]) -> NoReturn:
+def _stay(keeper: Kept | None, post: "Post | None", channels: tuple[RemoteChannel[Any, Any], ...]) -> NoReturn:
     """Wait for the end, having lost a fellow worker: MPI can be finalised no more, and who leaves first ends the job."""
     for channel in channels:
         channel.abandon()
-    if keeper is None:
-        take_leave(connection(), mapped()[0], initialise=False)
-        os._exit(0)
-    keeper.stay()
+    if keeper is not None:
+        keeper.stay()
+    while post is not None:
+        signal.pause()
+    _go(keeper)
+
+
+def _go(keeper: Kept | None) -> NoReturn:
+    """Be done, without MPI."""
+    if keeper is not None:
+        keeper.dismiss()
+    library, files = mapped()
+    remove(files)
+    take_leave(connection(), library, initialise=False)
+    os._exit(0)
 
 
 def has_crew(comm: "MPI.Intracomm") -> bool:

@@ -9,11 +9,26 @@ connected to by PMIx: it takes a second process of a rank, such as its keeper, f
 
 import contextlib
 import ctypes
+import logging
 import os
 import select
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+logger = logging.getLogger("mpiexecutor")
+
+_WAITING = 10.0  # seconds that a launcher has to end
+_LAUNCHERS = "mpiexec", "mpirun", "prterun", "orterun"  # how its process's name begins,
+_BETWEEN = "hydra_", "sh", "bash", "dash"  # and those between it and its ranks on the same host
+_PATIENT_KILLER = """
+import select, signal, sys
+process = int(sys.argv[1])
+if not select.select([process], [], [], float(sys.argv[2]))[0]:
+    signal.pidfd_send_signal(process, signal.SIGKILL)
+"""
 _ANSWER = 1.0  # seconds that the process manager has to acknowledge
 _SHARED = tuple(f"/dev/shm/{name}" for name in ("mpich_shm_", "sm_segment.", "vader_segment."))  # noqa: S108 - MPI's own
 _DELETED = " (deleted)"
@@ -62,6 +77,33 @@ def take_leave(descriptor: int | None, library: str | None, *, initialise: bool)
     if library is not None:
         with contextlib.suppress(OSError, AttributeError):
             _finalize_pmix(library, initialise=initialise)
+
+
+def end_launcher() -> None:
+    """Have the launcher killed, if it still runs some time after this process has ended: it would wait for a lost host for ever."""
+    launcher = _launcher()
+    if launcher is None:
+        return
+    logger.warning("mpiexec is killed if it still waits for a lost host %g s after the script", _WAITING)
+    descriptor = os.pidfd_open(launcher)
+    nothing: Any = subprocess.DEVNULL  # whoever reads what this process has printed waits for its end
+    command = [sys.executable, "-I", "-S", "-c", _PATIENT_KILLER, str(descriptor), str(_WAITING)]
+    subprocess.Popen(command, pass_fds=(descriptor,), start_new_session=True, stdin=nothing, stdout=nothing, stderr=nothing)  # noqa: S603
+    os.close(descriptor)
+
+
+def _launcher() -> int | None:
+    """Find the mpiexec of this job, if it is on this host: above this process, and above what it has here to start processes."""
+    above = os.getppid()
+    with contextlib.suppress(OSError):
+        while True:
+            name, _, rest = Path(f"/proc/{above}/stat").read_text().partition("(")[2].rpartition(")")
+            if name.startswith(_LAUNCHERS):
+                return above
+            if not name.startswith(_BETWEEN):
+                break
+            above = int(rest.split()[1])
+    return None
 
 
 def _finalize_pmix(library: str, *, initialise: bool) -> None:

@@ -2,6 +2,7 @@
 
 import enum
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 _RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_FD")
 # How many there are of them. srun comes last: it may have started an mpiexec's own processes only.
 _SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+_WITH_ULFM = 5  # from here on Open MPI has user-level failure mitigation
 _SPECIAL_STEPS = 0xFFFFFFF0  # from here on Slurm numbers what is no srun's step, but the shell of salloc, or of sbatch
 
 
@@ -70,10 +72,18 @@ class Mpiexec:
                 flags += ["--mca", "osc", "^ucx"]
             if here:
                 flags += ["--host", "localhost:9999"]
+            if hostfile is not None and self._major >= _WITH_ULFM:  # else the end of a worker on another host ends the job
+                flags += ["--with-ft", "ulfm"]
             return flags + (["--hostfile", hostfile] if hostfile else [])
         if here and self.flavour is not Flavour.UNKNOWN:
             return ["-launcher", "fork", "-hosts", "localhost"]  # not by the batch system, which knows no localhost
         return ["-f", hostfile] if hostfile else []
+
+    @property
+    def _major(self) -> int:
+        """The number before the first dot; 0 if there is none."""
+        found = re.search(r"(\d+)\.\d", self.version)
+        return int(found[1]) if found else 0
 
 
 def launched() -> bool:

@@ -6,8 +6,10 @@ Reports and answers are ordinary messages, polled for, so that waiting costs nex
 import contextlib
 import io
 import logging
+import math
 import os
 import re
+import secrets
 import signal
 import socket
 import sys
@@ -20,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _adopt
-from ._health import Watch
 from ._outcomes import Blob
 from .channel._waiting import node_name, wait_for_ranks
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("mpiexecutor")
 
+LOST_AFTER_VARIABLE = "MPIEXECUTOR_LOST_AFTER"
+_LOST_AFTER = 30.0
 _TAG = 24601  # of reports and answers
 _PATIENCE = 10.0  # seconds before a rank says whom it waits for
 
@@ -52,14 +55,37 @@ class Orders:
 
     path: list[str]  # what the script can import its workers can import
     filters: list[bytes | memoryview]  # of warnings, pickled: their categories may have to be found on the path first
-    node: str  # the root's
-    watch: str  # address of what listens there to keepers,
+    root: int
+    nodes: tuple[str, ...]  # by rank
+    watch: str  # the name of what listens to keepers on the root's node,
     token: str  # which they must know
+    lost_after: float  # seconds of silence after which a worker on another node is given up
 
     @classmethod
-    def of_this_process(cls, watch: Watch) -> "Orders":
+    def of_this_process(cls, rank: int, reports: dict[int, Report]) -> "Orders":
+        """Give those of the root, which has this rank, to all who have reported."""
         filters = [Blob.of(item).data for item in warnings.filters]
-        return cls(_adopt.import_path(), filters, node_name(), watch.address, watch.token)
+        nodes = {rank: node_name(), **{other: said.node for other, said in reports.items()}}
+        name, token = secrets.token_hex(16), secrets.token_hex(16)
+        in_order = tuple(nodes[other] for other in sorted(nodes))
+        return cls(_adopt.import_path(), filters, rank, in_order, name, token, _lost_after())
+
+    @property
+    def far(self) -> list[int]:
+        """The ranks on other nodes than the root's."""
+        return [rank for rank, node in enumerate(self.nodes) if node != self.nodes[self.root]]
+
+    def watch_of(self, rank: int) -> str:
+        """Name a rank's own watch."""
+        return self.watch if rank == self.root else f"{self.watch}-{rank}"
+
+    def watchers_of(self, rank: int) -> list[int]:
+        """Give the ranks that may watch over this one, the best first: those that live when it dies."""
+        if rank not in self.far:
+            return [self.root]
+        mates = [other for other in self.far if self.nodes[other] == self.nodes[rank]]
+        at = mates.index(rank)
+        return mates[at + 1 :] + mates[: at + 1]
 
     @contextlib.contextmanager
     def followed(self) -> Iterator[None]:
@@ -138,7 +164,12 @@ def report(comm: "MPI.Intracomm", root: int, *, kept: bool) -> Orders | None:
 def await_leavers(comm: "MPI.Intracomm", dead: AbstractSet[int]) -> None:
     """On the root: wait until all workers have left their loops, but for the dead, who may become more."""
     missing = _others(comm)
-    wait_for_ranks(lambda: _all_came(comm, missing, {}) or missing <= dead)
+
+    def all_came() -> bool:
+        missing.difference_update(dead)
+        return _all_came(comm, missing, {})
+
+    wait_for_ranks(all_came)
 
 
 def part(comm: "MPI.Intracomm", dead: AbstractSet[int], *, whole: bool) -> None:
@@ -167,6 +198,14 @@ def _all_came(comm: "MPI.Intracomm", missing: set[int], said: dict[int, Any]) ->
         said[rank] = comm.recv(source=rank, tag=_TAG)
     missing -= came
     return not missing
+
+
+def _lost_after() -> float:
+    text = os.environ.get(LOST_AFTER_VARIABLE, str(_LOST_AFTER))
+    with contextlib.suppress(ValueError):
+        if 0 < (seconds := float(text)) < math.inf:
+            return seconds
+    raise ValueError(f"{LOST_AFTER_VARIABLE} is a number of seconds, above 0, not {text!r}")
 
 
 def ranks_text(ranks: Collection[int]) -> str:

@@ -15,13 +15,20 @@ Theory of operation
 import mmap
 import os
 import time
-from typing import Final
+from typing import Final, NamedTuple
 
 NOTHING: Final = -1  # has been begun of the message that came last
 INITIALIZER: Final = -2  # is being run
 PULSE: Final = 1.0  # seconds between two signs of life
 
 _BEGUN, _SINCE, _LIMIT, _SEEN = range(4)
+
+
+class Signs(NamedTuple):
+    """What a slate said of the running call, and of life, at some moment; times as there."""
+
+    running_since: float | None
+    seen: float
 
 
 class Slate:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from . import _adopt
 from ._health import Watch
 from ._keeper import Kept, keep
-from ._manager import connection, mapped, remove, take_leave
+from ._manager import connection, end_launcher, mapped, remove, take_leave
 from ._mpiexec import Flavour, flavour_of, have_waiting_give_way, launched, rank_in_environment, size_in_environment, usable_cores
 
 if TYPE_CHECKING:
@@ -76,6 +76,8 @@ def _end(job: _adopt.Job | None) -> None:
             watch.see_off()
         library, files = mapped()
         remove(files)
+        if any(watch.silent for watch in watches):
+            end_launcher()
         take_leave(connection() if job is None else job.connection, library, initialise=False)
     elif not _is_finalized():
         from mpi4py import MPI  # noqa: PLC0415

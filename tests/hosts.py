@@ -73,6 +73,14 @@ class Hosts:
         """Give what is to be put before a command so that it runs on the first host (0), or on the second (1)."""
         return ["nsenter", "--target", str(self._holders[number].pid), "--net", "--uts", "--mount", "--wd=."]
 
+    def cut(self) -> None:
+        """Take the cable away."""
+        _call(*self.on(1), "ip", "link", "set", _CABLE, "down")
+
+    def heal(self) -> None:
+        """Put it back."""
+        _call(*self.on(1), "ip", "link", "set", _CABLE, "up")
+
     @property
     def environment(self) -> dict[str, str]:
         """What tells MPI how to reach the other host; and that the two are one machine, where who waits had better sleep."""

@@ -2,6 +2,9 @@
 
 import re
 import sysconfig
+import threading
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -21,10 +24,11 @@ def hosts(tmp_path_factory):
         yield hosts
 
 
-def run_executor(hosts: Hosts, *program: str, deadline: float = 150) -> Job:
+def run_executor(hosts: Hosts, *program: str, deadline: float = 150, env: Mapping[str, str] | None = None, expect: int = 0) -> Job:
     """Run a program as its user would, on the root; the other ranks run its calls."""
     command = ["-m", "mpiexecutor", "-n", str(RANKS), "--hostfile", str(hosts.file), *program]
-    return run_job(None, command, flags=hosts.on(0), env=hosts.environment, deadline=deadline)
+    environment = {**hosts.environment, **(env or {})}
+    return run_job(None, command, flags=hosts.on(0), env=environment, deadline=deadline, expect=expect)
 
 
 def test_the_example_job_finds_what_it_finds_without_an_executor(hosts):
@@ -48,3 +52,52 @@ def test_keeps_its_contract_while_the_main_thread_computes(hosts, request, repor
     summary = re.search(r"^(\d+ passed.*?) in ", job.stdout, re.MULTILINE)
     assert summary is not None, f"the root has printed no summary:\n{job}"
     report(f"{'contract':32} {RANKS} ranks on two hosts: {summary[1]} in {job.duration:.1f} s")
+
+
+def test_workers_on_another_host_may_die(hosts, tmp_path):
+    """One's call runs too long, which the other tells of; that is killed then, and nobody is left there who could: it is missed."""
+    program = [str(ROOT / "tests" / "far.py"), "5", str(tmp_path / "mark")]
+    env = {"MPIEXECUTOR_LOST_AFTER": "6"}
+    job = run_executor(hosts, *program, env=env, expect=5)
+    said = [line for line in job.stdout.splitlines() if line.startswith("ok: ")]
+    assert said == ["ok: ran too long", "ok: was the last there", "ok: the end"], job
+
+
+CUT = """
+import sys, time
+from mpiexecutor import RMAChannelExecutor
+
+def work(number, data):
+    time.sleep(0.002)
+    return number, data
+
+with RMAChannelExecutor(max_pending=100) as executor:
+    print("begun", flush=True)
+    until = time.monotonic() + 8
+    calls = []
+    while time.monotonic() < until:
+        calls.append(executor.submit(work, len(calls), bytes(37 * len(calls) % 50000)))
+    for number, call in enumerate(calls):
+        assert call.result() == (number, bytes(37 * number % 50000))
+    assert executor.num_workers == 3
+print("the end")
+"""
+
+
+def test_a_host_that_is_cut_off_for_a_while_comes_back(hosts, tmp_path):
+    """For 3 s nothing gets through: then all goes on, and nothing is lost."""
+    script = tmp_path / "script.py"
+    script.write_text(CUT)
+
+    def cut() -> None:
+        time.sleep(3)
+        hosts.cut()
+        time.sleep(3)
+        hosts.heal()
+
+    thread = threading.Thread(target=cut)
+    thread.start()
+    try:
+        assert run_executor(hosts, str(script)).stdout.endswith("the end\n")
+    finally:
+        thread.join()

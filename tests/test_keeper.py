@@ -26,7 +26,7 @@ kept = _keeper.keep(b"last words")
 print(os.getpid(), flush=True)
 """
 SERVES = (
-    "kept.serve(bytes.fromhex(sys.argv[1]).decode(), 'token', 7); kept.slate.begin(41, time.monotonic());"
+    "kept.serve([bytes.fromhex(sys.argv[1]).decode()], 'token', 7); kept.slate.begin(41, time.monotonic());"
     "print('serving', flush=True);"
 )
 

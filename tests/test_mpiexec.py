@@ -63,6 +63,21 @@ def test_here_is_this_machine_alone(flavour):
     assert "localhost" not in " ".join(Mpiexec("/bin/mpiexec", flavour, "").command(3, ["program"]))
 
 
+@pytest.mark.parametrize(
+    ("version", "hostfile", "asked"),
+    [
+        ("mpiexec (Open MPI) 5.0.11", "hosts", True),
+        ("mpiexec (Open MPI) 5.0.11", None, False),
+        ("mpiexec (OpenRTE) 4.1.4", "hosts", False),
+        ("mpirun (Open MPI)", "hosts", False),
+    ],
+)
+def test_open_mpi_is_asked_to_bear_deaths_on_other_hosts_if_it_can(version, hostfile, asked):
+    """An older one does not know the option, and would not start."""
+    command = Mpiexec("/bin/mpiexec", Flavour.OPEN_MPI, version).command(3, ["program"], hostfile=hostfile)
+    assert ("--with-ft ulfm" in " ".join(command)) == asked
+
+
 SCRIPT = "import mpiexecutor; print('ran'); mpiexecutor.RMAChannelExecutor()"
 
 

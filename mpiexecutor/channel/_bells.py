@@ -20,6 +20,20 @@ _KNOCK = 0.02  # seconds between two knocks of a rank that goes on using the hos
 _NOTHING: Final = [None, 0, MPI.BYTE]
 
 
+_DEATHS: Final = {MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING} - {MPI.ERR_UNKNOWN}  # of other ranks, where MPI tells of them
+
+
+def has_come(comm: MPI.Intracomm, tag: int, status: MPI.Status) -> bool:
+    """Whether there is a message from anybody. The first look may only have MPI read it, and the second find it."""
+    try:
+        return comm.Iprobe(MPI.ANY_SOURCE, tag, status) or comm.Iprobe(MPI.ANY_SOURCE, tag, status)
+    except MPI.Exception as error:
+        if error.Get_error_class() not in _DEATHS:
+            raise
+        comm.Ack_failed()  # or every further look would fail, too
+        return False
+
+
 class FarBells:
     """The bells of a channel whose ranks live on several nodes. Collective to make and to free."""
 
@@ -40,7 +54,11 @@ class FarBells:
     def ring(self, rank: int, which: Literal["put", "take", "knock"]) -> None:
         """Have a rank find a message, some time; never waits."""
         next(self._sent[rank])
-        self._comm.Isend(_NOTHING, rank, _TAGS[which]).Free()
+        try:
+            self._comm.Isend(_NOTHING, rank, _TAGS[which]).Free()
+        except MPI.Exception as error:
+            if error.Get_error_class() not in _DEATHS:
+                raise
 
     def rung(self, which: Literal["put", "take", "knock"]) -> bool:
         """Whether there was a message for this rank; one look serves all who rang."""
@@ -83,13 +101,12 @@ class FarBells:
         return found
 
     def _receive(self, tag: int) -> bool:
-        """Receive a message if there is one.
+        """Receive a message if there is one: from the rank that it comes from.
 
-        The first look may only have MPI read it, and the second find it. It is received by the rank that it comes from: MPICH 5
-        may look for one from any rank for ever, where some ranks are on this node and some are not.
+        MPICH 5 may look for one from any rank for ever, where some ranks are on this node and some are not.
         """
         status = MPI.Status()
-        if not (self._comm.Iprobe(MPI.ANY_SOURCE, tag, status) or self._comm.Iprobe(MPI.ANY_SOURCE, tag, status)):
+        if not has_come(self._comm, tag, status):
             return False
         self._received += 1  # before an interrupt can come between: it is there
         self._comm.Recv(_NOTHING, status.source, status.tag)

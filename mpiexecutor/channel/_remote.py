@@ -382,9 +382,7 @@ class RemoteChannel(Generic[P, M]):
         deadline = time.monotonic() + timeout
         with self._aside_lock:
             self._place.check_freed()
-            tail: Position = self._puts if self._only_host["put"] else self._aside
-            head: Position = self._takes if self._only_host["take"] else Consumer(self._memory(), self._layout, self._rank)
-            heir = Heir(self._memory(), self._layout, tail, head)
+            heir = self._heir()
             heir.pause()
             known: frozenset[int] = frozenset()
             while (busy := heir.at_work(now := frozenset(dead))) or now != known:
@@ -398,6 +396,17 @@ class RemoteChannel(Generic[P, M]):
             shares = heir.settle(known, renumber)
             self._wake_all()
         return shares
+
+    def at_work(self) -> list[int]:
+        """Give the ranks that are in the middle of putting or taking a message at this moment; for the host."""
+        with self._aside_lock:
+            self._place.check_freed()
+            return self._heir().at_work(())
+
+    def _heir(self) -> Heir:
+        tail: Position = self._puts if self._only_host["put"] else self._aside
+        head: Position = self._takes if self._only_host["take"] else Consumer(self._memory(), self._layout, self._rank)
+        return Heir(self._memory(), self._layout, tail, head)
 
     def abandon(self) -> None:
         """Use the channel no more, without the other ranks, which may be lost: its memory is not given back."""
