@@ -74,7 +74,10 @@ class Session:
     @property
     def is_full(self) -> bool:
         """Whether submit is to wait, unless nothing more will be done."""
-        return len(self.backlog) + self.unsettled >= (self.max_pending or 0) and not self.closed and not self.broken
+        most = self.max_pending
+        if most is None or self.closed or self.broken or len(self.backlog) + self.unsettled < most:
+            return False
+        return self.unsettled + sum(not task.future.cancelled() for task in list(self.backlog)) >= most
 
     def next_batch(self, most: int, most_bytes: int, seconds: dict[object, float], most_seconds: float) -> list[Task]:
         """Take the next tasks for one message: more than one only if they are known to be short."""

@@ -16,6 +16,7 @@ import socket
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -95,6 +96,8 @@ class Watch:
         self.losses: SimpleQueue[Loss | None] = SimpleQueue()  # None: there will be none any more
         self.dead: set[int] = set()
         self.silent: set[int] = set()  # of these: perhaps they live
+        self.returned: Callable[[int], object] = lambda _rank: None  # called if one of them lives
+        self.spans_job = False  # nobody else is in this job but these workers
         self._keepers: dict[int, Line] = {}  # by rank
         self._slates: dict[int, Slate | Signs] = {}  # by rank
         self._doomed: dict[int, bytes] = {}  # whom this process wants to end, and how it has put that
@@ -112,6 +115,7 @@ class Watch:
         self._stopped = False
         self._thread = threading.Thread(target=self._listen, name="mpiexecutor watch", daemon=True)
         self._thread.start()
+        os.register_at_fork(after_in_child=partial(_close_in_child, weakref.ref(self)))
 
     def await_keepers(self, ranks: Collection[int]) -> None:
         """Wait until the keepers of these ranks have come, who are on their way."""
@@ -182,6 +186,14 @@ class Watch:
             self.dead.add(loss.rank)
             self.losses.put(loss)
 
+    def take_back(self, rank: int, keeper: Line) -> None:
+        """Note that a worker lives that was silent."""
+        logger.warning("the worker on rank %d was heard of again", rank)
+        self.silent.discard(rank)
+        self.dead.discard(rank)
+        self._keepers[rank] = keeper
+        self.returned(rank)
+
     def hear_by(self, look: Callable[[], object]) -> None:
         """Have this called while keepers of other nodes are awaited: see _relay.py."""
         self._look = look
@@ -221,6 +233,7 @@ class Watch:
         self._thread.join()
         self.losses.put(None)
         self.close()
+        self._slates.clear()
 
     def close(self) -> None:
         """Close the connections, without a word: in a forked child they are its parent's."""
@@ -288,6 +301,11 @@ class Watch:
             self.lose(Loss(**hello, **said))
 
 
+def _close_in_child(reference: "weakref.ref[Watch]") -> None:
+    if (watch := reference()) is not None:
+        watch.close()
+
+
 class Undertaker:
     """Has the channels of a crew forget the dead, in a thread."""
 
@@ -315,9 +333,6 @@ class Undertaker:
         while (loss := self._watch.losses.get()) is not None:
             logger.log(logging.INFO if self._watch.is_doomed(loss.rank) else logging.WARNING, "%s", loss)
             self._note()
-            if loss.silent and self._is_at_work(loss.rank):
-                self._give_up(f"{loss}; it was in the middle of a message, which may still come")
-                continue
             try:
                 self._settle(loss)
             except ChannelClosed:  # freed
@@ -330,15 +345,12 @@ class Undertaker:
                 self._watch.unset_alarm()
             self._bury(loss, self._shares.pop(loss.rank, None))
 
-    def _is_at_work(self, rank: int) -> bool:
-        return any(rank in channel.at_work() for channel in (self._work, self._replies))
-
     def _settle(self, loss: Loss) -> None:
         self._settle_channel(loss, lambda: self._shares.update({share.rank: share for share in self._settle_work()}))
-        self._settle_channel(loss, lambda: self._replies.settle(self._watch.dead, _REST))
+        self._settle_channel(loss, lambda: self._replies.settle(self._watch.dead, _REST, silent=self._watch.silent))
 
     def _settle_work(self) -> list[Share]:
-        return self._work.settle(self._watch.dead, _REST, self._renumber)
+        return self._work.settle(self._watch.dead, _REST, self._renumber, silent=self._watch.silent)
 
     def _settle_channel(self, loss: Loss, settle: Callable[[], object]) -> None:
         """Settle a channel. Who lives, and keeps that from being done, is killed: nobody can do anything meanwhile."""

@@ -51,6 +51,7 @@ LEAVE: Final = b"leave"  # or to end the rank and its keeper
 BYE: Final = b"{}"  # what a keeper says when it goes, and nothing is wrong
 _LONGEST = 1 << 16  # bytes of a message
 _WELCOME = 5.0  # seconds that another worker's watch has to answer: a call may hold its GIL
+_LONGEST_WAIT = 3600.0  # seconds: a poll counts in milliseconds, in 32 bits
 _LOST = 1 << 8  # the status of a keeper whose root is dead, as waitpid would give it
 _PR_SET_PDEATHSIG = 1
 _FORK_SHY = "libgomp", "libomp", "libiomp5", "libcuda"  # libraries that hang, or fail, in a child if the parent has used them
@@ -74,13 +75,16 @@ class Kept:
     def __init__(self, line: socket.socket, slate: Slate) -> None:
         self._line = line
         self.slate = slate
-        self._resting = threading.Event()  # no longer to give signs of life
+        self._resting = threading.Event()  # no longer to give signs of life, for the root that is served
 
     def serve(self, addresses: Sequence[str], token: str, rank: int, *, far: bool = False) -> None:
         """From now on this rank serves the root that listens there, or through others, and is not to take the job with it."""
+        self.slate.limit(0.0)
+        self.slate.pulse()
         self._say(asdict(Service(list(addresses), token, rank, far, *_manager.mapped())))
         self._line.recv(1)  # the root knows its keeper: only now may the rank begin
-        threading.Thread(target=self._pulse, name="mpiexecutor pulse", daemon=True).start()
+        self._resting = threading.Event()
+        threading.Thread(target=self._pulse, args=(self._resting,), name="mpiexecutor pulse", daemon=True).start()
 
     def limit(self, seconds: float) -> None:
         """Have calls killed that run longer, together with this rank; 0: none."""
@@ -101,11 +105,11 @@ class Kept:
     def _say(self, what: Any) -> None:
         self._line.send(json.dumps(what).encode())
 
-    def _pulse(self) -> None:
+    def _pulse(self, resting: threading.Event) -> None:
         """Give signs of life: none while a call holds the GIL, or this process is stopped."""
-        while not self._resting.is_set():
+        while not resting.is_set():
             self.slate.pulse()
-            self._resting.wait(PULSE)
+            resting.wait(PULSE)
 
 
 def keep(last_words: bytes = b"") -> Kept | None:
@@ -141,6 +145,7 @@ def possible() -> bool:
     """Whether this system has what a keeper needs: Linux 5.3 has, and lets everybody use it who is not forbidden to."""
     try:
         os.close(os.pidfd_open(os.getpid()))
+        os.close(os.memfd_create("mpiexecutor-trial"))
     except (AttributeError, OSError):
         return False
     return True
@@ -149,7 +154,7 @@ def possible() -> bool:
 def _obstacle() -> str:
     """Say why there can be no keeper, if so."""
     if not possible():
-        return "this system has no pidfd_open, as Linux 5.3 has"
+        return "this system has not both of pidfd_open and memfd_create, as Linux 5.3 has"
     if threading.active_count() > 1:
         return "the script has started threads already"
     if "mpi4py.MPI" in sys.modules:
@@ -185,9 +190,10 @@ class _Keeper:
 
     def _wait(self) -> None:
         """Wait for something to happen, and see to it; first to what the rank has said."""
-        enforced = self._watch is not None and self._status is None and not self._overdue
+        enforced = self._service is not None and self._status is None and not self._overdue
         left = self._slate.left(time.monotonic()) if enforced else None
-        ready = {descriptor for descriptor, _ in self._poll.poll(None if left is None else max(0.0, left * 1e3))}
+        milliseconds = None if left is None else 1e3 * min(max(0.0, left), _LONGEST_WAIT)
+        ready = {descriptor for descriptor, _ in self._poll.poll(milliseconds)}
         if not ready:
             self._enforce_limit()
         if self._line.fileno() in ready:

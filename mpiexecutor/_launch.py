@@ -74,6 +74,8 @@ class Crew:
         self._dissolving = False  # the channels, with all workers
         self._wedged = False  # they will never be of use again
         pump = self.pump
+        watch.returned = pump.regain
+        watch.spans_job = comm.size == comm_world().size
         Undertaker(watch, self._channels, renumber=pump.renumber, bury=pump.lose, give_up=self._give_up, note=self._note_loss)
         job = comm_world().Get_attr(attribute("job"))
         self._job = job if isinstance(job, _adopt.Job) else None  # that this process has started
@@ -89,7 +91,6 @@ class Crew:
         """In a forked child: the workers are its parent's. The windows are shared memory, and must not be touched."""
         self.closed = True
         atexit.unregister(self.close)
-        self._watch.close()
         self.pump.disown("this executor belongs to the process that has made it, not to one forked from it")
         for channel in self._channels:
             channel.disown()
@@ -117,7 +118,7 @@ class Crew:
 
     def end_workers(self, how: bytes) -> None:
         """Have all workers end, by KILL or TERMINATE."""
-        for rank in self._reports:
+        for rank in () if self.closed else self._reports:
             self._watch.doom(rank, how)
 
     def close(self) -> None:

@@ -84,8 +84,11 @@ def end_launcher() -> None:
     launcher = _launcher()
     if launcher is None:
         return
+    try:
+        descriptor = os.pidfd_open(launcher)
+    except (AttributeError, OSError):
+        return
     logger.warning("mpiexec is killed if it still waits for a lost host %g s after the script", _WAITING)
-    descriptor = os.pidfd_open(launcher)
     nothing: Any = subprocess.DEVNULL  # whoever reads what this process has printed waits for its end
     command = [sys.executable, "-I", "-S", "-c", _PATIENT_KILLER, str(descriptor), str(_WAITING)]
     subprocess.Popen(command, pass_fds=(descriptor,), start_new_session=True, stdin=nothing, stdout=nothing, stderr=nothing)  # noqa: S603

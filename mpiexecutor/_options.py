@@ -1,6 +1,6 @@
 """What an executor can be asked for, and the rules for that."""
 
-import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +29,7 @@ class Options:
             return
         if not isinstance(timeout, (int, float)) or isinstance(timeout, bool):
             raise TypeError(f"task_timeout is a number of seconds or None, not {timeout!r}")
-        if not 0 < timeout < math.inf:
+        if not 0 < timeout <= sys.float_info.max:
             raise ValueError(f"task_timeout is a number of seconds above 0, or None, not {timeout!r}")
 
 

@@ -205,7 +205,8 @@ def _lost_after() -> float:
     with contextlib.suppress(ValueError):
         if 0 < (seconds := float(text)) < math.inf:
             return seconds
-    raise ValueError(f"{LOST_AFTER_VARIABLE} is a number of seconds, above 0, not {text!r}")
+    logger.warning("%s is a number of seconds above 0, not %r: it is taken to be %g", LOST_AFTER_VARIABLE, text, _LOST_AFTER)
+    return _LOST_AFTER
 
 
 def ranks_text(ranks: Collection[int]) -> str:

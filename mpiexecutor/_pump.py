@@ -60,6 +60,7 @@ class Pump:
         self._parcels = parcels
         self.catalogue = Catalogue()
         self._workers = workers
+        self._lost: set[int] = set()  # ranks
         self._place = place
         self._lock = threading.RLock()  # a callback of a future that is done already runs at once
         self._changed = threading.Condition(self._lock)
@@ -81,7 +82,7 @@ class Pump:
     @property
     def workers(self) -> int:
         """How many are left."""
-        return self._workers
+        return self._workers - len(self._lost)
 
     def done_by(self, rank: int) -> int:
         """How many calls of a worker have an outcome."""
@@ -90,7 +91,7 @@ class Pump:
     def open(self, most_workers: int, initializer: Function | None, **options: Any) -> Session:
         """Begin a session for an executor that may use so many workers; for the options see Session."""
         # With fewer than all workers, only one message each: any worker may take it, so only their number keeps them few.
-        limit = _PER_WORKER * self._workers if most_workers >= self._workers else most_workers
+        limit = _PER_WORKER * self.workers if most_workers >= self.workers else most_workers
         with self._lock:
             if self._failure:
                 raise BrokenExecutor(self._failure)
@@ -114,6 +115,7 @@ class Pump:
         if session.max_pending is None or self._is_settling():
             session.backlog.append(task)
         else:
+            future.add_done_callback(self._note_cancelled)
             with self._changed:
                 self._changed.wait_for(lambda: not session.is_full)
                 self.check_open(session)
@@ -126,6 +128,11 @@ class Pump:
                 if session.withdraw(task):
                     self._changed.notify_all()  # who waits for the session may have found it queued
                     self.check_open(session)
+
+    def _note_cancelled(self, future: Future[Any]) -> None:
+        if future.cancelled():  # it makes room
+            with self._changed:
+                self._changed.notify_all()
 
     def check_open(self, session: Session) -> None:
         """Raise what submit would raise."""
@@ -235,11 +242,11 @@ class Pump:
         return True
 
     def _fail(self, session: Session, tasks: list[Task], error: Exception) -> None:
+        session.unsettled -= len(tasks)  # first: a callback that submits may wait for room
         for task in tasks:
             session.sent.pop(task.number, None)
             self._leave_batch(session, task)
             _quietly(task.future.set_exception, with_cause(error, self._place))
-        session.unsettled -= len(tasks)
         self._changed.notify_all()
 
     def _take_back(self, session: Session, tasks: list[Task]) -> None:
@@ -388,6 +395,11 @@ class Pump:
         with contextlib.suppress(ChannelClosed):
             self._replies.put((self._place.rank, _ORDER, (), (), None, 0))
 
+    def regain(self, rank: int) -> None:
+        """Note that a worker lives that was taken to be lost."""
+        with self._lock:
+            self._lost.discard(rank)
+
     def renumber(self, kept: list[int], first: int) -> None:
         """Note that the messages of work with these numbers have other ones now, from the first on."""
         new = {old: first + index for index, old in enumerate(kept)}
@@ -407,11 +419,11 @@ class Pump:
 
     def _bury(self, loss: Loss, share: Share | None) -> list[Callable[[], None]]:
         """Note that there is one worker less, and see to its calls."""
-        self._workers -= 1
+        self._lost.add(loss.rank)
         for session in self._sessions.values():
-            session.limit = min(session.limit, _PER_WORKER * self._workers)
+            session.limit = min(session.limit, _PER_WORKER * self.workers)
         steps = [] if share is None else self._see_to_calls(loss, share)
-        if not self._workers:
+        if not self.workers:
             steps.append(partial(self.give_up, f"all workers are lost; the last of them, {loss}"))
         return steps
 

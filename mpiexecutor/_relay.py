@@ -8,8 +8,8 @@ is one, so that a death is told by somebody who lives.
 
 A worker of whom nobody has told anything for long is given up: its node is cut off, or it was the last there and has died. That is
 a mistake if all workers of a node hold the GIL for that long. Should it come back it does no harm, as it was not in the middle of a
-message (see Undertaker): what it puts is of no interest any more, and what it takes it runs. Nothing is sent to it until it does:
-MPI may wait for ever, or fail, if there is nobody.
+message: what it puts then is of no interest any more, and what it takes it runs. Nothing is sent to it until it does: MPI may wait
+for ever, or fail, if there is nobody.
 """
 
 import contextlib
@@ -24,15 +24,15 @@ from mpi4py import MPI
 
 from ._health import Loss, Watch
 from ._keeper import LEAVE
-from ._slate import Signs
-from .channel._bells import has_come
+from ._slate import PULSE, Signs
+from .channel._bells import has_come, unless_dead
 from .channel._progress import attendant
 
 _NEWS, _WISHES = 0, 1  # tags of messages to the root, and from it
 _LOOK = 0.05  # seconds between two looks of a post at what the root wants
 _LAST_LOOK = 1e-3  # and of the root at what comes last
 _BEATS = 6  # messages in which nobody tells of a worker until it is given up
-_LONGEST = 5.0  # seconds between two of them, at the most
+_LONGEST = PULSE  # seconds between two of them, at the most
 _ASLEEP = 1.0  # seconds without a look of the root: it had no time, and cannot say who was silent
 
 
@@ -97,7 +97,8 @@ class Exchange:
         self._looked = time.monotonic()
         self._heard = dict.fromkeys(workers, self._looked)  # when anybody told something of a worker
         self._there = set(workers)  # who may still tell something
-        self._sent: list[MPI.Request] = []  # wishes that may still be on their way
+        self._sending = threading.Lock()
+        self._sent: list[MPI.Request] = []  # wishes that may still be on their way: they are few
         attendant().attend(self.look)
         watch.hear_by(self.look)
 
@@ -105,7 +106,8 @@ class Exchange:
         """Hear what has come, and give up who is silent. It is no reason to attend to anybody for longer."""
         status = MPI.Status()
         while has_come(self._comm, _NEWS, status):
-            self._hear(status.source, *self._comm.recv(source=status.source, tag=_NEWS))
+            with unless_dead():
+                self._hear(status.source, *self._comm.recv(source=status.source, tag=_NEWS))
         now = time.monotonic()
         if now - self._looked < _ASLEEP:
             for rank in [rank for rank, heard in self._heard.items() if now - heard > self._lost_after]:
@@ -127,8 +129,8 @@ class Exchange:
         if source in self._heard:
             self._heard[source] = time.monotonic()
         if source in self._watch.silent:
-            self._watch.silent.discard(source)
-            self._watch.admit(source, _FarLine(self._send, source, source), Signs(None, 0.0))  # it is to be told when to leave
+            self._heard[source] = time.monotonic()
+            self._watch.take_back(source, _FarLine(self._send, source, source))
         if what == "gone":
             self._there.discard(source)
             self._heard.pop(source, None)
@@ -148,8 +150,8 @@ class Exchange:
 
     def _send(self, to: int, wish: tuple[int, bytes]) -> None:
         """Send a wish, and never wait: whoever is to get it may be dead, or cut off."""
-        self._sent = [request for request in self._sent if not request.Test()]
-        self._sent.append(self._comm.isend(wish, to, _WISHES))
+        with self._sending, unless_dead():
+            self._sent.append(self._comm.isend(wish, to, _WISHES))
 
     def _give_up(self, rank: int) -> None:
         host, pid = self._workers[rank]

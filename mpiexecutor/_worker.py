@@ -228,15 +228,14 @@ class Worker:
 
     def _run(self, number: int, numbered: int, shipped: tuple[Any, ...]) -> tuple[Outcome, int]:
         began = time.monotonic()
-        self._slate.begin(number, began)
+        self._slate.begin(number, 0.0 if numbered else began)  # to wait for the function is not to run
         try:
             function, arguments, keywords = unship(shipped)
             del shipped
             if numbered:
                 function = self._shelf.get(numbered)
                 began = time.monotonic()
-                if self._most:
-                    self._slate.begin(number, began)  # to wait for the function is not to run
+                self._slate.begin(number, began)
             value, size = ship(function(*arguments, **keywords))
         except BaseException as error:  # noqa: BLE001 - see the module
             failure = failure_of(error, self._place)

@@ -76,7 +76,7 @@ def _end(job: _adopt.Job | None) -> None:
             watch.see_off()
         library, files = mapped()
         remove(files)
-        if any(watch.silent for watch in watches):
+        if any(watch.silent and watch.spans_job for watch in watches):
             end_launcher()
         take_leave(connection() if job is None else job.connection, library, initialise=False)
     elif not _is_finalized():

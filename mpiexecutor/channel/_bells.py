@@ -3,11 +3,12 @@
 A message waits until it is looked for, so that none is missed; looking costs a microsecond, needs nobody else, and is progress.
 """
 
+import contextlib
 import itertools
 import threading
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Literal
 
 from mpi4py import MPI
@@ -21,6 +22,16 @@ _NOTHING: Final = [None, 0, MPI.BYTE]
 
 
 _DEATHS: Final = {MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING} - {MPI.ERR_UNKNOWN}  # of other ranks, where MPI tells of them
+
+
+@contextlib.contextmanager
+def unless_dead() -> Iterator[None]:
+    """Do something with another rank; if that is dead, nothing, where MPI says so."""
+    try:
+        yield
+    except MPI.Exception as error:
+        if error.Get_error_class() not in _DEATHS:
+            raise
 
 
 def has_come(comm: MPI.Intracomm, tag: int, status: MPI.Status) -> bool:
@@ -54,11 +65,8 @@ class FarBells:
     def ring(self, rank: int, which: Literal["put", "take", "knock"]) -> None:
         """Have a rank find a message, some time; never waits."""
         next(self._sent[rank])
-        try:
+        with unless_dead():
             self._comm.Isend(_NOTHING, rank, _TAGS[which]).Free()
-        except MPI.Exception as error:
-            if error.Get_error_class() not in _DEATHS:
-                raise
 
     def rung(self, which: Literal["put", "take", "knock"]) -> bool:
         """Whether there was a message for this rank; one look serves all who rang."""
@@ -109,7 +117,8 @@ class FarBells:
         if not has_come(self._comm, tag, status):
             return False
         self._received += 1  # before an interrupt can come between: it is there
-        self._comm.Recv(_NOTHING, status.source, status.tag)
+        with unless_dead():
+            self._comm.Recv(_NOTHING, status.source, status.tag)
         return True
 
     def _knocked(self) -> bool:

@@ -83,11 +83,13 @@ class Attendant:
                 thread.join()
 
     def _look_on(self) -> None:
-        while not self._stopped:
-            if self._bell.sleep(_COLD if self._hosted else _NEVER) or self._knocked():
-                self._be_hot()
-        self._over = True
-        self._go_in.release()
+        try:
+            while not self._stopped:
+                if self._bell.sleep(_COLD if self._hosted else _NEVER) or self._knocked():
+                    self._be_hot()
+        finally:
+            self._over = True
+            self._go_in.release()
 
     def _be_hot(self) -> None:
         """Make progress until nobody has knocked for a while."""

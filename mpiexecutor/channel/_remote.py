@@ -368,7 +368,12 @@ class RemoteChannel(Generic[P, M]):
         return self._puts.ring.count
 
     def settle(
-        self, dead: Collection[int], timeout: float, renumber: Callable[[list[int], int], None] = lambda _kept, _first: None
+        self,
+        dead: Collection[int],
+        timeout: float,
+        renumber: Callable[[list[int], int], None] = lambda _kept, _first: None,
+        *,
+        silent: Collection[int] = (),
     ) -> list[Share]:
         """On the host: settle what dead ranks have left behind; give what each of them claimed last, if it claimed anything.
 
@@ -376,37 +381,30 @@ class RemoteChannel(Generic[P, M]):
         or take meanwhile. At the end, before anybody can, `renumber` is told the numbers of the messages that are kept, and the
         new number of the first of them; they differ only if a message among them was given up half-way.
 
+        `silent` are those of the dead that may live: they count as dead only if they are not in the middle of a message.
+
         ChannelBroken if the living have not come to a rest in `timeout` seconds: one was stopped in the middle of a message. The
         channel is of no use until this is called again, and succeeds.
         """
         deadline = time.monotonic() + timeout
         with self._aside_lock:
             self._place.check_freed()
-            heir = self._heir()
+            tail: Position = self._puts if self._only_host["put"] else self._aside
+            head: Position = self._takes if self._only_host["take"] else Consumer(self._memory(), self._layout, self._rank)
+            heir = Heir(self._memory(), self._layout, tail, head)
             heir.pause()
             known: frozenset[int] = frozenset()
-            while (busy := heir.at_work(now := frozenset(dead))) or now != known:
+            while (busy := heir.at_work((now := frozenset(dead)) - frozenset(silent))) or now != known:
                 if now != known:
                     self._wake_all()  # only now can they see who is dead
                     known = now
                 elif time.monotonic() > deadline:
-                    raise ChannelBroken(f"ranks {busy} live, and have not come to a rest within {timeout} s", busy)
+                    raise ChannelBroken(f"ranks {busy} live, or may, and have not come to a rest within {timeout} s", busy)
                 else:
                     time.sleep(_BREATH)
             shares = heir.settle(known, renumber)
             self._wake_all()
         return shares
-
-    def at_work(self) -> list[int]:
-        """Give the ranks that are in the middle of putting or taking a message at this moment; for the host."""
-        with self._aside_lock:
-            self._place.check_freed()
-            return self._heir().at_work(())
-
-    def _heir(self) -> Heir:
-        tail: Position = self._puts if self._only_host["put"] else self._aside
-        head: Position = self._takes if self._only_host["take"] else Consumer(self._memory(), self._layout, self._rank)
-        return Heir(self._memory(), self._layout, tail, head)
 
     def abandon(self) -> None:
         """Use the channel no more, without the other ranks, which may be lost: its memory is not given back."""

@@ -4,7 +4,7 @@ import threading
 from concurrent.futures import Future, wait
 
 import pytest
-from gates import LIMIT, executor_of, identity, square, until
+from gates import LIMIT, executor_of, identity, occupy, square, until
 
 
 def not_done(futures):
@@ -78,12 +78,20 @@ def test_a_callback_may_submit_though_the_executor_is_full():
 
 
 def test_cancelled_calls_make_room(gate):
-    """Once those before them have gone."""
-    with executor_of(max_pending=30) as executor:
-        blocked = [executor.submit(gate.wait, number) for number in range(15)]
-        waiting = [executor.submit(square, number) for number in range(15)]
-        cancelled = [future for future in waiting if future.cancel()]
+    """At once, for who submits next and for who waits already, though the others run on."""
+    with executor_of() as probe:
+        busy = 3 * probe.num_workers
+    with executor_of(max_pending=busy + 5) as executor:
+        blocked = occupy(executor, gate)
+        waiting = [executor.submit(square, number) for number in range(5)]
+        assert all(future.cancel() for future in waiting)
+        waiting = [executor.submit(square, number) for number in range(5)]
+        thread = threading.Thread(target=lambda: waiting.append(executor.submit(square, 5)))
+        thread.start()
+        until(lambda: executor._pump._changed._waiters)
+        assert waiting[0].cancel()
+        thread.join(LIMIT)
+        assert len(waiting) == 6
         gate.open()
-        assert [executor.submit(square, number).result(LIMIT) for number in range(40)] == [number * number for number in range(40)]
-        assert [future.result(LIMIT) for future in blocked] == [*range(15)]
-        assert all(future.cancelled() for future in cancelled)
+        assert [future.result(LIMIT) for future in waiting[1:]] == [1, 4, 9, 16, 25]
+        assert [future.result(LIMIT) for future in blocked] == [*range(busy)]
