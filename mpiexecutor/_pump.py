@@ -91,13 +91,14 @@ class Pump:
     def open(self, most_workers: int, initializer: Function | None, **options: Any) -> Session:
         """Begin a session for an executor that may use so many workers; for the options see Session."""
         # With fewer than all workers, only one message each: any worker may take it, so only their number keeps them few.
-        limit = _PER_WORKER * self.workers if most_workers >= self.workers else most_workers
+        limit = _PER_WORKER * self._workers if most_workers >= self._workers else most_workers
         with self._lock:
             if self._failure:
                 raise BrokenExecutor(self._failure)
             self._forget_done()
             session = Session(next(self._session_numbers), limit, initializer, **options)
             self._sessions[session.number] = session
+            self._note_workers()
             return session
 
     def submit(
@@ -216,8 +217,8 @@ class Pump:
         """
         seconds = self._seconds.get(kind)
         if seconds is None:
-            return session.limit
-        return min(session.limit, _PER_WORKER * (2 + int(seconds / _FEEDING)))
+            return session.max_messages
+        return min(session.max_messages, _PER_WORKER * (2 + int(seconds / _FEEDING)))
 
     def _send_next(self, session: Session, limit: int) -> bool:
         share = -(-len(session.backlog) // limit)  # leave the others something, too
@@ -399,6 +400,13 @@ class Pump:
         """Note that a worker lives that was taken to be lost."""
         with self._lock:
             self._lost.discard(rank)
+            self._note_workers()
+            self._dispatch()
+
+    def _note_workers(self) -> None:
+        """Have no more messages on their way than the workers that are left need; the lock is held."""
+        for session in list(self._sessions.values()):
+            session.max_messages = min(session.limit, _PER_WORKER * self.workers)
 
     def renumber(self, kept: list[int], first: int) -> None:
         """Note that the messages of work with these numbers have other ones now, from the first on."""
@@ -420,8 +428,7 @@ class Pump:
     def _bury(self, loss: Loss, share: Share | None) -> list[Callable[[], None]]:
         """Note that there is one worker less, and see to its calls."""
         self._lost.add(loss.rank)
-        for session in self._sessions.values():
-            session.limit = min(session.limit, _PER_WORKER * self.workers)
+        self._note_workers()
         steps = [] if share is None else self._see_to_calls(loss, share)
         if not self.workers:
             steps.append(partial(self.give_up, f"all workers are lost; the last of them, {loss}"))

@@ -55,7 +55,7 @@ def main(mark: Path) -> None:
         say("ok: ran too long")
         last = next(worker for worker in executor.workers() if worker.host != home and worker.state != "lost")
         calls = [executor.submit(abs, -number) for number in range(CALLS)]
-        held = [executor.submit(hold, 1) for _ in range(executor.num_workers)]
+        held = [executor.submit(hold, 3) for _ in range(executor.num_workers)]
         until(lambda: all(worker.state in {"running", "lost"} for worker in executor.workers()))
         os.kill(last.pid, signal.SIGKILL)
         calls += [executor.submit(abs, -number) for number in range(CALLS)]

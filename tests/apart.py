@@ -1,0 +1,90 @@
+"""Two hosts that are one: ranks 2 and above believe that they are on another node.
+
+    mpiexec -n 5 python apart.py STATUS
+
+What a network does is not shown here, but what is done about workers there: one is killed, all fall silent and come back, the last
+one is killed.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from mpiexecutor import BrokenWorkerError, RMAChannelExecutor, WorkerStatus, _orders
+from mpiexecutor._mpiexec import rank_in_environment
+from mpiexecutor.channel import _agreement
+
+LIMIT = 60  # seconds until any future is done
+CALLS = 200
+FAR = 2  # from this rank on
+
+
+def believe_to_be_apart() -> None:
+    """Have this rank see two nodes."""
+    rank = rank_in_environment()
+    assert rank is not None
+    node = f"node {int(rank >= FAR)}"
+    for module in (_orders, _agreement):
+        module.node_name = lambda: node  # type: ignore[attr-defined]
+
+
+def hold(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def until(condition: Callable[[], object]) -> None:
+    since = time.monotonic()
+    while not condition():
+        assert time.monotonic() - since < LIMIT, condition
+        time.sleep(0.01)
+
+
+def far(executor: RMAChannelExecutor) -> list[WorkerStatus]:
+    return [worker for worker in executor.workers() if worker.rank >= FAR and worker.state != "lost"]
+
+
+def kill_one(executor: RMAChannelExecutor, left: int) -> BaseException:
+    """Kill a worker there, in the middle of a call; give that call's error, which is the only one."""
+    calls = [executor.submit(abs, -number) for number in range(CALLS)]
+    held: list[Any] = [executor.submit(hold, 3) for _ in range(executor.num_workers)]
+    until(lambda: all(worker.state in {"running", "lost"} for worker in executor.workers()))
+    os.kill(far(executor)[0].pid, signal.SIGKILL)
+    calls += [executor.submit(abs, -number) for number in range(CALLS)]
+    assert [call.result(LIMIT) for call in calls] == [*range(CALLS)] * 2
+    errors = [error for call in held if (error := call.exception(LIMIT))]
+    assert [type(error) for error in errors] == [BrokenWorkerError], errors
+    until(lambda: executor.num_workers == left)
+    return errors[0]
+
+
+def main() -> None:
+    with RMAChannelExecutor() as executor:
+        until(lambda: {worker.state for worker in executor.workers()} == {"idle"})
+        say(f"killed: {kill_one(executor, 3)}")
+        silent = far(executor)
+        for worker in silent:
+            os.kill(worker.pid, signal.SIGSTOP)
+        until(lambda: executor.num_workers == 1)
+        assert [executor.submit(abs, -number).result(LIMIT) for number in range(CALLS)] == [*range(CALLS)]
+        for worker in silent:
+            os.kill(worker.pid, signal.SIGCONT)
+        until(lambda: executor.num_workers == 3)
+        assert [executor.submit(abs, -number).result(LIMIT) for number in range(CALLS)] == [*range(CALLS)]
+        say("came back")
+        while far(executor):
+            say(f"killed: {kill_one(executor, executor.num_workers - 1)}")
+    say("the end")
+
+
+def say(text: str) -> None:
+    sys.stdout.write(f"ok: {text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    believe_to_be_apart()
+    main()
+    sys.exit(int(sys.argv[1]))
