@@ -120,12 +120,10 @@ def test_kills_its_rank_when_the_root_says_so():
 
 def test_has_its_rank_end_when_the_root_says_so():
     """By SIGTERM, which the rank may have a handler for."""
-    handles = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(6)); kept.slate.pulse(); time.sleep(60)"
-    with root() as (address, listener), rank_that(SERVES + handles, address):
-        connection, _, slate = greet(listener)
-        before = slate.seen
-        while slate.seen == before:
-            time.sleep(0.001)
+    handles = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(6)); print('handles', flush=True); time.sleep(60)"
+    with root() as (address, listener), rank_that(SERVES + handles, address) as (keeper, _):
+        connection, _, _ = greet(listener)
+        assert [keeper.stdout.readline() for _ in range(2)] == [b"serving\n", b"handles\n"]
         connection.send(_keeper.TERMINATE)
         assert json.loads(connection.recv(1000))["end"] == "ended with exit code 6"
         connection.close()
@@ -140,12 +138,12 @@ OVERDUE = "was killed, as its call ran longer than 0.3 s"
         ("kept.limit(0.3); time.sleep(60)", OVERDUE),
         ("signal.pthread_sigmask(0, range(1, 65)); kept.limit(0.3); __import__('ctypes').PyDLL(None).sleep(60)", OVERDUE),
         ("kept.limit(0.3); os.kill(os.getpid(), signal.SIGSTOP)", OVERDUE),
-        ("kept.limit(0.3); kept.slate.finish(); time.sleep(0.6); os._exit(3)", "ended with exit code 3"),
+        ("kept.slate.finish(); kept.limit(0.3); time.sleep(0.6); os._exit(3)", "ended with exit code 3"),
         (
-            "kept.limit(0.3)\nfor _ in range(6): time.sleep(0.1); kept.slate.begin(41, time.monotonic())\nos._exit(3)",
+            "kept.limit(3)\nfor _ in range(7): time.sleep(0.5); kept.slate.begin(41, time.monotonic())\nos._exit(3)",
             "ended with exit code 3",
         ),
-        ("kept.limit(0.3); kept.limit(0); time.sleep(0.6); os._exit(3)", "ended with exit code 3"),
+        ("kept.limit(3); kept.limit(0); time.sleep(3.3); os._exit(3)", "ended with exit code 3"),
     ],
     ids=["runs", "holds the GIL", "is stopped", "runs no more", "runs others", "may run as long as it likes"],
 )
