@@ -1,9 +1,9 @@
 """Two hosts that are one: ranks 2 and above believe that they are on another node.
 
-    mpiexec -n 5 python apart.py STATUS
+    mpiexec -n 5 python apart.py STATUS none | one | all
 
-What a network does is not shown here, but what is done about workers there: one is killed, all fall silent and come back, the last
-one is killed.
+What a network does is not shown here, but what is done about workers there: none is killed, or one, or that and all others fall
+silent, come back, and are killed, too.
 """
 
 import os
@@ -60,23 +60,31 @@ def kill_one(executor: RMAChannelExecutor, left: int) -> BaseException:
     return errors[0]
 
 
-def main() -> None:
+def main(deaths: str) -> None:
     with RMAChannelExecutor() as executor:
         until(lambda: {worker.state for worker in executor.workers()} == {"idle"})
-        say(f"killed: {kill_one(executor, 3)}")
-        silent = far(executor)
-        for worker in silent:
-            os.kill(worker.pid, signal.SIGSTOP)
-        until(lambda: executor.num_workers == 1)
         assert [executor.submit(abs, -number).result(LIMIT) for number in range(CALLS)] == [*range(CALLS)]
-        for worker in silent:
-            os.kill(worker.pid, signal.SIGCONT)
-        until(lambda: executor.num_workers == 3)
-        assert [executor.submit(abs, -number).result(LIMIT) for number in range(CALLS)] == [*range(CALLS)]
-        say("came back")
-        while far(executor):
-            say(f"killed: {kill_one(executor, executor.num_workers - 1)}")
+        if deaths != "none":
+            say(f"killed: {kill_one(executor, 3)}")
+        if deaths == "all":
+            fall_silent(executor)
+            while far(executor):
+                say(f"killed: {kill_one(executor, executor.num_workers - 1)}")
     say("the end")
+
+
+def fall_silent(executor: RMAChannelExecutor) -> None:
+    """Have all that are left there say nothing, until they are given up; then have them come back."""
+    silent = far(executor)
+    for worker in silent:
+        os.kill(worker.pid, signal.SIGSTOP)
+    until(lambda: executor.num_workers == 1)
+    assert [executor.submit(abs, -number).result(LIMIT) for number in range(CALLS)] == [*range(CALLS)]
+    for worker in silent:
+        os.kill(worker.pid, signal.SIGCONT)
+    until(lambda: executor.num_workers == 1 + len(silent))
+    assert [executor.submit(abs, -number).result(LIMIT) for number in range(CALLS)] == [*range(CALLS)]
+    say("came back")
 
 
 def say(text: str) -> None:
@@ -86,5 +94,5 @@ def say(text: str) -> None:
 
 if __name__ == "__main__":
     believe_to_be_apart()
-    main()
+    main(sys.argv[2])
     sys.exit(int(sys.argv[1]))
