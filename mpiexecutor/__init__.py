@@ -3,7 +3,7 @@
 Layout, top to bottom; imports point down only:
 
     executor      RMAChannelExecutor: submit, map, shutdown        __main__  python -m mpiexecutor
-    _launch       how ranks come to be a crew: one root, its workers           _world    how MPI begins and ends
+    _launch       how ranks come to be a crew, by their _orders    _world    how MPI begins, and how it ends
     _pump         dispatcher and collector, on the root            _worker   the worker's loop
     _health       which workers live, on the root                  _keeper   the parent of a worker, which tells of its death
     _relay        the same of those on other nodes                 _slate    what a worker writes down of itself
