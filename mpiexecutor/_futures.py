@@ -53,7 +53,7 @@ class Session:
     """What the pump knows of one executor."""
 
     number: int
-    limit: int  # messages on their way at a time, while all workers live; see also max_messages
+    limit: int  # messages on their way at a time, while all workers live
     initializer: Function | None
     retries: int = 0  # how often a call is run again whose worker died
     task_timeout: float = 0.0  # seconds that a call may run; 0: as long as it likes
@@ -63,13 +63,9 @@ class Session:
     unsettled: int = 0  # sent, and its future not settled yet
     messages: int = 0  # on their way: in the ring, or at a worker
     deaths: dict[int, int] = field(default_factory=dict)  # how many workers have died of a call, by its number
-    max_messages: int = field(init=False)  # on their way at a time, now
     closed: str = ""  # why nothing may be submitted any more
     broken: str = ""  # why nothing will be run any more
     broken_cause: BaseException | None = None
-
-    def __post_init__(self) -> None:
-        self.max_messages = self.limit
 
     @property
     def idle(self) -> bool:

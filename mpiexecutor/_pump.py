@@ -61,6 +61,7 @@ class Pump:
         self.catalogue = Catalogue()
         self._workers = workers
         self._lost: set[int] = set()  # ranks
+        self._most_messages = _PER_WORKER * workers  # of a session on their way, for the workers that are left
         self._place = place
         self._lock = threading.RLock()  # a callback of a future that is done already runs at once
         self._changed = threading.Condition(self._lock)
@@ -98,7 +99,6 @@ class Pump:
             self._forget_done()
             session = Session(next(self._session_numbers), limit, initializer, **options)
             self._sessions[session.number] = session
-            self._note_workers()
             return session
 
     def submit(
@@ -217,8 +217,8 @@ class Pump:
         """
         seconds = self._seconds.get(kind)
         if seconds is None:
-            return session.max_messages
-        return min(session.max_messages, _PER_WORKER * (2 + int(seconds / _FEEDING)))
+            return min(session.limit, self._most_messages)
+        return min(session.limit, self._most_messages, _PER_WORKER * (2 + int(seconds / _FEEDING)))
 
     def _send_next(self, session: Session, limit: int) -> bool:
         share = -(-len(session.backlog) // limit)  # leave the others something, too
@@ -400,13 +400,8 @@ class Pump:
         """Note that a worker lives that was taken to be lost."""
         with self._lock:
             self._lost.discard(rank)
-            self._note_workers()
+            self._most_messages = _PER_WORKER * self.workers
             self._dispatch()
-
-    def _note_workers(self) -> None:
-        """Have no more messages on their way than the workers that are left need; the lock is held."""
-        for session in list(self._sessions.values()):
-            session.max_messages = min(session.limit, _PER_WORKER * self.workers)
 
     def renumber(self, kept: list[int], first: int) -> None:
         """Note that the messages of work with these numbers have other ones now, from the first on."""
@@ -428,7 +423,7 @@ class Pump:
     def _bury(self, loss: Loss, share: Share | None) -> list[Callable[[], None]]:
         """Note that there is one worker less, and see to its calls."""
         self._lost.add(loss.rank)
-        self._note_workers()
+        self._most_messages = _PER_WORKER * self.workers
         steps = [] if share is None else self._see_to_calls(loss, share)
         if not self.workers:
             steps.append(partial(self.give_up, f"all workers are lost; the last of them, {loss}"))

@@ -126,10 +126,9 @@ class Exchange:
         self._comm.Free()
 
     def _hear(self, source: int, what: str, said: Any) -> None:
-        if source in self._heard:
+        if source in self._heard or source in self._watch.silent:
             self._heard[source] = time.monotonic()
         if source in self._watch.silent:
-            self._heard[source] = time.monotonic()
             self._watch.take_back(source, _FarLine(self._send, source, source))
         if what == "gone":
             self._there.discard(source)
