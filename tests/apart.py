@@ -9,8 +9,10 @@ silent, come back, and are killed, too.
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from mpiexecutor import BrokenWorkerError, RMAChannelExecutor, WorkerStatus, _orders
@@ -31,7 +33,9 @@ def believe_to_be_apart() -> None:
         module.node_name = lambda: node  # type: ignore[attr-defined]
 
 
-def hold(seconds: float) -> None:
+def hold(seconds: float, begun: Path) -> None:
+    """Be in the middle of a call for a while, and say so at once: what workers() tells may be a moment old."""
+    (begun / str(os.getpid())).touch()
     time.sleep(seconds)
 
 
@@ -48,12 +52,18 @@ def far(executor: RMAChannelExecutor) -> list[WorkerStatus]:
 
 def kill_one(executor: RMAChannelExecutor, left: int) -> BaseException:
     """Kill a worker there, in the middle of a call; give that call's error, which is the only one."""
-    calls = [executor.submit(abs, -number) for number in range(CALLS)]
-    held: list[Any] = [executor.submit(hold, 3) for _ in range(executor.num_workers)]
-    until(lambda: all(worker.state in {"running", "lost"} for worker in executor.workers()))
-    os.kill(far(executor)[0].pid, signal.SIGKILL)
-    calls += [executor.submit(abs, -number) for number in range(CALLS)]
-    assert [call.result(LIMIT) for call in calls] == [*range(CALLS)] * 2
+    victim = far(executor)[0].pid
+    with tempfile.TemporaryDirectory() as folder:
+        begun = Path(folder)
+        calls = [executor.submit(abs, -number) for number in range(CALLS)]
+        held: list[Any] = []
+        while not (begun / str(victim)).exists():
+            held.append(executor.submit(hold, 3, begun))
+            until(lambda: len(list(begun.iterdir())) == len(held))
+        assert [call.result(LIMIT) for call in calls] == [*range(CALLS)]  # those that are still at the victim would be lost
+        os.kill(victim, signal.SIGKILL)
+        calls = [executor.submit(abs, -number) for number in range(CALLS)]
+        assert [call.result(LIMIT) for call in calls] == [*range(CALLS)]
     errors = [error for call in held if (error := call.exception(LIMIT))]
     assert [type(error) for error in errors] == [BrokenWorkerError], errors
     until(lambda: executor.num_workers == left)
