@@ -1,4 +1,4 @@
-"""python -m mpiexecutor: rank 0 runs a script, a module or a string of code; the other ranks serve it.
+"""python -m mpiexecutor: rank 0 runs a script, a module or a string of code; the other ranks serve it, or run it, too.
 
 The script needs no guard, is run once, and makes executors wherever it likes. Started by mpiexec, this is each rank; started by
 hand, it becomes the mpiexec that belongs to this Python's MPI, which starts it again as each rank.
@@ -15,6 +15,7 @@ import shlex
 import sys
 import zipfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType, TracebackType
 
@@ -23,6 +24,7 @@ from ._adopt import StartError, interpreter_flags
 from ._keeper import keep
 from ._launch import dismiss, serve
 from ._mpiexec import Mpiexec, NoMpiexecError, have_waiting_give_way, in_srun, launched, rank_in_environment, usable_cores
+from ._spmd import run_everywhere
 from ._world import check_company, initialise
 
 _ROOT = 0
@@ -41,7 +43,7 @@ def main() -> None:
     if options.info:
         _info.show(options.mpiexec)
     elif launched():
-        _be_a_rank(program)
+        _be_a_rank(program, spmd=options.spmd)
     else:
         _become_mpiexec(options, program)
 
@@ -60,7 +62,7 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     own, program = _split(arguments)
     parser = argparse.ArgumentParser(
         prog="python -m mpiexecutor",
-        usage=f"%(prog)s [-n N] [--hostfile FILE] [--mpiexec PATH] [-v] ({_WHAT}) [argument ...]",
+        usage=f"%(prog)s [-n N] [--hostfile FILE] [--mpiexec PATH] [--spmd] [-v] ({_WHAT}) [argument ...]",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -68,6 +70,7 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("-n", type=_ranks, metavar="N", help="ranks to start, one of them the root; by default one more than cores")
     parser.add_argument("--hostfile", metavar="FILE", help="the hosts to start them on, as this mpiexec wants them listed")
     parser.add_argument("--mpiexec", metavar="PATH", help="instead of the one beside this Python, or on the PATH")
+    parser.add_argument("--spmd", action="store_true", help="every rank runs the script, for raw channels; they outlive each other")
     parser.add_argument("-v", "--verbose", action="store_true", help="show the command that is run")
     parser.add_argument("--info", action="store_true", help="describe this MPI and its speed, for a report; run no script")
     options = parser.parse_args(own)
@@ -102,7 +105,7 @@ def _become_mpiexec(options: argparse.Namespace, program: Sequence[str]) -> None
         mpiexec = Mpiexec.find(options.mpiexec)
     except NoMpiexecError as error:
         sys.exit(f"python -m mpiexecutor: {error}")
-    this = [sys.executable, *interpreter_flags(), "-m", "mpiexecutor", *program]
+    this = [sys.executable, *interpreter_flags(), "-m", "mpiexecutor", *(["--spmd"] if options.spmd else []), *program]
     here = options.hostfile is None and in_srun()
     command = mpiexec.command(options.n or usable_cores() + 1, this, hostfile=options.hostfile, here=here)
     if options.verbose:
@@ -111,14 +114,16 @@ def _become_mpiexec(options: argparse.Namespace, program: Sequence[str]) -> None
     os.execv(command[0], command)  # noqa: S606 - its signals and its status are this command's
 
 
-def _be_a_rank(program: list[str]) -> None:
+def _be_a_rank(program: list[str], *, spmd: bool) -> None:
     have_waiting_give_way()
     comm = initialise(keep() if rank_in_environment() else None)
     try:
         check_company(comm)
     except StartError as error:
         sys.exit(0 if rank_in_environment() else f"python -m mpiexecutor: {error}")  # one of them says it
-    if comm.rank == _ROOT:
+    if spmd:
+        run_everywhere(comm, partial(_run, program))
+    elif comm.rank == _ROOT:
         atexit.register(dismiss, comm, _ROOT)  # if the script never makes an executor
         _run(program)
     else:

@@ -36,7 +36,6 @@ _COMING = 5.0  # seconds that keepers have to come, once their ranks serve
 _HELLO = 5.0  # seconds that a keeper has to say who it is
 _LEAVING = 10.0  # seconds that all keepers have to end
 _LOOK = 1e-3  # seconds between two looks whether they have
-_REST = 6.0  # seconds that the living have to finish what they have begun with a channel
 _WEDGED = 9.0  # seconds after which this process is taken to be stuck inside MPI
 _SILENT = 3 * PULSE  # seconds without a sign of life
 
@@ -347,10 +346,10 @@ class Undertaker:
 
     def _settle(self, loss: Loss) -> None:
         self._settle_channel(loss, lambda: self._shares.update({share.rank: share for share in self._settle_work()}))
-        self._settle_channel(loss, lambda: self._replies.settle(self._watch.dead, _REST, silent=self._watch.silent))
+        self._settle_channel(loss, lambda: self._replies.settle(self._watch.dead, silent=self._watch.silent))
 
     def _settle_work(self) -> list[Share]:
-        return self._work.settle(self._watch.dead, _REST, self._renumber, silent=self._watch.silent)
+        return self._work.settle(self._watch.dead, renumber=self._renumber, silent=self._watch.silent)
 
     def _settle_channel(self, loss: Loss, settle: Callable[[], object]) -> None:
         """Settle a channel. Who lives, and keeps that from being done, is killed: nobody can do anything meanwhile."""

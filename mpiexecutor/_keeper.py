@@ -47,7 +47,8 @@ logger = logging.getLogger("mpiexecutor")
 VARIABLE: Final = "MPIEXECUTOR_KEEPER"
 KILL: Final = b"kill"  # what the root may say: to end the rank,
 TERMINATE: Final = b"terminate"  # to have it end, by SIGTERM,
-LEAVE: Final = b"leave"  # or to end the rank and its keeper
+LEAVE: Final = b"leave"  # or to end the rank and its keeper;
+NEWS: Final = b"news "  # or something else, for the rank itself
 BYE: Final = b"{}"  # what a keeper says when it goes, and nothing is wrong
 _LONGEST = 1 << 16  # bytes of a message
 _WELCOME = 5.0  # seconds that another worker's watch has to answer: a call may hold its GIL
@@ -75,16 +76,22 @@ class Kept:
     def __init__(self, line: socket.socket, slate: Slate) -> None:
         self._line = line
         self.slate = slate
+        self.serves = False
         self._resting = threading.Event()  # no longer to give signs of life, for the root that is served
 
     def serve(self, addresses: Sequence[str], token: str, rank: int, *, far: bool = False) -> None:
         """From now on this rank serves the root that listens there, or through others, and is not to take the job with it."""
+        self.serves = True
         self.slate.limit(0.0)
         self.slate.pulse()
         self._say(asdict(Service(list(addresses), token, rank, far, *_manager.mapped())))
         self._line.recv(1)  # the root knows its keeper: only now may the rank begin
         self._resting = threading.Event()
         threading.Thread(target=self._pulse, args=(self._resting,), name="mpiexecutor pulse", daemon=True).start()
+
+    def news(self) -> bytes:
+        """Wait for something that the root has to say to this rank, while it serves; nothing: its keeper has gone."""
+        return self._line.recv(_LONGEST).removeprefix(NEWS)
 
     def limit(self, seconds: float) -> None:
         """Have calls killed that run longer, together with this rank; 0: none."""
@@ -93,6 +100,7 @@ class Kept:
 
     def dismiss(self) -> None:
         """From now on this rank serves nobody."""
+        self.serves = False
         self._resting.set()
         self._say(None)
 
@@ -311,6 +319,9 @@ class _Keeper:
         elif said == LEAVE:
             self._end_rank()
             self._take_leave()
+        elif said.startswith(NEWS):
+            with contextlib.suppress(OSError):  # the rank is dead, or has more to read than it reads
+                self._line.send(said, socket.MSG_DONTWAIT)
         elif self._service.far:
             self._turn_elsewhere(self._service)
         else:  # the job is being ended: that is no time to turn to its process manager

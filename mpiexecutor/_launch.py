@@ -9,10 +9,10 @@ attribute of the communicator.
 """
 
 import atexit
+import contextlib
 import ctypes
 import logging
 import os
-import signal
 import sys
 import threading
 import time
@@ -23,10 +23,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _adopt
-from ._health import Undertaker, Watch, WorkerStatus, address_of
+from ._company import Member, exchange_of, own_keeper
+from ._health import Undertaker, Watch, WorkerStatus
 from ._keeper import Kept
-from ._manager import connection, mapped, remove, take_leave
-from ._orders import Orders, Report, answer_reports, await_leavers, await_reports, part, part_from_root, report
+from ._orders import Orders, Report, answer_reports, await_leavers, await_reports, part, report
 from ._outcomes import Place
 from ._parcels import Parcels
 from ._pump import Pump
@@ -34,11 +34,10 @@ from ._slate import Slate
 from ._worker import Worker
 from ._world import attribute, comm_world, deaths, note_deaths
 from .channel import RemoteChannel
+from .channel._deaths import DEATHS
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-
-    from ._relay import Exchange, Post
 
 logger = logging.getLogger("mpiexecutor")
 
@@ -59,7 +58,7 @@ class Crew:
         root = orders.root
         self._comm = comm.Dup()
         self._channels = _channels(self._comm, root)
-        self._exchange = _exchange(self._comm, orders, watch, reports)
+        self._exchange = exchange_of(self._comm, orders, watch, reports)
         parcels = Parcels(self._comm, root)
         self.place = Place.here(comm.rank, comm.size)
         self.alone = comm.size == 1
@@ -71,6 +70,8 @@ class Crew:
             self._thread.start()
         self.pump = Pump(*self._channels, parcels, self.workers, self.place)
         self.closed = False
+        self._needs = contextlib.ExitStack()
+        self._needs.enter_context(DEATHS.all_needed("the service of an executor"))  # whose workers have no keepers of ours then
         self._dissolving = False  # the channels, with all workers
         self._wedged = False  # they will never be of use again
         pump = self.pump
@@ -128,7 +129,8 @@ class Crew:
         self.closed = True
         atexit.unregister(self.close)
         try:
-            self._finish()
+            with self._needs:
+                self._finish()
         except BaseException:  # Ctrl-C: nobody wants to wait any more
             self._abort()
             raise
@@ -230,22 +232,16 @@ def muster(comm: "MPI.Intracomm", root: int) -> Crew:
 
 def serve(comm: "MPI.Intracomm", root: int) -> bool:
     """Report to the root, wait for its answer, and serve until it is done; False if there was nothing to do."""
-    keeper = _keeper()
+    keeper = own_keeper()
     orders = report(comm, root, kept=keeper is not None)
     if orders is None:
         return False
     comm.Set_attr(attribute("crew"), "serving")
     with orders.followed():
         own = comm.Dup()
-        far = comm.rank in orders.far
-        watch = Watch(orders.watch_of(comm.rank), orders.token) if far else None  # before keepers can want to come to it
         channels = _channels(own, root)
-        news = own.Dup() if orders.far else None
-        post = _post(news, orders, watch, keeper) if watch is not None and news is not None else None
         _keep_freed_memory()
-        if keeper is not None:
-            watches = [address_of(orders.watch_of(rank)) for rank in orders.watchers_of(comm.rank)]
-            keeper.serve(watches, orders.token, comm.rank, far=far)
+        member = Member(own, orders, keeper)
         slate, enforce_limit = (keeper.slate, keeper.limit) if keeper else (Slate(), None)
         worker = Worker(*channels, Parcels(own, root), Place.here(comm.rank, comm.size), slate, enforce_limit)
         try:
@@ -253,38 +249,10 @@ def serve(comm: "MPI.Intracomm", root: int) -> bool:
         except BaseException:  # noqa: BLE001 - what calls raise is not seen here: a fault of ours, and others would wait for this rank
             traceback.print_exc()
             _fail(keeper)
-        if not part_from_root(own, root):
-            _stay(keeper, post, channels)
-        if keeper is not None:
-            keeper.dismiss()
-        if post is not None:
-            post.stop()
-        if news is not None:
-            news.Free()
+        member.part(channels)
         _dissolve(own, channels)
     comm.Delete_attr(attribute("crew"))
     return True
-
-
-def _exchange(comm: "MPI.Intracomm", orders: Orders, watch: Watch, reports: dict[int, Report]) -> "Exchange | None":
-    """Have the root hear from other nodes, if there are any."""
-    from ._relay import Exchange  # noqa: PLC0415 - it knows MPI
-
-    far = {rank: (reports[rank].host, reports[rank].pid) for rank in orders.far}
-    return Exchange(comm.Dup(), watch, far, orders.lost_after) if far else None
-
-
-def _post(comm: "MPI.Intracomm", orders: Orders, watch: Watch, keeper: Kept | None) -> "Post":
-    """Have the root hear from this worker, which is on another node."""
-    from ._relay import Post  # noqa: PLC0415 - it knows MPI
-
-    return Post(comm, orders.root, watch, orders.lost_after, partial(_go, keeper))
-
-
-def _keeper() -> Kept | None:
-    """Give this rank's keeper, if it has one."""
-    keeper = comm_world().Get_attr(attribute("keeper"))
-    return keeper if isinstance(keeper, Kept) else None
 
 
 def _fail(keeper: Kept | None) -> NoReturn:
@@ -294,27 +262,6 @@ def _fail(keeper: Kept | None) -> NoReturn:
     if keeper is None:
         comm_world().Abort(1)
     os._exit(1)
-
-
-def _stay(keeper: Kept | None, post: "Post | None", channels: tuple[RemoteChannel[Any, Any], ...]) -> NoReturn:
-    """Wait for the end, having lost a fellow worker: MPI can be finalised no more, and who leaves first ends the job."""
-    for channel in channels:
-        channel.abandon()
-    if keeper is not None:
-        keeper.stay()
-    while post is not None:
-        signal.pause()
-    _go(keeper)
-
-
-def _go(keeper: Kept | None) -> NoReturn:
-    """Be done, without MPI."""
-    if keeper is not None:
-        keeper.dismiss()
-    library, files = mapped()
-    remove(files)
-    take_leave(connection(), library, initialise=False)
-    os._exit(0)
 
 
 def has_crew(comm: "MPI.Intracomm") -> bool:

@@ -32,6 +32,7 @@ from ._orders import ranks_text
 from ._outcomes import ship, with_cause
 from ._worker import in_task, run_chunk
 from ._world import MAX_WORKERS_VARIABLE, leave, started_world
+from .channel._deaths import DEATHS
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -96,6 +97,11 @@ class RMAChannelExecutor(Executor):
             )
         if in_task.get():
             raise RuntimeError("an executor cannot be made inside a call that an executor runs: submit from the root instead")
+        if DEATHS.are_told:
+            raise RuntimeError(
+                "with --spmd every rank runs the script, and RMAChannelExecutor has all but one serve: make an RMACommExecutor, or "
+                "start the script without --spmd"
+            )
         comm = started_world(max_workers, root) if comm is None else comm
         _check_root(comm, root)
         if is_serving(comm):

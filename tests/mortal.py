@@ -75,41 +75,60 @@ def arm(name: str) -> bytes:
     """Have this worker die at a step, soon."""
     from mpiexecutor.channel._consumer import Consumer
     from mpiexecutor.channel._producer import Producer
-    from mpiexecutor.channel._window import _RemoteMemory
-
-    def before(kind: type, step: str) -> None:
-        setattr(kind, step, lambda *_, **__: die())
-
-    def after(kind: type, step: str) -> None:
-        original = getattr(kind, step)
-
-        def patched(*arguments: Any) -> Any:
-            original(*arguments)
-            die()
-
-        setattr(kind, step, patched)
-
-    def in_swap(kind: Any) -> None:
-        original = kind._swap
-
-        def patched(*arguments: Any) -> Any:
-            before(_RemoteMemory, "compare_swap")
-            return original(*arguments)
-
-        kind._swap = patched
+    from mpiexecutor.channel._ring import DONE_WITH
 
     {
-        "before it claims": lambda: before(Consumer, "take_short"),
-        "between the record and the swap of a claim": lambda: in_swap(Consumer),
-        "after it has claimed": lambda: after(Consumer, "_swap"),
-        "before it says that it has received": lambda: before(Consumer, "_say"),
-        "before its result is put": lambda: before(Producer, "put_short"),
-        "between the record and the swap of its result": lambda: in_swap(Producer),
-        "after it has reserved room for its result": lambda: after(Producer, "_swap"),
-        "in the middle of a long result": lambda: after(Producer, "_publish"),
-        "in the middle of a long call": lambda: after(Consumer, "receive"),
+        "before it claims": lambda: _before(Consumer, "take_short"),
+        "between the record and the swap of a claim": lambda: _in_swap(Consumer),
+        "after it has claimed": lambda: _after(Consumer, "_swap", _was_fastest),
+        "before it says that it has received": lambda: _before(Consumer, "_say", lambda _, state: state == DONE_WITH),
+        "before its result is put": lambda: _before(Producer, "put_short"),
+        "between the record and the swap of its result": lambda: _in_swap(Producer),
+        "after it has reserved room for its result": lambda: _after(Producer, "_swap", _was_fastest),
+        "in the middle of a long result": lambda: _after(Producer, "_publish"),
+        "in the middle of a long call": lambda: _after(Consumer, "receive"),
     }[name]()
     return bytes(LARGE if "long" in name else 1)
+
+
+def _before(kind: type, step: str, when: Callable[..., bool] = lambda *_: True) -> None:
+    original = getattr(kind, step)
+
+    def patched(*arguments: Any, **options: Any) -> Any:
+        if when(*arguments):
+            die()
+        return original(*arguments, **options)
+
+    setattr(kind, step, patched)
+
+
+def _after(kind: type, step: str, when: Callable[..., bool] = lambda *_: True) -> None:
+    original = getattr(kind, step)
+
+    def patched(*arguments: Any) -> Any:
+        seen = original(*arguments)
+        if when(seen, *arguments):
+            die()
+        return seen
+
+    setattr(kind, step, patched)
+
+
+def _was_fastest(seen: int, *arguments: Any) -> bool:
+    """Whether a swap was this rank's: of end, address, record, position, and so on."""
+    return seen == arguments[3]
+
+
+def _in_swap(kind: Any) -> None:
+    from mpiexecutor.channel._window import _RemoteMemory
+
+    original = kind._swap
+
+    def patched(*arguments: Any) -> Any:
+        _before(_RemoteMemory, "compare_swap")
+        return original(*arguments)
+
+    kind._swap = patched
 
 
 # What has the worker die, and whether the call is lost with it.

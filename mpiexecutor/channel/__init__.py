@@ -7,13 +7,12 @@ Layout, top to bottom; nothing here knows of executors:
     _background   putf and takef                      _waiting    look, yield, sleep until woken
     _codecs       messages <-> bytes, by dtype        _frames, _pickling  those of any object
     _producer, _consumer  the two ends of the ring    _window     its memory, on MPI.Win
-    _recovery    what the dead leave behind in it
+    _recovery    what the dead leave behind in it        _deaths  who has died, as told by whoever knows
     _ring         the ring itself: its theory, its layout; pure, over
     _memory       the little that it asks of a memory _errors
 """
 
-from ._errors import ChannelBroken, ChannelClosed, ChannelEmpty, ChannelError, ChannelFull, IncompletePut
-from ._recovery import Share
+from ._errors import ChannelBroken, ChannelClosed, ChannelEmpty, ChannelError, ChannelFull, IncompletePut, Share
 from ._remote import RemoteChannel, Statistics
 
 __all__ = [

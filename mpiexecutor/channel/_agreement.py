@@ -2,11 +2,14 @@
 
 import os
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import index
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from ._codecs import Codec, codec_of
+from ._deaths import Dead
+from ._errors import ChannelBroken
 from ._ring import MAX_SLOTS
 from ._waiting import node_name, wait_for_ranks
 
@@ -52,6 +55,12 @@ def _memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def all_come(comm: "MPI.Intracomm", dead: Dead, complaint: Callable[[], str] | None = None) -> None:
+    """Wait until all ranks have come here, or one is known to be dead."""
+    come = comm.Ibarrier()
+    wait_for_ranks(lambda: bool(dead) or come.Test(), complaint)
+
+
 @dataclass(frozen=True, slots=True)
 class Agreement:
     """What came of it."""
@@ -61,8 +70,8 @@ class Agreement:
     nodes: tuple[str, ...]  # by rank
 
 
-def agree(comm: "MPI.Intracomm", arguments: Arguments) -> Agreement:
-    """Compare the arguments of all ranks; ValueError on every rank if they make no channel, or differ."""
+def agree(comm: "MPI.Intracomm", arguments: Arguments, dead: Dead) -> Agreement:
+    """Compare the arguments of all ranks; ValueError on every rank if they make none, or differ; ChannelBroken if one died."""
     codec, error = None, None
     try:
         codec = arguments.check(comm.size)
@@ -70,10 +79,10 @@ def agree(comm: "MPI.Intracomm", arguments: Arguments) -> Agreement:
     except ValueError as caught:
         text, error = f"{arguments}", caught
     # The gathering itself could not be seen to hang.
-    wait_for_ranks(
-        comm.Ibarrier().Test,
-        lambda: f"rank {comm.rank} still waits for others to make a RemoteChannel: every rank of the communicator has to",
-    )
+    complaint = f"rank {comm.rank} still waits for others to make a RemoteChannel: every rank of the communicator has to"
+    all_come(comm, dead, lambda: complaint)
+    if dead:
+        raise ChannelBroken(f"{dead.ends(dead)}: a channel is made by all ranks of a communicator", tuple(dead))
     everyone = comm.allgather((text, "" if error is None else str(error), secrets.token_hex(8), node_name()))
     if error is not None:
         raise error

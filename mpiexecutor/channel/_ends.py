@@ -16,16 +16,18 @@ was counted on twice, it wakes another for what it leaves. If it dies, or is sto
 message when their sleep ends by itself.
 """
 
+import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from ._background import Background, ChannelFuture
 from ._consumer import Consumer, Incoming
-from ._errors import ChannelClosed
+from ._errors import ChannelBroken, ChannelClosed
 from ._memory import Memory
 from ._producer import Gather, Outgoing, Producer
 from ._ring import Layout, Progress, State
@@ -63,6 +65,8 @@ class Place:
     ringer: Ringer
     bells: "FarBells | None"  # if there are several nodes
     freed: bool = False
+    host_lost: ChannelBroken | None = None
+    losses: deque[ChannelBroken] = field(default_factory=deque)  # that this rank has to be told of
 
     def address(self, side: Side, rank: int) -> str:
         return address_of(self.token, rank, side)
@@ -89,9 +93,20 @@ class Place:
             self.bells.ring(rank, side)
             self.bells.stir()
 
-    def check_freed(self) -> None:
+    def check(self) -> None:
+        """Raise the error, if the channel is of no use any more."""
         if self.freed:
             raise ChannelClosed("the channel was freed")
+        if self.host_lost is not None:
+            raise self.host_lost
+
+    def check_losses(self) -> None:
+        """Do so, or raise that of a loss that this rank has to be told of: once, and before it begins something."""
+        self.check()
+        while self.losses:
+            with contextlib.suppress(IndexError):  # another thread was told
+                error = self.losses.popleft()
+                raise error
 
 
 class _End:
@@ -143,7 +158,7 @@ class PutEnd(_End):
         if not self._acquire(deadline):
             return 0
         try:
-            self._place.check_freed()
+            self._place.check_losses()
             if len(messages) == 1 and self._put_short(messages[0]):
                 return 1
             return self._put(messages, deadline, _at_once, whole=whole)
@@ -155,7 +170,7 @@ class PutEnd(_End):
 
         def operation(future: ChannelFuture[None]) -> None:
             with self.lock:
-                self._place.check_freed()
+                self._place.check()
                 self._put([parts], None, future.begin)
 
         return self.background.submit(operation)
@@ -191,7 +206,7 @@ class PutEnd(_End):
         lengths = [sum(map(len, parts)) for parts in messages]
 
         def reserve() -> Outgoing | None:
-            self._place.check_freed()
+            self._place.check_losses()
             with self._reserving:
                 return self.ring.reserve(lengths, whole=whole)
 
@@ -223,7 +238,7 @@ class PutEnd(_End):
 
     def _send(self, out: Outgoing, deadline: float | None) -> Progress | None:
         def step() -> Progress | None:
-            self._place.check_freed()
+            self._place.check()
             progress = self.ring.send(out)
             return None if progress is Progress.STALLED else progress
 
@@ -254,7 +269,7 @@ class TakeEnd(_End):
         if not self._acquire(deadline):
             return None
         try:
-            self._place.check_freed()
+            self._place.check_losses()
             if most == 1 and self._incoming is None and (data := self._take_short()) is not None:
                 return Incoming(0, (len(data),), 1, data)
             return self._take(most, deadline, _at_once)
@@ -266,7 +281,7 @@ class TakeEnd(_End):
 
         def operation(future: ChannelFuture[T]) -> T:
             with self.lock:
-                self._place.check_freed()
+                self._place.check()
                 found = self._take(1, None, future.begin)
             assert found is not None
             return decode(found)
@@ -329,7 +344,7 @@ class TakeEnd(_End):
             begin = _at_once  # the message was cut, or is put anew: the next one is taken instead
 
     def _claim(self, most: int) -> Incoming | None:
-        self._place.check_freed()
+        self._place.check_losses()
         if self._incoming is not None:
             self.ring.resume(self._incoming)
             return self._incoming
@@ -343,7 +358,7 @@ class TakeEnd(_End):
 
     def _receive(self, incoming: Incoming) -> Progress:
         def step() -> Progress | None:
-            self._place.check_freed()
+            self._place.check()
             progress = self.ring.receive(incoming)
             return None if progress is Progress.STALLED else progress
 

@@ -2,6 +2,7 @@
 
 import queue
 from collections.abc import Collection
+from dataclasses import dataclass
 
 
 class ChannelError(Exception):
@@ -24,16 +25,38 @@ class ChannelFull(ChannelError, queue.Full):
     """``put_nowait`` found no room. Whoever can wait calls ``put``, whoever can wait a while ``put(..., timeout=...)``."""
 
 
-class ChannelBroken(ChannelError):
-    """What is in the channel's memory is no message: a peer died while it wrote, or wrote where it may not.
+_HAD = {True: "received", False: "claimed, and not received,", None: "perhaps received"}
 
-    The text names what was found and what was expected. The bytes in question were not unpickled. Or ranks that live, `ranks`,
-    keep what the dead have left from being settled.
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a dead rank claimed last: it was at work on that, or had received it."""
+
+    rank: int
+    messages: range  # by number: how many came before
+    received: bool | None  # all of it; None: perhaps it has, or perhaps another was faster, and has had it
+
+    def __str__(self) -> str:
+        first, last = self.messages[0], self.messages[-1]
+        which = f"message {first}" if first == last else f"messages {first} to {last}"
+        return f"rank {self.rank} had {_HAD[self.received]} {which}"
+
+
+class ChannelBroken(ChannelError):
+    """What is in the channel's memory is no message; or `ranks` have died, or keep what the dead have left from being settled.
+
+    In the first case the text names what was found and what was expected. The bytes in question were not unpickled.
+
+    A death is told to the channel's host, once, by the next put or take, or one that waits, which has then done nothing, but that
+    put_many has put the first `count` messages. The channel has been settled, and goes on; `shares` say what the dead had claimed
+    last. If the host dies all others are told, by whatever they do with the channel. Who tells of deaths: see RemoteChannel.
     """
 
-    def __init__(self, text: str, ranks: Collection[int] = ()) -> None:
-        super().__init__(text, ranks)
+    def __init__(self, text: str, ranks: Collection[int] = (), shares: Collection[Share] = ()) -> None:
+        super().__init__(text, ranks, shares)
         self.ranks = ranks
+        self.shares = shares
+        self.count = 0
 
     def __str__(self) -> str:
         return str(self.args[0])

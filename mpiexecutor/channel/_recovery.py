@@ -25,6 +25,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from ._errors import Share
 from ._memory import Memory
 from ._ring import (
     AT_WORK,
@@ -45,15 +46,6 @@ from ._ring import (
     said_of,
     turns_of,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """What a dead rank claimed last: it was at work on that, or had received it."""
-
-    rank: int
-    messages: range  # by number: how many came before
-    received: bool | None  # all of it; None: perhaps it has, or perhaps another was faster, and has had it
 
 
 @dataclass(frozen=True, slots=True)

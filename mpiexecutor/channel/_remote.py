@@ -20,14 +20,15 @@ from operator import index
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, overload
 
-from ._agreement import Arguments, agree
+from ._agreement import Arguments, agree, all_come
 from ._background import ChannelFuture
 from ._consumer import Consumer, Incoming
+from ._deaths import DEATHS, Dead
 from ._ends import Parts, Place, PutEnd, Side, TakeEnd
-from ._errors import ChannelBroken, ChannelEmpty, ChannelFull, IncompletePut
+from ._errors import ChannelBroken, ChannelClosed, ChannelEmpty, ChannelFull, IncompletePut, Share
 from ._memory import Memory
 from ._producer import Producer
-from ._recovery import Heir, Position, Share
+from ._recovery import Heir, Position
 from ._ring import Layout
 from ._waiting import Ringer
 
@@ -43,6 +44,7 @@ P = TypeVar("P")  # what is put
 M = TypeVar("M")  # what is taken
 T = TypeVar("T")
 
+_REST = 6.0  # seconds that the living have to finish what they have begun, when others have died
 _BREATH = 1e-3  # seconds between two looks whether the living have come to a rest
 _BATCH = 256  # messages that put_many reserves, and take_many claims, in one step
 
@@ -66,6 +68,10 @@ class RemoteChannel(Generic[P, M]):
     Every rank of the communicator makes it together, with the same arguments; then every rank, and every thread of it, may put
     and take at any time. Messages of one rank stay in order for any other rank. Nobody has to answer: puts and takes are
     one-sided, and only the host's memory is used.
+
+    A rank that dies ends the job, as MPI has it, unless 'python -m mpiexecutor --spmd' runs the script. Then the others go on: what
+    the dead rank had not put, or taken, as a whole is lost, and the host is told by ChannelBroken. Rank 0 of MPI.COMM_WORLD may not
+    die, nor a host with ranks on other nodes, nor any rank while all together make or free a channel.
     """
 
     @overload
@@ -149,18 +155,21 @@ class RemoteChannel(Generic[P, M]):
         from ._window import Window  # noqa: PLC0415
 
         comm = MPI.COMM_WORLD if comm is None else comm
-        agreement = agree(comm, Arguments(buff_size, message_size, dtype, host, producers, consumers))
+        self._dead = Dead(comm.group.Translate_ranks(None, MPI.COMM_WORLD.group))
+        agreement = agree(comm, Arguments(buff_size, message_size, dtype, host, producers, consumers), self._dead)
         buff_size, host = index(buff_size), index(host)
         self._host = host
         self._rank = comm.rank
         self._codec = agreement.codec
         self._only_host = {"put": producers == "host", "take": consumers == "host"}
         self._layout = Layout(buff_size, self._codec.slot_size, comm.size)
-        self._window = Window(comm, host, self._layout.size)
-        bells = FarBells(comm, host) if len(set(agreement.nodes)) > 1 else None
-        if comm.rank == host:
-            self._layout.prepare(self._window.memory())
-        comm.Barrier()
+        with DEATHS.all_needed("the making of a channel"):
+            self._window = Window(comm, host, self._layout.size)
+            bells = FarBells(comm, host) if len(set(agreement.nodes)) > 1 else None
+            self._parting = comm.Dup() if DEATHS.are_told else None  # by which it is found out whether all free it
+            if comm.rank == host:
+                self._layout.prepare(self._window.memory())
+            comm.Barrier()
         self._threads = MPI.Query_thread() == MPI.THREAD_MULTIPLE
         self._place = Place(self._layout, comm.rank, agreement.token, agreement.nodes, Ringer(), bells)
         self._puts = PutEnd(self._place, self._memory(), sole=self._only_host["put"])
@@ -168,7 +177,9 @@ class RemoteChannel(Generic[P, M]):
         self._aside = Producer(self._memory(), self._layout, comm.rank)
         self._aside_lock = threading.Lock()
         self._claims = 0  # by this rank
+        self._settled: set[int] = set()  # of the dead
         self._at_exit = _at_exit(self)
+        DEATHS.attend(self)
 
     # -- put -------------------------------------------------------------------------------------------------------------------
 
@@ -219,7 +230,11 @@ class RemoteChannel(Generic[P, M]):
             return
         done = 0
         while done < len(encoded):
-            put = self._puts.put(encoded[done : done + _BATCH], deadline)
+            try:
+                put = self._puts.put(encoded[done : done + _BATCH], deadline)
+            except ChannelBroken as error:
+                error.count = done
+                raise
             if not put:
                 raise IncompletePut(done, len(encoded))
             done += put
@@ -233,6 +248,9 @@ class RemoteChannel(Generic[P, M]):
                 done += 1
         except TimeoutError:
             raise IncompletePut(done, len(encoded)) from None
+        except ChannelBroken as error:
+            error.count = done
+            raise
         finally:
             for future in futures[done:]:
                 future.cancel()
@@ -316,7 +334,7 @@ class RemoteChannel(Generic[P, M]):
         if count < 0:
             raise ValueError(f"claim says how many messages will come, at least 0, not {count}")
         with self._aside_lock:
-            self._place.check_freed()
+            self._place.check()
             self._claims += count
             self._takes.ring.own_claims = self._claims
             if self._rank == self._host:
@@ -339,7 +357,7 @@ class RemoteChannel(Generic[P, M]):
     def statistics(self) -> Statistics:
         """Give a snapshot of the counts."""
         with self._aside_lock:
-            self._place.check_freed()
+            self._place.check()
             state, peak = self._aside.state(), self._aside.peak_of_all()
         put, taken = state.put - state.void, state.taken - state.void
         return Statistics(put, taken, state.claimed, max(0, put - taken), peak, self._layout.slots, state.closed)
@@ -349,15 +367,24 @@ class RemoteChannel(Generic[P, M]):
         return self.statistics().waiting
 
     def free(self) -> None:
-        """Give the memory back, together with every rank. What is still waiting in other threads gets ChannelClosed."""
+        """Give the memory back, together with every rank. What is still waiting in other threads gets ChannelClosed.
+
+        If a rank has died the memory is given back when the job ends.
+        """
         if self._place.freed:
             return
         self.abandon()
         atexit.unregister(self._at_exit)
-        with self._puts.lock, self._takes.lock, self._aside_lock:
+        if self._parting is not None:
+            all_come(self._parting, self._dead)
+        if self._dead:
+            return
+        with self._puts.lock, self._takes.lock, self._aside_lock, DEATHS.all_needed("the freeing of a channel"):
             self._window.free()
             if self._place.bells is not None:
                 self._place.bells.free()
+            if self._parting is not None:
+                self._parting.Free()
             self._puts.free()
             self._takes.free()
             self._place.ringer.free()
@@ -370,7 +397,7 @@ class RemoteChannel(Generic[P, M]):
     def settle(
         self,
         dead: Collection[int],
-        timeout: float,
+        timeout: float = _REST,
         renumber: Callable[[list[int], int], None] = lambda _kept, _first: None,
         *,
         silent: Collection[int] = (),
@@ -388,7 +415,7 @@ class RemoteChannel(Generic[P, M]):
         """
         deadline = time.monotonic() + timeout
         with self._aside_lock:
-            self._place.check_freed()
+            self._place.check()
             tail: Position = self._puts if self._only_host["put"] else self._aside
             head: Position = self._takes if self._only_host["take"] else Consumer(self._memory(), self._layout, self._rank)
             heir = Heir(self._memory(), self._layout, tail, head)
@@ -405,6 +432,40 @@ class RemoteChannel(Generic[P, M]):
             shares = heir.settle(known, renumber)
             self._wake_all()
         return shares
+
+    def lose(self) -> bool:
+        """Take in who has died, as told: as the host, settle what they have left and tell the next that puts or takes.
+
+        False if ranks that live do not come to a rest: to be tried again.
+        """
+        dead = frozenset(self._dead)
+        if self._place.freed or dead <= self._settled:
+            return True
+        if self._host in dead:
+            self._settled |= dead
+            self._place.host_lost = ChannelBroken(f"{self._dead.ends([self._host])}: it was the channel's host", [self._host])
+            if self._place.bells is not None:
+                DEATHS.end_job(f"{self._place.host_lost}, and ranks on other nodes may wait for its memory for ever")
+        elif self._rank == self._host:
+            try:
+                shares = [share for share in self.settle(self._dead, silent=self._dead.silent) if share.rank not in self._settled]
+            except ChannelClosed:  # freed meanwhile
+                return True
+            except ChannelBroken as error:
+                self._tell(error)
+                return False
+            dead = (dead | {share.rank for share in shares}) - self._settled
+            self._settled |= dead
+            text = "; ".join([self._dead.ends(dead), *map(str, shares)])
+            self._tell(ChannelBroken(f"{text}. The channel goes on", sorted(dead), shares))
+        self._puts.interrupt()
+        self._takes.interrupt()
+        return True
+
+    def _tell(self, error: ChannelBroken) -> None:
+        self._place.losses.append(error)
+        self._puts.interrupt()
+        self._takes.interrupt()
 
     def abandon(self) -> None:
         """Use the channel no more, without the other ranks, which may be lost: its memory is not given back."""
@@ -426,7 +487,7 @@ class RemoteChannel(Generic[P, M]):
             self.abandon()
 
     def __enter__(self) -> Self:
-        self._place.check_freed()
+        self._place.check()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -450,13 +511,13 @@ class RemoteChannel(Generic[P, M]):
         return memory if self._place.bells is None else self._place.bells.attended(memory)
 
     def _check_side(self, side: Side) -> None:
-        self._place.check_freed()
+        self._place.check()
         if self._only_host[side] and self._rank != self._host:
             who = "producers" if side == "put" else "consumers"
             raise ValueError(f"this channel was made with {who}='host': rank {self._host} may {side}, rank {self._rank} may not")
 
     def _check_threads(self) -> None:
-        self._place.check_freed()
+        self._place.check()
         if not self._threads:
             raise RuntimeError("putf and takef need MPI with THREAD_MULTIPLE: leave mpi4py.rc.thread_level as it is")
 

@@ -1,0 +1,91 @@
+"""How a root hears of those that serve it, and how they part in the end, whether all live or not.
+
+The root has a watch, to which the keepers on its node come. Another node's members have a watch each, and a post that passes on to
+the root what that hears: see _relay.py.
+"""
+
+import os
+import signal
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ._health import Watch, address_of
+from ._keeper import Kept
+from ._manager import connection, mapped, remove, take_leave
+from ._orders import Orders, Report, part_from_root
+from ._world import attribute, comm_world
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mpi4py import MPI
+
+    from ._relay import Exchange, Post
+    from .channel import RemoteChannel
+
+
+def exchange_of(comm: "MPI.Intracomm", orders: Orders, watch: Watch, reports: dict[int, Report]) -> "Exchange | None":
+    """Have the root hear from other nodes, if there are any. Each rank has a part in it: see Member."""
+    from ._relay import Exchange  # noqa: PLC0415 - it knows MPI
+
+    far = {rank: (reports[rank].host, reports[rank].pid) for rank in orders.far}
+    return Exchange(comm.Dup(), watch, far, orders.lost_after) if far else None
+
+
+class Member:
+    """A rank that is not the root: it is not to take the job with it if it dies, and is to be heard of."""
+
+    def __init__(self, comm: "MPI.Intracomm", orders: Orders, keeper: Kept | None) -> None:
+        """`comm` is freed by who has made it."""
+        self._comm = comm
+        self._root = orders.root
+        self._keeper = keeper
+        far = comm.rank in orders.far
+        watch = Watch(orders.watch_of(comm.rank), orders.token) if far else None  # before keepers can want to come to it
+        self._news = comm.Dup() if orders.far else None
+        self._post = self._post_of(orders, watch) if watch else None
+        if keeper is not None:
+            watches = [address_of(orders.watch_of(rank)) for rank in orders.watchers_of(comm.rank)]
+            keeper.serve(watches, orders.token, comm.rank, far=far)
+
+    def part(self, channels: "Sequence[RemoteChannel[Any, Any]]" = ()) -> None:
+        """Part from the root. If not all live wait for the end: MPI can be finalised no more, and who leaves first ends the job."""
+        if not part_from_root(self._comm, self._root):
+            for channel in channels:
+                channel.abandon()
+            self._stay()
+        if self._keeper is not None:
+            self._keeper.dismiss()
+        if self._post is not None:
+            self._post.stop()
+        if self._news is not None:
+            self._news.Free()
+
+    def _post_of(self, orders: Orders, watch: Watch) -> "Post":
+        from ._relay import Post  # noqa: PLC0415 - it knows MPI
+
+        assert self._news is not None
+        return Post(self._news, orders.root, watch, orders.lost_after, partial(_go, self._keeper))
+
+    def _stay(self) -> NoReturn:
+        if self._keeper is not None:
+            self._keeper.stay()
+        while self._post is not None:
+            signal.pause()
+        _go(self._keeper)
+
+
+def _go(keeper: Kept | None) -> NoReturn:
+    """Be done, without MPI."""
+    if keeper is not None:
+        keeper.dismiss()
+    library, files = mapped()
+    remove(files)
+    take_leave(connection(), library, initialise=False)
+    os._exit(0)
+
+
+def own_keeper() -> Kept | None:
+    """Give this rank's keeper, if it has one that serves nobody else."""
+    keeper = comm_world().Get_attr(attribute("keeper"))
+    return keeper if isinstance(keeper, Kept) and not keeper.serves else None

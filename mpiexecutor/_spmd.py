@@ -1,0 +1,135 @@
+"""python -m mpiexecutor --spmd: every rank runs the script, and outlives the others.
+
+Every rank but 0 has a keeper. Rank 0 hears of a death as the root of a crew does, and tells all others, by their keepers:
+
+    keeper ──> watch of rank 0 ──> keepers of the others ──> their ranks ──> their channels (see channel/_deaths.py)
+
+Two things end the job, with a word: the death of rank 0, and an exception that a rank does not catch, or a status that is not 0, as
+with 'python -m mpi4py', because others may wait for that rank.
+"""
+
+import atexit
+import json
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
+
+from ._company import Member, exchange_of, own_keeper
+from ._health import Loss, Watch
+from ._keeper import NEWS, Kept
+from ._orders import Orders, answer_reports, await_leavers, await_reports, part, report
+from ._world import comm_world, note_deaths
+from .channel._deaths import DEATHS
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+logger = logging.getLogger("mpiexecutor")
+
+_ROOT = 0
+_LAST_WORDS = 0.2  # seconds that what was printed has to get through before the job is ended
+
+
+def run_everywhere(comm: "MPI.Intracomm", run: Callable[[], None]) -> None:
+    """Run the script on this rank, as on every other, and tell its channels of deaths until it ends."""
+    DEATHS.will_be_told(_end_job)
+    if comm.rank == _ROOT:
+        atexit.register(_Root(comm).close)
+    else:
+        _follow(comm)
+    try:
+        run()
+    except SystemExit as ending:
+        if ending.code:
+            if not isinstance(ending.code, int):
+                sys.stderr.write(f"{ending.code}\n")
+            _abort(ending.code if isinstance(ending.code, int) else 1)
+        raise
+
+
+class _Root:
+    """Rank 0: it hears of all deaths, and says so."""
+
+    def __init__(self, comm: "MPI.Intracomm") -> None:
+        self._reports = await_reports(comm)
+        orders = Orders.of_this_process(_ROOT, self._reports)
+        answer_reports(comm, orders)
+        self._watch = Watch(orders.watch, orders.token)
+        self._watch.spans_job = True
+        self._watch.returned = self._tell_returned
+        self._comm = comm.Dup()
+        self._exchange = exchange_of(self._comm, orders, self._watch, self._reports)
+        self._watch.await_keepers([rank for rank, said in self._reports.items() if said.kept])
+        threading.Thread(target=self._pass_on, name="mpiexecutor news", daemon=True).start()
+
+    def close(self) -> None:
+        """Wait for all others to be done, and have all part."""
+        sys.stdout.flush()
+        await_leavers(self._comm, self._watch.dead)
+        with DEATHS.all_needed("the end of the job"):
+            whole = not self._watch.dead
+            part(self._comm, self._watch.dead, whole=whole)
+            if whole:
+                if self._exchange is not None:
+                    self._exchange.stop()
+                self._comm.Free()
+                self._watch.stop()
+        if not whole:
+            note_deaths(self._watch)
+
+    def _pass_on(self) -> None:
+        while (loss := self._watch.losses.get()) is not None:
+            rank, end, silent = _news_of(loss)
+            logger.warning("%s", end)
+            news = json.dumps((rank, end, silent)).encode()
+            for other in self._reports.keys() - self._watch.dead:
+                self._watch.tell(other, NEWS + news)
+            DEATHS.tell(rank, end, silent=silent)
+
+    def _tell_returned(self, rank: int) -> None:
+        """Have a rank that was given up know that."""
+        said = self._reports[rank]
+        end = f"rank {rank}, host {said.host}, pid {said.pid}, was not heard of for long"
+        self._watch.tell(rank, NEWS + json.dumps((rank, end, True)).encode())
+
+
+def _news_of(loss: Loss) -> tuple[int, str, bool]:
+    return loss.rank, f"rank {loss.rank}, host {loss.host}, pid {loss.pid}, {loss.end}", loss.silent
+
+
+def _follow(comm: "MPI.Intracomm") -> None:
+    """Have this rank, which is not 0, be kept and told."""
+    keeper = own_keeper()
+    orders = report(comm, _ROOT, kept=keeper is not None)
+    assert orders is not None
+    own = comm.Dup()
+    member = Member(own, orders, keeper)
+    if keeper is not None:
+        threading.Thread(target=_hear, args=(keeper,), name="mpiexecutor news", daemon=True).start()
+
+    def part_from_others() -> None:
+        member.part()
+        own.Free()
+
+    atexit.register(part_from_others)
+
+
+def _hear(keeper: Kept) -> None:
+    while news := keeper.news():
+        DEATHS.tell(*json.loads(news))
+
+
+def _end_job(reason: str) -> None:
+    logger.critical("%s", reason)
+    _abort(1)
+
+
+def _abort(status: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    time.sleep(_LAST_WORDS)
+    comm_world().Abort(status)
+    raise AssertionError("MPI_Abort has returned")

@@ -1,0 +1,143 @@
+"""Ranks of a script with raw channels die, really: the others go on, and the host is told."""
+
+import re
+
+import pytest
+from bereaved import LIVING, RANKS, STEPS
+from jobs import ROOT, run_job
+
+pytestmark = pytest.mark.mpi
+SPMD = ["-m", "mpiexecutor", "--spmd"]
+BEREAVED = str(ROOT / "tests" / "bereaved.py")
+
+
+def said_by(job):
+    return [line.removeprefix("ok: ") for line in job.stdout.splitlines() if line.startswith("ok: ")]
+
+
+@pytest.mark.parametrize("start", ["mpiexec", "by hand"])
+def test_the_others_go_on_and_the_host_is_told_of_what_is_lost(start, tmp_path):
+    """At each step, once by each channel; then a host dies, and whoever waits is told. At the end all channels are freed."""
+    own = ["-n", str(RANKS)] if start == "by hand" else []
+    job = run_job(None if own else RANKS, [*SPMD, *own, BEREAVED, str(tmp_path)], deadline=120)
+    said = said_by(job)
+    assert [line.partition(": ")[0] for line in said[: len(STEPS)]] == list(STEPS), job
+    assert re.search(r"; rank 6 had claimed, and not received, message \d+\. The channel goes on$", said[4]), job
+    living = (0, LIVING, LIVING + 1)
+    assert {f"rank {rank}: the end" for rank in living} < set(said), job
+    assert sum("it was the channel's host" in line for line in said) == len(living), job
+
+
+def test_ranks_on_another_node_may_die(tmp_path):
+    """One node pretends to be two."""
+    job = run_job(RANKS, [*SPMD, BEREAVED, str(tmp_path), "node"], deadline=120)
+    said = said_by(job)
+    assert [line.partition(": ")[0] for line in said[: len(STEPS)]] == list(STEPS), job
+
+
+def job_of(tmp_path, lines, ranks=3, **options):
+    script = tmp_path / "script.py"
+    script.write_text("import os, signal, sys, time\nfrom mpi4py import MPI\nfrom mpiexecutor.channel import *\n" + lines)
+    return run_job(ranks, [*SPMD, str(script), "an argument"], **options)
+
+
+def test_every_rank_runs_the_script_and_the_status_is_its_own(tmp_path):
+    """With its arguments; nothing else is different while nobody dies."""
+    lines = "channel = RemoteChannel(4, 1); channel.put([MPI.COMM_WORLD.rank]); print(sys.argv[1:]); channel.free()"
+    assert job_of(tmp_path, lines).stdout.splitlines() == ["['an argument']"] * 3
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("ending", "said"), [("1 / 0", "ZeroDivisionError"), ("sys.exit('no')", "no"), ("sys.exit(3)", "")])
+def test_a_rank_that_fails_ends_the_job(rank, ending, said, tmp_path):
+    """The others may wait for it, as here."""
+    lines = f"channel = RemoteChannel(4, 1)\nif MPI.COMM_WORLD.rank == {rank}:\n    {ending}\nchannel.take()"
+    job = job_of(tmp_path, lines, expect="failure")
+    assert said in job.stderr, job
+
+
+def test_a_death_while_a_channel_is_made_ends_the_making(tmp_path):
+    """As all ranks take part in it."""
+    lines = """
+if MPI.COMM_WORLD.rank == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+try:
+    RemoteChannel(4, 1)
+except ChannelBroken as error:
+    print(error.ranks, error)
+"""
+    job = job_of(tmp_path, lines)
+    said = job.stdout.splitlines()
+    assert len(said) == 2, job
+    for line in said:
+        assert re.match(r"\(1,\) rank 1, .* was killed by SIGKILL: a channel is made by all ranks of a communicator", line)
+
+
+def test_the_host_is_told_while_it_waits_and_in_the_background(tmp_path):
+    """By the future of takef, or by put_many where nobody makes room any more, which says how many it has put."""
+    lines = """
+channel, full = RemoteChannel(4, 1), RemoteChannel(1, 1)
+if MPI.COMM_WORLD.rank == 1:
+    for _ in range(3):
+        full.take()
+    os.kill(os.getpid(), signal.SIGKILL)
+future = channel.takef()
+try:
+    full.put_many([[number] for number in range(9)])
+except ChannelBroken as error:
+    print(error.count, error.ranks)
+print(future.exception().ranks, len(full))
+"""
+    assert job_of(tmp_path, lines, ranks=2).stdout.splitlines() == ["4 [1]", "[1] 1"]
+
+
+def test_one_that_is_stopped_keeps_the_host_told(tmp_path):
+    """In the middle of a message: what the dead has left cannot be settled, until it goes on."""
+    lines = """
+from mpiexecutor.channel._producer import Producer
+channel = RemoteChannel(4, 1)
+swap = Producer._swap
+def swap_and_stop(*arguments):
+    seen = swap(*arguments)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return seen
+pids = MPI.COMM_WORLD.allgather(os.getpid())
+if MPI.COMM_WORLD.rank == 1:
+    Producer._swap = swap_and_stop
+    channel.put([7])
+elif MPI.COMM_WORLD.rank == 0:
+    while open(f"/proc/{pids[1]}/stat").read().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.01)
+    os.kill(pids[2], signal.SIGKILL)
+    for _ in range(3):
+        try:
+            print(channel.take())
+        except ChannelBroken as error:
+            print(error.ranks, error)
+            os.kill(pids[1], signal.SIGCONT)
+"""
+    first, *others = job_of(tmp_path, lines).stdout.splitlines()
+    assert first == "[1] ranks [1] live, or may, and have not come to a rest within 6.0 s"
+    told, message = sorted(others)  # which of them comes first is chance
+    assert re.match(r"\[2\] rank 2, .* was killed by SIGKILL\. The channel goes on", told)
+    assert message == "array('d', [7.0])"
+
+
+def test_a_worker_of_such_a_script_ends_the_job_with_its_death(tmp_path):
+    """Workers have no keepers of their own there."""
+    lines = """
+from mpiexecutor import RMACommExecutor
+with RMACommExecutor() as executor:
+    if executor is not None:
+        print(executor.submit(abs, -7).result(), flush=True)
+        executor.submit(os.kill, executor.submit(os.getpid).result(), signal.SIGKILL).result()
+"""
+    job = job_of(tmp_path, lines, expect="failure")
+    assert "7\n" in job.stdout
+    assert "was killed by SIGKILL, during the service of an executor, which takes all ranks: the job is ended" in job.stderr, job
+
+
+def test_an_executor_that_makes_workers_of_ranks_is_refused(tmp_path):
+    """They run the script."""
+    job = job_of(tmp_path, "from mpiexecutor import RMAChannelExecutor\nRMAChannelExecutor()", expect="failure")
+    assert "with --spmd every rank runs the script" in job.stderr, job
