@@ -75,6 +75,7 @@ class _Root:
             if whole:
                 if self._exchange is not None:
                     self._exchange.stop()
+                self._comm.Barrier()  # all have dismissed their keepers, who would take the watch's end for this rank's
                 self._comm.Free()
                 self._watch.stop()
         if not whole:
@@ -112,6 +113,7 @@ def _follow(comm: "MPI.Intracomm") -> None:
 
     def part_from_others() -> None:
         member.part()
+        own.Barrier()
         own.Free()
 
     atexit.register(part_from_others)
