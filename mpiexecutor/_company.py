@@ -13,7 +13,7 @@ from ._health import Watch, address_of
 from ._keeper import Kept
 from ._manager import connection, mapped, remove, take_leave
 from ._orders import Orders, Report, part_from_root
-from ._world import attribute, comm_world
+from ._world import STANDING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,5 +87,5 @@ def _go(keeper: Kept | None) -> NoReturn:
 
 def own_keeper() -> Kept | None:
     """Give this rank's keeper, if it has one that serves nobody else."""
-    keeper = comm_world().Get_attr(attribute("keeper"))
-    return keeper if isinstance(keeper, Kept) and not keeper.serves else None
+    keeper = STANDING.keeper
+    return None if keeper is None or keeper.serves else keeper

@@ -11,6 +11,7 @@ attribute of the communicator.
 import atexit
 import contextlib
 import ctypes
+import functools
 import logging
 import os
 import sys
@@ -22,7 +23,6 @@ from concurrent.futures import BrokenExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import _adopt
 from ._company import Member, exchange_of, own_keeper
 from ._health import Undertaker, Watch, WorkerStatus
 from ._keeper import Kept
@@ -32,7 +32,7 @@ from ._parcels import Parcels
 from ._pump import Pump
 from ._slate import Slate
 from ._worker import Worker
-from ._world import attribute, comm_world, deaths, note_deaths
+from ._world import STANDING, comm_world
 from .channel import RemoteChannel
 from .channel._deaths import DEATHS
 
@@ -78,8 +78,7 @@ class Crew:
         watch.returned = pump.regain
         watch.spans_job = comm.size == comm_world().size
         Undertaker(watch, self._channels, renumber=pump.renumber, bury=pump.lose, give_up=self._give_up, note=self._note_loss)
-        job = comm_world().Get_attr(attribute("job"))
-        self._job = job if isinstance(job, _adopt.Job) else None  # that this process has started
+        self._job = STANDING.job
         if self._job is not None:
             self._job.tell_of_end(
                 watch.attend, partial(self._give_up, "the job has ended: mpiexec was killed, or a worker without keeper")
@@ -148,7 +147,7 @@ class Crew:
         if self._wedged:
             for channel in self._channels:
                 channel.disown()  # whoever is in the middle of it will stay there
-            note_deaths(self._watch)
+            STANDING.deaths.append(self._watch)
             return
         self.pump.stop()
         if self.alone:
@@ -161,7 +160,7 @@ class Crew:
         else:
             for channel in self._channels:
                 channel.abandon()
-            note_deaths(self._watch)
+            STANDING.deaths.append(self._watch)
 
     def _part(self) -> bool:
         """Part from the workers, once they have left their loops; whether all of them live, so that MPI can be used as ever."""
@@ -203,14 +202,14 @@ def _tell_forked(reference: "weakref.ref[Crew]") -> None:
 def enlist(comm: "MPI.Intracomm", root: int) -> Crew | None:
     """Become part of the crew of a communicator: the root gets it, a worker serves and gets None when it is dismissed."""
     with _making:
-        crew = comm.Get_attr(attribute("crew"))
+        crew = comm.Get_attr(_key())
         if isinstance(crew, Crew):
             if comm.rank != root:
                 raise ValueError(f"the root of this communicator's executors is rank {comm.rank}, it cannot be rank {root} now")
             return crew
         if comm.rank == root:
             crew = muster(comm, root)
-            comm.Set_attr(attribute("crew"), crew)
+            comm.Set_attr(_key(), crew)
             return crew
     serve(comm, root)
     return None
@@ -222,7 +221,7 @@ def muster(comm: "MPI.Intracomm", root: int) -> Crew:
 
     if MPI.Query_thread() != MPI.THREAD_MULTIPLE:
         raise RuntimeError("executors need MPI with THREAD_MULTIPLE: leave mpi4py.rc.thread_level as it is")
-    if deaths():
+    if STANDING.deaths:
         raise BrokenExecutor("workers of this job have died: no other executor can be made with MPI")
     reports = await_reports(comm)
     orders = Orders.of_this_process(root, reports)
@@ -236,7 +235,7 @@ def serve(comm: "MPI.Intracomm", root: int) -> bool:
     orders = report(comm, root, kept=keeper is not None)
     if orders is None:
         return False
-    comm.Set_attr(attribute("crew"), "serving")
+    comm.Set_attr(_key(), "serving")
     with orders.followed():
         own = comm.Dup()
         channels = _channels(own, root)
@@ -251,7 +250,7 @@ def serve(comm: "MPI.Intracomm", root: int) -> bool:
             _fail(keeper)
         member.part(channels)
         _dissolve(own, channels)
-    comm.Delete_attr(attribute("crew"))
+    comm.Delete_attr(_key())
     return True
 
 
@@ -264,19 +263,27 @@ def _fail(keeper: Kept | None) -> NoReturn:
     os._exit(1)
 
 
+@functools.cache
+def _key() -> int:
+    """Give the key under which a communicator knows its crew."""
+    from mpi4py import MPI  # noqa: PLC0415
+
+    return MPI.Comm.Create_keyval()
+
+
 def has_crew(comm: "MPI.Intracomm") -> bool:
     """Whether the ranks of the communicator are a crew for good."""
-    return isinstance(comm.Get_attr(attribute("crew")), Crew)
+    return isinstance(comm.Get_attr(_key()), Crew)
 
 
 def is_serving(comm: "MPI.Intracomm") -> bool:
     """Whether this rank is a worker of the communicator's crew."""
-    return comm.Get_attr(attribute("crew")) == "serving"
+    return comm.Get_attr(_key()) == "serving"
 
 
 def dismiss(comm: "MPI.Intracomm", root: int) -> None:
     """Send the workers home that wait for a further crew; on the root, once it makes none any more. After a death all stay."""
-    if comm.rank == root and not deaths():
+    if comm.rank == root and not STANDING.deaths:
         await_reports(comm)
         answer_reports(comm, None)
 

@@ -11,17 +11,18 @@ with 'python -m mpi4py', because others may wait for that rank.
 import atexit
 import json
 import logging
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from ._company import Member, exchange_of, own_keeper
 from ._health import Loss, Watch
 from ._keeper import NEWS, Kept
 from ._orders import Orders, answer_reports, await_leavers, await_reports, part, report
-from ._world import comm_world, note_deaths
+from ._world import STANDING
 from .channel._deaths import DEATHS
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ def run_everywhere(comm: "MPI.Intracomm", run: Callable[[], None]) -> None:
         if ending.code:
             if not isinstance(ending.code, int):
                 sys.stderr.write(f"{ending.code}\n")
-            _abort(ending.code if isinstance(ending.code, int) else 1)
+            _have_said()
+            comm.Abort(ending.code if isinstance(ending.code, int) else 1)
         raise
 
 
@@ -79,7 +81,7 @@ class _Root:
                 self._comm.Free()
                 self._watch.stop()
         if not whole:
-            note_deaths(self._watch)
+            STANDING.deaths.append(self._watch)
 
     def _pass_on(self) -> None:
         while (loss := self._watch.losses.get()) is not None:
@@ -125,13 +127,15 @@ def _hear(keeper: Kept) -> None:
 
 
 def _end_job(reason: str) -> None:
+    """End this rank so that mpiexec ends the job. Not by MPI: if a rank has died inside it this one may be stuck there, too."""
     logger.critical("%s", reason)
-    _abort(1)
+    _have_said()
+    if STANDING.keeper is not None:
+        STANDING.keeper.dismiss()  # it ends as this rank does
+    os._exit(1)
 
 
-def _abort(status: int) -> NoReturn:
+def _have_said() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     time.sleep(_LAST_WORDS)
-    comm_world().Abort(status)
-    raise AssertionError("MPI_Abort has returned")

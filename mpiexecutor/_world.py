@@ -7,12 +7,12 @@ wait for the dead: then all that live take leave of the process manager without 
 
 import atexit
 import ctypes
-import functools
 import os
 import sys
 import threading
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from . import _adopt
 from ._health import Watch
@@ -27,6 +27,18 @@ MAX_WORKERS_VARIABLE = "MPIEXECUTOR_MAX_WORKERS"
 _starting = threading.Lock()  # a job is started once
 
 
+@dataclass(slots=True)
+class Standing:
+    """What this process is in its job. No attribute of MPI's: once a rank has died inside MPI, any call of it may wait for ever."""
+
+    job: _adopt.Job | None = None  # that it has started, and is rank 0 of
+    keeper: Kept | None = None
+    deaths: list[Watch] = field(default_factory=list)  # the watches that have seen workers die: MPI cannot be finalised any more
+
+
+STANDING: Final = Standing()
+
+
 def started_world(max_workers: int | None, root: int) -> "MPI.Intracomm":
     """Give MPI.COMM_WORLD; if no mpiexec has started this process, start a job of workers first, and be its rank 0.
 
@@ -39,8 +51,8 @@ def started_world(max_workers: int | None, root: int) -> "MPI.Intracomm":
         if not launched() and "mpi4py.MPI" not in sys.modules:
             job = _adopt.Job(_crew_size(max_workers))
             atexit.register(_end, job)
-            comm_world().Set_attr(attribute("job"), job)
-        elif not launched() and comm_world().Get_attr(attribute("job")) is None:
+            STANDING.job = job
+        elif not launched() and STANDING.job is None:
             raise _adopt.StartError(
                 "this script has initialised MPI already, by importing mpi4py.MPI: workers cannot join it any more. Import it "
                 "after the first executor is made, or start the script with 'python -m mpiexecutor'"
@@ -61,7 +73,7 @@ def initialise(keeper: Kept | None) -> "MPI.Intracomm":
     import mpi4py  # noqa: PLC0415
 
     mpi4py.rc.finalize = False  # by _end: after a death that would wait for ever
-    comm_world().Set_attr(attribute("keeper"), keeper)
+    STANDING.keeper = keeper
     atexit.register(_end, None)
     os.register_at_fork(after_in_child=partial(atexit.unregister, _end))  # it has no MPI to be done with
     return comm_world()
@@ -71,12 +83,12 @@ def _end(job: _adopt.Job | None) -> None:
     """Be done with MPI, and have the job end: as the last of what the exit handlers do."""
     if job is not None and job.aborted:
         return
-    if watches := deaths():
-        for watch in watches:
+    if STANDING.deaths:
+        for watch in STANDING.deaths:
             watch.see_off()
         library, files = mapped()
         remove(files)
-        if any(watch.silent and watch.spans_job for watch in watches):
+        if any(watch.silent and watch.spans_job for watch in STANDING.deaths):
             end_launcher()
         take_leave(connection() if job is None else job.connection, library, initialise=False)
     elif not _is_finalized():
@@ -85,17 +97,6 @@ def _end(job: _adopt.Job | None) -> None:
         MPI.Finalize()
     if job is not None:
         job.end()
-
-
-def note_deaths(watch: Watch) -> None:
-    """Remember that nothing can be done any more that all ranks would have a part in, and who is to be seen off."""
-    comm_world().Set_attr(attribute("deaths"), [*deaths(), watch])
-
-
-def deaths() -> list[Watch]:
-    """Give the watches that have seen workers die."""
-    watches = None if _is_finalized() else comm_world().Get_attr(attribute("deaths"))
-    return watches if isinstance(watches, list) else []
 
 
 def _is_finalized() -> bool:
@@ -136,14 +137,6 @@ def comm_world() -> "MPI.Intracomm":
     from mpi4py import MPI  # noqa: PLC0415 - initialises MPI: not before it is needed
 
     return MPI.COMM_WORLD
-
-
-@functools.cache
-def attribute(name: str) -> int:  # noqa: ARG001 - one key for each
-    """Give the key under which a communicator knows its crew, or its job."""
-    from mpi4py import MPI  # noqa: PLC0415
-
-    return MPI.Comm.Create_keyval()
 
 
 def _crew_size(max_workers: int | None) -> int:

@@ -48,12 +48,39 @@ def test_every_rank_runs_the_script_and_the_status_is_its_own(tmp_path):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize(("ending", "said"), [("1 / 0", "ZeroDivisionError"), ("sys.exit('no')", "no"), ("sys.exit(3)", "")])
-def test_a_rank_that_fails_ends_the_job(rank, ending, said, tmp_path):
+@pytest.mark.parametrize(
+    ("ending", "said", "status"), [("1 / 0", "ZeroDivisionError", 1), ("sys.exit('no')", "no", 1), ("sys.exit(3)", "", 3)]
+)
+def test_a_rank_that_fails_ends_the_job(rank, ending, said, status, tmp_path):
     """The others may wait for it, as here."""
     lines = f"channel = RemoteChannel(4, 1)\nif MPI.COMM_WORLD.rank == {rank}:\n    {ending}\nchannel.take()"
-    job = job_of(tmp_path, lines, expect="failure")
+    job = job_of(tmp_path, lines, expect=status)
     assert said in job.stderr, job
+
+
+def test_a_lock_that_a_dead_rank_holds_ends_the_job(tmp_path):
+    """Killed inside MPI, in its turn, until that leaves the window's lock taken."""
+    lines = """
+from array import array
+channel = RemoteChannel(256, 2048)
+pids = MPI.COMM_WORLD.allgather(os.getpid())
+if MPI.COMM_WORLD.rank > 0:
+    found = array("q", bytes(8 * (channel._layout.size // 8)))
+    channel.take()
+    while True:
+        channel._window._win.Get_accumulate(found, found, 0, (0, len(found), MPI.INT64_T), MPI.NO_OP)
+for pid in pids[1:]:
+    channel.put([1])
+    time.sleep(0.2)
+    os.kill(pid, signal.SIGKILL)
+    try:
+        channel.take()
+    except ChannelBroken as error:
+        print(error)
+print("no lock was held")
+"""
+    job = job_of(tmp_path, lines, ranks=6, expect="any")
+    assert "no lock was held" in job.stdout or (job.status != 0 and "holding a lock: the job is ended" in job.stderr), job
 
 
 def test_a_death_while_a_channel_is_made_ends_the_making(tmp_path):

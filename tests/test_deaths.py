@@ -109,6 +109,20 @@ def test_who_is_stopped_and_keeps_a_death_from_being_settled_is_killed(tmp_path)
     assert job.stdout.splitlines() == ["True was killed by SIGKILL"] * 2 + ["7 1"]
 
 
+@pytest.mark.parametrize("ranks", [None, 7], ids=["by hand", "mpiexec"])
+def test_a_lock_that_a_dead_worker_holds_ends_the_executor_and_not_the_script(ranks):
+    """Killed inside MPI: then whoever calls MPI may wait for ever, and nobody waits for that."""
+    job = run_job(
+        ranks,
+        [*(["-m", "mpiexecutor"] if ranks else []), str(ROOT / "tests" / "wedged.py"), str(STATUS)],
+        env={"MPIEXECUTOR_MAX_WORKERS": "6"},
+        expect=STATUS,
+    )
+    assert job.stdout.splitlines()[-1] == "ok: the last of the exit handlers", job
+    if given_up := [line for line in job.stdout.splitlines() if "given up" in line]:  # as nearly always
+        assert given_up[0].endswith(", was killed by SIGKILL, inside MPI, where it holds a lock that nobody can take any more"), job
+
+
 LOSES_ALL = """
 import os, signal, time
 from concurrent.futures import BrokenExecutor
