@@ -14,7 +14,7 @@ import contextlib
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import index
 from types import TracebackType
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, overload
 
 from ._agreement import Arguments, agree, all_come
 from ._background import ChannelFuture
+from ._codecs import Codec
 from ._consumer import Consumer, Incoming
 from ._deaths import DEATHS, Dead
 from ._ends import Parts, Place, PutEnd, Side, TakeEnd
@@ -158,28 +159,38 @@ class RemoteChannel(Generic[P, M]):
         self._dead = Dead(comm.group.Translate_ranks(None, MPI.COMM_WORLD.group))
         agreement = agree(comm, Arguments(buff_size, message_size, dtype, host, producers, consumers), self._dead)
         buff_size, host = index(buff_size), index(host)
-        self._host = host
-        self._rank = comm.rank
-        self._codec = agreement.codec
-        self._only_host = {"put": producers == "host", "take": consumers == "host"}
-        self._layout = Layout(buff_size, self._codec.slot_size, comm.size)
+        layout = Layout(buff_size, agreement.codec.slot_size, comm.size)
         with DEATHS.all_needed("the making of a channel"):
-            self._window = Window(comm, host, self._layout.size)
+            self._window = Window(comm, host, layout.size)
             bells = FarBells(comm, host) if len(set(agreement.nodes)) > 1 else None
             self._parting = comm.Dup() if DEATHS.are_told else None  # by which it is found out whether all free it
             if comm.rank == host:
-                self._layout.prepare(self._window.memory())
+                layout.prepare(self._window.memory())
             comm.Barrier()
         self._threads = MPI.Query_thread() == MPI.THREAD_MULTIPLE
-        self._place = Place(self._layout, comm.rank, agreement.token, agreement.nodes, Ringer(), bells)
-        self._puts = PutEnd(self._place, self._memory(), sole=self._only_host["put"])
-        self._takes = TakeEnd(self._place, self._memory(), sole=self._only_host["take"])
-        self._aside = Producer(self._memory(), self._layout, comm.rank)
-        self._aside_lock = threading.Lock()
-        self._claims = 0  # by this rank
         self._settled: set[int] = set()  # of the dead
+        place = Place(layout, comm.rank, agreement.token, agreement.nodes, Ringer(), bells)
+        memory = self._window.memory if bells is None else lambda: bells.attended(self._window.memory())
+        self._begin(agreement.codec, place, memory, host, only_host={"put": producers == "host", "take": consumers == "host"})
         self._at_exit = _at_exit(self)
         DEATHS.attend(self)
+
+    def _begin(
+        self, codec: Codec, place: Place, memory: Callable[[], Memory], host: int, *, only_host: Mapping[Side, bool]
+    ) -> None:
+        """Be a channel in some memory, wherever that is: `memory` gives a handle on it, for one thread."""
+        self._codec = codec
+        self._layout = place.layout
+        self._place = place
+        self._memory = memory
+        self._host = host
+        self._rank = place.rank
+        self._only_host = only_host
+        self._puts = PutEnd(place, memory(), sole=only_host["put"])
+        self._takes = TakeEnd(place, memory(), sole=only_host["take"])
+        self._aside = Producer(memory(), place.layout, place.rank)
+        self._aside_lock = threading.Lock()
+        self._claims = 0  # by this rank
 
     # -- put -------------------------------------------------------------------------------------------------------------------
 
@@ -504,11 +515,6 @@ class RemoteChannel(Generic[P, M]):
         state = self._aside.state()
         self._place.wake(self._aside, "take", state.takers, begin=len(state.takers))
         self._place.wake(self._aside, "put", state.putters, begin=len(state.putters))
-
-    def _memory(self) -> Memory:
-        """Give a handle on the ring's memory, for one thread."""
-        memory = self._window.memory()
-        return memory if self._place.bells is None else self._place.bells.attended(memory)
 
     def _check_side(self, side: Side) -> None:
         self._place.check()
