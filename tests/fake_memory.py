@@ -246,6 +246,8 @@ class FakeMemory:
         """Have happen what was asked for; the others may move before each word of it, and before what comes next."""
         while self._pending:
             self._step()
+            if not self._pending:
+                break  # another thread of the host, which is alone at this end, has seen to it
             source, target, again = self._pending.pop(self._turnstile.order(len(self._pending)))
             target[:] = source
             if again and self._turnstile.order(2):

@@ -6,9 +6,9 @@ lost.
 """
 
 import itertools
-import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,14 +17,17 @@ from fake_memory import Death, FakeMemory, Life, Turnstile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpiexecutor.channel import ChannelBroken, ChannelClosed, ChannelEmpty, ChannelFull, IncompletePut, RemoteChannel
-from mpiexecutor.channel import _ends, _remote, _waiting
+from mpiexecutor.channel import ChannelEmpty, ChannelFull, IncompletePut, RemoteChannel, Share, Statistics, _ends, _remote, _waiting
 from mpiexecutor.channel._codecs import codec_of
 from mpiexecutor.channel._ends import Place
 from mpiexecutor.channel._ring import Layout
 
 SLOT = 64  # bytes: a message of a few bytes takes one, the longest five
 RANKS = 5
+Message = tuple[int, int, bytes]  # by whom, number, and something to make it long
+Put = tuple[float, list[int], float | None]  # the time before it, lengths, and the time there is
+Take = tuple[float, int, float | None]  # the time before it, how many at the most, and the time there is
+Channel = RemoteChannel[Any, Any]
 HOST = 0  # and it puts
 PRODUCERS, CONSUMERS = (0, 1), (2, 3, 4)
 TICK = 1e-4  # seconds that pass whenever somebody looks at the clock
@@ -62,12 +65,6 @@ class World:
             return False if self.now >= end else None
 
         return self.turnstile.until(look)
-
-    def bell(self, address: str, _far: object) -> "Bell":
-        return Bell(self, address)
-
-    def lock(self) -> "Lock":
-        return Lock(self.turnstile)
 
 
 class Bell:
@@ -113,40 +110,172 @@ class Lock:
 
 
 class Job:
-    """All ranks of a channel, each with one thread, and the host with one more, which settles and closes."""
+    """All ranks of a channel, each in a thread, and the host in one more, which settles and closes."""
 
-    def __init__(self, slots: int, schedule: bytes, orders: bytes, deaths: dict[int, tuple[int, int]], *, sole: bool) -> None:
+    def __init__(
+        self, slots: int, consumers: int, schedule: bytes, orders: bytes, deaths: Mapping[int, tuple[int, int]], *, sole: bool
+    ) -> None:
         self.turnstile = Turnstile(schedule, orders)
         self.world = World(self.turnstile)
-        self.lives: dict[int, Life] = {}
+        self.deaths = deaths
         self.layout = Layout(slots, SLOT, RANKS)
         self.shared = bytearray(self.layout.size)
         self.layout.prepare(FakeMemory(self.shared, self.turnstile))
-        self.put: list[tuple[int, int]] = []
-        self.perhaps: list[tuple[int, int]] = []  # put, by who has died in the middle of it
-        self.taken: dict[int, list[tuple[int, int]]] = {rank: [] for rank in CONSUMERS}
-        self.going = {*PRODUCERS, *CONSUMERS}
-        self.dead: set[int] = set()
-        self.shares: list[Any] = []
-        self.mortal = bool(deaths)
         self.sole = sole
-        self.channels: list[RemoteChannel[Any, Any]] = []
-        with self.faked():
-            self.channels = [self.channel(rank) for rank in range(RANKS)]
-        self.lives.update({rank: Life(*death) for rank, death in deaths.items()})
-        for rank, life in self.lives.items():
-            for handle in self.handles[rank]:
-                handle._life = life
+        self.put: Counter[Message] = Counter()
+        self.perhaps: set[Message] = set()  # put, by who has died in the middle of that
+        self.taken: dict[int, list[Message]] = {rank: [] for rank in CONSUMERS[:consumers]}
+        self.producers = PRODUCERS[:1] if sole else PRODUCERS
+        self.going = {*self.producers, *self.taken}
+        self.dead: set[int] = set()
+        self.settled: set[int] = set()
+        self.shares: list[Share] = []
+        self.closed = False
 
-    def faked(self) -> pytest.MonkeyPatch:
-        """Replace what is real."""
-        patch = pytest.MonkeyPatch()
-        nap = NAP if self.mortal else 10 * AGES
+    def run(self, puts: Sequence[Sequence[Put]], takes: Sequence[Sequence[Take]]) -> None:
+        """Have each rank do what it is to do; who takes does so again and again."""
+        lives = {rank: Life() for rank in range(RANKS)}
+        with pytest.MonkeyPatch.context() as patch:
+            self.fake(patch)
+            channels = {rank: self.channel(rank, lives[rank]) for rank in range(RANKS)}
+            parties = {"undertaker": lambda: self.attend(channels[HOST])}
+            for rank, operations in zip(self.producers, puts, strict=False):
+                parties[f"rank {rank}"] = self.party(rank, self.produce, channels[rank], operations)
+            for rank, operations in zip(self.taken, takes, strict=True):
+                parties[f"rank {rank}"] = self.party(rank, self.consume, channels[rank], operations)
+            for rank, (swaps, steps) in self.deaths.items():
+                lives[rank]._swaps, lives[rank]._steps = swaps, steps
+            self.turnstile.run(parties)
+            self.check(channels[HOST].statistics())
+
+    def fake(self, patch: pytest.MonkeyPatch) -> None:
+        nap = NAP if self.deaths else 10 * AGES
         for module in (_ends, _remote):
-            patch.setattr(module, "threading", SimpleNamespace(Lock=self.world.lock))
+            patch.setattr(module, "threading", SimpleNamespace(Lock=partial(Lock, self.turnstile)))
         for module in (_ends, _remote, _waiting):
             patch.setattr(module, "time", self.world)
-        patch.setattr(_ends, "Doorbell", self.world.bell)
+        patch.setattr(_ends, "Doorbell", lambda address, _: Bell(self.world, address))
         patch.setattr(_ends, "_NAP", {"put": nap, "take": nap})
         patch.setattr(_waiting, "give_way", self.turnstile.step)
-        return patch
+        patch.setattr(_waiting, "_LOOKING", 2 * TICK)
+
+    def channel(self, rank: int, life: Life) -> Channel:
+        channel: Channel = object.__new__(RemoteChannel)
+        nothing: Any = self.world  # rings
+        place = Place(self.layout, rank, "token", ["node"] * RANKS, nothing, None)
+        memory = partial(FakeMemory, self.shared, self.turnstile, life)
+        channel._begin(codec_of(object, SLOT), place, memory, HOST, only_host={"put": self.sole, "take": False})
+        return channel
+
+    # -- parties -----------------------------------------------------------------------------------------------------------------
+
+    def party(self, rank: int, body: Callable[[int, Channel, Any], None], channel: Channel, operations: Any) -> Callable[[], None]:
+        def run() -> None:
+            try:
+                body(rank, channel, operations)
+            except Death:
+                self.dead.add(rank)
+            self.going.discard(rank)
+
+        return run
+
+    def produce(self, rank: int, channel: Channel, operations: Sequence[Put]) -> None:
+        numbers = itertools.count()
+        for pause, lengths, timeout in operations:
+            self.world.sleep(pause)
+            messages = [(rank, next(numbers), bytes(length)) for length in lengths]
+            self.perhaps.update(messages)
+            done = self.put_some(channel, messages, timeout)
+            self.perhaps.difference_update(messages)
+            self.put.update(messages[:done])
+
+    def put_some(self, channel: Channel, messages: Sequence[Message], timeout: float | None) -> int:
+        """Put what there is: by put_nowait if there is no time for it; how many have been put."""
+        try:
+            if len(messages) > 1:
+                channel.put_many(messages, timeout)
+            elif timeout == 0:
+                channel.put_nowait(messages[0])
+            else:
+                channel.put(messages[0], timeout)
+        except IncompletePut as error:
+            return error.count
+        except (TimeoutError, ChannelFull):
+            return 0
+        return len(messages)
+
+    def consume(self, rank: int, channel: Channel, operations: Sequence[Take]) -> None:
+        for pause, most, timeout in itertools.cycle(operations):
+            self.world.sleep(pause)
+            try:
+                now = timeout == 0 and most == 1
+                found = [channel.take_nowait()] if now else channel.take_many(most, timeout) or [None]
+            except (TimeoutError, ChannelEmpty):
+                self.turnstile.step()
+                continue
+            if found == [None]:
+                return
+            assert len(found) <= most
+            self.taken[rank] += found
+
+    def attend(self, channel: Channel) -> None:
+        """Settle after each death, and close the channel when all who put are done."""
+        while self.turnstile.until(lambda: self.dead != self.settled or self.is_done() or not self.going or None):
+            if self.dead != self.settled:
+                known = set(self.dead)
+                self.shares += [share for share in channel.settle(self.dead, AGES) if share.rank not in self.settled]
+                self.settled |= known
+            elif self.is_done():
+                channel.close()
+                self.closed = True
+            else:
+                return
+
+    def is_done(self) -> bool:
+        """Whether it is to be closed: all is put, and taken, unless somebody may die; closing wakes also who was forgotten."""
+        taken = sum(map(len, self.taken.values()))
+        return not self.closed and not self.going & set(PRODUCERS) and (bool(self.deaths) or taken == self.put.total())
+
+    # -- what must be true -------------------------------------------------------------------------------------------------------
+
+    def check(self, statistics: Statistics) -> None:
+        """A plain queue would have given the same, but for what the dead had claimed."""
+        taken = Counter(itertools.chain(*self.taken.values()))
+        assert not taken - self.put - Counter(self.perhaps), "doubled, or out of nothing"
+        assert (self.put - taken).total() <= sum(len(share.messages) for share in self.shares), "lost"
+        for found in self.taken.values():
+            for producer in PRODUCERS:
+                numbers = [number for rank, number, _ in found if rank == producer]
+                assert numbers == sorted(numbers), "messages of one producer overtook each other"
+        assert statistics.waiting == 0
+        assert statistics.closed
+        if not self.deaths:
+            assert taken == self.put
+            assert statistics.put == statistics.taken == taken.total()
+
+
+TIMEOUTS = st.one_of(st.none(), st.none(), st.just(0.0), st.integers(1, 60).map(lambda ticks: ticks * TICK))
+PAUSES = st.sampled_from((0, 0, 30, 300)).map(lambda ticks: ticks * TICK)
+PUTS = st.lists(st.tuples(PAUSES, st.lists(st.integers(0, 250), min_size=1, max_size=3), TIMEOUTS), max_size=4)
+TAKES = st.lists(
+    st.lists(st.tuples(PAUSES, st.integers(1, 3), TIMEOUTS), min_size=1, max_size=3), min_size=1, max_size=len(CONSUMERS)
+)
+DEATHS = st.dictionaries(
+    st.sampled_from((1, 3, 4)), st.tuples(st.integers(0, 5), st.integers(0, 120)), max_size=3
+)  # the others live
+RUN = st.integers(1, 6), st.tuples(PUTS, PUTS), TAKES, st.booleans(), st.binary(max_size=200), st.binary(max_size=30)
+RUNS = settings(max_examples=400, deadline=None)
+
+
+@RUNS
+@given(*RUN)
+def test_a_channel_is_a_queue(slots, puts, takes, sole, schedule, orders):
+    """Whatever is put, and however long anybody waits; no wake-up is lost."""
+    Job(slots, len(takes), schedule, orders, {}, sole=sole).run(puts, takes)
+
+
+@RUNS
+@given(*RUN, DEATHS)
+def test_a_channel_is_a_queue_for_those_who_live(slots, puts, takes, sole, schedule, orders, deaths):
+    """Ranks die at any step of anything; the host settles what they leave."""
+    Job(slots, len(takes), schedule, orders, deaths, sole=sole).run(puts, takes)
