@@ -99,6 +99,7 @@ class Exchange:
         self._there = set(workers)  # who may still tell something
         self._sending = threading.Lock()
         self._sent: list[MPI.Request] = []  # wishes that may still be on their way: they are few
+        self._held: list[tuple[int, bytes]] = []  # for ranks whose watcher is dead, until another tells of them
         attendant().attend(self.look)
         watch.hear_by(self.look)
 
@@ -146,11 +147,19 @@ class Exchange:
             running, unseen = signs[rank]
             sign = Signs(running and now - running, now - unseen)
             self._watch.admit(rank, _FarLine(self._send, rank, source), sign)
+        with self._sending:
+            due = [wish for wish in self._held if wish[0] in signs]
+            self._held = [wish for wish in self._held if wish not in due]
+        for wish in due:
+            self._send(source, wish)
 
     def _send(self, to: int, wish: tuple[int, bytes]) -> None:
-        """Send a wish, and never wait: whoever is to get it may be dead, or cut off."""
+        """Send a wish, and never wait: whoever is to get it may be dead, or cut off. Nothing is sent to who is known to be."""
         with self._sending, unless_dead():
-            self._sent.append(self._comm.isend(wish, to, _WISHES))
+            if to in self._watch.dead:
+                self._held.append(wish)
+            else:
+                self._sent.append(self._comm.isend(wish, to, _WISHES))
 
     def _give_up(self, rank: int) -> None:
         host, pid = self._workers[rank]

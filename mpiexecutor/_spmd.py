@@ -16,10 +16,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from queue import Empty
 from typing import TYPE_CHECKING
 
 from ._company import Member, exchange_of, own_keeper
-from ._health import Loss, Watch
+from ._health import Watch
 from ._keeper import NEWS, Kept
 from ._orders import Orders, answer_reports, await_leavers, await_reports, part, report
 from ._world import STANDING
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mpiexecutor")
 
 _ROOT = 0
+_ONCE_MORE = 1.0  # seconds until deaths are told again
 _LAST_WORDS = 0.2  # seconds that what was printed has to get through before the job is ended
 
 
@@ -84,23 +86,28 @@ class _Root:
             STANDING.deaths.append(self._watch)
 
     def _pass_on(self) -> None:
-        while (loss := self._watch.losses.get()) is not None:
-            rank, end, silent = _news_of(loss)
-            logger.warning("%s", end)
-            news = json.dumps((rank, end, silent)).encode()
-            for other in self._reports.keys() - self._watch.dead:
-                self._watch.tell(other, NEWS + news)
-            DEATHS.tell(rank, end, silent=silent)
+        """Tell all who live of each death, and now and then once more: who was to pass that on may have died, too."""
+        told: list[tuple[int, str, bool]] = []
+        while True:
+            try:
+                loss = self._watch.losses.get(timeout=_ONCE_MORE if told else None)
+            except Empty:
+                pass
+            else:
+                if loss is None:
+                    return
+                end = f"rank {loss.rank}, host {loss.host}, pid {loss.pid}, {loss.end}"
+                logger.warning("%s", end)
+                told.append((loss.rank, end, loss.silent))
+                DEATHS.tell(*told[-1])
+            for rank in self._reports.keys() - self._watch.dead:
+                self._watch.tell(rank, NEWS + json.dumps(told).encode())
 
     def _tell_returned(self, rank: int) -> None:
         """Have a rank that was given up know that."""
         said = self._reports[rank]
         end = f"rank {rank}, host {said.host}, pid {said.pid}, was not heard of for long"
-        self._watch.tell(rank, NEWS + json.dumps((rank, end, True)).encode())
-
-
-def _news_of(loss: Loss) -> tuple[int, str, bool]:
-    return loss.rank, f"rank {loss.rank}, host {loss.host}, pid {loss.pid}, {loss.end}", loss.silent
+        self._watch.tell(rank, NEWS + json.dumps([(rank, end, True)]).encode())
 
 
 def _follow(comm: "MPI.Intracomm") -> None:
@@ -123,7 +130,8 @@ def _follow(comm: "MPI.Intracomm") -> None:
 
 def _hear(keeper: Kept) -> None:
     while news := keeper.news():
-        DEATHS.tell(*json.loads(news))
+        for death in json.loads(news):
+            DEATHS.tell(*death)
 
 
 def _end_job(reason: str) -> None:

@@ -50,9 +50,8 @@ def far(executor: RMAChannelExecutor) -> list[WorkerStatus]:
     return [worker for worker in executor.workers() if worker.rank >= FAR and worker.state != "lost"]
 
 
-def kill_one(executor: RMAChannelExecutor, left: int) -> BaseException:
-    """Kill a worker there, in the middle of a call; give that call's error, which is the only one."""
-    victim = far(executor)[0].pid
+def kill_one(executor: RMAChannelExecutor, victim: int, left: int) -> BaseException:
+    """Kill a worker in the middle of a call; give that call's error, which is the only one."""
     with tempfile.TemporaryDirectory() as folder:
         begun = Path(folder)
         calls = [executor.submit(abs, -number) for number in range(CALLS)]
@@ -75,11 +74,11 @@ def main(deaths: str) -> None:
         until(lambda: {worker.state for worker in executor.workers()} == {"idle"})
         assert [executor.submit(abs, -number).result(LIMIT) for number in range(CALLS)] == [*range(CALLS)]
         if deaths != "none":
-            say(f"killed: {kill_one(executor, 3)}")
+            say(f"killed: {kill_one(executor, far(executor)[0].pid, 3)}")
         if deaths == "all":
             fall_silent(executor)
             while far(executor):
-                say(f"killed: {kill_one(executor, executor.num_workers - 1)}")
+                say(f"killed: {kill_one(executor, far(executor)[0].pid, executor.num_workers - 1)}")
     say("the end")
 
 

@@ -4,24 +4,18 @@ far.py STATUS
 """
 
 import contextlib
-import os
-import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-from mpiexecutor import BrokenWorkerError, RMAChannelExecutor
+from mpiexecutor import RMAChannelExecutor
 
-LIMIT = 60  # seconds until any future is done
-CALLS = 200  # others, before and after
+sys.path.append(str(Path(__file__).parent))
+
+from apart import CALLS, LIMIT, kill_one, until
+
 FAR = 2  # workers on the other host
-
-
-def hold(seconds: float) -> int:
-    time.sleep(seconds)
-    return os.getpid()
 
 
 def hang_once(mark: Path, home: str) -> str:
@@ -33,13 +27,6 @@ def hang_once(mark: Path, home: str) -> str:
             while True:
                 pass
     return "done"
-
-
-def until(condition: Callable[[], object]) -> None:
-    since = time.monotonic()
-    while not condition():
-        assert time.monotonic() - since < LIMIT, condition
-        time.sleep(0.01)
 
 
 def main(mark: Path) -> None:
@@ -54,15 +41,8 @@ def main(mark: Path) -> None:
         until(lambda: executor.num_workers == FAR)
         say("ok: ran too long")
         last = next(worker for worker in executor.workers() if worker.host != home and worker.state != "lost")
-        calls = [executor.submit(abs, -number) for number in range(CALLS)]
-        held = [executor.submit(hold, 3) for _ in range(executor.num_workers)]
-        until(lambda: all(worker.state in {"running", "lost"} for worker in executor.workers()))
-        os.kill(last.pid, signal.SIGKILL)
-        calls += [executor.submit(abs, -number) for number in range(CALLS)]
-        assert [call.result(LIMIT) for call in calls] == [*range(CALLS)] * 2
-        errors = [error for call in held if (error := call.exception(LIMIT))]
-        assert [type(error) for error in errors] == [BrokenWorkerError], errors
-        assert f"pid {last.pid}, was not heard of for " in str(errors[0])
+        error = kill_one(executor, last.pid, executor.num_workers - 1)
+        assert f"pid {last.pid}, was not heard of for " in str(error)
         say("ok: was the last there")
         assert [executor.submit(abs, -number).result(LIMIT) for number in range(CALLS)] == [*range(CALLS)]
     say("ok: the end")

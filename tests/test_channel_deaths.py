@@ -30,7 +30,7 @@ def test_the_others_go_on_and_the_host_is_told_of_what_is_lost(start, tmp_path):
 
 def test_ranks_on_another_node_may_die(tmp_path):
     """One node pretends to be two."""
-    job = run_job(RANKS, [*SPMD, BEREAVED, str(tmp_path), "node"], deadline=120)
+    job = run_job(RANKS, [*SPMD, BEREAVED, str(tmp_path), "pretended"], deadline=120)
     said = said_by(job)
     assert [line.partition(": ")[0] for line in said[: len(STEPS)]] == list(STEPS), job
 

@@ -6,7 +6,9 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import bereaved
 import pytest
 from hosts import Hosts, missing
 from jobs import ROOT, Job, run_job
@@ -24,11 +26,11 @@ def hosts(tmp_path_factory):
         yield hosts
 
 
-def run_executor(hosts: Hosts, *program: str, deadline: float = 150, env: Mapping[str, str] | None = None, expect: int = 0) -> Job:
+def run_executor(hosts: Hosts, *program: str, ranks: int = RANKS, env: Mapping[str, str] | None = None, **options: Any) -> Job:
     """Run a program as its user would, on the root; the other ranks run its calls."""
-    command = ["-m", "mpiexecutor", "-n", str(RANKS), "--hostfile", str(hosts.file), *program]
+    command = ["-m", "mpiexecutor", "-n", str(ranks), "--hostfile", str(hosts.file), *program]
     environment = {**hosts.environment, **(env or {})}
-    return run_job(None, command, flags=hosts.on(0), env=environment, deadline=deadline, expect=expect)
+    return run_job(None, command, flags=hosts.on(0), env=environment, **{"deadline": 150, **options})
 
 
 def test_the_example_job_finds_what_it_finds_without_an_executor(hosts):
@@ -84,20 +86,71 @@ print("the end")
 """
 
 
+def cut_after(hosts: Hosts, seconds: float, heal_after: float | None) -> threading.Thread:
+    """Cut a host off, once a job has begun, and perhaps heal that."""
+
+    def cut() -> None:
+        time.sleep(seconds)
+        hosts.cut()
+        if heal_after is not None:
+            time.sleep(heal_after)
+            hosts.heal()
+
+    thread = threading.Thread(target=cut)
+    thread.start()
+    return thread
+
+
 def test_a_host_that_is_cut_off_for_a_while_comes_back(hosts, tmp_path):
     """For 3 s nothing gets through: then all goes on, and nothing is lost."""
     script = tmp_path / "script.py"
     script.write_text(CUT)
-
-    def cut() -> None:
-        time.sleep(3)
-        hosts.cut()
-        time.sleep(3)
-        hosts.heal()
-
-    thread = threading.Thread(target=cut)
-    thread.start()
+    thread = cut_after(hosts, 3, heal_after=3)
     try:
         assert run_executor(hosts, str(script)).stdout.endswith("the end\n")
     finally:
         thread.join()
+
+
+CUT_FOR_GOOD = """
+import atexit, time
+from concurrent.futures import BrokenExecutor
+from mpiexecutor import RMAChannelExecutor
+
+atexit.register(print, "the end", flush=True)
+with RMAChannelExecutor() as executor:
+    until = time.monotonic() + 16
+    errors = []
+    while time.monotonic() < until and not any(type(error) is BrokenExecutor for error in errors):
+        try:
+            calls = [executor.submit(time.sleep, 0.01) for _ in range(20)]
+        except BrokenExecutor as error:
+            errors.append(error)
+            break
+        errors += [error for call in calls if (error := call.exception())]
+    assert errors and all(isinstance(error, BrokenExecutor) for error in errors), errors
+    assert executor.num_workers in {0, 1}
+"""
+
+
+def test_a_host_that_is_cut_off_for_good_is_given_up(hosts, tmp_path):
+    """The script goes on with the workers that are left, if the cut met none in the middle of a message; mpiexec is killed."""
+    script = tmp_path / "script.py"
+    script.write_text(CUT_FOR_GOOD)
+    thread = cut_after(hosts, 4, heal_after=None)
+    try:
+        job = run_executor(hosts, str(script), env={"MPIEXECUTOR_LOST_AFTER": "6"}, expect="any", may_leave=True)
+    finally:
+        thread.join()
+        hosts.heal()
+    assert job.stdout.endswith("the end\n"), job
+    assert "was not heard of for 6 s" in job.stderr, job
+
+
+def test_ranks_of_a_script_with_raw_channels_may_die_on_another_host(hosts, tmp_path):
+    """The others go on, and the channel's host is told."""
+    job = run_executor(
+        hosts, "--spmd", str(ROOT / "tests" / "bereaved.py"), str(tmp_path), "far", ranks=bereaved.RANKS, deadline=200
+    )
+    said = [line.removeprefix("ok: ").partition(": ")[0] for line in job.stdout.splitlines() if line.startswith("ok: ")]
+    assert said[: len(bereaved.STEPS)] == list(bereaved.STEPS), job

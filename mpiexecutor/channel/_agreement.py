@@ -56,7 +56,9 @@ def _memory() -> int:
 
 
 def all_come(comm: "MPI.Intracomm", dead: Dead, complaint: Callable[[], str] | None = None) -> None:
-    """Wait until all ranks have come here, or one is known to be dead."""
+    """Wait until all ranks have come here, or one is known to be dead: then nothing is sent to it, as some MPIs crash by that."""
+    if dead:
+        return
     come = comm.Ibarrier()
     wait_for_ranks(lambda: bool(dead) or come.Test(), complaint)
 

@@ -51,8 +51,13 @@ class Deaths:
         threading.Thread(target=self._run, name="mpiexecutor deaths", daemon=True).start()
 
     def tell(self, rank: int, end: str, silent: bool = False) -> None:
-        """Take in that a rank of MPI.COMM_WORLD has died; `end` says who it was, and how it ended. `silent`: perhaps it lives."""
+        """Take in that a rank of MPI.COMM_WORLD has died; `end` says who it was, and how it ended. `silent`: perhaps it lives.
+
+        It may be told again, which changes nothing.
+        """
         with self._lock:
+            if rank in self._ends:
+                return
             if silent:
                 self._silent.add(rank)
             self._ends[rank] = end

@@ -65,6 +65,7 @@ class Place:
     ringer: Ringer
     bells: "FarBells | None"  # if there are several nodes
     freed: bool = False
+    dead: frozenset[int] = frozenset()  # as far as this rank knows; some MPIs crash if a message is sent to them
     host_lost: ChannelBroken | None = None
     losses: deque[ChannelBroken] = field(default_factory=deque)  # that this rank has to be told of
 
@@ -89,7 +90,7 @@ class Place:
     def _ring(self, side: Side, rank: int) -> None:
         if self.bells is None or self.nodes[rank] == self.nodes[self.rank]:
             self.ringer.ring(self.address(side, rank))
-        else:
+        elif rank not in self.dead:
             self.bells.ring(rank, side)
             self.bells.stir()
 

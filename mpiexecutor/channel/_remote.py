@@ -433,6 +433,7 @@ class RemoteChannel(Generic[P, M]):
             heir.pause()
             known: frozenset[int] = frozenset()
             while (busy := heir.at_work((now := frozenset(dead)) - frozenset(silent))) or now != known:
+                self._place.dead = now - frozenset(silent)
                 if now != known:
                     self._wake_all()  # only now can they see who is dead
                     known = now
