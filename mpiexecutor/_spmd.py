@@ -9,6 +9,7 @@ with 'python -m mpi4py', because others may wait for that rank.
 """
 
 import atexit
+import contextlib
 import json
 import logging
 import os
@@ -72,10 +73,11 @@ class _Root:
     def close(self) -> None:
         """Wait for all others to be done, and have all part."""
         sys.stdout.flush()
-        await_leavers(self._comm, self._watch.dead)
-        with DEATHS.all_needed("the end of the job"):
-            whole = not self._watch.dead
-            part(self._comm, self._watch.dead, whole=whole)
+        dead = self._watch.dead
+        await_leavers(self._comm, dead)
+        with contextlib.nullcontext() if dead else DEATHS.all_needed("the end of the job"):
+            whole = not dead  # who dies from here on is noted there
+            part(self._comm, dead, whole=whole)
             if whole:
                 if self._exchange is not None:
                     self._exchange.stop()

@@ -76,9 +76,10 @@ class Deaths:
 
     def attend(self, bereaved: Bereaved) -> None:
         """Have somebody told from now on, as long as it is there."""
-        with self._lock:
-            self._bereaved.add(bereaved)
-        self._news.put(None)  # of those who have died before
+        if self.are_told:
+            with self._lock:
+                self._bereaved.add(bereaved)
+            self._news.put(None)  # of those who have died before
 
     @contextlib.contextmanager
     def all_needed(self, what: str) -> Iterator[None]:
@@ -98,19 +99,31 @@ class Deaths:
     def _run(self) -> None:
         while True:
             self._news.get()
-            with self._lock:
-                bereaved = list(self._bereaved)
-            for one in bereaved:
-                stuck = threading.Timer(_WEDGED, self._end_job, ["a rank has died inside MPI, holding a lock: the job is ended"])
-                stuck.daemon = True
-                stuck.start()
-                try:
-                    settled = one.lose()
-                finally:
-                    stuck.cancel()
-                if not settled:
-                    threading.Timer(_AGAIN, self._news.put, [None]).start()
-            del bereaved
+            self._tell_all()
+
+    def _tell_all(self) -> None:
+        with self._lock:
+            bereaved = list(self._bereaved) if self._ends else []
+        for one in bereaved:
+            settled = False
+            with self._watched():
+                settled = one.lose()
+            if not settled:
+                threading.Timer(_AGAIN, self._news.put, [None]).start()
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Do something that may take as long as others need, but not for ever."""
+        stuck = threading.Timer(_WEDGED, self._end_job, ["a rank has died inside MPI, holding a lock: the job is ended"])
+        stuck.daemon = True
+        stuck.start()
+        try:
+            yield
+        except Exception as error:
+            logger.exception("what a dead rank has left behind was not settled")
+            self._end_job(f"what a dead rank has left behind cannot be settled: {error}")
+        finally:
+            stuck.cancel()
 
 
 class Dead(Collection[int]):

@@ -156,7 +156,7 @@ class RemoteChannel(Generic[P, M]):
         from ._window import Window  # noqa: PLC0415
 
         comm = MPI.COMM_WORLD if comm is None else comm
-        self._dead = Dead(comm.group.Translate_ranks(None, MPI.COMM_WORLD.group))
+        self._dead = Dead(comm.group.Translate_ranks(None, MPI.COMM_WORLD.group) if DEATHS.are_told else ())
         agreement = agree(comm, Arguments(buff_size, message_size, dtype, host, producers, consumers), self._dead)
         buff_size, host = index(buff_size), index(host)
         layout = Layout(buff_size, agreement.codec.slot_size, comm.size)
