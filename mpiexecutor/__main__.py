@@ -30,7 +30,8 @@ from ._world import check_company, initialise
 _ROOT = 0
 _WHAT = "script.py | -m module | -c code"
 _DESCRIPTION = """\
-Rank 0 runs the script as Python would; the other ranks run what it submits to a mpiexecutor.RMAChannelExecutor.
+Rank 0 runs the script as Python would; the other ranks run what it submits to a mpiexecutor.RMAChannelExecutor. With --spmd every
+rank runs the script, for the raw channel, mpiexecutor.channel.
 Either by hand, with the options below, or by an mpiexec:  mpiexec -n N python -m mpiexecutor script.py"""
 
 

@@ -221,7 +221,7 @@ def muster(comm: "MPI.Intracomm", root: int) -> Crew:
 
     if MPI.Query_thread() != MPI.THREAD_MULTIPLE:
         raise RuntimeError("executors need MPI with THREAD_MULTIPLE: leave mpi4py.rc.thread_level as it is")
-    if STANDING.deaths:
+    if STANDING.deaths or DEATHS.any_known():
         raise BrokenExecutor("workers of this job have died: no other executor can be made with MPI")
     reports = await_reports(comm)
     orders = Orders.of_this_process(root, reports)

@@ -159,6 +159,7 @@ class Exchange:
             if to in self._watch.dead:
                 self._held.append(wish)
             else:
+                self._sent = [request for request in self._sent if not request.Test()]
                 self._sent.append(self._comm.isend(wish, to, _WISHES))
 
     def _give_up(self, rank: int) -> None:

@@ -10,6 +10,8 @@ with 'python -m mpi4py', because others may wait for that rank.
 
 import atexit
 import contextlib
+import gc
+import io
 import json
 import logging
 import os
@@ -17,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from queue import Empty
 from typing import TYPE_CHECKING
 
@@ -33,21 +36,26 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mpiexecutor")
 
 _ROOT = 0
-_ONCE_MORE = 1.0  # seconds until deaths are told again
+_ONCE_MORE, _TIMES = 1.0, 5  # seconds until deaths are told again, and how often
+_MOST = 200  # deaths in a message
 _LAST_WORDS = 0.2  # seconds that what was printed has to get through before the job is ended
 
 
 def run_everywhere(comm: "MPI.Intracomm", run: Callable[[], None]) -> None:
     """Run the script on this rank, as on every other, and tell its channels of deaths until it ends."""
+    from mpi4py import MPI  # noqa: PLC0415
+
+    if MPI.Query_thread() != MPI.THREAD_MULTIPLE:
+        sys.exit("python -m mpiexecutor: --spmd needs MPI with THREAD_MULTIPLE: leave mpi4py.rc.thread_level as it is")
     DEATHS.will_be_told(_end_job)
-    if comm.rank == _ROOT:
-        atexit.register(_Root(comm).close)
-    else:
-        _follow(comm)
+    part_from_others = _Root(comm).close if comm.rank == _ROOT else _follow(comm)
+    atexit.register(part_from_others)
+    os.register_at_fork(after_in_child=partial(atexit.unregister, part_from_others))  # it is no rank
+    process = os.getpid()
     try:
         run()
     except SystemExit as ending:
-        if ending.code:
+        if ending.code and os.getpid() == process:
             if not isinstance(ending.code, int):
                 sys.stderr.write(f"{ending.code}\n")
             _have_said()
@@ -90,12 +98,14 @@ class _Root:
     def _pass_on(self) -> None:
         """Tell all who live of each death, and now and then once more: who was to pass that on may have died, too."""
         told: list[tuple[int, str, bool]] = []
+        left = 0  # times to tell again
         while True:
             try:
-                loss = self._watch.losses.get(timeout=_ONCE_MORE if told else None)
+                loss = self._watch.losses.get(timeout=_ONCE_MORE if left else None)
             except Empty:
-                pass
+                left -= 1
             else:
+                left = _TIMES
                 if loss is None:
                     return
                 end = f"rank {loss.rank}, host {loss.host}, pid {loss.pid}, {loss.end}"
@@ -103,7 +113,7 @@ class _Root:
                 told.append((loss.rank, end, loss.silent))
                 DEATHS.tell(*told[-1])
             for rank in self._reports.keys() - self._watch.dead:
-                self._watch.tell(rank, NEWS + json.dumps(told).encode())
+                self._watch.tell(rank, NEWS + json.dumps(told[-_MOST:]).encode())
 
     def _tell_returned(self, rank: int) -> None:
         """Have a rank that was given up know that."""
@@ -112,8 +122,8 @@ class _Root:
         self._watch.tell(rank, NEWS + json.dumps([(rank, end, True)]).encode())
 
 
-def _follow(comm: "MPI.Intracomm") -> None:
-    """Have this rank, which is not 0, be kept and told."""
+def _follow(comm: "MPI.Intracomm") -> Callable[[], None]:
+    """Have this rank, which is not 0, be kept and told; give what parts it from the others in the end."""
     keeper = own_keeper()
     orders = report(comm, _ROOT, kept=keeper is not None)
     assert orders is not None
@@ -123,11 +133,20 @@ def _follow(comm: "MPI.Intracomm") -> None:
         threading.Thread(target=_hear, args=(keeper,), name="mpiexecutor news", daemon=True).start()
 
     def part_from_others() -> None:
+        _write_out()
         member.part()
         own.Barrier()
         own.Free()
 
-    atexit.register(part_from_others)
+    return part_from_others
+
+
+def _write_out() -> None:
+    """Write out what the script has left open: after a death this rank is killed in the end, as MPI cannot be finalised."""
+    for each in gc.get_objects():
+        with contextlib.suppress(Exception):
+            if isinstance(each, io.IOBase):
+                each.flush()
 
 
 def _hear(keeper: Kept) -> None:
@@ -146,6 +165,7 @@ def _end_job(reason: str) -> None:
 
 
 def _have_said() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
     time.sleep(_LAST_WORDS)

@@ -130,6 +130,7 @@ with RMAChannelExecutor() as executor:
         errors += [error for call in calls if (error := call.exception())]
     assert errors and all(isinstance(error, BrokenExecutor) for error in errors), errors
     assert executor.num_workers in {0, 1}
+    print("given up", flush=True)
 """
 
 
@@ -143,7 +144,7 @@ def test_a_host_that_is_cut_off_for_good_is_given_up(hosts, tmp_path):
     finally:
         thread.join()
         hosts.heal()
-    assert job.stdout.endswith("the end\n"), job
+    assert job.stdout.endswith("given up\nthe end\n"), job
     assert "was not heard of for 6 s" in job.stderr, job
 
 

@@ -17,8 +17,6 @@ from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mpi4py import MPI
-
 from mpiexecutor import BrokenWorkerError, RMAChannelExecutor
 from mpiexecutor.channel import RemoteChannel
 
@@ -28,6 +26,8 @@ CALLS = 50
 
 def be_inside(mark: Path) -> None:
     """Read all of the work's window atomically, again and again."""
+    from mpi4py import MPI
+
     work = next(each for each in gc.get_objects() if isinstance(each, RemoteChannel) and each._only_host["put"])
     window, size = work._window._win, work._layout.size // 8
     found = array("q", bytes(8 * size))

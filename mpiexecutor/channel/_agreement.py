@@ -8,7 +8,7 @@ from operator import index
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from ._codecs import Codec, codec_of
-from ._deaths import Dead
+from ._deaths import DEATHS, Dead
 from ._errors import ChannelBroken
 from ._ring import MAX_SLOTS
 from ._waiting import node_name, wait_for_ranks
@@ -85,7 +85,8 @@ def agree(comm: "MPI.Intracomm", arguments: Arguments, dead: Dead) -> Agreement:
     all_come(comm, dead, lambda: complaint)
     if dead:
         raise ChannelBroken(f"{dead.ends(dead)}: a channel is made by all ranks of a communicator", tuple(dead))
-    everyone = comm.allgather((text, "" if error is None else str(error), secrets.token_hex(8), node_name()))
+    with DEATHS.all_needed("the making of a channel", dead):
+        everyone = comm.allgather((text, "" if error is None else str(error), secrets.token_hex(8), node_name()))
     if error is not None:
         raise error
     for rank, (other, reason, _, _) in enumerate(everyone):

@@ -15,7 +15,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Final, Protocol
 
 logger = logging.getLogger("mpiexecutor")
@@ -40,15 +40,19 @@ class Deaths:
         self._ends: dict[int, str] = {}  # by rank of MPI.COMM_WORLD: who it was, and how it ended
         self._silent: set[int] = set()  # of these: perhaps they live
         self._bereaved: weakref.WeakSet[Bereaved] = weakref.WeakSet()
+        self._kept: list[Bereaved] = []
         self._needed: list[str] = []  # what all ranks do together now: none of them may die
         self._lock = threading.Lock()
         self._news: SimpleQueue[None] = SimpleQueue()
+        self._begun, self._done = threading.Event(), threading.Event()  # with what may get stuck inside MPI
 
     def will_be_told(self, end_job: Callable[[str], None]) -> None:
         """Note that somebody will tell, of every death: on every rank alike, and before any channel is made."""
         self._end_job = end_job
         self.are_told = True
+        # Both now: a process that is ending starts no thread any more, and may still have deaths to settle.
         threading.Thread(target=self._run, name="mpiexecutor deaths", daemon=True).start()
+        threading.Thread(target=self._watch, name="mpiexecutor watchdog", daemon=True).start()
 
     def tell(self, rank: int, end: str, silent: bool = False) -> None:
         """Take in that a rank of MPI.COMM_WORLD has died; `end` says who it was, and how it ended. `silent`: perhaps it lives.
@@ -63,8 +67,12 @@ class Deaths:
             self._ends[rank] = end
             needed = list(self._needed)
         if needed:
-            self._end_job(f"{end}, during {needed[-1]}, which takes all ranks: the job is ended")
+            self._end_for(end, needed[-1])
         self._news.put(None)
+
+    def any_known(self) -> bool:
+        """Whether any rank of the job has died."""
+        return bool(self._ends)
 
     def end_of(self, rank: int) -> str | None:
         """Say who a rank of MPI.COMM_WORLD was, and how it ended; None if it lives, as far as this process is told."""
@@ -81,11 +89,20 @@ class Deaths:
                 self._bereaved.add(bereaved)
             self._news.put(None)  # of those who have died before
 
+    def keep(self, bereaved: Bereaved) -> None:
+        """Have somebody told until the end, even if nobody else wants it any more."""
+        self._kept.append(bereaved)
+
     @contextlib.contextmanager
-    def all_needed(self, what: str) -> Iterator[None]:
-        """Do something that all ranks do together: should one die meanwhile the job is ended, as the others wait for ever."""
+    def all_needed(self, what: str, dead: "Dead | None" = None) -> Iterator[None]:
+        """Do something that all ranks do together: should one die meanwhile the job is ended, as the others wait for ever.
+
+        So it is if one of those, `dead`, has died since the ranks came together for it.
+        """
         with self._lock:
             self._needed.append(what)
+        if dead:
+            self._end_for(dead.ends(dead), what)
         try:
             yield
         finally:
@@ -96,34 +113,37 @@ class Deaths:
         """End the job, as nothing else can be done."""
         self._end_job(reason)
 
+    def _end_for(self, end: str, what: str) -> None:
+        self._end_job(f"{end}, during {what}, which takes all ranks: the job is ended")
+
     def _run(self) -> None:
+        settled = True
         while True:
-            self._news.get()
-            self._tell_all()
+            with contextlib.suppress(Empty):
+                self._news.get(timeout=None if settled else _AGAIN)
+            with self._lock:
+                bereaved = list(self._bereaved) if self._ends else []
+            settled = not [one for one in bereaved if not self._tell_one(one)]
+            bereaved.clear()  # or they would be kept until the next death
 
-    def _tell_all(self) -> None:
-        with self._lock:
-            bereaved = list(self._bereaved) if self._ends else []
-        for one in bereaved:
-            settled = False
-            with self._watched():
-                settled = one.lose()
-            if not settled:
-                threading.Timer(_AGAIN, self._news.put, [None]).start()
-
-    @contextlib.contextmanager
-    def _watched(self) -> Iterator[None]:
-        """Do something that may take as long as others need, but not for ever."""
-        stuck = threading.Timer(_WEDGED, self._end_job, ["a rank has died inside MPI, holding a lock: the job is ended"])
-        stuck.daemon = True
-        stuck.start()
+    def _tell_one(self, one: Bereaved) -> bool:
+        self._done.clear()
+        self._begun.set()
         try:
-            yield
+            return one.lose()
         except Exception as error:
             logger.exception("what a dead rank has left behind was not settled")
             self._end_job(f"what a dead rank has left behind cannot be settled: {error}")
+            return True
         finally:
-            stuck.cancel()
+            self._done.set()
+
+    def _watch(self) -> None:
+        """End the job if that takes too long, as nothing else can be done."""
+        while self._begun.wait():
+            self._begun.clear()
+            if not self._done.wait(_WEDGED):
+                self._end_job("a rank has died inside MPI, holding a lock: the job is ended")
 
 
 class Dead(Collection[int]):

@@ -99,7 +99,7 @@ class Place:
         if self.freed:
             raise ChannelClosed("the channel was freed")
         if self.host_lost is not None:
-            raise self.host_lost
+            raise ChannelBroken(*self.host_lost.args)
 
     def check_losses(self) -> None:
         """Do so, or raise that of a loss that this rank has to be told of: once, and before it begins something."""
@@ -127,7 +127,12 @@ class _End:
 
     def _wait_for_resumption(self) -> None:
         """Wait while what the dead have left behind is settled. Nothing can be begun before, and nothing has to be given up."""
-        self._waiter.wait(lambda: self._resumed() or None, None, _TO_GO_ON)
+
+        def look() -> bool | None:
+            self._place.check()
+            return self._resumed() or None
+
+        self._waiter.wait(look, None, _TO_GO_ON)
 
     def interrupt(self) -> None:
         """Have this rank's own thread that sleeps here look again."""

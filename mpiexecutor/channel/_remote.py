@@ -160,7 +160,7 @@ class RemoteChannel(Generic[P, M]):
         agreement = agree(comm, Arguments(buff_size, message_size, dtype, host, producers, consumers), self._dead)
         buff_size, host = index(buff_size), index(host)
         layout = Layout(buff_size, agreement.codec.slot_size, comm.size)
-        with DEATHS.all_needed("the making of a channel"):
+        with DEATHS.all_needed("the making of a channel", self._dead):
             self._window = Window(comm, host, layout.size)
             bells = FarBells(comm, host) if len(set(agreement.nodes)) > 1 else None
             self._parting = comm.Dup() if DEATHS.are_told else None  # by which it is found out whether all free it
@@ -191,6 +191,7 @@ class RemoteChannel(Generic[P, M]):
         self._aside = Producer(memory(), place.layout, place.rank)
         self._aside_lock = threading.Lock()
         self._claims = 0  # by this rank
+        self._gone = False  # its memory is not to be touched any more
 
     # -- put -------------------------------------------------------------------------------------------------------------------
 
@@ -384,13 +385,15 @@ class RemoteChannel(Generic[P, M]):
         """
         if self._place.freed:
             return
-        self.abandon()
+        self._stop()
         atexit.unregister(self._at_exit)
         if self._parting is not None:
             all_come(self._parting, self._dead)
         if self._dead:
+            DEATHS.keep(self)  # others may go on using its memory, and die
             return
-        with self._puts.lock, self._takes.lock, self._aside_lock, DEATHS.all_needed("the freeing of a channel"):
+        with DEATHS.all_needed("the freeing of a channel", self._dead), self._puts.lock, self._takes.lock, self._aside_lock:
+            self._leave()
             self._window.free()
             if self._place.bells is not None:
                 self._place.bells.free()
@@ -426,7 +429,8 @@ class RemoteChannel(Generic[P, M]):
         """
         deadline = time.monotonic() + timeout
         with self._aside_lock:
-            self._place.check()
+            if self._gone:
+                raise ChannelClosed("the channel was freed")
             tail: Position = self._puts if self._only_host["put"] else self._aside
             head: Position = self._takes if self._only_host["take"] else Consumer(self._memory(), self._layout, self._rank)
             heir = Heir(self._memory(), self._layout, tail, head)
@@ -451,7 +455,8 @@ class RemoteChannel(Generic[P, M]):
         False if ranks that live do not come to a rest: to be tried again.
         """
         dead = frozenset(self._dead)
-        if self._place.freed or dead <= self._settled:
+        self._place.dead = dead - frozenset(self._dead.silent)
+        if self._gone or dead <= self._settled:
             return True
         if self._host in dead:
             self._settled |= dead
@@ -464,7 +469,8 @@ class RemoteChannel(Generic[P, M]):
             except ChannelClosed:  # freed meanwhile
                 return True
             except ChannelBroken as error:
-                self._tell(error)
+                if not self._place.losses:  # or it would be told as often as it is tried
+                    self._tell(error)
                 return False
             dead = (dead | {share.rank for share in shares}) - self._settled
             self._settled |= dead
@@ -481,22 +487,34 @@ class RemoteChannel(Generic[P, M]):
 
     def abandon(self) -> None:
         """Use the channel no more, without the other ranks, which may be lost: its memory is not given back."""
+        self._stop()
+        self._leave()
+
+    def _stop(self) -> None:
+        """Begin nothing any more, and have whoever waits give up."""
         self._place.freed = True
         self._puts.stop()
         self._takes.stop()
+
+    def _leave(self) -> None:
+        self._gone = True
         if self._place.bells is not None:
             self._place.bells.leave()
 
     def disown(self) -> None:
         """Leave the channel as it is: in a forked child it is the parent's. Any further use is ChannelClosed."""
-        self._place.freed = True
+        self._gone = self._place.freed = True
         atexit.unregister(self._at_exit)
 
     def _finish(self) -> None:
         """At exit, before MPI ends: what was to be put is put, what was to be taken is given up."""
         if not self._place.freed:
             self._puts.background.join()
-            self.abandon()
+            if DEATHS.are_told:
+                self._stop()  # others may go on using its memory, and die
+                DEATHS.keep(self)
+            else:
+                self.abandon()
 
     def __enter__(self) -> Self:
         self._place.check()
