@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from together import COMM, LAST, RANK, SIZE, channel_of, needs_two, still_works
 
-from mpiexecutor.channel import RemoteChannel
+from mpiexecutor.channel import ChannelBroken, RemoteChannel
 
 
 class Unpicklable:
@@ -213,6 +213,22 @@ def test_counts_that_make_no_sense_are_refused():
             channel.take_many(0)
         assert channel.statistics().claimed is None
         check_untouched(channel)
+
+
+def test_garbage_in_the_window_is_an_error_that_names_it():
+    """A rank wrote where it may not: nothing of that is unpickled, and the channel works on."""
+    with channel_of(2, 256, object) as channel:
+        if RANK == LAST:
+            channel.put("a message")
+            memory = channel._memory()
+            memory.write(channel._layout.bytes_at(0), memoryview(b"garbage!" * 8))
+            memory.flush()
+        COMM.Barrier()
+        if RANK == 0:
+            with pytest.raises(ChannelBroken, match="a frame begins with .* this one with b'garb"):
+                channel.take()
+        COMM.Barrier()
+        still_works(channel)
 
 
 def ways_to_put(channel):
