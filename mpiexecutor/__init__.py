@@ -7,6 +7,7 @@ Layout, top to bottom; imports point down only:
     _pump         dispatcher and collector, on the root            _worker   the worker's loop
     _health       which workers live, on the root                  _keeper   the parent of a worker, which tells of its death
     _relay        the same of those on other nodes                 _slate    what a worker writes down of itself
+    _company      how all of them part in the end                  _spmd     --spmd: every rank runs the script
     _futures      calls that are waited for, by executor           _outcomes what becomes of a call, as bytes
     channel       the raw channel: a package of its own, which knows nothing of the above
 

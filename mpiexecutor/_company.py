@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from mpi4py import MPI
 
-    from ._relay import Exchange, Post
+    from ._relay import Exchange, News, Post
     from .channel import RemoteChannel
 
 
@@ -29,7 +29,13 @@ def exchange_of(comm: "MPI.Intracomm", orders: Orders, watch: Watch, reports: di
     from ._relay import Exchange  # noqa: PLC0415 - it knows MPI
 
     far = {rank: (reports[rank].host, reports[rank].pid) for rank in orders.far}
-    return Exchange(comm.Dup(), watch, far, orders.lost_after) if far else None
+    return Exchange(_news_of(comm), watch, far, orders.lost_after) if far else None
+
+
+def _news_of(comm: "MPI.Intracomm") -> "News":
+    from ._relay import News  # noqa: PLC0415 - it knows MPI
+
+    return News(comm)
 
 
 class Member:
@@ -42,7 +48,7 @@ class Member:
         self._keeper = keeper
         far = comm.rank in orders.far
         watch = Watch(orders.watch_of(comm.rank), orders.token) if far else None  # before keepers can want to come to it
-        self._news = comm.Dup() if orders.far else None
+        self._news = _news_of(comm) if orders.far else None
         self._post = self._post_of(orders, watch) if watch else None
         if keeper is not None:
             watches = [address_of(orders.watch_of(rank)) for rank in orders.watchers_of(comm.rank)]
@@ -59,13 +65,13 @@ class Member:
         if self._post is not None:
             self._post.stop()
         if self._news is not None:
-            self._news.Free()
+            self._news.free()
 
     def _post_of(self, orders: Orders, watch: Watch) -> "Post":
         from ._relay import Post  # noqa: PLC0415 - it knows MPI
 
         assert self._news is not None
-        return Post(self._news, orders.root, watch, orders.lost_after, partial(_go, self._keeper))
+        return Post(self._news.comm, orders.root, watch, orders.lost_after, partial(_go, self._keeper))
 
     def _stay(self) -> NoReturn:
         if self._keeper is not None:

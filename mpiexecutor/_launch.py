@@ -59,7 +59,7 @@ class Crew:
         self._comm = comm.Dup()
         self._channels = _channels(self._comm, root)
         self._exchange = exchange_of(self._comm, orders, watch, reports)
-        parcels = Parcels(self._comm, root)
+        self._parcels = parcels = Parcels(self._comm, root, lambda rank: rank in watch.dead and rank not in watch.silent)
         self.place = Place.here(comm.rank, comm.size)
         self.alone = comm.size == 1
         self.workers = max(1, comm.size - 1)
@@ -155,11 +155,10 @@ class Crew:
         if self._part():
             if self._exchange is not None:
                 self._exchange.stop()
-            _dissolve(self._comm, self._channels)
+            _dissolve(self._comm, self._channels, self._parcels)
             self._watch.stop()
         else:
-            for channel in self._channels:
-                channel.abandon()
+            self._abandon()
             STANDING.deaths.append(self._watch)
 
     def _part(self) -> bool:
@@ -179,7 +178,14 @@ class Crew:
 
     def _give_up(self, reason: str) -> None:
         self._wedged = True
-        self.pump.give_up(reason)
+        if not self.pump.give_up(reason):
+            logger.critical("%s; this process is stuck inside MPI, too: the job is ended", reason)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            time.sleep(_LAST_WORDS)
+            if self._job is not None:
+                self._job.abort()
+            os._exit(1)  # without MPI; it ends the job
 
     def _abort(self) -> None:
         """End the workers at once: calls are still running, and nobody wants their results any more."""
@@ -189,9 +195,14 @@ class Crew:
             time.sleep(_LAST_WORDS)  # or mpiexec may be told before it has read them
             comm_world().Abort(1)  # all of it: ranks outside this communicator would wait for ever
         else:
-            for channel in self._channels:
-                channel.abandon()
+            self._abandon()
             self._job.abort()
+
+    def _abandon(self) -> None:
+        """Leave what was made together with the others as it is."""
+        for channel in self._channels:
+            channel.abandon()
+        self._parcels.leave()
 
 
 def _tell_forked(reference: "weakref.ref[Crew]") -> None:
@@ -242,14 +253,15 @@ def serve(comm: "MPI.Intracomm", root: int) -> bool:
         _keep_freed_memory()
         member = Member(own, orders, keeper)
         slate, enforce_limit = (keeper.slate, keeper.limit) if keeper else (Slate(), None)
-        worker = Worker(*channels, Parcels(own, root), Place.here(comm.rank, comm.size), slate, enforce_limit)
+        parcels = Parcels(own, root)
+        worker = Worker(*channels, parcels, Place.here(comm.rank, comm.size), slate, enforce_limit)
         try:
             worker.serve()
         except BaseException:  # noqa: BLE001 - what calls raise is not seen here: a fault of ours, and others would wait for this rank
             traceback.print_exc()
             _fail(keeper)
         member.part(channels)
-        _dissolve(own, channels)
+        _dissolve(own, channels, parcels)
     comm.Delete_attr(_key())
     return True
 
@@ -304,9 +316,10 @@ def _keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, _KEPT)
 
 
-def _dissolve(comm: "MPI.Intracomm", channels: tuple[RemoteChannel[Any, Any], ...]) -> None:
+def _dissolve(comm: "MPI.Intracomm", channels: tuple[RemoteChannel[Any, Any], ...], parcels: Parcels) -> None:
     for channel in channels:
         channel.free()
+    parcels.free()
     comm.Free()
 
 

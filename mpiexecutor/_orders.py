@@ -193,9 +193,14 @@ def _others(comm: "MPI.Intracomm") -> set[int]:
 
 def _all_came(comm: "MPI.Intracomm", missing: set[int], said: dict[int, Any]) -> bool:
     """Receive a message of each rank that has sent one, and was missing; whether none is missing any more."""
-    came = {rank for rank in missing if comm.Iprobe(rank, _TAG)}
-    for rank in came:
-        said[rank] = comm.recv(source=rank, tag=_TAG)
+    from .channel._bells import unless_dead  # noqa: PLC0415 - it knows MPI
+
+    came = set()
+    for rank in missing:
+        with unless_dead():
+            if (message := comm.improbe(rank, _TAG)) is not None:  # taken out: its sender may die now
+                said[rank] = message.recv()
+                came.add(rank)
     missing -= came
     return not missing
 

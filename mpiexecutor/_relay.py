@@ -25,7 +25,7 @@ from mpi4py import MPI
 from ._health import Loss, Watch
 from ._keeper import LEAVE
 from ._slate import PULSE, Signs
-from .channel._bells import has_come, unless_dead
+from .channel._bells import has_come, marks_instead, unless_dead
 from .channel._progress import attendant
 
 _NEWS, _WISHES = 0, 1  # tags of messages to the root, and from it
@@ -86,11 +86,29 @@ class Post:
         self._leave()
 
 
+class News:
+    """What news and wishes go by. Collective to make and to free."""
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        self.comm = comm.Dup()
+        self._marks = marks_instead(self.comm, 1)  # nobody looks at them: they are for who sets one
+
+    def reach(self, rank: int) -> bool:
+        """Whether a rank can be sent something, as far as can be found out; else MPI may crash by that."""
+        return self._marks is None or self._marks.set(rank, 0)
+
+    def free(self) -> None:
+        if self._marks is not None:
+            self._marks.free()
+        self.comm.Free()
+
+
 class Exchange:
     """The root's side: tells its watch what comes from other nodes, and who is silent."""
 
-    def __init__(self, comm: MPI.Intracomm, watch: Watch, workers: dict[int, tuple[str, int]], lost_after: float) -> None:
-        self._comm = comm
+    def __init__(self, news: News, watch: Watch, workers: dict[int, tuple[str, int]], lost_after: float) -> None:
+        self._news = news
+        self._comm = news.comm
         self._watch = watch
         self._workers = workers  # on other nodes: host and pid, by rank
         self._lost_after = lost_after
@@ -106,9 +124,11 @@ class Exchange:
     def look(self) -> bool:
         """Hear what has come, and give up who is silent. It is no reason to attend to anybody for longer."""
         status = MPI.Status()
-        while has_come(self._comm, _NEWS, status):
+        while has_come(self._comm, _NEWS):
             with unless_dead():
-                self._hear(status.source, *self._comm.recv(source=status.source, tag=_NEWS))
+                message = self._comm.improbe(MPI.ANY_SOURCE, _NEWS, status)
+                if message is not None:
+                    self._hear(status.source, *message.recv())
         now = time.monotonic()
         if now - self._looked < _ASLEEP:
             for rank in [rank for rank, heard in self._heard.items() if now - heard > self._lost_after]:
@@ -124,7 +144,7 @@ class Exchange:
         while self._there:
             self.look()
             time.sleep(_LAST_LOOK)
-        self._comm.Free()
+        self._news.free()
 
     def _hear(self, source: int, what: str, said: Any) -> None:
         if source in self._heard or source in self._watch.silent:
@@ -156,7 +176,7 @@ class Exchange:
     def _send(self, to: int, wish: tuple[int, bytes]) -> None:
         """Send a wish, and never wait: whoever is to get it may be dead, or cut off. Nothing is sent to who is known to be."""
         with self._sending, unless_dead():
-            if to in self._watch.dead:
+            if to in self._watch.dead or not self._news.reach(to):
                 self._held.append(wish)
             else:
                 self._sent = [request for request in self._sent if not request.Test()]

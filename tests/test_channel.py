@@ -7,13 +7,15 @@ pytestmark = pytest.mark.mpi
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
-@pytest.mark.parametrize("name", ["test_channel_ranks.py", "test_channel_waiting_ranks.py", "test_channel_errors_ranks.py"])
+@pytest.mark.parametrize(
+    "name", ["test_channel_ranks.py", "test_channel_waiting_ranks.py", "test_channel_errors_ranks.py", "test_far_ranks.py"]
+)
 def test_the_channel_does_what_it_says_on_any_number_of_ranks(run_on_ranks, name, ranks):
     """All of the file's tests pass, and no process is left."""
     run_on_ranks(ranks, name)
 
 
-@pytest.mark.parametrize("name", ["test_channel_ranks.py", "test_channel_waiting_ranks.py"])
+@pytest.mark.parametrize("name", ["test_channel_ranks.py", "test_channel_waiting_ranks.py", "test_far_ranks.py"])
 def test_the_channel_does_the_same_where_ranks_share_no_memory(run_on_ranks, name):
     """As on several nodes every load and store is a call of MPI."""
     run_on_ranks(3, name, apart=True)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import afar
 import bereaved
 import pytest
 from hosts import Hosts, missing
@@ -63,6 +64,13 @@ def test_workers_on_another_host_may_die(hosts, tmp_path):
     job = run_executor(hosts, *program, env=env, expect=5)
     said = [line for line in job.stdout.splitlines() if line.startswith("ok: ")]
     assert said == ["ok: ran too long", "ok: was the last there", "ok: the end"], job
+
+
+def test_workers_on_another_host_may_die_before_the_root_knows(hosts, tmp_path):
+    """It rings them, or they fetch something, or are in the middle of calls: the pool goes on, and nothing else is lost."""
+    program = [str(ROOT / "tests" / "afar.py"), "5", str(tmp_path)]
+    job = run_executor(hosts, *program, ranks=afar.RANKS, expect=5)
+    assert len([line for line in job.stdout.splitlines() if line.startswith("ok: ")]) == len(afar.SOON) + 3, job
 
 
 CUT = """

@@ -1,6 +1,13 @@
-"""Between nodes: how a rank is woken, and how the host is asked to attend. Empty MPI messages do what datagrams do on one node.
+"""Between nodes: how a rank is woken, and how the host is asked to attend.
 
-A message waits until it is looked for, so that none is missed; looking costs a microsecond, needs nobody else, and is progress.
+What is sent waits until it is looked for, so that nothing is missed; looking costs a microsecond, needs nobody else, and is
+progress. It is an empty message, which does what a datagram does on one node. But to send one to a rank of another node that has
+died, and nobody may know yet that it has, does harm:
+
+    MPICH, up to 5.0 at least, crashes: MPID_Isend uses a request that its network module has not made. A Put is an error
+    instead. There each rank has a few bytes in a window, which the others set.
+
+    Intel MPI, over TCP, tries for ever to connect again, whatever is called. There threads send that nobody waits for.
 """
 
 import contextlib
@@ -8,19 +15,23 @@ import itertools
 import threading
 import time
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Final, Literal
 
 from mpi4py import MPI
 
 from ._memory import Memory
 from ._progress import attendant
+from ._window import Marks
 
-_TAGS: Final = {"put": 0, "take": 1, "knock": 2}
+Which = Literal["put", "take", "knock"]
+
+_TAGS: Final[dict[Which, int]] = {"put": 0, "take": 1, "knock": 2}
 _KNOCK = 0.02  # seconds between two knocks of a rank that goes on using the host's memory
 _NOTHING: Final = [None, 0, MPI.BYTE]
-
-
 _DEATHS: Final = {MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING} - {MPI.ERR_UNKNOWN}  # of other ranks, where MPI tells of them
 
 
@@ -34,10 +45,14 @@ def unless_dead() -> Iterator[None]:
             raise
 
 
-def has_come(comm: MPI.Intracomm, tag: int, status: MPI.Status) -> bool:
-    """Whether there is a message from anybody. The first look may only have MPI read it, and the second find it."""
+def has_come(comm: MPI.Intracomm, tag: int) -> bool:
+    """Whether there is a message from anybody. The first look may only have MPI read it, and the second find it.
+
+    It is to be taken out then, by a matched probe for anybody's. If its sender has died Open MPI waits for ever for it by name, or
+    fails, and finds it again; and a Recv of anybody's may wait for ever in MPICH 5, where only some ranks are on this node.
+    """
     try:
-        return comm.Iprobe(MPI.ANY_SOURCE, tag, status) or comm.Iprobe(MPI.ANY_SOURCE, tag, status)
+        return comm.Iprobe(MPI.ANY_SOURCE, tag) or comm.Iprobe(MPI.ANY_SOURCE, tag)
     except MPI.Exception as error:
         if error.Get_error_class() not in _DEATHS:
             raise
@@ -45,35 +60,35 @@ def has_come(comm: MPI.Intracomm, tag: int, status: MPI.Status) -> bool:
         return False
 
 
+def marks_instead(comm: MPI.Intracomm, size: int) -> Marks | None:
+    """Make bytes that are set without fear of the dead, where a message to them crashes the sender; together with every rank."""
+    return Marks(comm, size) if MPI.Get_library_version().startswith("MPICH") else None
+
+
 class FarBells:
     """The bells of a channel whose ranks live on several nodes. Collective to make and to free."""
 
     def __init__(self, comm: MPI.Intracomm, host: int) -> None:
-        self._comm = comm.Dup()
+        own = comm.Dup()
+        marks = marks_instead(own, len(_TAGS))
+        self._carrier = _Messages(own, host) if marks is None else _Bytes(own, marks)
         self._host = host
         self._is_host = comm.rank == host
         # Two threads of it are inside MPI at a time. Where that must not be, the host attends when it uses the channel itself.
         self._attendant = attendant() if self._is_host and MPI.Query_thread() == MPI.THREAD_MULTIPLE else None
-        # No lock: who rings may hold one that a finalizer wants, which the collector of garbage may run under a lock of ours.
-        self._sent = [itertools.count() for _ in range(comm.size)]  # rings, by rank
-        self._receiving = threading.Lock()
-        self._received = 0
         self._attended_until = 0.0
         if self._attendant is not None:
             self._attendant.attend(self._knocked)
 
-    def ring(self, rank: int, which: Literal["put", "take", "knock"]) -> None:
-        """Have a rank find a message, some time; never waits."""
-        next(self._sent[rank])
-        with unless_dead():
-            self._comm.Isend(_NOTHING, rank, _TAGS[which]).Free()
+    def ring(self, rank: int, which: Which) -> None:
+        """Have a rank find that it was rung, some time; never waits."""
+        self._carrier.send(rank, which)
 
-    def rung(self, which: Literal["put", "take", "knock"]) -> bool:
-        """Whether there was a message for this rank; one look serves all who rang."""
-        with self._receiving:
-            if self._is_host and self._attendant is None:
-                self._receive_all("knock")  # nobody else does
-            return self._receive_all(which)
+    def rung(self, which: Which) -> bool:
+        """Whether somebody has rung this rank; one look serves all who have."""
+        if self._is_host and self._attendant is None:
+            self._carrier.receive("knock")  # nobody else does
+        return self._carrier.receive(which)
 
     def stir(self) -> None:
         """Have the host attend to its memory for a while: this rank, or one that it has rung, is about to use it."""
@@ -95,34 +110,133 @@ class FarBells:
             self._attendant.leave(self._knocked)
 
     def free(self) -> None:
+        self._carrier.free()
+
+    def _knocked(self) -> bool:
+        return self.rung("knock")
+
+
+class _Bytes:
+    """Bytes that are set."""
+
+    def __init__(self, comm: MPI.Intracomm, marks: Marks) -> None:
+        self._comm = comm
+        self._marks = marks
+
+    def send(self, rank: int, which: Which) -> None:
+        self._marks.set(rank, _TAGS[which])  # or nobody is there
+
+    def receive(self, which: Which) -> bool:
+        self._comm.Iprobe()  # is progress
+        return self._marks.unset(_TAGS[which])
+
+    def free(self) -> None:
+        self._marks.free()
+        self._comm.Free()
+
+
+class _Messages:
+    """Empty messages."""
+
+    def __init__(self, comm: MPI.Intracomm, host: int) -> None:
+        self._comm = comm
+        self._host = host  # who lives, or all is over
+        self._senders = _Senders() if MPI.Get_library_version().startswith("Intel") else None
+        # No lock: who rings may hold one that a finalizer wants, which the collector of garbage may run under a lock of ours.
+        self._sent = [itertools.count() for _ in range(comm.size)]  # by rank
+        # Not freed at once: if one of those fails Open MPI aborts this process.
+        self._on_their_way: deque[MPI.Request] = deque()
+        self._receiving = threading.Lock()
+        self._received = 0
+
+    def send(self, rank: int, which: Which) -> None:
+        next(self._sent[rank])
+        if self._senders is None or rank == self._host:
+            self._send(rank, which)
+        else:
+            self._senders.do(partial(self._send, rank, which))
+
+    def receive(self, which: Which) -> bool:
+        found = False
+        with self._receiving:
+            while self._receive(_TAGS[which]):
+                found = True
+        return found
+
+    def free(self) -> None:
         """Receive all that was sent: a communicator made later may look the same to MPI, and must not find it."""
+        if self._senders is not None:
+            self._senders.stop()
         expected = array("q", [0])
         self._comm.Reduce_scatter_block(array("q", map(next, self._sent)), expected)
         while self._received < expected[0]:
             self._receive(MPI.ANY_TAG)
+        while self._on_their_way:
+            self._clear_away()
         self._comm.Free()
 
-    def _receive_all(self, which: Literal["put", "take", "knock"]) -> bool:
-        found = False
-        while self._receive(_TAGS[which]):
-            found = True
-        return found
+    def _send(self, rank: int, which: Which) -> None:
+        with unless_dead():
+            self._on_their_way.append(self._comm.Isend(_NOTHING, rank, _TAGS[which]))
+        self._clear_away()
+
+    def _clear_away(self) -> None:
+        """Forget what has been sent."""
+        for _ in range(len(self._on_their_way)):
+            with contextlib.suppress(IndexError):  # another thread does so, too
+                request = self._on_their_way.popleft()
+                with unless_dead():
+                    if not request.Test():
+                        self._on_their_way.append(request)
 
     def _receive(self, tag: int) -> bool:
-        """Receive a message if there is one: from the rank that it comes from.
-
-        MPICH 5 may look for one from any rank for ever, where some ranks are on this node and some are not.
-        """
-        status = MPI.Status()
-        if not has_come(self._comm, tag, status):
+        """Receive a message if there is one."""
+        if not has_come(self._comm, tag):
             return False
         self._received += 1  # before an interrupt can come between: it is there
         with unless_dead():
-            self._comm.Recv(_NOTHING, status.source, status.tag)
+            message = self._comm.Improbe(MPI.ANY_SOURCE, tag)
+            if message is not None:
+                message.Recv(_NOTHING)
         return True
 
-    def _knocked(self) -> bool:
-        return self.rung("knock")
+
+class _Senders:
+    """Threads that do something each, of which some may never come back: one more whenever all others are at work."""
+
+    def __init__(self) -> None:
+        # Queues, and no lock: see _Messages.
+        self._due: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._idle: SimpleQueue[None] = SimpleQueue()  # an entry for each thread that nothing is due for
+        self._threads: list[threading.Thread] = []
+        self._start()
+        self._idle.put(None)
+
+    def do(self, task: Callable[[], None]) -> None:
+        """Have a thread do it."""
+        self._due.put(task)
+        try:
+            self._idle.get_nowait()
+        except Empty:
+            with contextlib.suppress(RuntimeError):  # the process is ending, and starts none any more
+                self._start()
+
+    def stop(self) -> None:
+        """Wait until all is done; none of those that were to be sent something has died."""
+        for _ in self._threads:
+            self._due.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._run, name="mpiexecutor bells", daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def _run(self) -> None:
+        while (task := self._due.get()) is not None:
+            task()
+            self._idle.put(None)
 
 
 class _AttendedMemory:

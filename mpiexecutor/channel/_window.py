@@ -58,6 +58,44 @@ class Window:
         self._win.Free()
 
 
+class Marks:
+    """Some bytes on each rank that all others can set. Collective to make and to free.
+
+    A byte is set by others, at any time, and unset by its own rank, which then looks at whatever it was set for: so it may be set
+    twice, or again while it is unset, and nothing is missed.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, size: int) -> None:
+        self._win = MPI.Win.Allocate(size, 1, comm=comm)
+        self._own = self._win.tomemory().cast("B")
+        self._own[:] = bytes(size)
+        self._set: Final = [bytearray(b"\1"), 1, MPI.BYTE]
+        self._win.Lock_all(MPI.MODE_NOCHECK)
+        comm.Barrier()  # nobody sets one that is still to be made
+
+    def set(self, rank: int, index: int) -> bool:
+        """Set a rank's byte, and never wait; False if that cannot be, as the rank has died."""
+        try:
+            self._win.Put(self._set, rank, index)
+        except MPI.Exception:  # whatever MPI calls it: nothing else can be wrong with it
+            return False
+        return True
+
+    def unset(self, index: int) -> bool:
+        """Unset a byte of this rank; whether it was set."""
+        self._win.Sync()
+        if not self._own[index]:
+            return False
+        self._own[index] = 0
+        self._win.Sync()
+        return True
+
+    def free(self) -> None:
+        self._own.release()
+        self._win.Unlock_all()
+        self._win.Free()
+
+
 def on_one_node(comm: MPI.Intracomm) -> bool:
     """Whether all ranks can share memory."""
     near = comm.Split_type(MPI.COMM_TYPE_SHARED)

@@ -1,0 +1,106 @@
+"""What goes between nodes, and from the root to one worker, in any of the ways that an MPI needs: bells, and parcels."""
+
+import threading
+
+import pytest
+from together import COMM, RANK, SIZE, threads, until
+
+from mpiexecutor._outcomes import Blob
+from mpiexecutor._parcels import _PIECE, Parcels
+from mpiexecutor.channel._bells import _Bytes, _Messages, _Senders
+from mpiexecutor.channel._window import Marks
+
+OTHERS = {*range(SIZE)} - {RANK}
+
+
+def carrier_of(kind):
+    """Make one of those that carry rings, whichever this MPI would need."""
+    comm = COMM.Dup()
+    if kind == "bytes":
+        return _Bytes(comm, Marks(comm, 3))
+    carrier = _Messages(comm, host=0)
+    carrier._senders = _Senders() if kind == "messages of other threads" else None
+    return carrier
+
+
+@pytest.mark.parametrize("kind", ["messages", "messages of other threads", "bytes"])
+def test_a_ring_is_found_by_whom_it_is_for_and_at_the_bell_that_it_is_for(kind):
+    """However often it was rung. What is left when the bells are freed is not found by the next ones."""
+    for _ in range(3):
+        carrier = carrier_of(kind)
+        assert not carrier.receive("put")
+        COMM.Barrier()
+        for _ in range(5):
+            for rank in OTHERS:
+                carrier.send(rank, "put")
+                carrier.send(rank, "put")
+                carrier.send(rank, "take")
+            if OTHERS:
+                until(lambda: carrier.receive("put"))  # noqa: B023 - at once
+                until(lambda: carrier.receive("take"))  # noqa: B023
+            assert not carrier.receive("knock")
+            COMM.Barrier()
+        carrier.free()
+
+
+def test_who_is_sent_something_holds_up_nobody_else():
+    """However many of the threads that send do not come back."""
+    senders, stuck = _Senders(), [threading.Event() for _ in range(3)]
+    for each in stuck:
+        sent = threading.Event()
+        senders.do(each.wait)
+        senders.do(sent.set)
+        assert sent.wait(30)
+    for each in stuck:
+        each.set()
+    senders.stop()
+
+
+def blob_of(rank):
+    """Give something large for a rank: parts of many pieces, of one, and of part of one."""
+    sizes = [3 * _PIECE + rank, _PIECE, 1]
+    return Blob(bytes([rank]) * 100, [memoryview(bytes([rank + index]) * size) for index, size in enumerate(sizes)])
+
+
+@pytest.mark.parametrize("root", sorted({0, SIZE - 1}))
+def test_each_worker_gets_the_parcels_that_are_for_it(root):
+    """All at once, and one after another; and an empty one."""
+    parcels = Parcels(COMM.Dup(), root)
+    for _ in range(3):
+        if root == RANK:
+            for rank in range(SIZE):
+                parcels.send(rank, blob_of(rank))
+        data, buffers = parcels.receive()
+        expected = blob_of(RANK)
+        assert data == expected.data
+        assert [bytes(buffer.view) for buffer in buffers] == [bytes(buffer) for buffer in expected.buffers]
+        COMM.Barrier()
+    if root == RANK:
+        for rank in range(SIZE):
+            parcels.send(rank, None)
+    assert parcels.receive() is None
+    COMM.Barrier()
+    parcels.free()
+
+
+def test_who_is_lost_is_sent_nothing_any_more():
+    """The root's thread ends, in the middle of what nobody fetches; whoever lives gets what it asks for."""
+    lost = set()
+    parcels = Parcels(COMM.Dup(), 0, lost.__contains__)
+    if RANK == 0 and OTHERS:
+        parcels.send(SIZE - 1, blob_of(SIZE - 1))
+        thread = next(each for each in threading.enumerate() if each.name == "mpiexecutor parcel")
+        until(lambda: parcels._filled[SIZE - 1] == 2)
+        thread.join(0.05)
+        assert thread.is_alive()
+        lost.add(SIZE - 1)
+        thread.join()
+        assert parcels._filled[SIZE - 1] == 2
+    COMM.Barrier()
+    if RANK == 0:
+        parcels.send(0, blob_of(0))
+        with threads() as pool:
+            data, _ = pool.submit(parcels.receive).result()
+        assert data == blob_of(0).data
+    COMM.Barrier()
+    parcels.free()
