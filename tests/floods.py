@@ -1,6 +1,6 @@
 """More of everything than anybody would want: each flood is a function here.
 
-python -m mpiexecutor -n 5 tests/floods.py NAME [NUMBER]
+python -m mpiexecutor -n 5 [--spmd] tests/floods.py NAME [NUMBER]
 """
 
 import os
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mpiexecutor import BrokenWorkerError, RMAChannelExecutor
+from mpiexecutor.channel import RemoteChannel
 
 sys.path.append(str(Path(__file__).parent))
 
@@ -21,6 +22,7 @@ from soak import resident
 
 LIMIT = 120  # seconds until any future is done
 FLAT = 24 << 20  # bytes that a process may take more in the second half
+SLOWLY = 0.002  # seconds between two messages that are taken
 
 
 def deaths(_: int) -> None:
@@ -113,7 +115,55 @@ def backpressure(seconds: int) -> None:
     say(f"{total:,} calls in {seconds} s, at most {peaks[0] >> 20} MiB in the first half, {peaks[1] >> 20} in the second")
 
 
-FLOODS: dict[str, Callable[[int], None]] = {each.__name__: each for each in (deaths, lost, threads, large, tiny, backpressure)}
+def slow(seconds: int) -> None:
+    """With --spmd: have all ranks but 0 put into a channel as fast as they can, and 0 take slowly: memory stays as it is."""
+    from mpi4py import MPI
+
+    comm = MPI.COMM_WORLD
+    peaks = [0, 0]  # bytes, in both halves
+    began = time.monotonic()
+
+    def note() -> float:
+        passed = time.monotonic() - began
+        half = int(passed > seconds / 2)
+        peaks[half] = max(peaks[half], resident(os.getpid()))
+        return passed
+
+    with RemoteChannel(16, 1000, object, consumers="host") as channel:
+        counts = dict.fromkeys(range(1, comm.size), 0)  # of messages, by rank
+        if comm.rank == 0:
+            going = set(counts)
+            while going:
+                rank, number, data = channel.take(LIMIT)
+                if number is None:
+                    going.discard(rank)
+                else:
+                    assert (number, data) == (counts[rank], payload(number))
+                    counts[rank] += 1
+                    time.sleep(SLOWLY)
+                    note()
+        else:
+            number = 0
+            while note() < seconds:
+                channel.put((comm.rank, number, payload(number)), LIMIT)
+                number += 1
+            channel.put((comm.rank, None, b""), LIMIT)
+            counts[comm.rank] = number
+    assert peaks[1] <= peaks[0] + FLAT, peaks
+    taken, *put = comm.allgather(counts)
+    assert taken == {rank: counts[rank] for rank, counts in enumerate(put, 1)}
+    if comm.rank == 0:
+        say(f"{sum(taken.values()):,} messages of {len(put)} ranks, {min(taken.values()):,} of one at the least")
+
+
+def payload(number: int) -> bytes:
+    """Give up to some slots full."""
+    return bytes(37 * number % 5000)
+
+
+FLOODS: dict[str, Callable[[int], None]] = {
+    each.__name__: each for each in (deaths, lost, threads, large, tiny, backpressure, slow)
+}
 
 
 def say(text: str) -> None:

@@ -34,6 +34,14 @@ def test_memory_stays_as_it_is_while_calls_are_submitted_faster_than_they_are_ru
     assert " calls in 4 s, at most " in flood(3, "backpressure", 4)
 
 
+def test_memory_stays_as_it_is_while_messages_are_put_faster_than_they_are_taken():
+    """Into a raw channel: all that put wait for room, and all get some; nothing is lost, or out of order."""
+    said = run_job(4, ["-m", "mpiexecutor", "--spmd", FLOODS, "slow", "4"]).stdout
+    found = re.fullmatch(r"([\d,]+) messages of 3 ranks, ([\d,]+) of one at the least\n", said)
+    assert found is not None, said
+    assert all(int(count.replace(",", "")) > 0 for count in found.groups())
+
+
 def test_many_workers_are_killed_at_once():
     """Only what they had begun is lost."""
     assert re.fullmatch(r"11 workers killed at once, \d+ of 1,100 calls lost\n", flood(13, "lost"))
