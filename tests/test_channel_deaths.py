@@ -183,6 +183,41 @@ elif MPI.COMM_WORLD.rank == 0:
     assert message == "array('d', [7.0])"
 
 
+def test_one_that_was_given_up_and_is_killed_then_is_settled_for(tmp_path):
+    """As long as it may live, and is in the middle of a message, the channel is of no use; then it goes on."""
+    lines = """
+from mpiexecutor.channel._deaths import DEATHS
+from mpiexecutor.channel._producer import Producer
+channel = RemoteChannel(1, 1)
+swap = Producer._swap
+def swap_and_stop(*arguments):
+    seen = swap(*arguments)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return seen
+pids = MPI.COMM_WORLD.allgather(os.getpid())
+if MPI.COMM_WORLD.rank == 1:
+    Producer._swap = swap_and_stop
+    channel.put([7])
+elif MPI.COMM_WORLD.rank == 0:
+    while open(f"/proc/{pids[1]}/stat").read().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.01)
+    DEATHS.tell(1, "rank 1 was not heard of", silent=True)
+    for _ in range(2):
+        try:
+            channel.take()
+        except ChannelBroken as error:
+            print(error.ranks, error)
+            if "SIGKILL" not in str(error):
+                os.kill(pids[1], signal.SIGKILL)
+    channel.put([5])
+    print(channel.take())
+"""
+    first, second, message = job_of(tmp_path, lines).stdout.splitlines()
+    assert first == "[1] ranks [1] live, or may, and have not come to a rest within 6.0 s"
+    assert re.match(r"\[1\] rank 1, .* was killed by SIGKILL\. The channel goes on", second)
+    assert message == "array('d', [5.0])"
+
+
 def test_a_worker_of_such_a_script_ends_the_job_with_its_death(tmp_path):
     """Workers have no keepers of their own there."""
     lines = """

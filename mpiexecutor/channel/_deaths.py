@@ -57,13 +57,15 @@ class Deaths:
     def tell(self, rank: int, end: str, silent: bool = False) -> None:
         """Take in that a rank of MPI.COMM_WORLD has died; `end` says who it was, and how it ended. `silent`: perhaps it lives.
 
-        It may be told again, which changes nothing.
+        It may be told again, which changes nothing; but that it is dead indeed does.
         """
         with self._lock:
-            if rank in self._ends:
+            if rank in self._ends and (silent or rank not in self._silent):
                 return
             if silent:
                 self._silent.add(rank)
+            else:
+                self._silent.discard(rank)
             self._ends[rank] = end
             needed = list(self._needed)
         if needed:

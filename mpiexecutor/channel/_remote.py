@@ -168,7 +168,7 @@ class RemoteChannel(Generic[P, M]):
                 layout.prepare(self._window.memory())
             comm.Barrier()
         self._threads = MPI.Query_thread() == MPI.THREAD_MULTIPLE
-        self._settled: set[int] = set()  # of the dead
+        self._settled: set[tuple[int, bool]] = set()  # of the dead, and whether that perhaps lives
         place = Place(layout, comm.rank, agreement.token, agreement.nodes, Ringer(), bells)
         memory = self._window.memory if bells is None else lambda: bells.attended(self._window.memory())
         self._begin(agreement.codec, place, memory, host, only_host={"put": producers == "host", "take": consumers == "host"})
@@ -454,28 +454,32 @@ class RemoteChannel(Generic[P, M]):
 
         False if ranks that live do not come to a rest: to be tried again.
         """
-        dead = frozenset(self._dead)
-        self._place.dead = dead - frozenset(self._dead.silent)
-        if self._gone or dead <= self._settled:
+        dead, silent = frozenset(self._dead), frozenset(self._dead.silent)
+        new = {(rank, rank in silent) for rank in dead} - self._settled
+        self._place.dead = dead - silent
+        if self._gone or not new:
             return True
         if self._host in dead:
-            self._settled |= dead
+            self._settled |= new
             self._place.host_lost = ChannelBroken(f"{self._dead.ends([self._host])}: it was the channel's host", [self._host])
             if self._place.bells is not None:
                 DEATHS.end_job(f"{self._place.host_lost}, and ranks on other nodes may wait for its memory for ever")
         elif self._rank == self._host:
             try:
-                shares = [share for share in self.settle(self._dead, silent=self._dead.silent) if share.rank not in self._settled]
+                shares = self.settle(self._dead, silent=self._dead.silent)  # more may die meanwhile
             except ChannelClosed:  # freed meanwhile
                 return True
             except ChannelBroken as error:
                 if not self._place.losses:  # or it would be told as often as it is tried
                     self._tell(error)
                 return False
-            dead = (dead | {share.rank for share in shares}) - self._settled
-            self._settled |= dead
-            text = "; ".join([self._dead.ends(dead), *map(str, shares)])
-            self._tell(ChannelBroken(f"{text}. The channel goes on", sorted(dead), shares))
+            told = {rank for rank, _ in self._settled} - {rank for rank, _ in new}
+            shares = [share for share in shares if share.rank not in told]
+            new |= {(share.rank, False) for share in shares if share.rank not in dead}
+            self._settled |= new
+            ranks = sorted({rank for rank, _ in new})
+            text = "; ".join([self._dead.ends(ranks), *map(str, shares)])
+            self._tell(ChannelBroken(f"{text}. The channel goes on", ranks, shares))
         self._puts.interrupt()
         self._takes.interrupt()
         return True
