@@ -237,9 +237,11 @@ class RemoteChannel(Generic[P, M]):
         """
         deadline = _deadline(timeout)
         encoded = [self._encode(message) for message in messages]
-        if self._puts.background.busy:
-            self._put_many_later(encoded, deadline)
-            return
+        if self._puts.background.busy:  # what this rank put before comes first
+            try:
+                _result(self._puts.background.submit(lambda future: future.begin(lambda: True)), deadline)
+            except TimeoutError:
+                raise IncompletePut(0, len(encoded)) from None
         done = 0
         while done < len(encoded):
             try:
@@ -250,22 +252,6 @@ class RemoteChannel(Generic[P, M]):
             if not put:
                 raise IncompletePut(done, len(encoded))
             done += put
-
-    def _put_many_later(self, encoded: list[Parts], deadline: float | None) -> None:
-        futures = [self._puts.put_later(parts) for parts in encoded]
-        done = 0
-        try:
-            for future in futures:
-                _result(future, deadline)
-                done += 1
-        except TimeoutError:
-            raise IncompletePut(done, len(encoded)) from None
-        except ChannelBroken as error:
-            error.count = done
-            raise
-        finally:
-            for future in futures[done:]:
-                future.cancel()
 
     def _encode(self, message: P) -> Parts:
         self._check_side("put")
