@@ -244,7 +244,8 @@ def _content(cell: CellType) -> object:
 class Shelf:
     """The functions that a worker keeps."""
 
-    def __init__(self, parcels: Parcels, ask: Callable[[int], None]) -> None:
+    def __init__(self, parcels: Parcels, ask: Callable[[int], bool]) -> None:
+        """`ask` asks the root for a function; False if that cannot be."""
         self._parcels = parcels
         self._ask = ask
         self._kept: OrderedDict[int, _Kept] = OrderedDict()  # the one used last at the end
@@ -268,8 +269,7 @@ class Shelf:
             self._kept.pop(number, None)
 
     def _fetch(self, number: int) -> "_Kept":
-        self._ask(number)
-        parcel = self._parcels.receive()
+        parcel = self._parcels.receive() if self._ask(number) else None
         if parcel is None:
             raise LookupError("what this call was to run is wanted no more")  # nor is its outcome
         return _Kept(*parcel)

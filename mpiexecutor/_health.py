@@ -188,8 +188,8 @@ class Watch:
     def take_back(self, rank: int, keeper: Line) -> None:
         """Note that a worker lives that was silent."""
         logger.warning("the worker on rank %d was heard of again", rank)
+        self.dead.discard(rank)  # first: it is not to be taken for one that is dead for sure
         self.silent.discard(rank)
-        self.dead.discard(rank)
         self._keepers[rank] = keeper
         self.returned(rank)
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mpiexecutor")
 
 _making = threading.Lock()  # crews are made one at a time
+_PATIENCE = 2.0  # seconds that any thread may be at work in the pump
 _LAST_WORDS = 0.2  # seconds that what was printed has to get through before the job is aborted
 _SLOTS, _SLOT_SIZE = 256, 16384  # of each channel: messages of calls are small, and large ones take many slots
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names of malloc.h
@@ -58,8 +59,8 @@ class Crew:
         root = orders.root
         self._comm = comm.Dup()
         self._channels = _channels(self._comm, root)
-        self._exchange = exchange_of(self._comm, orders, watch, reports)
         self._parcels = parcels = Parcels(self._comm, root, lambda rank: rank in watch.dead and rank not in watch.silent)
+        self._exchange = exchange_of(self._comm, orders, watch, reports)
         self.place = Place.here(comm.rank, comm.size)
         self.alone = comm.size == 1
         self.workers = max(1, comm.size - 1)
@@ -177,15 +178,27 @@ class Crew:
             os._exit(1)
 
     def _give_up(self, reason: str) -> None:
+        """Fail everything, for good; if that cannot be done, because a thread is stuck inside MPI with the pump, end the job."""
         self._wedged = True
-        if not self.pump.give_up(reason):
-            logger.critical("%s; this process is stuck inside MPI, too: the job is ended", reason)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            time.sleep(_LAST_WORDS)
-            if self._job is not None:
-                self._job.abort()
-            os._exit(1)  # without MPI; it ends the job
+        given_up = threading.Event()
+
+        def give_up() -> None:
+            self.pump.give_up(reason)
+            given_up.set()
+
+        try:
+            threading.Thread(target=give_up, name="mpiexecutor end", daemon=True).start()
+        except RuntimeError:  # this process is ending, and starts no thread any more
+            give_up()
+        while not given_up.wait(_PATIENCE):
+            if self.pump.is_stuck(_PATIENCE):
+                logger.critical("%s; this process is stuck inside MPI, too: the job is ended", reason)
+                sys.stdout.flush()
+                sys.stderr.flush()
+                time.sleep(_LAST_WORDS)
+                if self._job is not None:
+                    self._job.abort()
+                os._exit(1)  # without MPI; it ends the job
 
     def _abort(self) -> None:
         """End the workers at once: calls are still running, and nobody wants their results any more."""
@@ -250,10 +263,10 @@ def serve(comm: "MPI.Intracomm", root: int) -> bool:
     with orders.followed():
         own = comm.Dup()
         channels = _channels(own, root)
-        _keep_freed_memory()
-        member = Member(own, orders, keeper)
-        slate, enforce_limit = (keeper.slate, keeper.limit) if keeper else (Slate(), None)
         parcels = Parcels(own, root)
+        _keep_freed_memory()
+        member = Member(own, orders, keeper)  # the last that all make together: from here on its death is its own
+        slate, enforce_limit = (keeper.slate, keeper.limit) if keeper else (Slate(), None)
         worker = Worker(*channels, parcels, Place.here(comm.rank, comm.size), slate, enforce_limit)
         try:
             worker.serve()

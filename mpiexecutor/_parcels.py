@@ -6,20 +6,20 @@ has two slots there, for one piece each, and two words, which only grow:
     filled      how many pieces the root has put, into one slot and the other in turn; it alone writes this
     had         how many the worker has fetched; it alone writes this
 
-The root puts piece n once n - had < 2, and then says so; the worker fetches it once filled > n, and then says so. What is said
-comes after what it is about, by a flush between. If the worker dies `had` stays as it is, and the root gives up when it is told;
-what it has put is of no interest to anybody, as nobody else uses these slots.
+One thread of the root serves all workers. It puts piece n once n - had < 2, and then says so; the worker fetches it once
+filled > n, and then says so. What is said comes after what it is about, by a flush between. If the worker dies `had` stays as it
+is, and the root gives up when it is told; what it has put is of no interest to anybody, as nobody else uses these slots.
 
 A parcel is the number of its parts, their sizes, and the parts, each in pieces of its own.
 """
 
-import logging
 import mmap
 import os
 import threading
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from ._outcomes import Blob
@@ -29,13 +29,11 @@ if TYPE_CHECKING:
 
     from .channel._memory import Memory
 
-logger = logging.getLogger("mpiexecutor")
-
-_PIECE = 128 << 10  # bytes
+_PIECE, _LEAST_PIECE = 128 << 10, 4 << 10  # bytes, at the most and at the least
+_MOST = 32 << 20  # bytes of all pieces, unless they are of the least size
 _SLOTS = 2
 _WORD, _LINE = 8, 64  # bytes
 _FILLED, _HAD, _PIECES = 0, _LINE, 2 * _LINE  # where they are
-_SHARE = _PIECES + _SLOTS * _PIECE  # bytes of each worker
 _SHORTEST, _LONGEST, _GROWTH = 20e-6, 2e-3, 1.2  # seconds of the naps of who waits
 
 
@@ -72,11 +70,13 @@ class Parcels:
     """Gives out parcels, on the root, and fetches them, on a worker. Collective to make and to free."""
 
     def __init__(self, comm: "MPI.Intracomm", root: int, is_lost: Callable[[int], bool] = lambda _rank: False) -> None:
-        """`is_lost` says of a worker that it fetches nothing any more."""
+        """`is_lost` says of a worker that it fetches nothing any more. For the root, once whoever is lost may be known."""
         from .channel._bells import FarBells  # noqa: PLC0415 - they know MPI
         from .channel._window import Window, on_one_node  # noqa: PLC0415
 
-        self._window = Window(comm, root, comm.size * _SHARE)
+        self._piece = max(_LEAST_PIECE, min(_PIECE, _MOST // comm.size)) // _LINE * _LINE
+        self._share = _PIECES + _SLOTS * self._piece  # bytes of each worker
+        self._window = Window(comm, root, comm.size * self._share)
         self._bells = None if on_one_node(comm) else FarBells(comm, root)
         self._is_lost = is_lost
         self._rank = comm.rank
@@ -85,14 +85,19 @@ class Parcels:
         if comm.rank == root:
             memory = self._memory()
             for rank in range(comm.size):
-                memory.store(rank * _SHARE + _FILLED, 0)
-                memory.store(rank * _SHARE + _HAD, 0)
+                memory.store(rank * self._share + _FILLED, 0)
+                memory.store(rank * self._share + _HAD, 0)
             memory.flush()
         comm.Barrier()
+        self._asked: SimpleQueue[tuple[int, Blob | None] | None] = SimpleQueue()  # None: no more
+        self._thread: threading.Thread | None = None
+        if comm.rank == root:
+            self._thread = threading.Thread(target=self._serve, args=(self._memory(),), name="mpiexecutor parcels", daemon=True)
+            self._thread.start()
 
     def send(self, rank: int, blob: Blob | None) -> None:
-        """Send a worker what it waits for, or nothing; in a thread, because that takes as long as the worker takes to fetch it."""
-        threading.Thread(target=self._send, args=(rank, blob), name="mpiexecutor parcel", daemon=True).start()
+        """Have a worker find what it waits for, or nothing."""
+        self._asked.put((rank, blob))
 
     def receive(self) -> tuple[memoryview, list[Pages]] | None:
         """Wait for a parcel; give its pickle and its buffers, None if it is empty."""
@@ -108,12 +113,15 @@ class Parcels:
         return data, buffers
 
     def leave(self) -> None:
-        """Attend to the others no more."""
+        """Serve and attend to the others no more."""
+        self._asked.put(None)
         if self._bells is not None:
             self._bells.leave()
 
     def free(self) -> None:
         self.leave()
+        if self._thread is not None:
+            self._thread.join()
         self._window.free()
         if self._bells is not None:
             self._bells.free()
@@ -123,38 +131,54 @@ class Parcels:
         memory = self._window.memory()
         return memory if self._bells is None else self._bells.attended(memory)
 
-    def _send(self, rank: int, blob: Blob | None) -> None:
-        parts = [] if blob is None else [memoryview(blob.data), *blob.buffers]
-        sizes = array("q", [len(part) for part in parts])
-        memory = self._memory()
-        try:
-            for part in (memoryview(array("q", [len(sizes)])).cast("B"), memoryview(sizes).cast("B"), *parts):
-                for start in range(0, len(part), _PIECE):
-                    if not self._put(memory, rank, part[start : start + _PIECE]):
-                        return
-        except Exception:
-            logger.exception("a worker could not be sent what it asked for")
+    def _serve(self, memory: "Memory") -> None:
+        """Put pieces for all who wait for some, until nobody will any more."""
+        under_way: dict[int, Iterator[memoryview]] = {}
+        pause = _SHORTEST
+        while True:
+            try:
+                asked = self._asked.get(timeout=pause if under_way else None)
+            except Empty:
+                pause = min(pause * _GROWTH, _LONGEST)
+            else:
+                if asked is None:
+                    return
+                rank, blob = asked
+                under_way[rank] = _pieces_of(blob, self._piece)
+            for rank, pieces in list(under_way.items()):
+                while self._has_room(memory, rank):
+                    pause = _SHORTEST
+                    piece = next(pieces, None)
+                    if piece is None:
+                        del under_way[rank]
+                        break
+                    self._put(memory, rank, piece)
+                else:
+                    if self._is_lost(rank):
+                        del under_way[rank]
 
-    def _put(self, memory: "Memory", rank: int, piece: memoryview) -> bool:
-        """Put a piece once there is room; False if nobody will fetch it."""
-        share, count = rank * _SHARE, self._filled[rank]
-        if not _wait(lambda: count - memory.load(share + _HAD) < _SLOTS, lambda: self._is_lost(rank)):
-            return False
-        memory.write(share + _PIECES + count % _SLOTS * _PIECE, piece)
+    def _has_room(self, memory: "Memory", rank: int) -> bool:
+        return self._filled[rank] - memory.load(rank * self._share + _HAD) < _SLOTS
+
+    def _put(self, memory: "Memory", rank: int, piece: memoryview) -> None:
+        share, count = rank * self._share, self._filled[rank]
+        memory.write(share + _PIECES + count % _SLOTS * self._piece, piece)
         memory.flush()
         self._filled[rank] = count + 1
         memory.store(share + _FILLED, count + 1)
         memory.flush()
-        return True
 
     def _fetch(self, memory: "Memory", part: memoryview) -> None:
-        for start in range(0, len(part), _PIECE):
-            self._fetch_piece(memory, part[start : start + _PIECE])
+        for start in range(0, len(part), self._piece):
+            self._fetch_piece(memory, part[start : start + self._piece])
 
     def _fetch_piece(self, memory: "Memory", piece: memoryview) -> None:
-        share, count = self._rank * _SHARE, self._had
-        _wait(lambda: memory.load(share + _FILLED) > count)
-        memory.fetch(share + _PIECES + count % _SLOTS * _PIECE, piece)
+        share, count = self._rank * self._share, self._had
+        pause = _SHORTEST
+        while memory.load(share + _FILLED) <= count:
+            time.sleep(pause)
+            pause = min(pause * _GROWTH, _LONGEST)
+        memory.fetch(share + _PIECES + count % _SLOTS * self._piece, piece)
         self._had = count + 1
         memory.store(share + _HAD, count + 1)
         memory.flush()
@@ -165,12 +189,10 @@ class Parcels:
         return words
 
 
-def _wait(done: Callable[[], bool], over: Callable[[], bool] = lambda: False) -> bool:
-    """Wait until something is done; False if it will not be any more."""
-    pause = _SHORTEST
-    while not done():
-        if over():
-            return False
-        time.sleep(pause)
-        pause = min(pause * _GROWTH, _LONGEST)
-    return True
+def _pieces_of(blob: Blob | None, size: int) -> Iterator[memoryview]:
+    """Give a parcel, piece by piece."""
+    parts = [] if blob is None else [memoryview(blob.data), *blob.buffers]
+    sizes = array("q", [len(part) for part in parts])
+    for part in (memoryview(array("q", [len(sizes)])).cast("B"), memoryview(sizes).cast("B"), *parts):
+        for start in range(0, len(part), size):
+            yield part[start : start + size]

@@ -41,7 +41,6 @@ _MOST_SECONDS = 1e-3  # that the calls of one message are expected to run, so th
 _LONG = 2e-3  # seconds that a call is expected to take, at the least, after others have waited for one of its kind
 _WEIGHT = 0.25  # of the newest duration in the expected one
 _REPLIES = 64  # messages that the collector takes at a time
-_PATIENCE = 5.0  # seconds that any thread may be at work here
 _ORDER: Final = -1  # for an executor's number: a message from this process, which comes after all that was put before
 
 
@@ -73,7 +72,7 @@ class Pump:
         self._failing: threading.Thread | None = None  # who settles futures, if it is not the collector
         self._failure = ""  # why nothing is collected any more
         self._done: Counter[int] = Counter()  # calls, by rank
-        self._orders: deque[Callable[[], list[Callable[[], object]]]] = deque()  # each gives what is left to do for futures
+        self._orders: deque[Callable[[], list[Callable[[], None]]]] = deque()  # each gives what is left to do for futures
         self._unburied: list[tuple[Loss, Share]] = []  # of those, that wait for a message
         self._streaming = False  # a message longer than the room there was is still being put
         self._collector = threading.Thread(target=self._collect, name="mpiexecutor collector", daemon=True)
@@ -307,9 +306,9 @@ class Pump:
             steps.pop()()
         return True
 
-    def _note_all(self, replies: list[Reply]) -> list[Callable[[], object]]:
+    def _note_all(self, replies: list[Reply]) -> list[Callable[[], None]]:
         """Take what has an outcome off the lists, and send what has room now. Give what is left to do: futures come last."""
-        steps: list[Callable[[], object]] = []
+        steps: list[Callable[[], None]] = []
         with self._lock:
             for rank, number, outcomes, given_back, failure, wanted in replies:
                 if number == _ORDER:
@@ -391,7 +390,7 @@ class Pump:
         """Note that a worker has died; what it had put before that is collected first."""
         self._order(partial(self._bury, loss, share))
 
-    def _order(self, order: Callable[[], list[Callable[[], object]]]) -> None:
+    def _order(self, order: Callable[[], list[Callable[[], None]]]) -> None:
         """Have the collector do something, under the lock, when it has collected all that has been put so far."""
         self._orders.append(order)
         with contextlib.suppress(ChannelClosed):
@@ -413,20 +412,22 @@ class Pump:
                 if batch is not None and batch.number in new:
                     batch.number = new[batch.number]
 
-    def give_up(self, reason: str) -> bool:
-        """Fail everything, for good; False if that cannot be done, because a thread that is at work here does not come back."""
-        if not self._lock.acquire(timeout=_PATIENCE):
-            return False
-        try:
+    def give_up(self, reason: str) -> None:
+        """Fail everything, for good."""
+        with self._lock:
             self._failure = reason
             self._failing = threading.current_thread()
-        finally:
-            self._lock.release()
         for session in self.sessions():
             self._break(session, reason, None)
+
+    def is_stuck(self, seconds: float) -> bool:
+        """Whether some thread is at work here, and does not come back in time."""
+        if self._lock.acquire(timeout=seconds):
+            self._lock.release()
+            return False
         return True
 
-    def _bury(self, loss: Loss, share: Share | None) -> list[Callable[[], object]]:
+    def _bury(self, loss: Loss, share: Share | None) -> list[Callable[[], None]]:
         """Note that there is one worker less, and see to its calls."""
         self._lost.add(loss.rank)
         self._most_messages = _PER_WORKER * self.workers
@@ -435,7 +436,7 @@ class Pump:
             steps.append(partial(self.give_up, f"all workers are lost; the last of them, {loss}"))
         return steps
 
-    def _see_to_calls(self, loss: Loss, share: Share) -> list[Callable[[], object]]:
+    def _see_to_calls(self, loss: Loss, share: Share) -> list[Callable[[], None]]:
         """Fail what a dead worker had begun, or have it run again if it may be; the rest of its message was not lost."""
         for session in self._sessions.values():
             tasks = [task for task in session.sent.values() if task.batch and task.batch.number in share.messages]
@@ -445,7 +446,7 @@ class Pump:
             self._unburied.append((loss, share))
         return []
 
-    def _divide(self, session: Session, loss: Loss, tasks: list[Task]) -> list[Callable[[], object]]:
+    def _divide(self, session: Session, loss: Loss, tasks: list[Task]) -> list[Callable[[], None]]:
         """Tell apart the calls of one message, which have no outcome: those that were begun, and the others."""
         if loss.begun == INITIALIZER:
             return [partial(self._break, session, f"the initializer was being run when {loss}", None)]

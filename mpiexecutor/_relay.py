@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from queue import Empty
 from typing import Any
 
@@ -25,7 +26,7 @@ from mpi4py import MPI
 from ._health import Loss, Watch
 from ._keeper import LEAVE
 from ._slate import PULSE, Signs
-from .channel._bells import has_come, marks_instead, unless_dead
+from .channel._bells import has_come, marks_instead, senders_instead, unless_dead
 from .channel._progress import attendant
 
 _NEWS, _WISHES = 0, 1  # tags of messages to the root, and from it
@@ -92,15 +93,40 @@ class News:
     def __init__(self, comm: MPI.Intracomm) -> None:
         self.comm = comm.Dup()
         self._marks = marks_instead(self.comm, 1)  # nobody looks at them: they are for who sets one
+        self._senders = senders_instead()
+        self._on_their_way: list[MPI.Request] = []  # few
+        self._sending = threading.Lock()
 
-    def reach(self, rank: int) -> bool:
-        """Whether a rank can be sent something, as far as can be found out; else MPI may crash by that."""
-        return self._marks is None or self._marks.set(rank, 0)
+    def send(self, wish: tuple[int, bytes], rank: int) -> bool:
+        """Send a rank a wish, and never wait for it; False if nobody is there, as far as can be found out."""
+        if self._marks is not None and not self._marks.set(rank, 0):
+            return False
+        if self._senders is None:
+            self._send(wish, rank)
+        else:
+            self._senders.do(partial(self._send, wish, rank))
+        return True
+
+    def _send(self, wish: tuple[int, bytes], rank: int) -> None:
+        with unless_dead():
+            request = self.comm.isend(wish, rank, _WISHES)
+            with self._sending:
+                self._on_their_way = [each for each in self._on_their_way if not _is_over(each)]
+                self._on_their_way.append(request)
 
     def free(self) -> None:
+        if self._senders is not None:
+            self._senders.stop()
         if self._marks is not None:
             self._marks.free()
         self.comm.Free()
+
+
+def _is_over(request: MPI.Request) -> bool:
+    try:
+        return request.Test()
+    except MPI.Exception:  # whoever was to get it has died
+        return True
 
 
 class Exchange:
@@ -115,8 +141,7 @@ class Exchange:
         self._looked = time.monotonic()
         self._heard = dict.fromkeys(workers, self._looked)  # when anybody told something of a worker
         self._there = set(workers)  # who may still tell something
-        self._sending = threading.Lock()
-        self._sent: list[MPI.Request] = []  # wishes that may still be on their way: they are few
+        self._holding = threading.Lock()
         self._held: list[tuple[int, bytes]] = []  # for ranks whose watcher is dead, until another tells of them
         attendant().attend(self.look)
         watch.hear_by(self.look)
@@ -167,7 +192,7 @@ class Exchange:
             running, unseen = signs[rank]
             sign = Signs(running and now - running, now - unseen)
             self._watch.admit(rank, _FarLine(self._send, rank, source), sign)
-        with self._sending:
+        with self._holding:
             due = [wish for wish in self._held if wish[0] in signs]
             self._held = [wish for wish in self._held if wish not in due]
         for wish in due:
@@ -175,12 +200,9 @@ class Exchange:
 
     def _send(self, to: int, wish: tuple[int, bytes]) -> None:
         """Send a wish, and never wait: whoever is to get it may be dead, or cut off. Nothing is sent to who is known to be."""
-        with self._sending, unless_dead():
-            if to in self._watch.dead or not self._news.reach(to):
+        if to in self._watch.dead or not self._news.send(wish, to):
+            with self._holding:
                 self._held.append(wish)
-            else:
-                self._sent = [request for request in self._sent if not request.Test()]
-                self._sent.append(self._comm.isend(wish, to, _WISHES))
 
     def _give_up(self, rank: int) -> None:
         host, pid = self._workers[rank]

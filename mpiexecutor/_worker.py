@@ -3,7 +3,6 @@
 What fails fails alone: whatever a call raises, in being unpickled, run, or having its result pickled, becomes that call's outcome.
 """
 
-import contextlib
 import threading
 import time
 from collections import deque
@@ -217,14 +216,18 @@ class Worker:
         if outcomes or given_back:
             self._reply(outcomes, given_back)
 
-    def _ask(self, wanted: int) -> None:
-        self._reply(wanted=wanted)
+    def _ask(self, wanted: int) -> bool:
+        return self._reply(wanted=wanted)
 
     def _reply(
         self, outcomes: Sequence[Outcome] = (), given_back: Sequence[int] = (), failure: Failure | None = None, wanted: int = 0
-    ) -> None:
-        with contextlib.suppress(ChannelClosed):  # the root has failed these calls, and gone on without their outcomes
+    ) -> bool:
+        """Reply; False if the root has failed these calls, and gone on without their outcomes."""
+        try:
             self._replies.put((self._place.rank, self._executor, outcomes, given_back, failure, wanted))
+        except ChannelClosed:
+            return False
+        return True
 
     def _run(self, number: int, numbered: int, shipped: tuple[Any, ...]) -> tuple[Outcome, int]:
         began = time.monotonic()

@@ -170,9 +170,12 @@ class Root:
     def __init__(self, *what):
         self._blobs = {number: Blob.of(each) for number, each in enumerate(what, 1)}
         self.asked = []
+        self.closed = False
 
     def ask(self, number):
-        self.asked.append(number)
+        if not self.closed:
+            self.asked.append(number)
+        return not self.closed
 
     def receive(self):
         blob = self._blobs.get(self.asked[-1])
@@ -187,6 +190,14 @@ class Root:
 
     def shelf(self):
         return Shelf(self, self.ask)
+
+
+def test_a_worker_that_cannot_ask_any_more_does_not_wait_for_an_answer():
+    """The call is not run: nobody wants its outcome."""
+    root = Root(len)
+    root.closed = True
+    with pytest.raises(LookupError, match="wanted no more"):
+        root.shelf().get(1)
 
 
 def test_a_worker_asks_once():

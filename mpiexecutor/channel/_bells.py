@@ -10,8 +10,10 @@ died, and nobody may know yet that it has, does harm:
     Intel MPI, over TCP, tries for ever to connect again, whatever is called. There threads send that nobody waits for.
 """
 
+import _thread
 import contextlib
 import itertools
+import logging
 import threading
 import time
 from array import array
@@ -26,6 +28,8 @@ from mpi4py import MPI
 from ._memory import Memory
 from ._progress import attendant
 from ._window import Marks
+
+logger = logging.getLogger("mpiexecutor")
 
 Which = Literal["put", "take", "knock"]
 
@@ -62,7 +66,12 @@ def has_come(comm: MPI.Intracomm, tag: int) -> bool:
 
 def marks_instead(comm: MPI.Intracomm, size: int) -> Marks | None:
     """Make bytes that are set without fear of the dead, where a message to them crashes the sender; together with every rank."""
-    return Marks(comm, size) if MPI.Get_library_version().startswith("MPICH") else None
+    return Marks(comm, size) if "MPICH" in MPI.Get_library_version() else None
+
+
+def senders_instead() -> "Senders | None":
+    """Give what sends without waiting for the dead, where a message to them is waited for for ever."""
+    return Senders() if MPI.Get_library_version().startswith("Intel") else None
 
 
 class FarBells:
@@ -141,7 +150,7 @@ class _Messages:
     def __init__(self, comm: MPI.Intracomm, host: int) -> None:
         self._comm = comm
         self._host = host  # who lives, or all is over
-        self._senders = _Senders() if MPI.Get_library_version().startswith("Intel") else None
+        self._senders = senders_instead()
         # No lock: who rings may hold one that a finalizer wants, which the collector of garbage may run under a lock of ours.
         self._sent = [itertools.count() for _ in range(comm.size)]  # by rank
         # Not freed at once: if one of those fails Open MPI aborts this process.
@@ -201,42 +210,44 @@ class _Messages:
         return True
 
 
-class _Senders:
+class Senders:
     """Threads that do something each, of which some may never come back: one more whenever all others are at work."""
 
     def __init__(self) -> None:
         # Queues, and no lock: see _Messages.
         self._due: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._idle: SimpleQueue[None] = SimpleQueue()  # an entry for each thread that nothing is due for
-        self._threads: list[threading.Thread] = []
-        self._start()
-        self._idle.put(None)
+        self._idle: SimpleQueue[None] = SimpleQueue()  # as many as there are threads that nothing is due for
+        self._ended: SimpleQueue[None] = SimpleQueue()  # one for each thread
+        self._threads = 0
 
     def do(self, task: Callable[[], None]) -> None:
         """Have a thread do it."""
-        self._due.put(task)
         try:
             self._idle.get_nowait()
         except Empty:
+            # Not threading.Thread, whose start waits for the thread, perhaps under a lock that a finalizer there wants.
             with contextlib.suppress(RuntimeError):  # the process is ending, and starts none any more
-                self._start()
+                _thread.start_new_thread(self._run, ())
+                self._threads += 1
+        if self._threads:
+            self._due.put(task)
+        else:
+            task()
 
     def stop(self) -> None:
         """Wait until all is done; none of those that were to be sent something has died."""
-        for _ in self._threads:
+        for _ in range(self._threads):
             self._due.put(None)
-        for thread in self._threads:
-            thread.join()
-
-    def _start(self) -> None:
-        thread = threading.Thread(target=self._run, name="mpiexecutor bells", daemon=True)
-        thread.start()
-        self._threads.append(thread)
+            self._ended.get()
 
     def _run(self) -> None:
         while (task := self._due.get()) is not None:
-            task()
+            try:
+                task()
+            except Exception:
+                logger.exception("a rank on another node was not sent what it is for")
             self._idle.put(None)
+        self._ended.put(None)
 
 
 class _AttendedMemory:

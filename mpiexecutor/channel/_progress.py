@@ -26,6 +26,7 @@ from ._waiting import Doorbell, Ringer, address_of
 
 _COLD, _HOT = 0.02, 0.01  # seconds between two looks
 _LINGER = 0.05  # seconds hot after the last knock: well above the time between two knocks
+_PATIENCE = 10.0  # seconds that a look may take
 _NEVER = 3600.0  # seconds between two looks while there is nothing to attend to
 _NOTHING: Final = [None, 0, MPI.BYTE]
 
@@ -62,11 +63,16 @@ class Attendant:
         self.poke()
 
     def leave(self, knocked: Knocked) -> None:
-        """Attend to a channel no more: when this returns `knocked` is not being called, and will not be. Nothing if that is so."""
+        """Attend to a channel no more: when this returns `knocked` is not being called, and will not be. Nothing if that is so.
+
+        But if it has not come back for long it is stuck inside MPI, after a death, and is left there.
+        """
         if os.getpid() == self._process:  # a forked child has none of the threads, and maybe their lock
-            with self._looking:
-                if knocked in self._hosted:
-                    self._hosted.remove(knocked)
+            looking = self._looking.acquire(timeout=_PATIENCE)
+            if knocked in self._hosted:
+                self._hosted.remove(knocked)
+            if looking:
+                self._looking.release()
 
     def poke(self) -> None:
         """Be hot for a while: others are about to knock."""
@@ -75,12 +81,11 @@ class Attendant:
     def stop(self) -> None:
         """Attend to nothing any more, before MPI ends."""
         if os.getpid() == self._process:
-            with self._looking:
-                self._hosted.clear()
             self._stopped = True
+            self._hosted.clear()
             self.poke()
             for thread in self._threads:
-                thread.join()
+                thread.join(_PATIENCE)
 
     def _look_on(self) -> None:
         try:

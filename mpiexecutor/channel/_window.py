@@ -4,7 +4,8 @@ One passive-target epoch, opened at birth with ``Lock_all`` and closed by ``free
 shared memory, and every rank loads and stores plainly, a tenth of what an MPI call costs; else the host alone does, and the others
 use Put, Get and Flush, which every MPI has had to make work. What has to be one step is Compare_and_swap everywhere; and so is what
 one rank sets and then another, where it goes through MPI: a Put is a copy, which may set a word twice (see _memory.py). Words that
-are swapped are swapped or loaded only, and words that are put have one writer: the MPI standard promises no more.
+are swapped are swapped or loaded only, and words that are put have one writer: the MPI standard promises no more. Marks need less:
+whoever puts one puts the same byte.
 """
 
 import contextlib
