@@ -151,11 +151,9 @@ channel.free()
     assert {path.name[-1]: path.read_text() for path in tmp_path.glob("script.py?")} == dict.fromkeys("023", "xy")
 
 
-def test_one_that_is_stopped_keeps_the_host_told(tmp_path):
-    """In the middle of a message: what the dead has left cannot be settled, until it goes on."""
-    lines = """
+# Of a script with a channel: rank 1 is stopped in the middle of a put; what follows is done by rank 0 then.
+STOPPED = """
 from mpiexecutor.channel._producer import Producer
-channel = RemoteChannel(4, 1)
 swap = Producer._swap
 def swap_and_stop(*arguments):
     seen = swap(*arguments)
@@ -167,7 +165,17 @@ if MPI.COMM_WORLD.rank == 1:
     channel.put([7])
 elif MPI.COMM_WORLD.rank == 0:
     while open(f"/proc/{pids[1]}/stat").read().rpartition(")")[2].split()[0] != "T":
-        time.sleep(0.01)
+        time.sleep(0.01)"""
+
+
+def test_one_that_is_stopped_keeps_the_host_told(tmp_path):
+    """In the middle of a message: what the dead has left cannot be settled, until it goes on."""
+    lines = (
+        """
+channel = RemoteChannel(4, 1)
+"""
+        + STOPPED
+        + """
     os.kill(pids[2], signal.SIGKILL)
     for _ in range(3):
         try:
@@ -176,6 +184,7 @@ elif MPI.COMM_WORLD.rank == 0:
             print(error.ranks, error)
             os.kill(pids[1], signal.SIGCONT)
 """
+    )
     first, *others = job_of(tmp_path, lines).stdout.splitlines()
     assert first == "[1] ranks [1] live, or may, and have not come to a rest within 6.0 s"
     told, message = sorted(others)  # which of them comes first is chance
@@ -185,22 +194,13 @@ elif MPI.COMM_WORLD.rank == 0:
 
 def test_one_that_was_given_up_and_is_killed_then_is_settled_for(tmp_path):
     """As long as it may live, and is in the middle of a message, the channel is of no use; then it goes on."""
-    lines = """
+    lines = (
+        """
 from mpiexecutor.channel._deaths import DEATHS
-from mpiexecutor.channel._producer import Producer
 channel = RemoteChannel(1, 1)
-swap = Producer._swap
-def swap_and_stop(*arguments):
-    seen = swap(*arguments)
-    os.kill(os.getpid(), signal.SIGSTOP)
-    return seen
-pids = MPI.COMM_WORLD.allgather(os.getpid())
-if MPI.COMM_WORLD.rank == 1:
-    Producer._swap = swap_and_stop
-    channel.put([7])
-elif MPI.COMM_WORLD.rank == 0:
-    while open(f"/proc/{pids[1]}/stat").read().rpartition(")")[2].split()[0] != "T":
-        time.sleep(0.01)
+"""
+        + STOPPED
+        + """
     DEATHS.tell(1, "rank 1 was not heard of", silent=True)
     for _ in range(2):
         try:
@@ -212,6 +212,7 @@ elif MPI.COMM_WORLD.rank == 0:
     channel.put([5])
     print(channel.take())
 """
+    )
     first, second, message = job_of(tmp_path, lines).stdout.splitlines()
     assert first == "[1] ranks [1] live, or may, and have not come to a rest within 6.0 s"
     assert re.match(r"\[1\] rank 1, .* was killed by SIGKILL\. The channel goes on", second)

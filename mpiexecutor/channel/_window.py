@@ -78,7 +78,7 @@ class Marks:
         """Set a rank's byte, and never wait; False if that cannot be, as the rank has died."""
         try:
             self._win.Put(self._set, rank, index)
-        except MPI.Exception:  # whatever MPI calls it: nothing else can be wrong with it
+        except MPI.Exception:  # MPICH has no class of its own for that
             return False
         return True
 
