@@ -12,6 +12,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Future
@@ -25,6 +26,7 @@ FOLDER = Path(sys.argv[1]) if len(sys.argv) > 1 else Path()
 LIMIT = 60  # seconds until any future is done
 CALLS = 300  # others, before and after
 LARGE = 12 << 20  # bytes: three times as long as the channel
+LOOK = 0.005  # seconds between two
 
 
 def say(text: str) -> None:
@@ -42,6 +44,13 @@ def note(folder: Path, number: int) -> int:
     os.write(descriptor, f"{number}\n".encode())
     os.close(descriptor)
     return -number
+
+
+def pass_gate(gate: Path, cargo: bytes) -> int:
+    """Keep this worker until the gate is there."""
+    while not gate.exists():
+        time.sleep(LOOK)
+    return len(cargo)
 
 
 def shared_files(_: int) -> list[str]:
@@ -164,19 +173,21 @@ def main() -> None:
             calls += [executor.submit(note, FOLDER, number) for number in range(CALLS, 2 * CALLS)]
             check(name, victim, calls, lost=lost)
             left -= 1
-            wait_for(executor, left)
+            if lost:
+                wait_until_known(executor, left)
+            else:
+                have_all_take(executor, left)
         kill(executor.submit(os.getpid).result(LIMIT))
         left -= 1
-        wait_for(executor, left)
+        wait_until_known(executor, left)
         say("ok: idle")
         executor.submit(arm, "in the middle of a long call").result(LIMIT)
         left -= 1
-        while executor.num_workers > left:  # whoever gets the first ones
-            assert [call.result(LIMIT) for call in [executor.submit(len, bytes(LARGE)) for _ in range(left)]] == [LARGE] * left
+        have_all_take(executor, left, bytes(LARGE))
         say("ok: in the middle of a long call")
         assert stubborn.submit(die_once, FOLDER / "mark").result(LIMIT) == "done"
         left -= 1
-        wait_for(executor, left)
+        wait_until_known(executor, left)
         say("ok: run again")
         pending = [executor.submit(exit_at_once) for _ in range(10 * left)]
         errors = Counter(type(future.exception(LIMIT)) for future in pending)
@@ -207,10 +218,22 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def wait_for(executor: RMAChannelExecutor, workers: int) -> None:
-    """Wait until a death is known: it may be only after all results are there."""
-    while executor.num_workers > workers:
-        executor.submit(abs, 1).result(LIMIT)
+def have_all_take(executor: RMAChannelExecutor, left: int, cargo: bytes = b"") -> None:
+    """Have every worker take a call, and so the one that is to die of that; the others keep theirs until its death is known."""
+    gate = FOLDER / "gate"
+    calls = [executor.submit(pass_gate, gate, cargo) for _ in range(left + 1)]
+    wait_until_known(executor, left)
+    gate.touch()
+    assert [call.result(LIMIT) for call in calls] == [len(cargo)] * len(calls)
+    gate.unlink()
+
+
+def wait_until_known(executor: RMAChannelExecutor, left: int) -> None:
+    """Wait until no more workers are left: a death may be known only after all results are there."""
+    until = time.monotonic() + LIMIT
+    while executor.num_workers > left:
+        assert time.monotonic() < until, (executor.num_workers, left)
+        time.sleep(LOOK)
 
 
 if __name__ == "__main__":
