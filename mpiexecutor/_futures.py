@@ -61,7 +61,9 @@ class Session:
     backlog: deque[Task] = field(default_factory=deque)  # in order; these can still be cancelled. Appended to without the lock
     sent: dict[int, Task] = field(default_factory=dict)  # without an outcome
     unsettled: int = 0  # sent, and its future not settled yet
-    messages: int = 0  # on their way: in the ring, or at a worker
+    under_way: set[Batch] = field(default_factory=set)  # in the ring, or at a worker
+    seen: frozenset[Batch] = frozenset()  # those that were so when that was last looked at,
+    slow: frozenset[Batch] = frozenset()  # and those that had been so at the look before
     deaths: dict[int, int] = field(default_factory=dict)  # how many workers have died of a call, by its number
     closed: str = ""  # why nothing may be submitted any more
     broken: str = ""  # why nothing will be run any more
@@ -70,6 +72,11 @@ class Session:
     @property
     def idle(self) -> bool:
         return not self.backlog and not self.unsettled
+
+    @property
+    def messages(self) -> int:
+        """How many are on their way."""
+        return len(self.under_way)
 
     @property
     def is_full(self) -> bool:
@@ -113,7 +120,7 @@ class Session:
         tasks = [*self.sent.values(), *waiting]
         self.unsettled += len(waiting)
         self.sent.clear()
-        self.messages = 0
+        self.under_way.clear()
         return tasks
 
     def is_to_be_run_again(self, task: Task, *, begun: bool) -> bool:

@@ -27,6 +27,7 @@ from ._futures import Batch, Session, Task
 from ._health import Loss
 from ._outcomes import BrokenWorkerError, Place, RemoteTraceback, error_from, unship, with_cause
 from ._parcels import Parcels
+from ._sentry import Sentry
 from ._slate import INITIALIZER
 from ._worker import Outcome, Reply, Work
 from .channel import ChannelClosed, ChannelFull, RemoteChannel, Share
@@ -40,6 +41,8 @@ _MOST_BYTES = 256 << 10  # of several calls in one message
 _MOST_SECONDS = 1e-3  # that the calls of one message are expected to run, so that none waits long for another
 _LONG = 2e-3  # seconds that a call is expected to take, at the least, after others have waited for one of its kind
 _WEIGHT = 0.25  # of the newest duration in the expected one
+_TICK = 5e-3  # seconds between two looks whether calls wait while workers do: a message seen twice is not one of short calls
+_TICKS = 10  # looks in vain before nobody looks any more
 _REPLIES = 64  # messages that the collector takes at a time
 _ORDER: Final = -1  # for an executor's number: a message from this process, which comes after all that was put before
 
@@ -75,6 +78,7 @@ class Pump:
         self._orders: deque[Callable[[], list[Callable[[], None]]]] = deque()  # each gives what is left to do for futures
         self._unburied: list[tuple[Loss, Share]] = []  # of those, that wait for a message
         self._streaming = False  # a message longer than the room there was is still being put
+        self._sentry = Sentry("mpiexecutor sentry", self._see_who_is_slow, every=_TICK, times=_TICKS)
         self._collector = threading.Thread(target=self._collect, name="mpiexecutor collector", daemon=True)
         self._collector.start()
 
@@ -124,6 +128,8 @@ class Pump:
         if session.messages < self._limit(session, kind):
             with self._lock:
                 self._dispatch()
+        elif session.messages < self._most(session):
+            self._sentry.watch()
         if session.closed or session.broken:
             with self._lock:
                 if session.withdraw(task):
@@ -194,6 +200,7 @@ class Pump:
         self._work.close()
         self._replies.close()
         self._collector.join()
+        self._sentry.stop()
 
     # -- the dispatcher ----------------------------------------------------------------------------------------------------------
 
@@ -208,17 +215,32 @@ class Pump:
                 limit = self._limit(session, session.backlog[0].kind)
                 if session.messages < limit:
                     moved = self._send_next(session, limit) or moved
+                elif limit < self._most(session):
+                    self._sentry.watch()
+
+    def _most(self, session: Session) -> int:
+        """Give how many messages may be on their way at all."""
+        return min(session.limit, self._most_messages)
 
     def _limit(self, session: Session, kind: object) -> int:
         """Give how many messages may be on their way while calls of this kind are next.
 
         No more than keep those workers busy that the root can feed. The shorter the calls, the fewer these are, and the more calls
-        wait here until they make up a message together.
+        wait here until they make up a message together. What turns out to be slow does not count: others are not to wait for it.
         """
         seconds = self._seconds.get(kind)
         if seconds is None:
-            return min(session.limit, self._most_messages)
-        return min(session.limit, self._most_messages, _PER_WORKER * (2 + int(seconds / _FEEDING)))
+            return self._most(session)
+        return min(self._most(session), _PER_WORKER * (2 + int(seconds / _FEEDING)) + len(session.slow))
+
+    def _see_who_is_slow(self) -> bool:
+        """Send what waits for messages that are not done as soon as was expected; whether something waits still."""
+        with self._lock:
+            sessions = [session for session in self._sessions.values() if session.backlog]
+            for session in sessions:
+                session.slow, session.seen = frozenset(session.under_way & session.seen), frozenset(session.under_way)
+            self._dispatch()
+            return any(session.backlog and session.messages < self._most(session) for session in sessions)
 
     def _send_next(self, session: Session, limit: int) -> bool:
         share = -(-len(session.backlog) // limit)  # leave the others something, too
@@ -231,7 +253,7 @@ class Pump:
         for task in tasks:
             task.batch = batch
             session.sent[task.number] = task
-        session.messages += 1
+        session.under_way.add(batch)
         initializer = session.initializer.number if session.initializer else 0
         try:
             self._put((session.number, initializer, session.task_timeout, [task.call() for task in tasks]), batch)
@@ -262,7 +284,7 @@ class Pump:
         assert task.batch is not None
         task.batch.left -= 1
         if task.batch.left == 0:
-            session.messages -= 1
+            session.under_way.discard(task.batch)
 
     def _put(self, message: Work, batch: Batch) -> None:
         try:

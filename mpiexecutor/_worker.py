@@ -13,6 +13,7 @@ from typing import Any
 from ._functions import Shelf
 from ._outcomes import Failure, Place, failure_of, ship, unship
 from ._parcels import Parcels
+from ._sentry import Sentry
 from ._slate import INITIALIZER, Slate
 from .channel import ChannelClosed, RemoteChannel
 
@@ -94,42 +95,16 @@ class Courier:
     def __init__(self, desk: Desk, send: Callable[[list[Outcome], list[int]], None]) -> None:
         self._desk = desk
         self._send = send
-        self._wanted = threading.Event()
-        self._stopped = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._seen: int | None = None  # the call that was running at the last look
+        sentry = Sentry("mpiexecutor courier", self._look, every=_TICK, times=_TICKS)
+        self.watch, self.stop = sentry.watch, sentry.stop
 
-    def watch(self) -> None:
-        """Look after the desk from now on."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="mpiexecutor courier", daemon=True)
-            self._thread.start()
-        if not self._wanted.is_set():
-            self._wanted.set()
-
-    def stop(self) -> None:
-        self._stopped.set()
-        self._wanted.set()
-        if self._thread is not None:
-            self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopped.is_set():
-            self._wanted.wait()
-            self._look_on()
-
-    def _look_on(self) -> None:
-        """Look until there has been nothing to see for a while."""
-        seen, idle = None, 0
-        while idle < _TICKS and not self._stopped.wait(_TICK):
-            outcomes, waiting = self._desk.clear_if_still(seen)
-            if outcomes or waiting:
-                self._send(outcomes, waiting)
-            seen = self._desk.running
-            idle = 0 if seen is not None else idle + 1
-        if not self._stopped.is_set():
-            self._wanted.clear()
-            if self._desk.running is not None:  # begun since the last look: whoever asked to watch found us awake
-                self._wanted.set()
+    def _look(self) -> bool:
+        outcomes, waiting = self._desk.clear_if_still(self._seen)
+        if outcomes or waiting:
+            self._send(outcomes, waiting)
+        self._seen = self._desk.running
+        return self._seen is not None
 
 
 class Worker:

@@ -1,6 +1,7 @@
 """The executor's contract, on the root of jobs of several sizes: what is claimed is in tests/contract."""
 
 import pytest
+from jobs import run_job
 
 pytestmark = pytest.mark.mpi
 
@@ -9,3 +10,27 @@ pytestmark = pytest.mark.mpi
 def test_keeps_its_contract(keep_contract, ranks):
     """Every claim of tests/contract holds with one rank alone, and with one, two and four workers."""
     keep_contract(ranks)
+
+
+MEETING = """
+import time
+from pathlib import Path
+from mpiexecutor import RMAChannelExecutor
+
+def meet(name, others, folder=Path({folder!r})):
+    if others:
+        (folder / name).touch()
+        while len(list(folder.iterdir())) < others:
+            time.sleep(0.005)
+
+with RMAChannelExecutor() as executor:
+    for future in [executor.submit(meet, "", 0) for _ in range(500)]:
+        future.result()
+    for future in [executor.submit(meet, str(number), 16) for number in range(16)]:
+        future.result()
+"""
+
+
+def test_no_worker_is_idle_while_calls_wait_that_were_expected_to_be_short(tmp_path):
+    """Few messages are on their way while calls are short; calls that turn out long are run by all workers all the same."""
+    run_job(17, ["-m", "mpiexecutor", "-c", MEETING.format(folder=str(tmp_path))])

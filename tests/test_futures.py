@@ -118,7 +118,8 @@ def test_all_are_dropped_sent_and_waiting():
     """Sent ones first; all are unsettled until somebody settles them, and nothing is on its way."""
     session = session_of(task(2), task(3))
     session.sent = {1: task(1)}
-    session.unsettled = session.messages = 1
+    session.unsettled = 1
+    session.under_way = {Batch((1,), 1)}
     assert numbers(session.drop_all()) == [1, 2, 3]
     assert (session.unsettled, session.messages, session.sent, list(session.backlog)) == (3, 0, {}, [])
 
