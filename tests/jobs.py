@@ -145,9 +145,13 @@ def _left(token: str) -> list[str]:
 
 
 def _stacks(token: str, folder: Path) -> str:
-    """Have every Python process of the job write the stacks of all its threads; give them."""
-    files = {pid: file for pid in _processes(token) if (file := folder / str(pid)).exists()}
-    _send(signal.SIGUSR2, list(files))
+    """Have every Python process of the job write the stacks of all its threads; give them, those of a child with its parent's.
+
+    A process that was Python, and has become mpiexec, has a file, too; the signal would end it, and the job.
+    """
+    processes = [pid for pid in _processes(token) if _is_python(pid)]
+    files = {pid: file for pid in processes if (file := folder / str(pid)).exists()}
+    _send(signal.SIGUSR2, processes)
     until = time.monotonic() + _DUMPING
     while not all(file.stat().st_size for file in files.values()) and time.monotonic() < until:
         time.sleep(0.01)
@@ -179,6 +183,12 @@ def _processes(token: str) -> Iterator[int]:
             with contextlib.suppress(OSError):
                 if needle in (entry / "environ").read_bytes() + b"\0":
                     yield int(entry.name)
+
+
+def _is_python(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/exe").resolve() == Path(sys.executable).resolve()
+    return False
 
 
 def _command_of(pid: int) -> str:
