@@ -51,6 +51,7 @@ class Loss:
     begun: int | None  # the number of the call that it began last, NOTHING or INITIALIZER: see _slate.py; None: not known
     overdue: float = 0.0  # the seconds that its calls might run, if it was killed as that call ran longer
     silent: bool = False  # given up: perhaps it lives
+    held: bytes = b""  # what it had run before that one, and not put yet: see outcomes_in
 
     def __str__(self) -> str:
         return f"the worker on rank {self.rank}, host {self.host}, pid {self.pid}, {self.end}"
@@ -265,7 +266,7 @@ class Watch:
             return
         with contextlib.suppress(OSError):
             connection.send(b"!")  # before anything else that it may be sent
-        self._selector.register(connection, selectors.EVENT_READ, partial(self._hear, hello))
+        self._selector.register(connection, selectors.EVENT_READ, partial(self._hear, hello, slate))
         self.admit(hello["rank"], connection, slate)
 
     def _hello(self, connection: socket.socket) -> tuple[dict[str, Any], Slate]:
@@ -286,7 +287,7 @@ class Watch:
         connection.settimeout(None)
         return hello, slate
 
-    def _hear(self, hello: dict[str, Any], keeper: socket.socket) -> None:
+    def _hear(self, hello: dict[str, Any], slate: Slate, keeper: socket.socket) -> None:
         """Hear from a keeper of a death; or it is going, or gone."""
         data = b""
         with contextlib.suppress(OSError):
@@ -297,7 +298,7 @@ class Watch:
             self.forget_keeper(rank)
         if data != BYE:
             said = json.loads(data) if data else {"end": "was lost together with its keeper", "begun": None}
-            self.lose(Loss(**hello, **said))
+            self.lose(Loss(**hello, **said, held=slate.held))
 
 
 def _close_in_child(reference: "weakref.ref[Watch]") -> None:

@@ -83,6 +83,7 @@ class Kept:
         """From now on this rank serves the root that listens there, or through others, and is not to take the job with it."""
         self.serves = True
         self.slate.limit(0.0)
+        self.slate.let_go()
         self.slate.pulse()
         self._say(asdict(Service(list(addresses), token, rank, far, *_manager.mapped())))
         self._line.recv(1)  # the root knows its keeper: only now may the rank begin

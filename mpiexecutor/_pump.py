@@ -28,7 +28,7 @@ from ._health import Loss
 from ._outcomes import BrokenWorkerError, Place, RemoteTraceback, error_from, unship, with_cause
 from ._parcels import Parcels
 from ._sentry import Sentry
-from ._slate import INITIALIZER
+from ._slate import INITIALIZER, outcomes_in
 from ._worker import Outcome, Reply, Work
 from .channel import ChannelClosed, ChannelFull, RemoteChannel, Share
 
@@ -453,9 +453,20 @@ class Pump:
         """Note that there is one worker less, and see to its calls."""
         self._lost.add(loss.rank)
         self._most_messages = _PER_WORKER * self.workers
-        steps = [] if share is None else self._see_to_calls(loss, share)
+        steps = self._take_over(loss)
+        steps += [] if share is None else self._see_to_calls(loss, share)
         if not self.workers:
             steps.append(partial(self.give_up, f"all workers are lost; the last of them, {loss}"))
+        return steps
+
+    def _take_over(self, loss: Loss) -> list[Callable[[], None]]:
+        """Take the outcomes that a dead worker has left. Those that it had put as well are known by now, and are nobody's."""
+        steps: list[Callable[[], None]] = []
+        outcomes = list(outcomes_in(loss.held))
+        for session in self._sessions.values():
+            if found := self._note(session, outcomes):
+                self._done[loss.rank] += len(found)
+                steps.append(partial(self._settle_all, session, found))
         return steps
 
     def _see_to_calls(self, loss: Loss, share: Share) -> list[Callable[[], None]]:

@@ -1,27 +1,33 @@
 """What a worker writes down of itself, in memory that its keeper and its root share: nothing is sent.
 
 Theory of operation
-    One page, of words of 8 bytes, each written by one thread of the rank, as a whole. Others only read.
+    A page of words of 8 bytes, each written by one thread of the rank at a time, as a whole. Others only read.
 
     BEGUN  number of the call that was begun last, or NOTHING, or INITIALIZER: written before anything of the call is unpickled
     SINCE  when that call was begun, in seconds; 0 while none runs: written after BEGUN, and after LIMIT
     LIMIT  seconds that a call may run; 0: any time
     SEEN   when the rank last had time for it: by a thread of its own, every second
+    HELD   bytes behind the page that are outcomes which were not put into the reply channel yet: written after those bytes, and set
+           to 0 after the put. Read once the rank is dead: some of them may have been put all the same
 
     Times are of the monotonic clock, which all processes of a node share. Who sees a call that is overdue stops the rank, and looks
     once more, before it does anything about it: a rank that is stopped writes nothing, so all words are of one moment then.
 """
 
+import io
 import mmap
 import os
+import pickle
 import time
-from typing import Final, NamedTuple
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
 
 NOTHING: Final = -1  # has been begun of the message that came last
 INITIALIZER: Final = -2  # is being run
 PULSE: Final = 1.0  # seconds between two signs of life
 
-_BEGUN, _SINCE, _LIMIT, _SEEN = range(4)
+_BEGUN, _SINCE, _LIMIT, _SEEN, _HELD = range(5)
+_ROOM = 512 << 10  # bytes for outcomes
 
 
 class Signs(NamedTuple):
@@ -36,9 +42,12 @@ class Slate:
 
     def __init__(self, descriptor: int = -1) -> None:
         """Map a page that another process has made, or, without a descriptor, make one that no other sees."""
-        memory = mmap.mmap(descriptor, mmap.PAGESIZE)
-        self._numbers = memoryview(memory).cast("q")
-        self._times = memoryview(memory).cast("d")
+        self._room = 0 if descriptor == -1 else _ROOM
+        memory = memoryview(mmap.mmap(descriptor, mmap.PAGESIZE + self._room))
+        words = memory[: mmap.PAGESIZE]
+        self._numbers = words.cast("q")
+        self._times = words.cast("d")
+        self._outcomes = memory[mmap.PAGESIZE :]
         if descriptor == -1:
             self.wipe()
 
@@ -46,7 +55,7 @@ class Slate:
     def new(cls) -> tuple["Slate", int]:
         """Make a page that can be shared, and give its descriptor, too."""
         descriptor = os.memfd_create("mpiexecutor-slate")
-        os.truncate(descriptor, mmap.PAGESIZE)
+        os.truncate(descriptor, mmap.PAGESIZE + _ROOM)
         slate = cls(descriptor)
         slate.wipe()
         return slate, descriptor
@@ -63,6 +72,25 @@ class Slate:
     def finish(self) -> None:
         """Say that it has come to its end; what came of it is still to be put."""
         self._times[_SINCE] = 0.0
+
+    def hold(self, outcome: tuple[Any, ...]) -> None:
+        """Keep what became of a call, in case this rank dies before that is put; unless nobody sees it, or there is no room."""
+        if not self._room:
+            return
+        data = pickle.dumps(outcome, pickle.HIGHEST_PROTOCOL)
+        start = self._numbers[_HELD]
+        if start + len(data) <= self._room:
+            self._outcomes[start : start + len(data)] = data
+            self._numbers[_HELD] = start + len(data)
+
+    def let_go(self) -> None:
+        """Keep nothing: all was put."""
+        self._numbers[_HELD] = 0
+
+    @property
+    def held(self) -> bytes:
+        """What is kept, for outcomes_in."""
+        return bytes(self._outcomes[: self._numbers[_HELD]])
 
     def limit(self, seconds: float) -> None:
         """Say how long each call may run from now on; 0: as long as it likes."""
@@ -94,3 +122,10 @@ class Slate:
         if not most:
             return None
         return most if since is None else since + most - now
+
+
+def outcomes_in(held: bytes) -> Iterator[tuple[Any, ...]]:
+    """Give the outcomes that a slate has kept."""
+    file = io.BytesIO(held)
+    while file.tell() < len(held):
+        yield pickle.load(file)  # noqa: S301 - written by a rank of the job

@@ -41,8 +41,10 @@ in_task: ContextVar[bool] = ContextVar("in_task", default=False)
 class Desk:
     """What one message has a worker do, and what has come of it: shared by the worker and its courier, under one lock."""
 
-    def __init__(self) -> None:
+    def __init__(self, slate: Slate) -> None:
         self.lock = threading.Lock()
+        self._slate = slate  # keeps the outcomes that are not sent, in case this worker dies
+        self._leaving = 0  # outcomes, as they were taken away together, that are being sent
         self.calls: deque[Call] = deque()  # not begun
         self.running: int | None = None
         self.outcomes: list[Outcome] = []  # not sent
@@ -63,6 +65,8 @@ class Desk:
         """Note what came of the call: give the outcomes if it is time to send them, or else take the next call."""
         with self.lock:
             self.running = None
+            if size <= _LARGE:
+                self._slate.hold(outcome)
             self.outcomes.append(outcome)
             self.size += size
             now = time.monotonic()
@@ -70,19 +74,29 @@ class Desk:
                 call = self.calls.popleft()
                 self.running = call[0]
                 return [], call
-            outcomes, self.outcomes, self.size = self.outcomes, [], 0
             self.sent_at = now
-            return outcomes, None
+            return self._take_away(), None
 
     def clear_if_still(self, running: int | None) -> tuple[list[Outcome], list[int]]:
         """Take away what waits behind a call, if that is running still: outcomes to send, calls to give back."""
         with self.lock:
             if running is None or running != self.running:
                 return [], []
-            outcomes, self.outcomes, self.size = self.outcomes, [], 0
             waiting = [number for number, _, _ in self.calls]
             self.calls.clear()
-            return outcomes, waiting
+            return self._take_away() if self.outcomes else [], waiting
+
+    def note_sent(self) -> None:
+        """Note that outcomes which were taken away have been sent."""
+        with self.lock:
+            self._leaving -= 1
+            if not self._leaving and not self.outcomes:
+                self._slate.let_go()
+
+    def _take_away(self) -> list[Outcome]:
+        outcomes, self.outcomes, self.size = self.outcomes, [], 0
+        self._leaving += 1
+        return outcomes
 
 
 class Courier:
@@ -128,7 +142,7 @@ class Worker:
         self._executor = 0  # whose calls are on the desk
         self._initialized: dict[int, bool] = {}  # by executor: whether it may run calls
         self._shelf = Shelf(parcels, self._ask)
-        self._desk = Desk()
+        self._desk = Desk(slate)
         self._courier = Courier(self._desk, self._send)
 
     def serve(self) -> None:
@@ -190,6 +204,8 @@ class Worker:
     def _send(self, outcomes: list[Outcome], given_back: list[int]) -> None:
         if outcomes or given_back:
             self._reply(outcomes, given_back)
+        if outcomes:
+            self._desk.note_sent()
 
     def _ask(self, wanted: int) -> bool:
         return self._reply(wanted=wanted)

@@ -94,19 +94,22 @@ def stop_in_the_middle_of_a_put():
 with RMAChannelExecutor() as executor:
     stopped = executor.submit(stop_in_the_middle_of_a_put)
     killed = executor.submit(lambda: os.kill(os.getpid(), signal.SIGKILL))
-    for future in (killed, stopped):
-        error = future.exception()
-        print(type(error) is BrokenWorkerError, error.end)
+    error = killed.exception()
+    print(type(error) is BrokenWorkerError, error.end)
+    print(stopped.result())
     print(executor.submit(abs, -7).result(), executor.num_workers)
 """
 
 
 def test_who_is_stopped_and_keeps_a_death_from_being_settled_is_killed(tmp_path):
-    """In the middle of a message: nobody can put or take until the channel is settled, and nobody waits for that for ever."""
+    """In the middle of a message: nobody can put or take until the channel is settled, and nobody waits for that for ever.
+
+    Its call had come to its end, and so is not lost.
+    """
     script = tmp_path / "script.py"
     script.write_text(STOPS)
     job = run_job(4, ["-m", "mpiexecutor", str(script)])
-    assert job.stdout.splitlines() == ["True was killed by SIGKILL"] * 2 + ["7 1"]
+    assert job.stdout.splitlines() == ["True was killed by SIGKILL", "None", "7 1"]
 
 
 @pytest.mark.parametrize("ranks", [None, 7], ids=["by hand", "mpiexec"])

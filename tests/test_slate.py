@@ -4,8 +4,9 @@ import os
 import subprocess
 import sys
 import time
+from pickle import PickleBuffer
 
-from mpiexecutor._slate import INITIALIZER, NOTHING, Slate
+from mpiexecutor._slate import INITIALIZER, NOTHING, Slate, outcomes_in
 
 WRITER = """
 import sys
@@ -40,6 +41,25 @@ def test_what_was_begun_last_is_known_when_it_has_ended():
     assert slate.begun == NOTHING
     slate.begin(INITIALIZER, 2.0)
     assert (slate.begun, slate.running_since) == (INITIALIZER, 2.0)
+
+
+def test_outcomes_are_kept_until_all_are_put():
+    """In order, large buffers and failures, too; what there is no room for is left out, and so is what nobody else would see."""
+    slate, descriptor = Slate.new()
+    reader = Slate(descriptor)
+    os.close(descriptor)
+    assert list(outcomes_in(reader.held)) == []
+    outcomes = [(1, 0.5, (b"value", PickleBuffer(bytes(100_000))), None), (2, 0.5, None, ("ValueError", "text", "trace", None))]
+    for outcome in outcomes:
+        slate.hold(outcome)
+    slate.hold((3, 0.5, (bytes(500_000),), None))
+    slate.hold((4, 0.5, (b"",), None))
+    assert list(outcomes_in(reader.held)) == [(1, 0.5, (b"value", bytes(100_000)), None), outcomes[1], (4, 0.5, (b"",), None)]
+    slate.let_go()
+    assert list(outcomes_in(reader.held)) == []
+    alone = Slate()
+    alone.hold(outcomes[0])
+    assert alone.held == b""
 
 
 def test_says_how_long_there_is_nothing_to_enforce():
