@@ -25,7 +25,7 @@ from ._keeper import keep
 from ._launch import dismiss, serve
 from ._mpiexec import Mpiexec, NoMpiexecError, have_waiting_give_way, in_srun, launched, rank_in_environment, usable_cores
 from ._spmd import run_everywhere
-from ._world import check_company, initialise
+from ._world import STANDING, check_company, initialise
 
 _ROOT = 0
 _WHAT = "script.py | -m module | -c code"
@@ -125,6 +125,7 @@ def _be_a_rank(program: list[str], *, spmd: bool) -> None:
     if spmd:
         run_everywhere(comm, partial(_run, program))
     elif comm.rank == _ROOT:
+        STANDING.runs_alone = True
         atexit.register(dismiss, comm, _ROOT)  # if the script never makes an executor
         _run(program)
     else:

@@ -140,6 +140,10 @@ class Watch:
             keeper.send(wish)
         return True
 
+    def foresee_deaths(self) -> None:
+        """Note that this process ends the job, and all workers with it."""
+        self._doomed |= dict.fromkeys(self._slates, KILL)
+
     def is_doomed(self, rank: int) -> bool:
         """Whether this process has wanted a worker to end."""
         return rank in self._doomed

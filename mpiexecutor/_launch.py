@@ -19,13 +19,15 @@ import threading
 import time
 import traceback
 import weakref
+from collections.abc import Set as AbstractSet
 from concurrent.futures import BrokenExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ._company import Member, exchange_of, own_keeper
 from ._health import Undertaker, Watch, WorkerStatus
-from ._keeper import Kept
+from ._keeper import KILL, Kept
+from ._manager import mapped, remove
 from ._orders import Orders, Report, answer_reports, await_leavers, await_reports, part, report
 from ._outcomes import Place
 from ._parcels import Parcels
@@ -73,6 +75,7 @@ class Crew:
         self.closed = False
         self._needs = contextlib.ExitStack()
         self._needs.enter_context(DEATHS.all_needed("the service of an executor"))  # whose workers have no keepers of ours then
+        self._killed: set[int] = set()  # ranks, at the end
         self._dissolving = False  # the channels, with all workers
         self._wedged = False  # they will never be of use again
         pump = self.pump
@@ -165,11 +168,23 @@ class Crew:
     def _part(self) -> bool:
         """Part from the workers, once they have left their loops; whether all of them live, so that MPI can be used as ever."""
         dead = self._watch.dead
-        await_leavers(self._comm, dead)
+        await_leavers(self._comm, dead, self._kill_stopped)
         self._dissolving = not dead
         whole = self._dissolving = not dead  # once more: who has died since then may not have been noted
         part(self._comm, dead, whole=whole)
         return whole
+
+    def _kill_stopped(self, late: AbstractSet[int]) -> None:
+        """Kill those of the workers that give no signs of life: nothing would come of waiting for them."""
+        for rank in late - self._killed:
+            if self._watch.state_of(rank)[0] == "silent":
+                said = self._reports[rank]
+                logger.warning(
+                    "the worker on rank %d, host %s, pid %d, is stopped, and keeps this job from its end: it is killed",
+                    *(rank, said.host, said.pid),
+                )
+                self._killed.add(rank)
+                self._watch.doom(rank, KILL)
 
     def _note_loss(self) -> None:
         """End everything if a worker has died while all ranks give up the channels together: the others wait for it for ever."""
@@ -206,8 +221,11 @@ class Crew:
         sys.stderr.flush()
         if self._job is None:
             time.sleep(_LAST_WORDS)  # or mpiexec may be told before it has read them
+            remove(mapped()[1])
             comm_world().Abort(1)  # all of it: ranks outside this communicator would wait for ever
         else:
+            self._watch.foresee_deaths()
+            remove(mapped()[1])  # nobody finalises MPI
             self._abandon()
             self._job.abort()
 

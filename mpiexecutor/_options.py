@@ -1,7 +1,7 @@
 """What an executor can be asked for, and the rules for that."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,8 @@ class Options:
         _check_number("retries", self.retries, least=0)
         if self.initializer is not None and not callable(self.initializer):
             raise TypeError(f"initializer is called in each worker: {self.initializer!r} cannot be called")
+        if not isinstance(self.initargs, Iterable):
+            raise TypeError(f"initargs are what initializer is called with, a tuple, not {self.initargs!r}")
         timeout: Any = self.task_timeout
         if timeout is None:
             return

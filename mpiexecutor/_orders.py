@@ -14,8 +14,9 @@ import signal
 import socket
 import sys
 import threading
+import time
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,7 @@ class Orders:
     """What a worker takes over from the script's process, as long as it serves."""
 
     path: list[str]  # what the script can import its workers can import
+    arguments: list[str]  # sys.argv
     filters: list[bytes | memoryview]  # of warnings, pickled: their categories may have to be found on the path first
     root: int
     nodes: tuple[str, ...]  # by rank
@@ -68,7 +70,7 @@ class Orders:
         nodes = {rank: node_name(), **{other: said.node for other, said in reports.items()}}
         name, token = secrets.token_hex(16), secrets.token_hex(16)
         in_order = tuple(nodes[other] for other in sorted(nodes))
-        return cls(_adopt.import_path(), filters, rank, in_order, name, token, _lost_after())
+        return cls(_adopt.import_path(), list(sys.argv), filters, rank, in_order, name, token, _lost_after())
 
     @property
     def far(self) -> list[int]:
@@ -90,10 +92,10 @@ class Orders:
     @contextlib.contextmanager
     def followed(self) -> Iterator[None]:
         """Be a worker, and then as before."""
-        path = list(sys.path)
+        path, arguments = list(sys.path), list(sys.argv)
         stdin = sys.stdin
         with warnings.catch_warnings(), _uninterrupted(), Path(os.devnull).open() as nothing:
-            sys.path[:] = self.path
+            sys.path[:], sys.argv[:] = self.path, self.arguments
             _filter_warnings(self.filters)
             sys.stdin = nothing  # nobody can answer what a call asks
             for stream in (sys.stdout, sys.stderr):
@@ -102,7 +104,7 @@ class Orders:
             try:
                 yield
             finally:
-                sys.path[:], sys.stdin = path, stdin
+                sys.path[:], sys.argv[:], sys.stdin = path, arguments, stdin
 
 
 @contextlib.contextmanager
@@ -161,13 +163,23 @@ def report(comm: "MPI.Intracomm", root: int, *, kept: bool) -> Orders | None:
     return orders if isinstance(orders, Orders) else None
 
 
-def await_leavers(comm: "MPI.Intracomm", dead: AbstractSet[int]) -> None:
-    """On the root: wait until all workers have left their loops, but for the dead, who may become more."""
+def await_leavers(
+    comm: "MPI.Intracomm", dead: AbstractSet[int], see_to: Callable[[AbstractSet[int]], object] = lambda _late: None
+) -> None:
+    """On the root: wait until all workers have left their loops, but for the dead, who may become more.
+
+    `see_to` is called again and again with those that take long.
+    """
     missing = _others(comm)
+    patient_until = time.monotonic() + _PATIENCE
 
     def all_came() -> bool:
         missing.difference_update(dead)
-        return _all_came(comm, missing, {})
+        if _all_came(comm, missing, {}):
+            return True
+        if time.monotonic() > patient_until:
+            see_to(missing)
+        return False
 
     wait_for_ranks(all_came)
 

@@ -33,6 +33,7 @@ class Standing:
 
     job: _adopt.Job | None = None  # that it has started, and is rank 0 of
     keeper: Kept | None = None
+    runs_alone: bool = False  # the others wait to serve it: 'python -m mpiexecutor'
     deaths: list[Watch] = field(default_factory=list)  # the watches that have seen workers die: MPI cannot be finalised any more
 
 

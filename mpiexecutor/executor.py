@@ -31,7 +31,7 @@ from ._options import Options
 from ._orders import ranks_text
 from ._outcomes import ship, with_cause
 from ._worker import in_task, run_chunk
-from ._world import MAX_WORKERS_VARIABLE, leave, started_world
+from ._world import MAX_WORKERS_VARIABLE, STANDING, leave, started_world
 from .channel._deaths import DEATHS
 
 if TYPE_CHECKING:
@@ -470,11 +470,19 @@ def _check_impossible(mp_context: object, max_tasks_per_child: object) -> None:
 
 
 def _check_root(comm: "MPI.Intracomm", root: int) -> None:
-    if not 0 <= root < comm.size:
-        raise ValueError(f"root is a rank of the communicator, 0 to {comm.size - 1}, not {root}")
+    if not hasattr(comm, "Get_size"):
+        raise TypeError(f"comm is an MPI communicator, or None for MPI.COMM_WORLD, not {comm!r}")
+    if not hasattr(root, "__index__") or not 0 <= root < comm.size:
+        raise ValueError(f"root is a rank of the communicator, 0 to {comm.size - 1}, not {root!r}")
+    if STANDING.runs_alone and root != comm.rank:
+        raise ValueError(
+            f"'python -m mpiexecutor' has rank 0 alone run the script, and be the root: root is {comm.rank}, not {root}"
+        )
 
 
 def _check_map(chunksize: int, buffersize: int | None) -> None:
+    if not hasattr(chunksize, "__index__"):
+        raise TypeError(f"chunksize is a number of calls, at least 1, not {chunksize!r}")
     if chunksize < 1:
         raise ValueError(f"chunksize is at least 1, not {chunksize}")
     if buffersize is not None and not isinstance(buffersize, int):

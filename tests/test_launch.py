@@ -34,6 +34,36 @@ def lines_of(job: Job) -> list[str]:
 # -- what the script sees
 
 
+@pytest.mark.parametrize(("ranks", "module"), [(None, []), (3, []), (3, ["-m", "mpiexecutor"])], ids=["by hand", "mpiexec", "-m"])
+def test_calls_see_the_arguments_of_the_script(ranks, module, script):
+    """sys.argv of a worker is the root's, as in a process pool."""
+    path = script("""
+        import sys
+        from mpiexecutor import RMAChannelExecutor
+
+        def arguments():
+            return sys.argv
+
+        with RMAChannelExecutor(2) as executor:
+            print(executor.submit(arguments).result() == sys.argv, sys.argv[1:])
+    """)
+    job = run_job(ranks, [*module, str(path), "a", "b"], env={"MPIEXECUTOR_MAX_WORKERS": "2"})
+    assert lines_of(job) == ["True ['a', 'b']"]
+
+
+def test_another_root_is_refused_where_rank_0_alone_runs_the_script(script):
+    """Nobody else would submit, and all would wait for each other."""
+    path = script("""
+        from mpi4py import MPI
+        from mpiexecutor import RMAChannelExecutor
+
+        RMAChannelExecutor(comm=MPI.COMM_WORLD, root=1)
+    """)
+    job = run_job(3, ["-m", "mpiexecutor", str(path)], expect="failure")
+    said = "ValueError: 'python -m mpiexecutor' has rank 0 alone run the script, and be the root: root is 0, not 1"
+    assert said in job.stderr.splitlines()
+
+
 SHOW = """
 import sys
 print("argv", sys.argv)

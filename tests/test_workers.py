@@ -196,3 +196,28 @@ with RMAChannelExecutor() as executor:
 """
     said = run(tmp_path, body, ranks=ranks, env={"MPIEXECUTOR_KEEPER": "0"}).stdout
     assert said == f"{who}: they can only end together with the whole job\n7\n"
+
+
+STOPPED = """
+import os, signal, sys
+from mpiexecutor import RMAChannelExecutor
+
+executor = RMAChannelExecutor(2)
+print(executor.submit(abs, -7).result())
+os.kill(executor.workers()[0].pid, signal.SIGSTOP)
+if sys.argv[1] == "terminated":
+    executor.terminate_workers()
+sys.exit(5)
+"""
+
+
+@pytest.mark.parametrize(("ranks", "how"), [(None, "left alone"), (3, "left alone"), (3, "terminated")])
+def test_a_worker_that_is_stopped_does_not_keep_the_script_from_its_end(ranks, how, tmp_path):
+    """It is killed, as it would neither leave nor end by SIGTERM; the script has its own status."""
+    script = tmp_path / "script.py"
+    script.write_text(STOPPED)
+    module = ["-m", "mpiexecutor"] if ranks else []
+    job = run_job(ranks, [*module, str(script), how], env={"MPIEXECUTOR_MAX_WORKERS": "2"}, expect=5)
+    assert job.stdout.splitlines() == ["7"]
+    if how == "left alone":  # else mpiexec may have been faster
+        assert ", is stopped, and keeps this job from its end: it is killed" in job.stderr

@@ -81,7 +81,10 @@ def agree(comm: "MPI.Intracomm", arguments: Arguments, dead: Dead) -> Agreement:
     except ValueError as caught:
         text, error = f"{arguments}", caught
     # The gathering itself could not be seen to hang.
-    complaint = f"rank {comm.rank} still waits for others to make a RemoteChannel: every rank of the communicator has to"
+    complaint = (
+        f"rank {comm.rank} still waits for others to make a RemoteChannel: every rank of the communicator has to. With "
+        "'python -m mpiexecutor' only rank 0 runs the script, unless there is --spmd before it"
+    )
     all_come(comm, dead, lambda: complaint)
     if dead:
         raise ChannelBroken(f"{dead.ends(dead)}: a channel is made by all ranks of a communicator", tuple(dead))

@@ -123,6 +123,13 @@ def test_a_chunk_has_at_least_one_call(executor, chunksize, unordered):
         executor.map(square, [], chunksize=chunksize, unordered=unordered)
 
 
+@pytest.mark.parametrize("chunksize", ["2", 1.5, None])
+def test_a_chunksize_is_a_whole_number(executor, chunksize):
+    """Anything else is refused at once, with the rule."""
+    with pytest.raises(TypeError, match=f"^chunksize is a number of calls, at least 1, not {chunksize!r}$"):
+        executor.map(square, [], chunksize=chunksize)
+
+
 @pytest.mark.parametrize("buffersize", [0, -1])
 def test_a_buffer_holds_at_least_one_call(executor, buffersize):
     """A buffersize below 1 is refused at once."""
