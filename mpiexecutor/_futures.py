@@ -63,7 +63,7 @@ class Session:
     unsettled: int = 0  # sent, and its future not settled yet
     under_way: set[Batch] = field(default_factory=set)  # in the ring, or at a worker
     seen: frozenset[Batch] = frozenset()  # those that were so when that was last looked at,
-    slow: frozenset[Batch] = frozenset()  # and those that had been so at the look before
+    slow: set[Batch] = field(default_factory=set)  # and those that had been so at the look before
     deaths: dict[int, int] = field(default_factory=dict)  # how many workers have died of a call, by its number
     closed: str = ""  # why nothing may be submitted any more
     broken: str = ""  # why nothing will be run any more
@@ -121,6 +121,7 @@ class Session:
         self.unsettled += len(waiting)
         self.sent.clear()
         self.under_way.clear()
+        self.slow.clear()
         return tasks
 
     def is_to_be_run_again(self, task: Task, *, begun: bool) -> bool:

@@ -20,13 +20,12 @@ import weakref
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
-from queue import SimpleQueue
 from typing import Any, Literal, Protocol
 
 from ._keeper import BYE, KILL, LEAVE, possible
 from ._slate import PULSE, Signs, Slate
 from .channel import ChannelBroken, ChannelClosed, RemoteChannel, Share
-from .channel._waiting import wait_for_ranks
+from .channel._waiting import Inbox, wait_for_ranks
 
 logger = logging.getLogger("mpiexecutor")
 
@@ -51,7 +50,7 @@ class Loss:
     begun: int | None  # the number of the call that it began last, NOTHING or INITIALIZER: see _slate.py; None: not known
     overdue: float = 0.0  # the seconds that its calls might run, if it was killed as that call ran longer
     silent: bool = False  # given up: perhaps it lives
-    held: bytes = b""  # what it had run before that one, and not put yet: see outcomes_in
+    held: bytes = b""  # outcomes that it had perhaps not put yet: see outcomes_in
 
     def __str__(self) -> str:
         return f"the worker on rank {self.rank}, host {self.host}, pid {self.pid}, {self.end}"
@@ -93,7 +92,7 @@ class Watch:
     def __init__(self, name: str, token: str) -> None:
         """Listen, under a name that is hard to guess, to those who know the token."""
         self._token = token
-        self.losses: SimpleQueue[Loss | None] = SimpleQueue()  # None: there will be none any more
+        self.losses: Inbox[Loss | None] = Inbox()  # None: there will be none any more
         self.dead: set[int] = set()
         self.silent: set[int] = set()  # of these: perhaps they live
         self.returned: Callable[[int], object] = lambda _rank: None  # called if one of them lives
@@ -161,6 +160,14 @@ class Watch:
         since = slate.running_since
         return ("idle", None) if since is None else ("running", wall - now + since)
 
+    def is_stopped(self, rank: int) -> bool:
+        """Whether a worker is heard of, and gives no signs of life."""
+        slate = self._slates.get(rank)
+        now = time.monotonic()
+        if slate is None or rank in self.dead or (isinstance(slate, Signs) and now - slate.told > _SILENT):
+            return False
+        return now - slate.seen > _SILENT
+
     @property
     def known(self) -> frozenset[int]:
         """Whose keepers have come."""
@@ -170,7 +177,7 @@ class Watch:
         """Give what the workers that live say of themselves."""
         for rank, slate in list(self._slates.items()):
             if rank not in self.dead:
-                yield rank, Signs(slate.running_since, slate.seen)
+                yield rank, Signs(slate.running_since, slate.seen, time.monotonic())
 
     def admit(self, rank: int, keeper: Line, slate: Slate | Signs) -> None:
         """Note a keeper, and its worker's slate, or what is known of that now."""
@@ -302,7 +309,8 @@ class Watch:
             self.forget_keeper(rank)
         if data != BYE:
             said = json.loads(data) if data else {"end": "was lost together with its keeper", "begun": None}
-            self.lose(Loss(**hello, **said, held=slate.held))
+            held = slate.held if data else b""  # else it may still write
+            self.lose(Loss(**hello, **said, held=held))
 
 
 def _close_in_child(reference: "weakref.ref[Watch]") -> None:

@@ -66,15 +66,16 @@ class Crew:
         self.place = Place.here(comm.rank, comm.size)
         self.alone = comm.size == 1
         self.workers = max(1, comm.size - 1)
-        self._thread = threading.Thread(
-            target=Worker(*self._channels, parcels, self.place, Slate()).serve, name="mpiexecutor worker", daemon=True
-        )
+        self._thread: threading.Thread | None = None
         if self.alone:
+            serve = Worker(*self._channels, parcels, self.place, Slate()).serve
+            self._thread = threading.Thread(target=serve, name="mpiexecutor worker", daemon=True)
             self._thread.start()
         self.pump = Pump(*self._channels, parcels, self.workers, self.place)
         self.closed = False
         self._needs = contextlib.ExitStack()
         self._needs.enter_context(DEATHS.all_needed("the service of an executor"))  # whose workers have no keepers of ours then
+        self._for_good = True  # or its ranks go on afterwards
         self._killed: set[int] = set()  # ranks, at the end
         self._dissolving = False  # the channels, with all workers
         self._wedged = False  # they will never be of use again
@@ -125,11 +126,15 @@ class Crew:
         for rank in () if self.closed else self._reports:
             self._watch.doom(rank, how)
 
-    def close(self) -> None:
-        """Have every executor finish what it has, and dismiss the workers. Nothing can be submitted any more."""
+    def close(self, *, for_good: bool = True) -> None:
+        """Have every executor finish what it has, and dismiss the workers. Nothing can be submitted any more.
+
+        `for_good`: nobody has anything else to do, and who cannot be dismissed is killed.
+        """
         if self.closed:
             return
         self.closed = True
+        self._for_good = for_good
         atexit.unregister(self.close)
         try:
             with self._needs:
@@ -154,7 +159,7 @@ class Crew:
             STANDING.deaths.append(self._watch)
             return
         self.pump.stop()
-        if self.alone:
+        if self._thread is not None:
             self._thread.join()
         if self._part():
             if self._exchange is not None:
@@ -169,20 +174,17 @@ class Crew:
         """Part from the workers, once they have left their loops; whether all of them live, so that MPI can be used as ever."""
         dead = self._watch.dead
         await_leavers(self._comm, dead, self._kill_stopped)
-        self._dissolving = not dead
-        whole = self._dissolving = not dead  # once more: who has died since then may not have been noted
+        self._dissolving = not dead | self._killed
+        whole = self._dissolving = not dead | self._killed  # once more: who has died since then may not have been noted
         part(self._comm, dead, whole=whole)
         return whole
 
     def _kill_stopped(self, late: AbstractSet[int]) -> None:
         """Kill those of the workers that give no signs of life: nothing would come of waiting for them."""
-        for rank in late - self._killed:
-            if self._watch.state_of(rank)[0] == "silent":
-                said = self._reports[rank]
-                logger.warning(
-                    "the worker on rank %d, host %s, pid %d, is stopped, and keeps this job from its end: it is killed",
-                    *(rank, said.host, said.pid),
-                )
+        for rank in late - self._killed if self._for_good else ():
+            if self._watch.is_stopped(rank):
+                who = f"rank {rank}, host {self._reports[rank].host}, pid {self._reports[rank].pid}"
+                logger.warning("the worker on %s, gives no signs of life, and keeps this job from its end: it is killed", who)
                 self._killed.add(rank)
                 self._watch.doom(rank, KILL)
 

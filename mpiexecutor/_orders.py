@@ -70,7 +70,7 @@ class Orders:
         nodes = {rank: node_name(), **{other: said.node for other, said in reports.items()}}
         name, token = secrets.token_hex(16), secrets.token_hex(16)
         in_order = tuple(nodes[other] for other in sorted(nodes))
-        return cls(_adopt.import_path(), list(sys.argv), filters, rank, in_order, name, token, _lost_after())
+        return cls(_adopt.import_path(), list(getattr(sys, "argv", ())), filters, rank, in_order, name, token, _lost_after())
 
     @property
     def far(self) -> list[int]:
@@ -92,10 +92,10 @@ class Orders:
     @contextlib.contextmanager
     def followed(self) -> Iterator[None]:
         """Be a worker, and then as before."""
-        path, arguments = list(sys.path), list(sys.argv)
+        path, arguments = list(sys.path), sys.argv
         stdin = sys.stdin
         with warnings.catch_warnings(), _uninterrupted(), Path(os.devnull).open() as nothing:
-            sys.path[:], sys.argv[:] = self.path, self.arguments
+            sys.path[:], sys.argv = self.path, self.arguments
             _filter_warnings(self.filters)
             sys.stdin = nothing  # nobody can answer what a call asks
             for stream in (sys.stdout, sys.stderr):
@@ -104,7 +104,7 @@ class Orders:
             try:
                 yield
             finally:
-                sys.path[:], sys.argv[:], sys.stdin = path, arguments, stdin
+                sys.path[:], sys.argv, sys.stdin = path, arguments, stdin
 
 
 @contextlib.contextmanager

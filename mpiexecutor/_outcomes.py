@@ -119,6 +119,12 @@ def failure_of(error: BaseException, place: Place) -> Failure:
     return _name(type(error)), _text(error), traceback_of(error, place), shipped
 
 
+def size_of(failure: Failure) -> int:
+    """Give the bytes of a failure, about."""
+    _, text, trace, shipped = failure
+    return len(text) + len(trace) + sum(memoryview(part).nbytes for part in shipped or ())
+
+
 def error_from(failure: Failure) -> BaseException:
     """Rebuild an error, with the traceback it had as its cause."""
     name, text, trace, shipped = failure

@@ -19,10 +19,11 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Iterator
-from queue import Empty, SimpleQueue
+from queue import Empty
 from typing import TYPE_CHECKING
 
 from ._outcomes import Blob
+from .channel._waiting import Inbox
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -89,7 +90,7 @@ class Parcels:
                 memory.store(rank * self._share + _HAD, 0)
             memory.flush()
         comm.Barrier()
-        self._asked: SimpleQueue[tuple[int, Blob | None] | None] = SimpleQueue()  # None: no more
+        self._asked: Inbox[tuple[int, Blob | None] | None] = Inbox()  # None: no more
         self._thread: threading.Thread | None = None
         if comm.rank == root:
             self._thread = threading.Thread(target=self._serve, args=(self._memory(),), name="mpiexecutor parcels", daemon=True)

@@ -41,7 +41,7 @@ _MOST_BYTES = 256 << 10  # of several calls in one message
 _MOST_SECONDS = 1e-3  # that the calls of one message are expected to run, so that none waits long for another
 _LONG = 2e-3  # seconds that a call is expected to take, at the least, after others have waited for one of its kind
 _WEIGHT = 0.25  # of the newest duration in the expected one
-_TICK = 5e-3  # seconds between two looks whether calls wait while workers do: a message seen twice is not one of short calls
+_TICK = 5e-3  # seconds between two looks whether calls wait while workers do: a message that is seen twice is one of long calls
 _TICKS = 10  # looks in vain before nobody looks any more
 _REPLIES = 64  # messages that the collector takes at a time
 _ORDER: Final = -1  # for an executor's number: a message from this process, which comes after all that was put before
@@ -236,9 +236,9 @@ class Pump:
     def _see_who_is_slow(self) -> bool:
         """Send what waits for messages that are not done as soon as was expected; whether something waits still."""
         with self._lock:
-            sessions = [session for session in self._sessions.values() if session.backlog]
+            sessions = [session for session in list(self._sessions.values()) if session.backlog]  # a finalizer: as in _dispatch
             for session in sessions:
-                session.slow, session.seen = frozenset(session.under_way & session.seen), frozenset(session.under_way)
+                session.slow, session.seen = session.under_way & session.seen, frozenset(session.under_way)
             self._dispatch()
             return any(session.backlog and session.messages < self._most(session) for session in sessions)
 
@@ -285,6 +285,7 @@ class Pump:
         task.batch.left -= 1
         if task.batch.left == 0:
             session.under_way.discard(task.batch)
+            session.slow.discard(task.batch)
 
     def _put(self, message: Work, batch: Batch) -> None:
         try:
@@ -429,7 +430,7 @@ class Pump:
         """Note that the messages of work with these numbers have other ones now, from the first on."""
         new = {old: first + index for index, old in enumerate(kept)}
         with self._lock:
-            batches = {task.batch for session in self._sessions.values() for task in session.sent.values()}
+            batches = {task.batch for session in list(self._sessions.values()) for task in session.sent.values()}
             for batch in batches:
                 if batch is not None and batch.number in new:
                     batch.number = new[batch.number]
@@ -462,8 +463,12 @@ class Pump:
     def _take_over(self, loss: Loss) -> list[Callable[[], None]]:
         """Take the outcomes that a dead worker has left. Those that it had put as well are known by now, and are nobody's."""
         steps: list[Callable[[], None]] = []
-        outcomes = list(outcomes_in(loss.held))
-        for session in self._sessions.values():
+        outcomes: list[Outcome] = []
+        try:
+            outcomes.extend(outcomes_in(loss.held))
+        except Exception:
+            logger.exception("not all of what a dead worker had run can be read")
+        for session in list(self._sessions.values()):
             if found := self._note(session, outcomes):
                 self._done[loss.rank] += len(found)
                 steps.append(partial(self._settle_all, session, found))
@@ -471,7 +476,7 @@ class Pump:
 
     def _see_to_calls(self, loss: Loss, share: Share) -> list[Callable[[], None]]:
         """Fail what a dead worker had begun, or have it run again if it may be; the rest of its message was not lost."""
-        for session in self._sessions.values():
+        for session in list(self._sessions.values()):
             tasks = [task for task in session.sent.values() if task.batch and task.batch.number in share.messages]
             if tasks:
                 return self._divide(session, loss, tasks)

@@ -16,7 +16,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from queue import Empty
 from typing import Any
@@ -34,6 +34,7 @@ _LOOK = 0.05  # seconds between two looks of a post at what the root wants
 _LAST_LOOK = 1e-3  # and of the root at what comes last
 _BEATS = 6  # messages in which nobody tells of a worker until it is given up
 _LONGEST = PULSE  # seconds between two of them, at the most
+_SHORT = 4 << 10  # bytes of a message that any MPI sends at once
 _ASLEEP = 1.0  # seconds without a look of the root: it had no time, and cannot say who was silent
 
 
@@ -64,10 +65,16 @@ class Post:
             with contextlib.suppress(Empty):
                 loss = self._watch.losses.get(timeout=_LOOK)
                 assert loss is not None
-                self._comm.send(("lost", asdict(loss)), self._root, _NEWS)
+                self._tell_of(loss)
             self._tell_of_living()
             while self._comm.Iprobe(self._root, _WISHES):
                 self._obey(*self._comm.recv(source=self._root, tag=_WISHES))
+
+    def _tell_of(self, loss: Loss) -> None:
+        """Tell of a death, in messages so short that each has come as a whole once it is seen: this process may die, too."""
+        for start in range(0, len(loss.held), _SHORT):
+            self._comm.send(("held", (loss.rank, loss.held[start : start + _SHORT])), self._root, _NEWS)
+        self._comm.send(("lost", asdict(replace(loss, held=b""))), self._root, _NEWS)
 
     def _tell_of_living(self) -> None:
         """Tell who has given signs of life: now and then, and as soon as there is somebody new."""
@@ -141,6 +148,7 @@ class Exchange:
         self._looked = time.monotonic()
         self._heard = dict.fromkeys(workers, self._looked)  # when anybody told something of a worker
         self._there = set(workers)  # who may still tell something
+        self._pieces: dict[tuple[int, int], bytes] = {}  # of what dead workers held, by who tells of it and by rank
         self._holding = threading.Lock()
         self._held: list[tuple[int, bytes]] = []  # for ranks whose watcher is dead, until another tells of them
         attendant().attend(self.look)
@@ -180,8 +188,12 @@ class Exchange:
             self._there.discard(source)
             self._heard.pop(source, None)
             self._watch.forget_keeper(source)
+        elif what == "held":
+            rank, piece = said
+            self._pieces[source, rank] = self._pieces.get((source, rank), b"") + piece
         elif what == "lost":
-            self._lose(Loss(**said))
+            loss = Loss(**said)
+            self._lose(replace(loss, held=self._pieces.pop((source, loss.rank), b"")))
         else:
             self._note_living(source, said)
 
@@ -190,7 +202,7 @@ class Exchange:
         for rank in self._heard.keys() & signs.keys():
             self._heard[rank] = now
             running, unseen = signs[rank]
-            sign = Signs(running and now - running, now - unseen)
+            sign = Signs(running and now - running, now - unseen, now)
             self._watch.admit(rank, _FarLine(self._send, rank, source), sign)
         with self._holding:
             due = [wish for wish in self._held if wish[0] in signs]

@@ -1,14 +1,17 @@
 """A thread that looks now and then while there may be something to see, and rests when there is not."""
 
+import logging
 import threading
 from collections.abc import Callable
+
+logger = logging.getLogger("mpiexecutor")
 
 
 class Sentry:
     """Looks while it is wanted, and some time more. Whoever wants it pays for a look at a flag."""
 
     def __init__(self, name: str, look: Callable[[], bool], *, every: float, times: int) -> None:
-        """`look` says whether there is something to see; after so many looks in vain, `every` so many seconds, the sentry rests."""
+        """`look` says whether there is something to see, `every` so many seconds. After so many in vain, and one more, it rests."""
         self._look = look
         self._every = every
         self._times = times
@@ -35,8 +38,15 @@ class Sentry:
     def _look_on(self) -> None:
         vain = 0
         while vain < self._times and not self._stopped.wait(self._every):
-            vain = 0 if self._look() else vain + 1
+            vain = 0 if self._sees() else vain + 1
         if not self._stopped.is_set():
             self._wanted.clear()
-            if self._look():  # since the last look: whoever wanted that found the sentry awake
+            if self._sees():  # since the last look: whoever wanted that found the sentry awake
                 self._wanted.set()
+
+    def _sees(self) -> bool:
+        try:
+            return self._look()
+        except Exception:
+            logger.exception("a look has failed")
+            return False

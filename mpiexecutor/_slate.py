@@ -27,18 +27,20 @@ INITIALIZER: Final = -2  # is being run
 PULSE: Final = 1.0  # seconds between two signs of life
 
 _BEGUN, _SINCE, _LIMIT, _SEEN, _HELD = range(5)
-_ROOM = 512 << 10  # bytes for outcomes
+LARGE: Final = 256 << 10  # bytes of outcomes that are put at once; a longer one is not held
+_ROOM = 2 * LARGE + (128 << 10)  # bytes: what is held, the last outcome, and what their pickles need besides
 
 
 class Signs(NamedTuple):
-    """What a slate said of the running call, and of life, at some moment; times as there."""
+    """What a slate said of the running call, and of life, when that was told; times as there."""
 
     running_since: float | None
     seen: float
+    told: float
 
 
 class Slate:
-    """The page. Whoever has the descriptor can read it."""
+    """The page, and what lies behind it. Whoever has the descriptor can read it."""
 
     def __init__(self, descriptor: int = -1) -> None:
         """Map a page that another process has made, or, without a descriptor, make one that no other sees."""
@@ -90,7 +92,7 @@ class Slate:
     @property
     def held(self) -> bytes:
         """What is kept, for outcomes_in."""
-        return bytes(self._outcomes[: self._numbers[_HELD]])
+        return bytes(self._outcomes[: max(0, min(self._numbers[_HELD], self._room))])
 
     def limit(self, seconds: float) -> None:
         """Say how long each call may run from now on; 0: as long as it likes."""
@@ -125,7 +127,8 @@ class Slate:
 
 
 def outcomes_in(held: bytes) -> Iterator[tuple[Any, ...]]:
-    """Give the outcomes that a slate has kept."""
+    """Give the outcomes that a slate has kept; any error if they are none. Their buffers can be written to, as if they were put."""
     file = io.BytesIO(held)
     while file.tell() < len(held):
-        yield pickle.load(file)  # noqa: S301 - written by a rank of the job
+        number, seconds, shipped, failure = pickle.load(file)  # noqa: S301 - written by a rank of the job
+        yield number, seconds, shipped and (shipped[0], *map(bytearray, shipped[1:])), failure

@@ -3,18 +3,20 @@
 What fails fails alone: whatever a call raises, in being unpickled, run, or having its result pickled, becomes that call's outcome.
 """
 
+import os
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
 from ._functions import Shelf
-from ._outcomes import Failure, Place, failure_of, ship, unship
+from ._outcomes import Failure, Place, failure_of, ship, size_of, unship
 from ._parcels import Parcels
 from ._sentry import Sentry
-from ._slate import INITIALIZER, Slate
+from ._slate import INITIALIZER, LARGE, Slate
 from .channel import ChannelClosed, RemoteChannel
 
 # A message of work: the executor's number, that of its initializer (0: it has none), the seconds that each call may run (0: any
@@ -30,7 +32,6 @@ Outcome = tuple[int, float, tuple[Any, ...] | None, Failure | None]
 Reply = tuple[int, int, Sequence[Outcome], Sequence[int], Failure | None, int]
 
 _HELD = 1e-3  # seconds that an outcome is kept back at most while other calls of its message begin
-_LARGE = 256 << 10  # bytes of outcomes that go at once
 _TICK = 2e-3  # seconds between two looks of the courier: a call that is seen twice is a long one
 _TICKS = 25  # looks in vain before the courier rests
 
@@ -65,12 +66,12 @@ class Desk:
         """Note what came of the call: give the outcomes if it is time to send them, or else take the next call."""
         with self.lock:
             self.running = None
-            if size <= _LARGE:
+            if size <= LARGE:
                 self._slate.hold(outcome)
             self.outcomes.append(outcome)
             self.size += size
             now = time.monotonic()
-            if self.calls and self.size <= _LARGE and now - self.sent_at <= self.held:
+            if self.calls and self.size <= LARGE and now - self.sent_at <= self.held:
                 call = self.calls.popleft()
                 self.running = call[0]
                 return [], call
@@ -110,15 +111,26 @@ class Courier:
         self._desk = desk
         self._send = send
         self._seen: int | None = None  # the call that was running at the last look
+        self._busy = threading.Lock()  # held from taking things from the desk until they are put
         sentry = Sentry("mpiexecutor courier", self._look, every=_TICK, times=_TICKS)
         self.watch, self.stop = sentry.watch, sentry.stop
 
+    def wait(self) -> None:
+        """Wait until what it has taken from the desk is put."""
+        with self._busy:
+            pass
+
     def _look(self) -> bool:
-        outcomes, waiting = self._desk.clear_if_still(self._seen)
-        if outcomes or waiting:
-            self._send(outcomes, waiting)
+        with self._busy:
+            outcomes, waiting = self._desk.clear_if_still(self._seen)
+            if outcomes or waiting:
+                try:
+                    self._send(outcomes, waiting)
+                except BaseException:  # noqa: BLE001 - a fault of ours: what it has in hand is lost, unless this worker dies
+                    traceback.print_exc()
+                    os._exit(1)
         self._seen = self._desk.running
-        return self._seen is not None
+        return self._seen is not None or bool(self._desk.calls)
 
 
 class Worker:
@@ -153,6 +165,7 @@ class Worker:
         self._courier.stop()
 
     def _do(self, executor: int, initializer: int, most: float, calls: list[Call]) -> None:
+        self._courier.wait()  # it replies for the executor before
         self._executor = executor
         self._slate.wipe()
         if initializer and executor not in self._initialized:
@@ -234,7 +247,7 @@ class Worker:
         except BaseException as error:  # noqa: BLE001 - see the module
             failure = failure_of(error, self._place)
             self._slate.finish()
-            return (number, time.monotonic() - began, None, failure), 0
+            return (number, time.monotonic() - began, None, failure), size_of(failure)
         self._slate.finish()
         return (number, time.monotonic() - began, value, None), size
 

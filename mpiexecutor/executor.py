@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from functools import partial
 from itertools import islice
-from queue import Empty, SimpleQueue
+from queue import Empty
 from types import FunctionType, TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
@@ -33,6 +33,7 @@ from ._outcomes import ship, with_cause
 from ._worker import in_task, run_chunk
 from ._world import MAX_WORKERS_VARIABLE, STANDING, leave, started_world
 from .channel._deaths import DEATHS
+from .channel._waiting import Inbox
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -71,8 +72,8 @@ class RMAChannelExecutor(Executor):
         executor fails with BrokenExecutor. Calls and results are pickled with cloudpickle: lambdas, closures and functions of
         ``__main__`` are fine.
 
-        A worker that dies, of a call or otherwise, fails the calls that it had begun, with BrokenWorkerError; with `retries`
-        they are run again elsewhere, up to so many times. The others go on.
+        A worker that dies, of a call or otherwise, fails the call that it was running, with BrokenWorkerError; with `retries`
+        it is run again elsewhere, up to so many times. The others go on.
 
         A call that runs longer than `task_timeout` seconds fails with TimeoutError, and its worker is killed, which is the only
         way to stop it; with `chunksize` a chunk is one call. With `max_pending`, submit waits while so many futures are not done.
@@ -315,7 +316,7 @@ class RMACommExecutor:
         try:
             executor._join(self._crew, self._options)  # noqa: SLF001 - made here, for a crew of its own
         except BaseException:
-            self._crew.close()  # the others are not to serve for ever
+            self._crew.close(for_good=False)  # the others are not to serve for ever
             raise
         self._executor = executor
         return executor
@@ -325,7 +326,7 @@ class RMACommExecutor:
             try:
                 self._executor.__exit__(kind, error, trace)
             finally:
-                self._crew.close()
+                self._crew.close(for_good=False)
                 self._crew = self._executor = None
 
 
@@ -431,7 +432,7 @@ def _result(futures: deque[Future[T]], deadline: float | None) -> T:
 def _unordered(
     futures: deque[Future[T]], submit: Callable[[Any], Future[T]], more: Iterator[Any], deadline: float | None
 ) -> Iterator[T]:
-    ready: SimpleQueue[Future[T]] = SimpleQueue()
+    ready: Inbox[Future[T]] = Inbox()
     waiting: set[Future[T]] = set()
 
     def watch(future: Future[T]) -> None:
@@ -450,7 +451,7 @@ def _unordered(
             future.cancel()
 
 
-def _next_ready(ready: SimpleQueue[Future[T]], waiting: set[Future[T]], deadline: float | None) -> T:
+def _next_ready(ready: Inbox[Future[T]], waiting: set[Future[T]], deadline: float | None) -> T:
     try:
         future = ready.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
     except Empty:
@@ -472,8 +473,10 @@ def _check_impossible(mp_context: object, max_tasks_per_child: object) -> None:
 def _check_root(comm: "MPI.Intracomm", root: int) -> None:
     if not hasattr(comm, "Get_size"):
         raise TypeError(f"comm is an MPI communicator, or None for MPI.COMM_WORLD, not {comm!r}")
-    if not hasattr(root, "__index__") or not 0 <= root < comm.size:
-        raise ValueError(f"root is a rank of the communicator, 0 to {comm.size - 1}, not {root!r}")
+    if not hasattr(root, "__index__"):
+        raise TypeError(f"root is a rank of the communicator, a whole number, not {root!r}")
+    if not 0 <= root < comm.size:
+        raise ValueError(f"root is a rank of the communicator, 0 to {comm.size - 1}, not {root}")
     if STANDING.runs_alone and root != comm.rank:
         raise ValueError(
             f"'python -m mpiexecutor' has rank 0 alone run the script, and be the root: root is {comm.rank}, not {root}"

@@ -149,7 +149,7 @@ def _stacks(token: str, folder: Path) -> str:
 
     A process that was Python, and has become mpiexec, has a file, too; the signal would end it, and the job.
     """
-    processes = [pid for pid in _processes(token) if _is_python(pid)]
+    processes = [pid for pid in _processes(token) if _writes_stacks(pid)]
     files = {pid: file for pid in processes if (file := folder / str(pid)).exists()}
     _send(signal.SIGUSR2, processes)
     until = time.monotonic() + _DUMPING
@@ -185,9 +185,12 @@ def _processes(token: str) -> Iterator[int]:
                     yield int(entry.name)
 
 
-def _is_python(pid: int) -> bool:
+def _writes_stacks(pid: int) -> bool:
+    """Whether a process is a Python that has a handler for the signal."""
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/exe").resolve() == Path(sys.executable).resolve()
+        if Path(f"/proc/{pid}/exe").resolve() == Path(sys.executable).resolve():
+            caught = Path(f"/proc/{pid}/status").read_text().partition("SigCgt:")[2].split()[0]
+            return bool(int(caught, 16) >> signal.SIGUSR2 - 1 & 1)
     return False
 
 

@@ -1,4 +1,4 @@
-"""Kills the workers of a pool, one after another, at chosen steps, and checks that only the calls they had begun are lost.
+"""Kills the workers of a pool, one after another, at chosen steps, and checks that only the calls they were running are lost.
 
     mortal.py FOLDER STATUS
 

@@ -173,3 +173,12 @@ def test_a_task_is_run_again_as_often_as_it_may(begun, deaths):
     session = Session(1, 4, None, retries=2)
     dies = task(7)
     assert [session.is_to_be_run_again(dies, begun=begun) for _ in range(deaths + 1)] == [True] * deaths + [False]
+
+
+def test_what_was_slow_is_forgotten_with_all_that_is_dropped():
+    """It does not let others through any more."""
+    session = session_of()
+    session.under_way = {Batch((1,), 1)}
+    session.slow = set(session.under_way)
+    session.drop_all()
+    assert (session.messages, session.slow) == (0, set())

@@ -1,10 +1,11 @@
 """A thread that looks now and then: it rests, and is woken. What it sees is given here step by step."""
 
-from queue import SimpleQueue
+import threading
 
 import pytest
 
 from mpiexecutor._sentry import Sentry
+from mpiexecutor.channel._waiting import Inbox
 
 LIMIT = 20  # seconds that a look may be waited for
 
@@ -13,8 +14,8 @@ class Scene:
     """What there is to see."""
 
     def __init__(self):
-        self.looks: SimpleQueue[None] = SimpleQueue()
-        self.answers: SimpleQueue[bool] = SimpleQueue()
+        self.looks: Inbox[None] = Inbox()
+        self.answers: Inbox[bool] = Inbox()
 
     def look(self):
         self.looks.put(None)
@@ -40,14 +41,14 @@ def sentry(scene):
 
 
 def rests(sentry):
-    """Whether the sentry has gone to rest, or does so soon."""
+    """Whether the sentry has gone to rest, or is at its last look."""
     return not sentry._wanted.is_set()
 
 
 def test_it_rests_after_some_looks_in_vain_and_one_more(scene, sentry):
     """Those before something was seen do not count. Nobody looks before that is wanted."""
     assert rests(sentry)
-    assert scene.looks.empty()
+    assert not scene.looks._items
     sentry.watch()
     scene.show(False, True, False, False)
     scene.looks.get(timeout=LIMIT)
@@ -68,8 +69,18 @@ def test_it_stops_while_it_rests_and_while_it_looks(scene):
     Sentry("sentry", scene.look, every=1e-3, times=1).stop()
     sentry = Sentry("sentry", scene.look, every=1e-3, times=1)
     sentry.watch()
-    scene.show(True)
-    for _ in range(3):
-        scene.answers.put(False)
-    sentry.stop()
+    scene.looks.get(timeout=LIMIT)
+    stopping = threading.Thread(target=sentry.stop)
+    stopping.start()
+    scene.answers.put(True)
+    stopping.join(LIMIT)
     assert not sentry._thread.is_alive()
+
+
+def test_a_look_that_fails_is_not_the_last(scene, caplog):
+    """It counts as one in vain."""
+    sentry = Sentry("sentry", lambda: 1 // scene.look(), every=1e-3, times=3)
+    sentry.watch()
+    scene.show(False, True, False, False, False, False)
+    assert "a look has failed" in caplog.text
+    sentry.stop()

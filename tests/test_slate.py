@@ -52,11 +52,13 @@ def test_outcomes_are_kept_until_all_are_put():
     outcomes = [(1, 0.5, (b"value", PickleBuffer(bytes(100_000))), None), (2, 0.5, None, ("ValueError", "text", "trace", None))]
     for outcome in outcomes:
         slate.hold(outcome)
-    slate.hold((3, 0.5, (bytes(500_000),), None))
+    slate.hold((3, 0.5, (bytes(600_000),), None))
     slate.hold((4, 0.5, (b"",), None))
     assert list(outcomes_in(reader.held)) == [(1, 0.5, (b"value", bytes(100_000)), None), outcomes[1], (4, 0.5, (b"",), None)]
     slate.let_go()
     assert list(outcomes_in(reader.held)) == []
+    reader._numbers[4] = -1
+    assert reader.held == b""
     alone = Slate()
     alone.hold(outcomes[0])
     assert alone.held == b""

@@ -4,11 +4,13 @@ import itertools
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from queue import Empty
 
 import pytest
 
 from mpiexecutor.channel import _waiting
-from mpiexecutor.channel._waiting import Doorbell, Ringer, Waiter, address_of, node_name
+from mpiexecutor.channel._waiting import Doorbell, Inbox, Ringer, Waiter, address_of, node_name
 
 LOOKS = 9  # before sleeping, with a clock that moves by an eighth of the time for them at each yield
 
@@ -324,3 +326,21 @@ def test_a_bell_that_is_a_file_is_removed(tmp_path, ringer):
 def test_a_node_has_one_name():
     """The same for all its ranks, so that they know who can be rung."""
     assert node_name() == node_name()
+
+
+def test_an_inbox_keeps_its_time_however_short_that_is():
+    """A SimpleQueue's get waits for ever here, as a rule within the first thousands."""
+    inbox: Inbox[int] = Inbox()
+    for _ in range(20_000):
+        with pytest.raises(Empty):
+            inbox.get(timeout=1e-6)
+
+
+def test_an_inbox_gives_what_was_put_in_order():
+    """Whoever waits is woken; one without a limit waits as long as it takes."""
+    inbox: Inbox[int] = Inbox()
+    with ThreadPoolExecutor(1) as pool:
+        taken = pool.submit(lambda: [inbox.get(), inbox.get(timeout=20), inbox.get()])
+        for number in range(3):
+            inbox.put(number)
+        assert taken.result(20) == [0, 1, 2]

@@ -15,8 +15,10 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
-from queue import Empty, SimpleQueue
+from queue import Empty
 from typing import Final, Protocol
+
+from ._waiting import Inbox
 
 logger = logging.getLogger("mpiexecutor")
 
@@ -43,7 +45,7 @@ class Deaths:
         self._kept: list[Bereaved] = []
         self._needed: list[str] = []  # what all ranks do together now: none of them may die
         self._lock = threading.Lock()
-        self._news: SimpleQueue[None] = SimpleQueue()
+        self._news: Inbox[None] = Inbox()
         self._begun, self._done = threading.Event(), threading.Event()  # with what may get stuck inside MPI
 
     def will_be_told(self, end_job: Callable[[str], None]) -> None:

@@ -17,10 +17,13 @@ import socket
 import struct
 import sys
 import tempfile
+import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from queue import Empty
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -44,6 +47,30 @@ def wait_for_ranks(done: Callable[[], bool], complaint: Callable[[], str] | None
         if complaint is not None and time.monotonic() - since > patience:
             logger.warning(complaint())
             complaint = None
+
+
+class Inbox(Generic[T]):
+    """A queue between threads whose get keeps its time.
+
+    queue.SimpleQueue's may wait for ever: if its time is over just when it begins to wait, it takes what is left, less than
+    nothing, for no limit (CPython 3.7 to 3.13, at the least; it takes a thread that has to wait for the processor).
+    """
+
+    def __init__(self) -> None:
+        self._items: deque[T] = deque()
+        self._come = threading.Condition()  # with a lock that a finalizer may take again
+
+    def put(self, item: T) -> None:
+        self._items.append(item)
+        with self._come:
+            self._come.notify()
+
+    def get(self, timeout: float | None = None) -> T:
+        """Wait for the next item, and take it; queue.Empty if there is none within so many seconds."""
+        with self._come:
+            if not self._come.wait_for(lambda: self._items, timeout):
+                raise Empty
+            return self._items.popleft()
 
 
 class Doorbell:

@@ -28,7 +28,7 @@ from mpiexecutor import RMAChannelExecutor
         ({"initializer": 42}, TypeError, "initializer is called in each worker: 42 cannot be called"),
         ({"initializer": abs, "initargs": 3}, TypeError, "initargs are what initializer is called with, a tuple, not 3"),
         ({"comm": 3}, TypeError, "comm is an MPI communicator, or None for MPI.COMM_WORLD, not 3"),
-        ({"root": "first"}, ValueError, "root is a rank of the communicator, 0 to LAST, not 'first'"),
+        ({"root": "first"}, TypeError, "root is a rank of the communicator, a whole number, not 'first'"),
         ({"retries": -1}, ValueError, "retries is at least 0, not -1"),
         ({"retries": 1.5}, TypeError, "retries is a whole number, not 1.5"),
         ({"max_pending": 0}, ValueError, "max_pending is at least 1, not 0"),

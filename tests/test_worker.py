@@ -1,0 +1,71 @@
+"""The desk of a worker, and what is kept of outcomes in case it dies: step by step, without a channel."""
+
+import os
+
+import pytest
+
+from mpiexecutor._slate import LARGE, Slate, outcomes_in
+from mpiexecutor._worker import Desk
+
+
+def call(number):
+    return number, 0, ()
+
+
+def outcome(number):
+    return number, 0.0, (b"value",), None
+
+
+@pytest.fixture
+def slate():
+    slate, descriptor = Slate.new()
+    os.close(descriptor)
+    return slate
+
+
+@pytest.fixture
+def desk(slate):
+    return Desk(slate)
+
+
+def held(slate):
+    return [number for number, *_ in outcomes_in(slate.held)]
+
+
+def test_outcomes_are_kept_until_all_that_were_taken_away_are_sent(desk, slate):
+    """Those that the courier has taken are still on their way while the worker goes on, and sends its own before."""
+    desk.held = 60.0
+    desk.sent_at = float("inf")
+    desk.calls.extend(map(call, range(4)))
+    assert desk.begin_next() == call(0)
+    assert desk.finish(outcome(0), 5) == ([], call(1))
+    taken, given_back = desk.clear_if_still(1)
+    assert (taken, given_back) == ([outcome(0)], [2, 3])
+    assert held(slate) == [0]
+    assert desk.finish(outcome(1), 5) == ([outcome(1)], None)
+    desk.note_sent()
+    assert held(slate) == [0, 1]
+    desk.note_sent()
+    assert held(slate) == []
+
+
+def test_what_still_lies_on_the_desk_is_kept_when_others_are_sent(desk, slate):
+    """It has not gone with them."""
+    desk.held = 60.0
+    desk.sent_at = float("inf")
+    desk.calls.extend(map(call, range(3)))
+    desk.begin_next()
+    desk.finish(outcome(0), 5)
+    assert desk.clear_if_still(1)[0] == [outcome(0)]
+    desk.calls.append(call(5))
+    assert desk.finish(outcome(1), 5) == ([], call(5))
+    desk.note_sent()
+    assert 1 in held(slate)
+
+
+def test_a_long_outcome_is_not_kept(desk, slate):
+    """It is sent at once."""
+    desk.calls.extend(map(call, range(2)))
+    desk.begin_next()
+    assert desk.finish(outcome(0), LARGE + 1)[0] == [outcome(0)]
+    assert held(slate) == []
