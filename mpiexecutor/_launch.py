@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import functools
 import logging
+import math
 import os
 import sys
 import threading
@@ -45,6 +46,7 @@ logger = logging.getLogger("mpiexecutor")
 
 _making = threading.Lock()  # crews are made one at a time
 _PATIENCE = 2.0  # seconds that any thread may be at work in the pump
+_LATE = 3.0  # seconds until a worker that gives no signs of life is killed in the end, after 10 s for all to leave
 _LAST_WORDS = 0.2  # seconds that what was printed has to get through before the job is aborted
 _SLOTS, _SLOT_SIZE = 256, 16384  # of each channel: messages of calls are small, and large ones take many slots
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names of malloc.h
@@ -68,7 +70,9 @@ class Crew:
         self.workers = max(1, comm.size - 1)
         self._thread: threading.Thread | None = None
         if self.alone:
-            serve = Worker(*self._channels, parcels, self.place, Slate()).serve
+            serve = Worker(
+                *self._channels, parcels, self.place, Slate(), fail=partial(self._give_up, "the worker has failed")
+            ).serve
             self._thread = threading.Thread(target=serve, name="mpiexecutor worker", daemon=True)
             self._thread.start()
         self.pump = Pump(*self._channels, parcels, self.workers, self.place)
@@ -76,7 +80,8 @@ class Crew:
         self._needs = contextlib.ExitStack()
         self._needs.enter_context(DEATHS.all_needed("the service of an executor"))  # whose workers have no keepers of ours then
         self._for_good = True  # or its ranks go on afterwards
-        self._killed: set[int] = set()  # ranks, at the end
+        self._late: dict[int, float] = {}  # since when a rank that is to leave, in the end, gives no signs of life
+        self._killed: set[int] = set()
         self._dissolving = False  # the channels, with all workers
         self._wedged = False  # they will never be of use again
         pump = self.pump
@@ -176,17 +181,25 @@ class Crew:
         await_leavers(self._comm, dead, self._kill_stopped)
         self._dissolving = not dead | self._killed
         whole = self._dissolving = not dead | self._killed  # once more: who has died since then may not have been noted
-        part(self._comm, dead, whole=whole)
+        part(self._comm, dead | self._killed, whole=whole)
         return whole
 
     def _kill_stopped(self, late: AbstractSet[int]) -> None:
-        """Kill those of the workers that give no signs of life: nothing would come of waiting for them."""
-        for rank in late - self._killed if self._for_good else ():
-            if self._watch.is_stopped(rank):
-                who = f"rank {rank}, host {self._reports[rank].host}, pid {self._reports[rank].pid}"
-                logger.warning("the worker on %s, gives no signs of life, and keeps this job from its end: it is killed", who)
+        """Kill those of the workers that give no signs of life: nothing would come of waiting for them.
+
+        They have had time for one since this process could look: the whole job may have been stopped.
+        """
+        now = time.monotonic()
+        self._late = {rank: self._late.get(rank, now) for rank in late - self._killed if self._watch.is_stopped(rank)}
+        for rank in [rank for rank, since in self._late.items() if now - since > _LATE]:
+            who = f"rank {rank}, host {self._reports[rank].host}, pid {self._reports[rank].pid}"
+            what = "it is killed" if self._for_good else "continue it, or kill it"
+            logger.warning("the worker on %s, gives no signs of life, and keeps this job from its end: %s", who, what)
+            if self._for_good:
                 self._killed.add(rank)
                 self._watch.doom(rank, KILL)
+            else:
+                self._late[rank] = math.inf  # said
 
     def _note_loss(self) -> None:
         """End everything if a worker has died while all ranks give up the channels together: the others wait for it for ever."""
@@ -287,7 +300,8 @@ def serve(comm: "MPI.Intracomm", root: int) -> bool:
         _keep_freed_memory()
         member = Member(own, orders, keeper)  # the last that all make together: from here on its death is its own
         slate, enforce_limit = (keeper.slate, keeper.limit) if keeper else (Slate(), None)
-        worker = Worker(*channels, parcels, Place.here(comm.rank, comm.size), slate, enforce_limit)
+        place = Place.here(comm.rank, comm.size)
+        worker = Worker(*channels, parcels, place, slate, enforce_limit, fail=partial(_fail, keeper))
         try:
             worker.serve()
         except BaseException:  # noqa: BLE001 - what calls raise is not seen here: a fault of ours, and others would wait for this rank

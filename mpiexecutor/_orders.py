@@ -92,7 +92,7 @@ class Orders:
     @contextlib.contextmanager
     def followed(self) -> Iterator[None]:
         """Be a worker, and then as before."""
-        path, arguments = list(sys.path), sys.argv
+        path, arguments = list(sys.path), getattr(sys, "argv", [])
         stdin = sys.stdin
         with warnings.catch_warnings(), _uninterrupted(), Path(os.devnull).open() as nothing:
             sys.path[:], sys.argv = self.path, self.arguments

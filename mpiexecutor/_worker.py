@@ -3,7 +3,6 @@
 What fails fails alone: whatever a call raises, in being unpickled, run, or having its result pickled, becomes that call's outcome.
 """
 
-import os
 import threading
 import time
 import traceback
@@ -107,9 +106,10 @@ class Courier:
     outcomes that lie there, and gives the calls back. It looks now and then while such messages come, and rests when none do.
     """
 
-    def __init__(self, desk: Desk, send: Callable[[list[Outcome], list[int]], None]) -> None:
+    def __init__(self, desk: Desk, send: Callable[[list[Outcome], list[int]], None], fail: Callable[[], object]) -> None:
         self._desk = desk
         self._send = send
+        self._fail = fail
         self._seen: int | None = None  # the call that was running at the last look
         self._busy = threading.Lock()  # held from taking things from the desk until they are put
         sentry = Sentry("mpiexecutor courier", self._look, every=_TICK, times=_TICKS)
@@ -128,7 +128,7 @@ class Courier:
                     self._send(outcomes, waiting)
                 except BaseException:  # noqa: BLE001 - a fault of ours: what it has in hand is lost, unless this worker dies
                     traceback.print_exc()
-                    os._exit(1)
+                    self._fail()
         self._seen = self._desk.running
         return self._seen is not None or bool(self._desk.calls)
 
@@ -144,7 +144,10 @@ class Worker:
         place: Place,
         slate: Slate,
         enforce_limit: Callable[[float], None] | None = None,
+        *,
+        fail: Callable[[], object],
     ) -> None:
+        """Serve by these channels. `fail` is called if that cannot go on."""
         self._work = work
         self._replies = replies
         self._place = place
@@ -155,7 +158,7 @@ class Worker:
         self._initialized: dict[int, bool] = {}  # by executor: whether it may run calls
         self._shelf = Shelf(parcels, self._ask)
         self._desk = Desk(slate)
-        self._courier = Courier(self._desk, self._send)
+        self._courier = Courier(self._desk, self._send, fail)
 
     def serve(self) -> None:
         """Serve until the work channel is closed and empty."""
@@ -165,7 +168,6 @@ class Worker:
         self._courier.stop()
 
     def _do(self, executor: int, initializer: int, most: float, calls: list[Call]) -> None:
-        self._courier.wait()  # it replies for the executor before
         self._executor = executor
         self._slate.wipe()
         if initializer and executor not in self._initialized:
@@ -213,6 +215,7 @@ class Worker:
                 self._send(outcomes, [])
                 outcomes.clear()  # so that nothing here holds on to results while the next call is run
                 call = self._desk.begin_next()
+        self._courier.wait()  # before other work is claimed: it replies for this executor, and what it gives back is of this message
 
     def _send(self, outcomes: list[Outcome], given_back: list[int]) -> None:
         if outcomes or given_back:

@@ -54,23 +54,27 @@ class Inbox(Generic[T]):
 
     queue.SimpleQueue's may wait for ever: if its time is over just when it begins to wait, it takes what is left, less than
     nothing, for no limit (CPython 3.7 to 3.13, at the least; it takes a thread that has to wait for the processor).
+    One thread gets. Any may put, also in a finalizer that interrupts another put, or the getter.
     """
 
     def __init__(self) -> None:
         self._items: deque[T] = deque()
-        self._come = threading.Condition()  # with a lock that a finalizer may take again
+        self._come = threading.Lock()  # released after each put, and stays so until a getter that finds nothing takes it
+        self._come.acquire()
 
     def put(self, item: T) -> None:
         self._items.append(item)
-        with self._come:
-            self._come.notify()
+        with contextlib.suppress(RuntimeError):  # released already
+            self._come.release()
 
     def get(self, timeout: float | None = None) -> T:
         """Wait for the next item, and take it; queue.Empty if there is none within so many seconds."""
-        with self._come:
-            if not self._come.wait_for(lambda: self._items, timeout):
+        until = None if timeout is None else time.monotonic() + timeout
+        while not self._items:
+            left = -1 if until is None else max(0.0, until - time.monotonic())
+            if not self._come.acquire(timeout=left) and not self._items:
                 raise Empty
-            return self._items.popleft()
+        return self._items.popleft()
 
 
 class Doorbell:
