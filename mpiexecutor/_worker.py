@@ -215,7 +215,7 @@ class Worker:
                 self._send(outcomes, [])
                 outcomes.clear()  # so that nothing here holds on to results while the next call is run
                 call = self._desk.begin_next()
-        self._courier.wait()  # before other work is claimed: it replies for this executor, and what it gives back is of this message
+        self._courier.wait()  # before other work is claimed: it replies for this executor, and gives back of this message
 
     def _send(self, outcomes: list[Outcome], given_back: list[int]) -> None:
         if outcomes or given_back:
