@@ -70,10 +70,9 @@ class Crew:
         self.workers = max(1, comm.size - 1)
         self._thread: threading.Thread | None = None
         if self.alone:
-            serve = Worker(
-                *self._channels, parcels, self.place, Slate(), fail=partial(self._give_up, "the worker has failed")
-            ).serve
-            self._thread = threading.Thread(target=serve, name="mpiexecutor worker", daemon=True)
+            fail = partial(self._give_up, "the worker has failed")
+            worker = Worker(*self._channels, parcels, self.place, Slate(), fail=fail)
+            self._thread = threading.Thread(target=worker.serve, name="mpiexecutor worker", daemon=True)
             self._thread.start()
         self.pump = Pump(*self._channels, parcels, self.workers, self.place)
         self.closed = False
