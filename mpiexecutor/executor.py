@@ -136,8 +136,8 @@ class RMAChannelExecutor(Executor):
 
     @property
     def num_workers(self) -> int:
-        """How many calls can run at a time: less than at first if workers have died."""
-        return min(self._num_workers, self._pump.workers)
+        """How many calls can run at a time: less than at first if workers have died, and none once the executor is broken."""
+        return 0 if self._session.broken else min(self._num_workers, self._pump.workers)
 
     # Other libraries ask for these names.
     _max_workers = size = num_workers

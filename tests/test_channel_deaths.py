@@ -21,18 +21,18 @@ def test_the_others_go_on_and_the_host_is_told_of_what_is_lost(start, tmp_path):
     own = ["-n", str(RANKS)] if start == "by hand" else []
     job = run_job(None if own else RANKS, [*SPMD, *own, BEREAVED, str(tmp_path)], deadline=120)
     said = said_by(job)
-    assert [line.partition(": ")[0] for line in said[: len(STEPS)]] == list(STEPS), job
-    assert re.search(r"; rank 6 had claimed, and not received, message \d+\. The channel goes on$", said[4]), job
+    assert [line.partition(": ")[0] for line in said[: len(STEPS)]] == list(STEPS), str(job)
+    assert re.search(r"; rank 6 had claimed, and not received, message \d+\. The channel goes on$", said[4]), str(job)
     living = (0, LIVING, LIVING + 1)
-    assert {f"rank {rank}: the end" for rank in living} < set(said), job
-    assert sum("it was the channel's host" in line for line in said) == len(living), job
+    assert {f"rank {rank}: the end" for rank in living} < set(said), str(job)
+    assert sum("it was the channel's host" in line for line in said) == len(living), str(job)
 
 
 def test_ranks_on_another_node_may_die(tmp_path):
     """One node pretends to be two."""
     job = run_job(RANKS, [*SPMD, BEREAVED, str(tmp_path), "pretended"], deadline=120)
     said = said_by(job)
-    assert [line.partition(": ")[0] for line in said[: len(STEPS)]] == list(STEPS), job
+    assert [line.partition(": ")[0] for line in said[: len(STEPS)]] == list(STEPS), str(job)
 
 
 def job_of(tmp_path, lines, ranks=3, **options):
@@ -55,7 +55,7 @@ def test_a_rank_that_fails_ends_the_job(rank, ending, said, status, tmp_path):
     """The others may wait for it, as here."""
     lines = f"channel = RemoteChannel(4, 1)\nif MPI.COMM_WORLD.rank == {rank}:\n    {ending}\nchannel.take()"
     job = job_of(tmp_path, lines, expect=status)
-    assert said in job.stderr, job
+    assert said in job.stderr, str(job)
 
 
 def test_a_lock_that_a_dead_rank_holds_ends_the_job(tmp_path):
@@ -82,7 +82,7 @@ for turn in range(1, MPI.COMM_WORLD.size):
 print("no lock was held")
 """
     job = job_of(tmp_path, lines, ranks=6, expect="any")
-    assert "no lock was held" in job.stdout or (job.status != 0 and "holding a lock: the job is ended" in job.stderr), job
+    assert "no lock was held" in job.stdout or (job.status != 0 and "holding a lock: the job is ended" in job.stderr), str(job)
 
 
 def test_a_death_while_a_channel_is_made_ends_the_making(tmp_path):
@@ -97,7 +97,7 @@ except ChannelBroken as error:
 """
     job = job_of(tmp_path, lines)
     said = job.stdout.splitlines()
-    assert len(said) == 2, job
+    assert len(said) == 2, str(job)
     for line in said:
         assert re.match(r"\(1,\) rank 1, .* was killed by SIGKILL: a channel is made by all ranks of a communicator", line)
 
@@ -147,7 +147,7 @@ file.write("y")
 channel.free()
 """
     job = job_of(tmp_path, lines, ranks=4)
-    assert job.stdout == "array('d', [2.0])\n", job
+    assert job.stdout == "array('d', [2.0])\n", str(job)
     assert {path.name[-1]: path.read_text() for path in tmp_path.glob("script.py?")} == dict.fromkeys("023", "xy")
 
 
@@ -230,10 +230,11 @@ with RMACommExecutor() as executor:
 """
     job = job_of(tmp_path, lines, expect="failure")
     assert "7\n" in job.stdout
-    assert "was killed by SIGKILL, during the service of an executor, which takes all ranks: the job is ended" in job.stderr, job
+    said = "was killed by SIGKILL, during the service of an executor, which takes all ranks: the job is ended"
+    assert said in job.stderr, str(job)
 
 
 def test_an_executor_that_makes_workers_of_ranks_is_refused(tmp_path):
     """They run the script."""
     job = job_of(tmp_path, "from mpiexecutor import RMAChannelExecutor\nRMAChannelExecutor()", expect="failure")
-    assert "with --spmd every rank runs the script" in job.stderr, job
+    assert "with --spmd every rank runs the script" in job.stderr, str(job)

@@ -25,8 +25,8 @@ def test_only_what_a_dead_worker_had_begun_is_lost(ranks, module, tmp_path):
         deadline=120,
     )
     said = [line for line in job.stdout.splitlines() if line.startswith("ok: ")]
-    assert len(said) == STEPS, job
-    assert said[-1] == "ok: the last of the exit handlers", job
+    assert len(said) == STEPS, str(job)
+    assert said[-1] == "ok: the last of the exit handlers", str(job)
     files = [line.partition(" ")[2] for line in job.stdout.splitlines() if line.startswith("file: ")]
     assert files or mpi_name() == "impi", "which removes them at once"
     assert [file for file in files if Path(file).exists()] == [], "shared memory is left"
@@ -75,7 +75,7 @@ def test_without_keepers_a_death_ends_the_job(why, tmp_path):
     script.write_text(DIES.format(before=before))
     job = run_job(3, script, expect="failure")
     assert "7 1" not in job.stdout
-    assert ("has no keeper" in job.stderr) == (why != "switched off"), job
+    assert ("has no keeper" in job.stderr) == (why != "switched off"), str(job)
 
 
 STOPS = """
@@ -121,9 +121,10 @@ def test_a_lock_that_a_dead_worker_holds_ends_the_executor_and_not_the_script(ra
         env={"MPIEXECUTOR_MAX_WORKERS": "6"},
         expect=STATUS,
     )
-    assert job.stdout.splitlines()[-1] == "ok: the last of the exit handlers", job
+    assert job.stdout.splitlines()[-1] == "ok: the last of the exit handlers", str(job)
     if given_up := [line for line in job.stdout.splitlines() if "given up" in line]:  # as nearly always
-        assert given_up[0].endswith(", was killed by SIGKILL, inside MPI, where it holds a lock that nobody can take any more"), job
+        end = ", was killed by SIGKILL, inside MPI, where it holds a lock that nobody can take any more"
+        assert given_up[0].endswith(end), str(job)
 
 
 LOSES_ALL = """
@@ -165,4 +166,4 @@ def test_a_script_that_has_started_its_workers_outlives_the_job(before, call, tm
     script.write_text(LOSES_ALL.format(before=before, call=call))
     job = run_job(None, script)
     for said in ("{True}\n", "refused: ", "the end\n"):  # in the middle of what mpiexec has to say
-        assert said in job.stdout, job
+        assert said in job.stdout, str(job)

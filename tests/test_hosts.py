@@ -63,30 +63,34 @@ def test_workers_on_another_host_may_die(hosts, tmp_path):
     env = {"MPIEXECUTOR_LOST_AFTER": "6"}
     job = run_executor(hosts, *program, env=env, expect=5)
     said = [line for line in job.stdout.splitlines() if line.startswith("ok: ")]
-    assert said == ["ok: ran too long", "ok: was the last there", "ok: the end"], job
+    assert said == ["ok: ran too long", "ok: was the last there", "ok: the end"], str(job)
 
 
 def test_workers_on_another_host_may_die_before_the_root_knows(hosts, tmp_path):
     """It rings them, or they fetch something, or are in the middle of calls: the pool goes on, and nothing else is lost."""
     program = [str(ROOT / "tests" / "afar.py"), "5", str(tmp_path)]
     job = run_executor(hosts, *program, ranks=afar.RANKS, expect=5)
-    assert len([line for line in job.stdout.splitlines() if line.startswith("ok: ")]) == len(afar.SOON) + 3, job
+    assert len([line for line in job.stdout.splitlines() if line.startswith("ok: ")]) == len(afar.SOON) + 3, str(job)
 
 
 CUT = """
 import sys, time
+from pathlib import Path
 from mpiexecutor import RMAChannelExecutor
 
 def work(number, data):
     time.sleep(0.002)
     return number, data
 
+folder = Path(sys.argv[1])
 with RMAChannelExecutor(max_pending=100) as executor:
-    print("begun", flush=True)
-    until = time.monotonic() + 8
     calls = []
-    while time.monotonic() < until:
+    more = 1000  # when all is well again
+    while more:
         calls.append(executor.submit(work, len(calls), bytes(37 * len(calls) % 50000)))
+        if len(calls) == 500:
+            (folder / "cut").touch()
+        more -= (folder / "is healed").exists()
     for number, call in enumerate(calls):
         assert call.result() == (number, bytes(37 * number % 50000))
     assert executor.num_workers == 3
@@ -94,15 +98,21 @@ print("the end")
 """
 
 
-def cut_after(hosts: Hosts, seconds: float, heal_after: float | None) -> threading.Thread:
-    """Cut a host off, once a job has begun, and perhaps heal that."""
+def cut_on_demand(hosts: Hosts, folder: Path, heal_after: float | None = None) -> threading.Thread:
+    """Cut a host off, once a job asks for it, by a file, and perhaps heal that."""
 
     def cut() -> None:
-        time.sleep(seconds)
+        until = time.monotonic() + 120
+        while not (folder / "cut").exists():
+            if time.monotonic() > until:
+                return
+            time.sleep(0.01)
         hosts.cut()
+        (folder / "is cut").touch()
         if heal_after is not None:
             time.sleep(heal_after)
             hosts.heal()
+            (folder / "is healed").touch()
 
     thread = threading.Thread(target=cut)
     thread.start()
@@ -113,47 +123,25 @@ def test_a_host_that_is_cut_off_for_a_while_comes_back(hosts, tmp_path):
     """For 3 s nothing gets through: then all goes on, and nothing is lost."""
     script = tmp_path / "script.py"
     script.write_text(CUT)
-    thread = cut_after(hosts, 3, heal_after=3)
+    thread = cut_on_demand(hosts, tmp_path, heal_after=3)
     try:
-        assert run_executor(hosts, str(script)).stdout.endswith("the end\n")
+        assert run_executor(hosts, str(script), str(tmp_path)).stdout.endswith("the end\n")
     finally:
         thread.join()
 
 
-CUT_FOR_GOOD = """
-import atexit, time
-from concurrent.futures import BrokenExecutor
-from mpiexecutor import RMAChannelExecutor
-
-atexit.register(print, "the end", flush=True)
-with RMAChannelExecutor() as executor:
-    until = time.monotonic() + 16
-    errors = []
-    while time.monotonic() < until and not any(type(error) is BrokenExecutor for error in errors):
-        try:
-            calls = [executor.submit(time.sleep, 0.01) for _ in range(20)]
-        except BrokenExecutor as error:
-            errors.append(error)
-            break
-        errors += [error for call in calls if (error := call.exception())]
-    assert errors and all(isinstance(error, BrokenExecutor) for error in errors), errors
-    assert executor.num_workers in {0, 1}
-    print("given up", flush=True)
-"""
-
-
-def test_a_host_that_is_cut_off_for_good_is_given_up(hosts, tmp_path):
-    """The script goes on with the workers that are left, if the cut met none in the middle of a message; mpiexec is killed."""
-    script = tmp_path / "script.py"
-    script.write_text(CUT_FOR_GOOD)
-    thread = cut_after(hosts, 4, heal_after=None)
+@pytest.mark.parametrize("when", ["running", "midway", "busy"])
+def test_a_host_that_is_cut_off_for_good_is_given_up(hosts, tmp_path, when):
+    """What its workers do just then decides what is lost; the script goes on and ends, and mpiexec is killed."""
+    thread = cut_on_demand(hosts, tmp_path)
     try:
-        job = run_executor(hosts, str(script), env={"MPIEXECUTOR_LOST_AFTER": "6"}, expect="any", may_leave=True)
+        program = [str(ROOT / "tests" / "cut.py"), str(tmp_path), when]
+        job = run_executor(hosts, *program, env={"MPIEXECUTOR_LOST_AFTER": "6"}, expect="any", may_leave=True)
     finally:
         thread.join()
         hosts.heal()
-    assert job.stdout.endswith("given up\nthe end\n"), job
-    assert "was not heard of for 6 s" in job.stderr, job
+    assert job.stdout == f"ok: {when}\nok: the end\n", str(job)
+    assert "was not heard of for 6 s" in job.stderr, str(job)
 
 
 def test_ranks_of_a_script_with_raw_channels_may_die_on_another_host(hosts, tmp_path):
@@ -162,4 +150,4 @@ def test_ranks_of_a_script_with_raw_channels_may_die_on_another_host(hosts, tmp_
         hosts, "--spmd", str(ROOT / "tests" / "bereaved.py"), str(tmp_path), "far", ranks=bereaved.RANKS, deadline=200
     )
     said = [line.removeprefix("ok: ").partition(": ")[0] for line in job.stdout.splitlines() if line.startswith("ok: ")]
-    assert said[: len(bereaved.STEPS)] == list(bereaved.STEPS), job
+    assert said[: len(bereaved.STEPS)] == list(bereaved.STEPS), str(job)
