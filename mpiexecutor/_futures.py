@@ -1,7 +1,7 @@
 """Calls that are waited for, by number, and what each executor has of them: no MPI, no threads. The caller holds the lock."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,6 +101,10 @@ class Session:
                 batch.append(task)
                 size, expected = more_size, more_expected
         return batch
+
+    def tasks_in(self, messages: Container[int]) -> list[Task]:
+        """Give those without an outcome that went with one of these messages last."""
+        return [task for task in self.sent.values() if task.batch and task.batch.number in messages]
 
     def take_back(self, tasks: Sequence[Task]) -> None:
         """Put tasks that were sent, and not begun, before all others."""

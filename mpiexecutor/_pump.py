@@ -25,11 +25,11 @@ from typing import Any, Final
 from ._functions import Catalogue, Function
 from ._futures import Batch, Session, Task
 from ._health import Loss
-from ._outcomes import BrokenWorkerError, Place, RemoteTraceback, error_from, unship, with_cause
+from ._outcomes import BrokenWorkerError, Failure, Place, RemoteTraceback, error_from, unship, with_cause
 from ._parcels import Parcels
 from ._sentry import Sentry
 from ._slate import INITIALIZER, outcomes_in
-from ._worker import Outcome, Reply, Work
+from ._worker import UNREAD, Outcome, Reply, Work
 from .channel import ChannelClosed, ChannelFull, RemoteChannel, Share
 
 logger = logging.getLogger("mpiexecutor")
@@ -76,7 +76,7 @@ class Pump:
         self._failure = ""  # why nothing is collected any more
         self._done: Counter[int] = Counter()  # calls, by rank
         self._orders: deque[Callable[[], list[Callable[[], None]]]] = deque()  # each gives what is left to do for futures
-        self._unburied: list[tuple[Loss, Share]] = []  # of those, that wait for a message
+        self._postponed: list[Callable[[], list[Callable[[], None]]]] = []  # orders that wait until its number is known
         self._streaming = False  # a message longer than the room there was is still being put
         self._sentry = Sentry("mpiexecutor sentry", self._see_who_is_slow, every=_TICK, times=_TICKS)
         self._collector = threading.Thread(target=self._collect, name="mpiexecutor collector", daemon=True)
@@ -304,9 +304,9 @@ class Pump:
             if future.exception() is None:
                 batch.number = self._work.count - 1  # nothing else was put meanwhile
                 self._dispatch()
-            unburied, self._unburied = self._unburied, []
-        for loss, share in unburied:
-            self._order(partial(self._see_to_calls, loss, share))
+            postponed, self._postponed = self._postponed, []
+        for order in postponed:
+            self._order(order)
 
     # -- the collector -----------------------------------------------------------------------------------------------------------
 
@@ -336,6 +336,9 @@ class Pump:
             for rank, number, outcomes, given_back, failure, wanted in replies:
                 if number == _ORDER:
                     steps += self._orders.popleft()()
+                    continue
+                if number == UNREAD and failure is not None:
+                    steps += self._fail_unread(wanted, failure)
                     continue
                 if wanted:
                     function = self.catalogue.find(wanted)
@@ -477,11 +480,20 @@ class Pump:
     def _see_to_calls(self, loss: Loss, share: Share) -> list[Callable[[], None]]:
         """Fail what a dead worker had begun, or have it run again if it may be; the rest of its message was not lost."""
         for session in list(self._sessions.values()):
-            tasks = [task for task in session.sent.values() if task.batch and task.batch.number in share.messages]
-            if tasks:
+            if tasks := session.tasks_in(share.messages):
                 return self._divide(session, loss, tasks)
         if self._streaming:  # that message's number is still to be noted, and it may be the one
-            self._unburied.append((loss, share))
+            self._postponed.append(partial(self._see_to_calls, loss, share))
+        return []
+
+    def _fail_unread(self, message: int, failure: Failure) -> list[Callable[[], None]]:
+        """Fail the calls of a message that a worker could not receive."""
+        for session in list(self._sessions.values()):
+            if tasks := session.tasks_in({message}):
+                unknown = [(task.number, self._seconds.get(task.kind, 0.0), None, failure) for task in tasks]
+                return [partial(self._settle_all, session, self._note(session, unknown))]
+        if self._streaming:  # as above
+            self._postponed.append(partial(self._fail_unread, message, failure))
         return []
 
     def _divide(self, session: Session, loss: Loss, tasks: list[Task]) -> list[Callable[[], None]]:

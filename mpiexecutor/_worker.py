@@ -9,14 +9,14 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Final
 
 from ._functions import Shelf
 from ._outcomes import Failure, Place, failure_of, ship, size_of, unship
 from ._parcels import Parcels
 from ._sentry import Sentry
 from ._slate import INITIALIZER, LARGE, Slate
-from .channel import ChannelClosed, RemoteChannel
+from .channel import ChannelClosed, ChannelMemoryError, RemoteChannel
 
 # A message of work: the executor's number, that of its initializer (0: it has none), the seconds that each call may run (0: any
 # time), and the calls: number, the number of the function (see _functions.py; 0: it has none), and the pickled function (None if it
@@ -26,10 +26,11 @@ Work = tuple[int, int, float, list[Call]]
 
 # A message of replies: the rank; the executor's number; what became of calls: number, seconds that it ran, and either its value or
 # its failure; the numbers of calls that are given back, not begun; the failure of its initializer; the number of a function that
-# is wanted.
+# is wanted. For the executor's number UNREAD: why a message of work was thrown away, and, as what is wanted, that message's number.
 Outcome = tuple[int, float, tuple[Any, ...] | None, Failure | None]
 Reply = tuple[int, int, Sequence[Outcome], Sequence[int], Failure | None, int]
 
+UNREAD: Final = -2
 _HELD = 1e-3  # seconds that an outcome is kept back at most while other calls of its message begin
 _TICK = 2e-3  # seconds between two looks of the courier: a call that is seen twice is a long one
 _TICKS = 25  # looks in vain before the courier rests
@@ -163,9 +164,23 @@ class Worker:
     def serve(self) -> None:
         """Serve until the work channel is closed and empty."""
         in_task.set(True)
-        while messages := self._work.take_many(1):
+        while messages := self._take():
             self._do(*messages.pop())
         self._courier.stop()
+
+    def _take(self) -> list[Work]:
+        """Take a message. A call that is too large for this worker's memory fails; with none for a short one the worker dies."""
+        while True:
+            try:
+                return self._work.take_many(1)
+            except ChannelMemoryError as error:
+                if error.size <= LARGE:
+                    raise
+                number = self._work.skip()
+                text = f"this call is too large for its worker's memory, {error.size} bytes when pickled"
+            if number is not None:
+                self._executor = UNREAD
+                self._reply(failure=failure_of(MemoryError(text), self._place), wanted=number)
 
     def _do(self, executor: int, initializer: int, most: float, calls: list[Call]) -> None:
         self._executor = executor

@@ -169,6 +169,7 @@ class FakeMemory:
         self._life = life or Life()
         self._pending: list[tuple[memoryview, memoryview, bool]] = []  # (from, to, maybe twice), a word or less each
         self.interrupt_after: int | None = None
+        self.room: int | None = None  # bytes that this party can allocate at a time
 
     def load(self, at: int) -> int:
         self._place()
@@ -226,6 +227,8 @@ class FakeMemory:
         return found
 
     def allocate(self, size: int) -> memoryview:
+        if self.room is not None and size > self.room:
+            raise MemoryError
         return memoryview(bytearray(b"\xaa" * size))
 
     def flush(self) -> None:

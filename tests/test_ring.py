@@ -13,7 +13,7 @@ from fake_memory import FakeMemory, Stuck, Turnstile
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from mpiexecutor.channel import ChannelClosed
+from mpiexecutor.channel import ChannelClosed, ChannelMemoryError
 from mpiexecutor.channel._consumer import Consumer, Incoming
 from mpiexecutor.channel._producer import Gather, Outgoing, Producer
 from mpiexecutor.channel._ring import CLOSED, MAX_LENGTH, MAX_SLOTS, TICKET_BITS, WORD, Layout, Progress, State
@@ -78,6 +78,7 @@ class Ring:
         self.put: Counter[bytes] = Counter()  # messages that arrive, if the ring keeps its word
         self.taken: list[list[bytes]] = []  # by each consumer
         self.cuts = 0
+        self.skipped: Counter[int] = Counter()  # of the messages that were skipped: by length
         self.closed = False  # close has returned
         self.over = 0  # consumers that saw the end
 
@@ -160,8 +161,12 @@ class Ring:
     def moved(progress: Progress) -> Progress | None:
         return None if progress is Progress.STALLED else progress
 
-    def take_all(self, ring: Consumer, most: int = 1, interrupts: Iterable[int] = ()) -> Callable[[], None]:
-        """Be a party that takes until the end; `interrupts` says when each receive is interrupted."""
+    def take_all(
+        self, ring: Consumer, most: int = 1, interrupts: Iterable[int] = (), room: int | None = None
+    ) -> Callable[[], None]:
+        """Be a party that takes until the end, and skips what it has no room for; `interrupts` says when each receive is."""
+        memory: Any = ring._memory
+        memory.room = room
         found: list[bytes] = []
         self.taken.append(found)
         interrupts = iter(interrupts)
@@ -169,7 +174,10 @@ class Ring:
         def attempt() -> Incoming | memoryview | bool | None:
             if (data := ring.take_short(alone=most > 1)) is not None:
                 return data
-            incoming = ring.claim(most)
+            try:
+                incoming = ring.claim(most)
+            except ChannelMemoryError:
+                incoming = ring.skip()
             if incoming is None and ring.ended(ring.state()):
                 return True
             return incoming
@@ -179,7 +187,8 @@ class Ring:
                 if isinstance(incoming, memoryview):
                     found.append(bytes(incoming))
                 elif self.receive(ring, incoming, next(interrupts, None)) is Progress.DONE:
-                    found.extend(split(incoming, self.layout))
+                    self.skipped.update(incoming.lengths if incoming.skipped else ())
+                    found.extend([] if incoming.skipped else split(incoming, self.layout))
             self.check_end(ring)
             self.over += 1
 
@@ -228,8 +237,10 @@ class Ring:
     # -- what must be true --------------------------------------------------------------------------------------------
 
     def check_arrived(self) -> None:
-        """What was put was taken, once, unchanged, and in order."""
-        assert Counter(itertools.chain(*self.taken)) == self.put
+        """What was put was taken, once, unchanged, and in order, or was skipped."""
+        taken = Counter(itertools.chain(*self.taken))
+        assert taken <= self.put
+        assert Counter(map(len, (self.put - taken).elements())) == self.skipped
         for found in self.taken:
             for producer in range(RANKS):
                 numbers = [message[1] for message in found if message[0] == producer]
@@ -265,6 +276,21 @@ def test_all_messages_arrive_once_whole_and_in_order(slots, batches, most, befor
     ring.run(*ring.closing(puts), *takes)
     ring.check_arrived()
     ring.check_empty()
+
+
+@RACES
+@given(SLOTS, st.tuples(BATCHES, BATCHES), st.integers(1, 4), st.lists(st.integers(0, 12)), STARTS, SCHEDULES, ORDERS)
+def test_what_a_consumer_has_no_memory_for_is_skipped_or_taken_by_another(
+    slots, batches, most, interrupts, before_wrap, schedule, orders
+):
+    """Short messages always fit; a long one is thrown away whole, and nothing else with it, unless the other was faster."""
+    ring = Ring(slots, schedule=schedule, orders=orders, before_wrap=before_wrap)
+    puts = [lambda rank=rank: ring.put_all(ring.producer(rank), messages_of(rank, batches[rank])) for rank in (0, 1)]
+    poor = ring.take_all(ring.consumer(2), most, interrupts, room=16)
+    ring.run(*ring.closing(puts), poor, ring.take_all(ring.consumer(3), most))
+    ring.check_arrived()
+    ring.check_empty()
+    assert all(length > 16 for length in ring.skipped)
 
 
 @FEW

@@ -1,5 +1,7 @@
 """What is known of the workers, and how they are ended: a call that hangs, a pool that is to end at once."""
 
+import re
+
 import pytest
 from jobs import run_job
 
@@ -220,3 +222,31 @@ def test_a_worker_that_is_stopped_does_not_keep_the_script_from_its_end(ranks, h
     job = run_job(ranks, [*module, str(script), how], env={"MPIEXECUTOR_MAX_WORKERS": "2"}, expect=5)
     if how == "left alone":  # else mpiexec may have been faster
         assert ", gives no signs of life, and keeps this job from its end: it is killed" in job.stderr
+
+
+TOO_LARGE = """
+import resource
+
+def lower_limit(bytes_more):
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + bytes_more, resource.RLIM_INFINITY))
+    time.sleep(0.1)
+    return os.getpid()
+
+with RMAChannelExecutor() as executor:
+    lowered = set()
+    until(lambda: lowered.update(executor.map(lower_limit, [100 << 20] * 3)) or len(lowered) == 3)
+    calls = [executor.submit(len, bytes(size)) for size in (300_000_000, 7, 1_000_000, 200_000_000, 8)]
+    for call in calls:
+        print(repr(call.exception() or call.result()))
+    assert sum(executor.map(abs, range(100))) == 4950
+    assert executor.num_workers == 3
+"""
+
+
+def test_a_call_too_large_for_the_memory_of_its_worker_fails_alone(tmp_path):
+    """As one that is too large once it is unpickled does; no worker dies of it, and those behind it are run."""
+    said = run(tmp_path, TOO_LARGE).stdout.splitlines()
+    assert said[1:3] + said[4:] == ["7", "1000000", "8"]
+    for line in (said[0], said[3]):
+        assert re.match(r"""MemoryError\("this call is too large for its worker's memory, \d00000\d\d\d bytes when""", line)

@@ -12,7 +12,16 @@ Layout, top to bottom; nothing here knows of executors:
     _memory       the little that it asks of a memory _errors
 """
 
-from ._errors import ChannelBroken, ChannelClosed, ChannelEmpty, ChannelError, ChannelFull, IncompletePut, Share
+from ._errors import (
+    ChannelBroken,
+    ChannelClosed,
+    ChannelEmpty,
+    ChannelError,
+    ChannelFull,
+    ChannelMemoryError,
+    IncompletePut,
+    Share,
+)
 from ._remote import RemoteChannel, Statistics
 
 __all__ = [
@@ -21,6 +30,7 @@ __all__ = [
     "ChannelEmpty",
     "ChannelError",
     "ChannelFull",
+    "ChannelMemoryError",
     "IncompletePut",
     "RemoteChannel",
     "Share",

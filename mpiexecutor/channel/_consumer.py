@@ -4,6 +4,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ._errors import ChannelMemoryError
 from ._memory import Memory
 from ._ring import (
     AHEAD,
@@ -43,10 +44,16 @@ class Incoming:
     read: int = 0  # slots from here on whose bytes are in data already
     got: int = 0  # slots read and freed
     cut: "Cut | None" = None  # the producer gave up: the slots from got on are passed on unread
+    skipped: bool = False  # thrown away unread
 
     @property
     def ticket(self) -> int:
         return self.position & TICKET
+
+    @property
+    def number(self) -> int:
+        """Of the first message."""
+        return self.position // MESSAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,7 @@ class Consumer(End):
         self._head = 0  # as last seen
         self._voids = 0
         self._limit = 0  # messages that were claimed, as last seen
+        self._too_large: Incoming | None = None  # the next message, when there was last no memory for it
         self.interrupted: Incoming | None = None  # what was claimed by a take that was interrupted
         self.own_claims: int | None = None  # what this rank itself has claimed: true even before the host's claim is seen
 
@@ -124,7 +132,11 @@ class Consumer(End):
         return self._allowed(position, 1) > 0
 
     def claim(self, most: int = 1) -> Incoming | None:
-        """Claim the next message, or up to `most` that are there as a whole; None if there is none, or none is left to take."""
+        """Claim the next message, or up to `most` that are there as a whole; None if there is none, or none is left to take.
+
+        ChannelMemoryError if there is no memory for the next one, which stays where it is.
+        """
+        self._too_large = None
         while not self._parked or self.resumed():
             position = self._head
             lengths, span, ready = ((), 0, 0) if position & PAUSED else self._look(position & TICKET, most)
@@ -137,14 +149,36 @@ class Consumer(End):
             if allowed < len(lengths):
                 lengths = lengths[:allowed]
                 span = ready = sum(map(self._layout.span, lengths))
-            incoming = self._incoming(position, lengths, span, ready)
-            new = self._layout.advance(position, len(lengths), span)
-            seen = self._swap(self._layout.head, self._claiming_at, position, new, len(lengths), span)
-            if seen == position:
-                self._head = new
+            try:
+                incoming = self._incoming(position, lengths, span, ready)
+            except MemoryError:
+                if len(lengths) > 1:
+                    most = 1
+                    continue
+                self._too_large = Incoming(position, lengths, span, memoryview(b""), skipped=True)
+                self._give_up()
+                raise ChannelMemoryError(lengths[0]) from None
+            if self._has_claimed(incoming):
                 return incoming
-            self._head = seen
         return None
+
+    def skip(self) -> Incoming | None:
+        """Claim the message for which there was no memory, to receive it without its bytes; None if another was faster."""
+        incoming, self._too_large = self._too_large, None
+        if incoming is not None and incoming.position == self._head:  # else the ring was settled meanwhile, by this end itself
+            if self._has_claimed(incoming):
+                return incoming
+            self._give_up()
+        return None
+
+    def _has_claimed(self, incoming: Incoming) -> bool:
+        """Swap HEAD; whether this rank was the fastest."""
+        position = incoming.position
+        messages = len(incoming.lengths)
+        new = self._layout.advance(position, messages, incoming.span)
+        seen = self._swap(self._layout.head, self._claiming_at, position, new, messages, incoming.span)
+        self._head = new if seen == position else seen
+        return seen == position
 
     def receive(self, incoming: Incoming) -> Progress:
         """Read what has been published by now, and free its slots."""
@@ -158,7 +192,7 @@ class Consumer(End):
         incoming.ready = max(0, incoming.ready - ready)
         if not ready:
             return self._stalled(incoming)
-        if ready > incoming.read:
+        if ready > incoming.read and not incoming.skipped:
             self._read(incoming, ready)
             self._memory.flush()  # the bytes are here before any turn says that the slots are free
         incoming.read = max(0, incoming.read - ready)

@@ -282,6 +282,14 @@ class TakeEnd(_End):
         finally:
             self.lock.release()
 
+    def skip(self) -> int | None:
+        """Throw the message away for which there was no memory; give its number, None if it is gone."""
+        with self.lock:
+            self._place.check()
+            with self._claiming:
+                incoming = self.ring.skip()
+            return incoming.number if incoming is not None and self._has_received(incoming) else None
+
     def take_later(self, decode: Callable[[Incoming], T]) -> ChannelFuture[T]:
         """Take a message in the background."""
 
@@ -338,16 +346,20 @@ class TakeEnd(_End):
                     self._wake()
             if incoming is None or incoming is END:
                 return incoming
-            self._incoming = incoming
-            progress = self._receive(incoming)
-            self._incoming = None
-            if self.ring.glance():
-                self._wake_by(self.ring.glanced())
-            if progress is Progress.DONE:
+            if self._has_received(incoming) and not incoming.skipped:
                 return incoming
-            if progress is Progress.PARKED:
-                self._wait_for_resumption()
             begin = _at_once  # the message was cut, or is put anew: the next one is taken instead
+
+    def _has_received(self, incoming: Incoming) -> bool:
+        """Receive what was claimed; False if that was cut, or is put anew."""
+        self._incoming = incoming
+        progress = self._receive(incoming)
+        self._incoming = None
+        if self.ring.glance():
+            self._wake_by(self.ring.glanced())
+        if progress is Progress.PARKED:
+            self._wait_for_resumption()
+        return progress is Progress.DONE
 
     def _claim(self, most: int) -> Incoming | None:
         self._place.check_losses()

@@ -21,6 +21,20 @@ class ChannelEmpty(ChannelError, queue.Empty):
     """``take_nowait`` found no message. Whoever can wait calls ``take``, whoever can wait a while ``take(timeout=...)``."""
 
 
+class ChannelMemoryError(ChannelError, MemoryError):
+    """A message of `size` bytes does not fit into this rank's memory. It is still there, for any rank to take.
+
+    It is the next one for this rank, too, until another has taken it, or until this one has called ``skip``.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.size = size
+
+    def __str__(self) -> str:
+        return f"a message of {self.size} bytes does not fit into this rank's memory: skip throws it away"
+
+
 class ChannelFull(ChannelError, queue.Full):
     """``put_nowait`` found no room. Whoever can wait calls ``put``, whoever can wait a while ``put(..., timeout=...)``."""
 

@@ -40,7 +40,7 @@ class Memory(Protocol):
         """Set the word at `at` if it is `expected`, in one step; give what it was. A flush of its own."""
 
     def allocate(self, size: int) -> memoryview:
-        """Give memory of this party's own to read into, with whatever was in it before."""
+        """Give memory of this party's own to read into, with whatever was in it before. MemoryError if there is none."""
 
     def flush(self) -> None:
         """Complete all that was asked for: a full fence between what comes before and what comes after."""

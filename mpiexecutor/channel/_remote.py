@@ -266,7 +266,8 @@ class RemoteChannel(Generic[P, M]):
         that nobody has claimed anything of, and nobody has closed, is waited on.
 
         `timeout`, in seconds, bounds the wait for a message to begin: TimeoutError then, and nothing was taken. One that has
-        begun is received whole. In a channel of objects None may be a message, too: take_many or a for loop tell it from the end.
+        begun is received whole. ChannelMemoryError if it does not fit into this rank's memory: it stays where it is. In a channel
+        of objects None may be a message, too: take_many or a for loop tell it from the end.
         """
         messages = self.take_many(1, timeout)
         return messages[0] if messages else None
@@ -302,6 +303,14 @@ class RemoteChannel(Generic[P, M]):
         if found is None:
             raise TimeoutError(f"no message within {timeout} s")
         return self._decode(found)
+
+    def skip(self) -> int | None:
+        """Throw the message away that this rank had no memory for: give its number, how many came before it.
+
+        For who has caught a ChannelMemoryError. None if there is no such message any more, as another rank has taken it.
+        """
+        self._check_side("take")
+        return self._takes.skip()
 
     def __iter__(self) -> Iterator[M]:
         """Take messages until none will come any more."""

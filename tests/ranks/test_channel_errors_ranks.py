@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from together import COMM, LAST, RANK, SIZE, channel_of, needs_two, still_works
 
-from mpiexecutor.channel import ChannelBroken, RemoteChannel
+from mpiexecutor.channel import ChannelBroken, ChannelMemoryError, RemoteChannel
+from mpiexecutor.channel._window import _RemoteMemory
 
 
 class Unpicklable:
@@ -229,6 +230,39 @@ def test_garbage_in_the_window_is_an_error_that_names_it():
                 channel.take()
         COMM.Barrier()
         still_works(channel)
+
+
+@pytest.mark.parametrize("size", [5000, 100_000])
+def test_a_message_for_which_a_rank_has_no_memory_stays_where_it_is(size, monkeypatch):
+    """It can be taken by another, or by this one once it has memory, or be thrown away; the next one is not touched."""
+    with channel_of(30, 256, object) as channel:
+        if RANK == 0:
+            for number in range(3):
+                channel.putf((number, bytes(size)))
+            channel.putf("short")
+            with monkeypatch.context() as poor:
+                poor.setattr(_RemoteMemory, "allocate", allocate_little)
+                with pytest.raises(ChannelMemoryError, match=r"^a message of \d+ bytes does not fit") as refused:
+                    channel.take()
+            assert refused.value.size > size
+            assert channel.take()[0] == 0
+            assert channel.skip() is None
+            with monkeypatch.context() as poor:
+                poor.setattr(_RemoteMemory, "allocate", allocate_little)
+                for number in (1, 2):
+                    with pytest.raises(ChannelMemoryError):
+                        channel.take_many(10)
+                    assert channel.skip() == number
+                assert channel.skip() is None
+                assert channel.take() == "short"
+        COMM.Barrier()
+        still_works(channel)
+
+
+def allocate_little(_, size):
+    if size > 1000:
+        raise MemoryError
+    return memoryview(bytearray(size))
 
 
 def ways_to_put(channel):
