@@ -19,6 +19,7 @@ user.
 import contextlib
 import hmac
 import json
+import math
 import os
 import secrets
 import selectors
@@ -291,10 +292,10 @@ def _receive(connection: socket.socket, token: str) -> tuple[dict[str, Any] | No
 
 def _timeout() -> float:
     text = os.environ.get(TIMEOUT_VARIABLE, str(_TIMEOUT))
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{TIMEOUT_VARIABLE} is the number of seconds that workers have to start, not {text!r}") from None
+    with contextlib.suppress(ValueError):
+        if 0 < (seconds := float(text)) < math.inf:
+            return seconds
+    raise ValueError(f"{TIMEOUT_VARIABLE} is the number of seconds that workers have to start, above 0, not {text!r}")
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:

@@ -4,15 +4,19 @@ The root has a watch, to which the keepers on its node come. Another node's memb
 the root what that hears: see _relay.py.
 """
 
+import logging
+import math
 import os
 import signal
+import time
+from collections.abc import Set as AbstractSet
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ._health import Watch, address_of
-from ._keeper import Kept
+from ._keeper import KILL, Kept
 from ._manager import connection, mapped, remove, take_leave
-from ._orders import Orders, Report, part_from_root
+from ._orders import Orders, Report, await_leavers, part, part_from_root
 from ._world import STANDING
 
 if TYPE_CHECKING:
@@ -22,6 +26,10 @@ if TYPE_CHECKING:
 
     from ._relay import Exchange, News, Post
     from .channel import RemoteChannel
+
+logger = logging.getLogger("mpiexecutor")
+
+_LATE = 3.0  # seconds until a worker that gives no signs of life is killed in the end, after 10 s for all to leave
 
 
 def exchange_of(comm: "MPI.Intracomm", orders: Orders, watch: Watch, reports: dict[int, Report]) -> "Exchange | None":
@@ -36,6 +44,49 @@ def _news_of(comm: "MPI.Intracomm") -> "News":
     from ._relay import News  # noqa: PLC0415 - it knows MPI
 
     return News(comm)
+
+
+class Parting:
+    """The root's side of the end, once nothing is to be done any more.
+
+    `for_good`: nobody has anything else to do then, so whoever cannot leave, as it is stopped, is killed.
+    """
+
+    def __init__(self, comm: "MPI.Intracomm", watch: Watch, reports: dict[int, Report], *, for_good: bool) -> None:
+        self._comm = comm
+        self._watch = watch
+        self._reports = reports  # by rank
+        self._for_good = for_good
+        self._stopped_since: dict[int, float] = {}  # by rank: of those that are waited for, and give no signs of life
+        self._killed: set[int] = set()
+        self.of_all = False  # all workers live, and give up with this rank what they have together: none of them may die now
+
+    def part(self) -> bool:
+        """Part from the workers, once they have left their loops; whether all of them live, so that MPI can be used as ever."""
+        dead = self._watch.dead
+        await_leavers(self._comm, dead, self._kill_stopped)
+        self.of_all = not dead | self._killed
+        self.of_all = not dead | self._killed  # once more: who has died since then may not have been noted
+        part(self._comm, dead | self._killed, whole=self.of_all)
+        return self.of_all
+
+    def _kill_stopped(self, late: AbstractSet[int]) -> None:
+        """Kill those that give no signs of life: nothing would come of waiting for them.
+
+        They have had time for one since this process could look: the whole job may have been stopped.
+        """
+        now = time.monotonic()
+        stopped = {rank for rank in late - self._killed if self._watch.is_stopped(rank)}
+        self._stopped_since = {rank: self._stopped_since.get(rank, now) for rank in stopped}
+        for rank in [rank for rank, since in self._stopped_since.items() if now - since > _LATE]:
+            who = f"rank {rank}, host {self._reports[rank].host}, pid {self._reports[rank].pid}"
+            what = "it is killed" if self._for_good else "continue it, or kill it"
+            logger.warning("the worker on %s, gives no signs of life, and keeps this job from its end: %s", who, what)
+            if self._for_good:
+                self._killed.add(rank)
+                self._watch.doom(rank, KILL)
+            else:
+                self._stopped_since[rank] = math.inf  # said
 
 
 class Member:

@@ -13,23 +13,21 @@ import contextlib
 import ctypes
 import functools
 import logging
-import math
 import os
 import sys
 import threading
 import time
 import traceback
 import weakref
-from collections.abc import Set as AbstractSet
 from concurrent.futures import BrokenExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ._company import Member, exchange_of, own_keeper
+from ._company import Member, Parting, exchange_of, own_keeper
 from ._health import Undertaker, Watch, WorkerStatus
-from ._keeper import KILL, Kept
+from ._keeper import Kept
 from ._manager import mapped, remove
-from ._orders import Orders, Report, answer_reports, await_leavers, await_reports, part, report
+from ._orders import Orders, Report, answer_reports, await_reports, report
 from ._outcomes import Place
 from ._parcels import Parcels
 from ._pump import Pump
@@ -46,7 +44,6 @@ logger = logging.getLogger("mpiexecutor")
 
 _making = threading.Lock()  # crews are made one at a time
 _PATIENCE = 2.0  # seconds that any thread may be at work in the pump
-_LATE = 3.0  # seconds until a worker that gives no signs of life is killed in the end, after 10 s for all to leave
 _LAST_WORDS = 0.2  # seconds that what was printed has to get through before the job is aborted
 _SLOTS, _SLOT_SIZE = 256, 16384  # of each channel: messages of calls are small, and large ones take many slots
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names of malloc.h
@@ -78,10 +75,7 @@ class Crew:
         self.closed = False
         self._needs = contextlib.ExitStack()
         self._needs.enter_context(DEATHS.all_needed("the service of an executor"))  # whose workers have no keepers of ours then
-        self._for_good = True  # or its ranks go on afterwards
-        self._late: dict[int, float] = {}  # since when a rank that is to leave, in the end, gives no signs of life
-        self._killed: set[int] = set()
-        self._dissolving = False  # the channels, with all workers
+        self._parting: Parting | None = None  # from the workers, in the end
         self._wedged = False  # they will never be of use again
         pump = self.pump
         watch.returned = pump.regain
@@ -133,21 +127,20 @@ class Crew:
     def close(self, *, for_good: bool = True) -> None:
         """Have every executor finish what it has, and dismiss the workers. Nothing can be submitted any more.
 
-        `for_good`: nobody has anything else to do, and who cannot be dismissed is killed.
+        For `for_good` see Parting.
         """
         if self.closed:
             return
         self.closed = True
-        self._for_good = for_good
         atexit.unregister(self.close)
         try:
             with self._needs:
-                self._finish()
+                self._finish(for_good=for_good)
         except BaseException:  # Ctrl-C: nobody wants to wait any more
             self._abort()
             raise
 
-    def _finish(self) -> None:
+    def _finish(self, *, for_good: bool) -> None:
         failed = _script_failed()
         sessions = self.pump.sessions()
         for session in sessions:
@@ -165,7 +158,8 @@ class Crew:
         self.pump.stop()
         if self._thread is not None:
             self._thread.join()
-        if self._part():
+        self._parting = Parting(self._comm, self._watch, self._reports, for_good=for_good)
+        if self._parting.part():
             if self._exchange is not None:
                 self._exchange.stop()
             _dissolve(self._comm, self._channels, self._parcels)
@@ -174,35 +168,9 @@ class Crew:
             self._abandon()
             STANDING.deaths.append(self._watch)
 
-    def _part(self) -> bool:
-        """Part from the workers, once they have left their loops; whether all of them live, so that MPI can be used as ever."""
-        dead = self._watch.dead
-        await_leavers(self._comm, dead, self._kill_stopped)
-        self._dissolving = not dead | self._killed
-        whole = self._dissolving = not dead | self._killed  # once more: who has died since then may not have been noted
-        part(self._comm, dead | self._killed, whole=whole)
-        return whole
-
-    def _kill_stopped(self, late: AbstractSet[int]) -> None:
-        """Kill those of the workers that give no signs of life: nothing would come of waiting for them.
-
-        They have had time for one since this process could look: the whole job may have been stopped.
-        """
-        now = time.monotonic()
-        self._late = {rank: self._late.get(rank, now) for rank in late - self._killed if self._watch.is_stopped(rank)}
-        for rank in [rank for rank, since in self._late.items() if now - since > _LATE]:
-            who = f"rank {rank}, host {self._reports[rank].host}, pid {self._reports[rank].pid}"
-            what = "it is killed" if self._for_good else "continue it, or kill it"
-            logger.warning("the worker on %s, gives no signs of life, and keeps this job from its end: %s", who, what)
-            if self._for_good:
-                self._killed.add(rank)
-                self._watch.doom(rank, KILL)
-            else:
-                self._late[rank] = math.inf  # said
-
     def _note_loss(self) -> None:
         """End everything if a worker has died while all ranks give up the channels together: the others wait for it for ever."""
-        if self._dissolving:
+        if self._parting is not None and self._parting.of_all:
             self._abort()
             os._exit(1)
 

@@ -166,7 +166,7 @@ def test_executors_share_the_workers(alone):
 
 
 def test_the_environment_says_how_many_workers(alone):
-    """MPIEXECUTOR_MAX_WORKERS goes before the first executor's max_workers, which stays a limit."""
+    """MPIEXECUTOR_MAX_WORKERS goes before the first executor's max_workers, which stays a limit; what makes no sense is refused."""
     text = """
         from mpiexecutor import RMAChannelExecutor
         print(RMAChannelExecutor(max_workers=1).num_workers, RMAChannelExecutor().num_workers)
@@ -174,6 +174,8 @@ def test_the_environment_says_how_many_workers(alone):
     assert alone(text, env={"MPIEXECUTOR_MAX_WORKERS": "3"}).stdout == "1 3\n"
     job = alone(text, env={"MPIEXECUTOR_MAX_WORKERS": "many"}, expect=1)
     assert "ValueError: MPIEXECUTOR_MAX_WORKERS is the number of workers to start, at least 1, not 'many'" in job.stderr
+    job = alone(text, env={"MPIEXECUTOR_START_TIMEOUT": "-1"}, expect=1)
+    assert "MPIEXECUTOR_START_TIMEOUT is the number of seconds that workers have to start, above 0, not '-1'" in job.stderr
 
 
 def test_workers_have_what_the_script_has(alone, tmp_path):

@@ -112,6 +112,33 @@ def test_who_is_stopped_and_keeps_a_death_from_being_settled_is_killed(tmp_path)
     assert job.stdout.splitlines() == ["True was killed by SIGKILL", "None", "7 1"]
 
 
+SCRIBBLES = """
+import gc, os, signal
+from mpiexecutor import BrokenWorkerError, RMAChannelExecutor
+
+def scribble_and_die(data):
+    from mpiexecutor._slate import _HELD, Slate
+    slate = next(each for each in gc.get_objects() if type(each) is Slate)
+    slate._outcomes[:len(data)] = data
+    slate._numbers[_HELD] = len(data)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+with RMAChannelExecutor() as executor:
+    for data in (b"garbage" * 20, b"N."):
+        print(type(executor.submit(scribble_and_die, data).exception()) is BrokenWorkerError)
+    print(executor.submit(abs, -7).result(), executor.num_workers)
+"""
+
+
+def test_garbage_in_the_memory_of_a_dead_worker_does_no_harm(tmp_path):
+    """What it had run is looked for there: it is said that this cannot be read, and its call is lost as any."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIBBLES)
+    job = run_job(4, ["-m", "mpiexecutor", str(script)])
+    assert job.stdout.splitlines() == ["True", "True", "7 1"]
+    assert job.stderr.count("not all of what a dead worker had run can be read") == 2
+
+
 @pytest.mark.parametrize("ranks", [None, 7], ids=["by hand", "mpiexec"])
 def test_a_lock_that_a_dead_worker_holds_ends_the_executor_and_not_the_script(ranks):
     """Killed inside MPI: then whoever calls MPI may wait for ever, and nobody waits for that."""

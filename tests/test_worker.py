@@ -1,11 +1,14 @@
 """The desk of a worker, and what is kept of outcomes in case it dies: step by step, without a channel."""
 
 import os
+import threading
 
 import pytest
 
 from mpiexecutor._slate import LARGE, Slate, outcomes_in
-from mpiexecutor._worker import Desk
+from mpiexecutor._worker import Courier, Desk
+
+LIMIT = 30  # seconds
 
 
 def call(number):
@@ -61,6 +64,34 @@ def test_what_still_lies_on_the_desk_is_kept_when_others_are_sent(desk, slate):
     assert desk.finish(outcome(1), 5) == ([], call(5))
     desk.note_sent()
     assert 1 in held(slate)
+
+
+def test_nobody_goes_on_while_the_courier_has_something_in_hand(desk):
+    """The worker would claim other work, reply for another executor, and lose what is given back if it died."""
+    desk.calls.extend(map(call, range(2)))
+    desk.begin_next()
+    said = []
+    sending, may_send = threading.Event(), threading.Event()
+
+    def send(outcomes, given_back):
+        sending.set()
+        may_send.wait(LIMIT)
+        said.append((outcomes, given_back))
+
+    def go_on():
+        courier.wait()
+        said.append("gone on")
+
+    courier = Courier(desk, send, fail=pytest.fail)
+    courier.watch()
+    assert sending.wait(LIMIT)
+    worker = threading.Thread(target=go_on)
+    worker.start()
+    worker.join(0.1)
+    may_send.set()
+    worker.join(LIMIT)
+    courier.stop()
+    assert said == [([], [1]), "gone on"]
 
 
 def test_a_long_outcome_is_not_kept(desk, slate):

@@ -224,6 +224,38 @@ def test_a_worker_that_is_stopped_does_not_keep_the_script_from_its_end(ranks, h
         assert ", gives no signs of life, and keeps this job from its end: it is killed" in job.stderr
 
 
+SUSPENDED = """
+import os, signal, subprocess, sys
+from mpiexecutor import RMAChannelExecutor
+
+SUSPEND = '''
+import os, signal, sys, time
+root, worker = map(int, sys.argv[1:])
+time.sleep(2)
+os.kill(root, signal.SIGSTOP)
+time.sleep(10)
+os.kill(root, signal.SIGCONT)
+time.sleep(1)
+os.kill(worker, signal.SIGCONT)
+'''
+
+executor = RMAChannelExecutor(2)
+ran = executor.submit(os.getpid).result()
+worker = next(worker.pid for worker in executor.workers() if worker.pid != ran)
+subprocess.Popen([sys.executable, "-c", SUSPEND, str(os.getpid()), str(worker)])
+os.kill(worker, signal.SIGSTOP)
+sys.exit(5)
+"""
+
+
+def test_a_job_that_was_suspended_at_its_end_goes_on_and_nobody_is_killed(tmp_path):
+    """The root is continued first, and finds that a worker gives no signs of life, for much longer than it would wait for one."""
+    script = tmp_path / "script.py"
+    script.write_text(SUSPENDED)
+    job = run_job(3, ["-m", "mpiexecutor", str(script)], expect=5)
+    assert "gives no signs of life" not in job.stderr
+
+
 TOO_LARGE = """
 import resource
 
