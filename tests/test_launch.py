@@ -178,6 +178,18 @@ def test_functions_and_classes_of_the_script_are_tasks(script, way):
     assert lines_of(run_job(3, [*way, str(script(TASKS))])) == TASKS_SAY
 
 
+def test_the_error_of_a_function_of_the_script_shows_its_line(script):
+    """As its own traceback would: the file, the number and the text of the line."""
+    path = script("""
+        from mpiexecutor import RMAChannelExecutor
+        def divide(number):
+            return 1 / number
+        with RMAChannelExecutor() as executor:
+            print(executor.submit(divide, 0).exception().__cause__)
+    """)
+    assert f'File "{path}", line 4, in divide\n    return 1 / number' in run_job(2, ["-m", "mpiexecutor", str(path)]).stdout
+
+
 @both_ways
 def test_a_script_needs_no_guard(script, way):
     """Without ``if __name__ == "__main__"`` nothing is run twice."""

@@ -99,6 +99,22 @@ def test_lambdas_and_closures_go_by_value():
     assert there_and_back(nested)(1) == 4
 
 
+def test_the_traceback_of_a_function_that_went_by_value_has_its_lines():
+    """Also of one that is made inside of it: the file's name goes with the code."""
+
+    def divide(x: int) -> float:
+        inverse = lambda: 1 / x  # noqa: E731 - a code inside of a code
+        return inverse()
+
+    with pytest.raises(ZeroDivisionError) as raised:
+        there_and_back(divide)(0)
+    where = [(entry.path, str(entry.statement).strip()) for entry in raised.traceback[-2:]]
+    assert where == [
+        (Path(__file__), "return inverse()"),
+        (Path(__file__), "inverse = lambda: 1 / x  # noqa: E731 - a code inside of a code"),
+    ]
+
+
 def test_functions_of_main_go_by_value(in_main):
     """The name means something else in a process with another script."""
     main = in_main("base = 40\ndef f(x): return base + x")

@@ -3,7 +3,7 @@
 import io
 import pickle
 from collections.abc import Callable, Sequence
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 import cloudpickle
@@ -13,6 +13,7 @@ PROTOCOL = 5
 _OUT_OF_BAND = 64 << 10  # bytes: a smaller buffer is cheaper inside the pickle, and does not keep a whole message alive
 
 
+_reduce_code = cloudpickle.Pickler.dispatch_table[CodeType]
 _PLAIN = {type(None), bool, int, float, complex, str, bytes}  # what needs none of the care below
 _FEW = 8  # elements that are looked at, whether they are plain
 _DEEP = 4  # levels of them
@@ -29,6 +30,20 @@ class _PlainPickler(pickle.Pickler):
         if isinstance(obj, (FunctionType, type)) and obj.__module__ in {"__main__", None}:
             raise _NeedsCloudpickle
         return NotImplemented
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
+    """Cloudpickle's, which keeps the name of a code's file: a traceback without it has no source lines."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, CodeType):
+            make, arguments = _reduce_code(obj)
+            return _code, (make, arguments, obj.co_filename)
+        return super().reducer_override(obj)
+
+
+def _code(make: Callable[..., CodeType], arguments: tuple[Any, ...], filename: str) -> CodeType:
+    return make(*arguments).replace(co_filename=filename)
 
 
 def dumps(obj: Any) -> tuple[bytes, list[memoryview]]:
@@ -53,7 +68,7 @@ def dumps(obj: Any) -> tuple[bytes, list[memoryview]]:
             return _dump(_PlainPickler, obj, keep), buffers
         except Exception:  # noqa: BLE001 - cloudpickle has the last word, and raises what there is to raise
             buffers.clear()
-    return _dump(cloudpickle.Pickler, obj, keep), buffers
+    return _dump(_Pickler, obj, keep), buffers
 
 
 def _is_plain(obj: Any, depth: int = _DEEP) -> bool:
