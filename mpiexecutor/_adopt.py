@@ -295,7 +295,7 @@ def _timeout() -> float:
     with contextlib.suppress(ValueError):
         if 0 < (seconds := float(text)) < math.inf:
             return seconds
-    raise ValueError(f"{TIMEOUT_VARIABLE} is the number of seconds that workers have to start, above 0, not {text!r}")
+    raise ValueError(f"{TIMEOUT_VARIABLE} is the number of seconds that workers have to start, above 0 and finite, not {text!r}")
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:

@@ -13,6 +13,7 @@ is, and the root gives up when it is told; what it has put is of no interest to 
 A parcel is the number of its parts, their sizes, and the parts, each in pieces of its own.
 """
 
+import errno
 import mmap
 import os
 import threading
@@ -46,7 +47,7 @@ class Pages:
         self._file = os.memfd_create("mpiexecutor") if hasattr(os, "memfd_create") else -1
         if self._file >= 0:
             os.ftruncate(self._file, size)
-        self._view = memoryview(mmap.mmap(self._file, size))
+        self._view = _mapped(self._file, size)
 
     def __len__(self) -> int:
         return self._size
@@ -60,7 +61,7 @@ class Pages:
         """Give a copy that nobody else sees."""
         if self._file < 0:
             return memoryview(bytearray(self._view))
-        return memoryview(mmap.mmap(self._file, self._size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE))
+        return _mapped(self._file, self._size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
 
     def __del__(self) -> None:
         if self._file >= 0:
@@ -101,14 +102,22 @@ class Parcels:
         self._asked.put((rank, blob))
 
     def receive(self) -> tuple[memoryview, list[Pages]] | None:
-        """Wait for a parcel; give its pickle and its buffers, None if it is empty."""
+        """Wait for a parcel; give its pickle and its buffers, None if it is empty.
+
+        MemoryError if there is none for it; it has been thrown away then.
+        """
         memory = self._memory()
         (count,) = self._fetch_words(memory, 1)
         if not count:
             return None
         sizes = self._fetch_words(memory, count)
-        data = memoryview(bytearray(sizes[0]))
-        buffers = [Pages(size) for size in sizes[1:]]
+        try:
+            data = memoryview(bytearray(sizes[0]))
+            buffers = [Pages(size) for size in sizes[1:]]
+        except MemoryError:
+            for _ in range(sum(-(-size // self._piece) for size in sizes)):
+                self._fetch_piece(memory, memoryview(b""))  # or the next parcel would begin with these pieces
+            raise
         for part in (data, *(buffer.view for buffer in buffers)):
             self._fetch(memory, part)
         return data, buffers
@@ -179,7 +188,8 @@ class Parcels:
         while memory.load(share + _FILLED) <= count:
             time.sleep(pause)
             pause = min(pause * _GROWTH, _LONGEST)
-        memory.fetch(share + _PIECES + count % _SLOTS * self._piece, piece)
+        if piece:
+            memory.fetch(share + _PIECES + count % _SLOTS * self._piece, piece)
         self._had = count + 1
         memory.store(share + _HAD, count + 1)
         memory.flush()
@@ -188,6 +198,15 @@ class Parcels:
         words = array("q", bytes(_WORD * count))
         self._fetch(memory, memoryview(words).cast("B"))
         return words
+
+
+def _mapped(file: int, size: int, **options: int) -> memoryview:
+    try:
+        return memoryview(mmap.mmap(file, size, **options))
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+        raise MemoryError(f"there is no room for {size} bytes") from error
 
 
 def _pieces_of(blob: Blob | None, size: int) -> Iterator[memoryview]:

@@ -337,7 +337,8 @@ class Pump:
                 if number == _ORDER:
                     steps += self._orders.popleft()()
                     continue
-                if number == UNREAD and failure is not None:
+                if number == UNREAD:
+                    assert failure is not None
                     steps += self._fail_unread(wanted, failure)
                     continue
                 if wanted:
@@ -490,8 +491,11 @@ class Pump:
         """Fail the calls of a message that a worker could not receive."""
         for session in list(self._sessions.values()):
             if tasks := session.tasks_in({message}):
-                unknown = [(task.number, self._seconds.get(task.kind, 0.0), None, failure) for task in tasks]
-                return [partial(self._settle_all, session, self._note(session, unknown))]
+                for task in tasks:
+                    del session.sent[task.number]
+                    self._leave_batch(session, task)
+                outcomes: list[tuple[Task, Outcome]] = [(task, (task.number, 0.0, None, failure)) for task in tasks]
+                return [partial(self._settle_all, session, outcomes)]
         if self._streaming:  # as above
             self._postponed.append(partial(self._fail_unread, message, failure))
         return []

@@ -31,6 +31,7 @@ Outcome = tuple[int, float, tuple[Any, ...] | None, Failure | None]
 Reply = tuple[int, int, Sequence[Outcome], Sequence[int], Failure | None, int]
 
 UNREAD: Final = -2
+_OF_ONE_CALL = 512 << 10  # bytes of a message: one of several calls is shorter
 _HELD = 1e-3  # seconds that an outcome is kept back at most while other calls of its message begin
 _TICK = 2e-3  # seconds between two looks of the courier: a call that is seen twice is a long one
 _TICKS = 25  # looks in vain before the courier rests
@@ -174,11 +175,11 @@ class Worker:
             try:
                 return self._work.take_many(1)
             except ChannelMemoryError as error:
-                if error.size <= LARGE:
+                if error.size < _OF_ONE_CALL:
                     raise
-                number = self._work.skip()
+                number = error.number
                 text = f"this call is too large for its worker's memory, {error.size} bytes when pickled"
-            if number is not None:
+            if self._work.skip(number):
                 self._executor = UNREAD
                 self._reply(failure=failure_of(MemoryError(text), self._place), wanted=number)
 

@@ -139,8 +139,12 @@ class RMAChannelExecutor(Executor):
         """How many calls can run at a time: less than at first if workers have died, and none once the executor is broken."""
         return 0 if self._session.broken else min(self._num_workers, self._pump.workers)
 
-    # Other libraries ask for these names.
-    _max_workers = size = num_workers
+    @property
+    def size(self) -> int:
+        """The same, but at least 1: other libraries ask for these names, and divide by them."""
+        return max(1, self.num_workers)
+
+    _max_workers = size
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Have a worker call ``fn(*args, **kwargs)``; give the future of the result.

@@ -82,9 +82,9 @@ def busy(executor: RMAChannelExecutor, folder: Path) -> None:
         calls = [executor.submit(time.sleep, 0.01) for _ in range(CALLS)]
         cut(folder)
         end = time.monotonic() + BUSY
-        while time.monotonic() < end:
+        while calls:
             errors += [error for call in calls if (error := call.exception(LIMIT))]
-            calls = [executor.submit(time.sleep, 0.01) for _ in range(20)]
+            calls = [executor.submit(time.sleep, 0.01) for _ in range(20 if time.monotonic() < end else 0)]
     except BrokenExecutor as error:
         errors.append(error)
     assert all(type(error) in {BrokenExecutor, BrokenWorkerError} for error in errors), errors

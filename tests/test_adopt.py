@@ -175,7 +175,7 @@ def test_the_environment_says_how_many_workers(alone):
     job = alone(text, env={"MPIEXECUTOR_MAX_WORKERS": "many"}, expect=1)
     assert "ValueError: MPIEXECUTOR_MAX_WORKERS is the number of workers to start, at least 1, not 'many'" in job.stderr
     job = alone(text, env={"MPIEXECUTOR_START_TIMEOUT": "-1"}, expect=1)
-    assert "MPIEXECUTOR_START_TIMEOUT is the number of seconds that workers have to start, above 0, not '-1'" in job.stderr
+    assert "TIMEOUT is the number of seconds that workers have to start, above 0 and finite, not '-1'" in job.stderr
 
 
 def test_workers_have_what_the_script_has(alone, tmp_path):

@@ -176,8 +176,8 @@ class Ring:
                 return data
             try:
                 incoming = ring.claim(most)
-            except ChannelMemoryError:
-                incoming = ring.skip()
+            except ChannelMemoryError as error:
+                incoming = ring.skip(error.number)
             if incoming is None and ring.ended(ring.state()):
                 return True
             return incoming
@@ -291,6 +291,38 @@ def test_what_a_consumer_has_no_memory_for_is_skipped_or_taken_by_another(
     ring.check_arrived()
     ring.check_empty()
     assert all(length > 16 for length in ring.skipped)
+
+
+@pytest.mark.parametrize("sole", [False, True])
+def test_who_has_no_memory_for_a_message_is_told_which_it_is(sole):
+    """It can be taken later, or be skipped, once; another's is not."""
+    ring = Ring(5)
+    producer, consumer = ring.producer(0), ring.consumer(2, sole=sole)
+    memory: Any = consumer._memory
+    for number in range(3):
+        assert producer.put_short([memoryview(bytes([number] * 8))], 8)
+    refusals = []
+    for room in (7, 0, 7):
+        memory.room = room
+        assert consumer.take_short() is None
+        with pytest.raises(ChannelMemoryError, match=r"message \d, of 8 bytes, does not fit") as refused:
+            consumer.claim(3)
+        refusals.append(refused.value)
+    assert {(error.number, error.size) for error in refusals} == {(0, 8)}
+    assert consumer.skip(1) is None
+    memory.room = None
+    assert bytes(consumer.take_short() or b"") == bytes(8)
+    assert consumer.skip(0) is None
+    memory.room = 7
+    with pytest.raises(ChannelMemoryError):
+        consumer.claim()
+    skipped = consumer.skip(1)
+    assert skipped is not None
+    assert consumer.receive(skipped) is Progress.DONE
+    assert consumer.skip(1) is None
+    memory.room = None
+    assert bytes(consumer.take_short() or b"") == bytes([2] * 8)
+    assert consumer.claim() is None
 
 
 @FEW

@@ -41,11 +41,11 @@ def state_of(pid):
 """
 
 
-def run(tmp_path, body, ranks=4, **options):
+def run(tmp_path, body, *arguments, ranks=4, **options):
     """Run a script; every way to start has the same workers."""
     script = tmp_path / "script.py"
     script.write_text(HEAD + body)
-    return run_job(ranks, ["-m", "mpiexecutor", str(script), str(tmp_path)], **options)
+    return run_job(ranks, ["-m", "mpiexecutor", str(script), str(tmp_path), *arguments], **options)
 
 
 STATES = """
@@ -235,7 +235,7 @@ time.sleep(2)
 os.kill(root, signal.SIGSTOP)
 time.sleep(10)
 os.kill(root, signal.SIGCONT)
-time.sleep(1)
+time.sleep(0.3)
 os.kill(worker, signal.SIGCONT)
 '''
 
@@ -258,27 +258,60 @@ def test_a_job_that_was_suspended_at_its_end_goes_on_and_nobody_is_killed(tmp_pa
 
 TOO_LARGE = """
 import resource
+from functools import partial
 
 def lower_limit(bytes_more):
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + bytes_more, resource.RLIM_INFINITY))
-    time.sleep(0.1)
-    return os.getpid()
+
+def die_once_it_is_skipped(mark):
+    from mpiexecutor.channel import RemoteChannel
+    skip = RemoteChannel.skip
+    def skip_and_die(channel, number):
+        skipped = skip(channel, number)
+        if skipped and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return skipped
+    RemoteChannel.skip = skip_and_die
+
+def have_all(function, argument):
+    done = set()
+    calls = lambda: executor.map(lambda _: (function(argument), time.sleep(0.1), os.getpid())[2], range(3))
+    until(lambda: done.update(calls()) or len(done) == 3)
+
+def total(common, number):
+    return len(common) + number
 
 with RMAChannelExecutor() as executor:
-    lowered = set()
-    until(lambda: lowered.update(executor.map(lower_limit, [100 << 20] * 3)) or len(lowered) == 3)
+    workers = 3
+    have_all(lower_limit, 100 << 20)
+    if sys.argv[2] == "killed":
+        have_all(die_once_it_is_skipped, FOLDER / "mark")
+        workers = 2
     calls = [executor.submit(len, bytes(size)) for size in (300_000_000, 7, 1_000_000, 200_000_000, 8)]
     for call in calls:
         print(repr(call.exception() or call.result()))
-    assert sum(executor.map(abs, range(100))) == 4950
-    assert executor.num_workers == 3
+    for common in (bytes(200_000_000), bytearray(200_000_000)):
+        for _ in range(2):
+            try:
+                next(executor.map(partial(total, common), range(4)))  # which goes by itself, once to each worker
+            except MemoryError as error:
+                assert "this call" not in str(error)
+            else:
+                raise AssertionError("there was room for what these calls have in common")
+        assert [*executor.map(partial(total, common[:100_000]), range(100))] == [*range(100_000, 100_100)]
+    assert executor.num_workers == workers
 """
 
 
-def test_a_call_too_large_for_the_memory_of_its_worker_fails_alone(tmp_path):
-    """As one that is too large once it is unpickled does; no worker dies of it, and those behind it are run."""
-    said = run(tmp_path, TOO_LARGE).stdout.splitlines()
+@pytest.mark.parametrize("then", ["reported", "killed"])
+def test_a_call_too_large_for_the_memory_of_its_worker_fails_alone(then, tmp_path):
+    """As one that is too large once it is unpickled does; no worker dies of it, and those behind it are run.
+
+    If a worker is killed before it can say so another finds the same. And what many calls have in common may be too large, too.
+    """
+    said = run(tmp_path, TOO_LARGE, then).stdout.splitlines()
     assert said[1:3] + said[4:] == ["7", "1000000", "8"]
     for line in (said[0], said[3]):
         assert re.match(r"""MemoryError\("this call is too large for its worker's memory, \d00000\d\d\d bytes when""", line)

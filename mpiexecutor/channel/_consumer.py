@@ -84,9 +84,9 @@ class Consumer(End):
     def take_short(self, *, alone: bool = False) -> memoryview | None:
         """Claim and receive the next message if it fits into one slot, and is there; None if not, or none is left to take.
 
-        With `alone`, also None if another message seems to be there behind it: they are better claimed together. The same steps
-        as claim and receive, without what only longer messages need. Interrupted in the middle it leaves what it has claimed in
-        `interrupted`.
+        None, too, if there is no memory for it. With `alone`, also None if another message seems to be there behind it: they are
+        better claimed together. The same steps as claim and receive, without what only longer messages need. Interrupted in the
+        middle it leaves what it has claimed in `interrupted`.
         """
         memory, layout = self._memory, self._layout
         while not self._parked or self.resumed():
@@ -104,7 +104,11 @@ class Consumer(End):
             if alone and memory.load(layout.turns + WORD * ((slot + 1) % layout.slots)) & PUBLISHED:
                 self._give_up()
                 return None
-            data = memory.allocate(length >> 1)
+            try:
+                data = memory.allocate(length >> 1)
+            except MemoryError:  # claim says so
+                self._give_up()
+                return None
             memory.read(layout.bytes + layout.slot_size * slot, data)  # complete before the swap is, see _incoming
             new = layout.advance(position, 1, 1)
             seen = self._swap(layout.head, self._claiming_at, position, new, 1, 1)
@@ -152,23 +156,27 @@ class Consumer(End):
             try:
                 incoming = self._incoming(position, lengths, span, ready)
             except MemoryError:
+                if self._refresh():  # another has claimed it meanwhile
+                    continue
                 if len(lengths) > 1:
                     most = 1
                     continue
                 self._too_large = Incoming(position, lengths, span, memoryview(b""), skipped=True)
                 self._give_up()
-                raise ChannelMemoryError(lengths[0]) from None
+                raise ChannelMemoryError(self._too_large.number, lengths[0]) from None
             if self._has_claimed(incoming):
                 return incoming
         return None
 
-    def skip(self) -> Incoming | None:
-        """Claim the message for which there was no memory, to receive it without its bytes; None if another was faster."""
-        incoming, self._too_large = self._too_large, None
-        if incoming is not None and incoming.position == self._head:  # else the ring was settled meanwhile, by this end itself
-            if self._has_claimed(incoming):
-                return incoming
-            self._give_up()
+    def skip(self, number: int) -> Incoming | None:
+        """Claim a message for which there was no memory, to receive it without its bytes; None if it is not the next any more."""
+        incoming = self._too_large
+        if incoming is None or (incoming.number, incoming.position) != (number, self._head):
+            return None
+        self._too_large = None
+        if self._has_claimed(incoming):
+            return incoming
+        self._give_up()
         return None
 
     def _has_claimed(self, incoming: Incoming) -> bool:

@@ -282,13 +282,23 @@ class TakeEnd(_End):
         finally:
             self.lock.release()
 
-    def skip(self) -> int | None:
-        """Throw the message away for which there was no memory; give its number, None if it is gone."""
-        with self.lock:
+    def skip(self, number: int) -> bool:
+        """Throw a message away for which there was no memory; False if it is not the next any more, or another thread takes."""
+        if not self.lock.acquire(blocking=False):
+            return False
+        try:
             self._place.check()
-            with self._claiming:
-                incoming = self.ring.skip()
-            return incoming.number if incoming is not None and self._has_received(incoming) else None
+            incoming = self._incoming  # of a call that was interrupted
+            if incoming is None:
+                with self._claiming:
+                    incoming = self.ring.skip(number)
+            elif incoming.skipped and incoming.number == number:
+                self.ring.resume(incoming)
+            else:
+                return False
+            return incoming is not None and self._has_received(incoming)
+        finally:
+            self.lock.release()
 
     def take_later(self, decode: Callable[[Incoming], T]) -> ChannelFuture[T]:
         """Take a message in the background."""

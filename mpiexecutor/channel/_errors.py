@@ -22,17 +22,19 @@ class ChannelEmpty(ChannelError, queue.Empty):
 
 
 class ChannelMemoryError(ChannelError, MemoryError):
-    """A message of `size` bytes does not fit into this rank's memory. It is still there, for any rank to take.
+    """Message `number`, of `size` bytes, does not fit into this rank's memory. It stays where it was, for any rank to take.
 
-    It is the next one for this rank, too, until another has taken it, or until this one has called ``skip``.
+    `number` is how many messages came before. This rank finds it again until another has taken it, or until it is thrown away by
+    ``skip(number)``.
     """
 
-    def __init__(self, size: int) -> None:
-        super().__init__(size)
+    def __init__(self, number: int, size: int) -> None:
+        super().__init__(number, size)
+        self.number = number
         self.size = size
 
     def __str__(self) -> str:
-        return f"a message of {self.size} bytes does not fit into this rank's memory: skip throws it away"
+        return f"message {self.number}, of {self.size} bytes, does not fit into this rank's memory: skip throws it away"
 
 
 class ChannelFull(ChannelError, queue.Full):
@@ -44,7 +46,7 @@ _HAD = {True: "received", False: "claimed, and not received,", None: "perhaps re
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What a dead rank claimed last: it was at work on that, or had received it."""
+    """What a dead rank claimed last: it was at work on that, or had received it, or thrown it away."""
 
     rank: int
     messages: range  # by number: how many came before

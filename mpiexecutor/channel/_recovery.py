@@ -16,8 +16,8 @@ Theory of operation
     until what that rank has stored is there. A rank that dies, before or after, leaves its record as it is.
     Why nothing living is lost: what is there as a whole is kept, in order. What is not, and is a living rank's, is put again by it;
     and whoever has claimed it, and lives, has not given any of it to anybody.
-    Why nothing is doubled: a message that was claimed and was there as a whole is received by its consumer, who is waited for if it
-    lives. If that is dead, its share says so.
+    Why nothing is doubled: a message that was claimed and was there as a whole is received, or thrown away, by its consumer, who is
+    waited for if it lives. If that is dead, its share says so.
 """
 
 from array import array

@@ -266,8 +266,9 @@ class RemoteChannel(Generic[P, M]):
         that nobody has claimed anything of, and nobody has closed, is waited on.
 
         `timeout`, in seconds, bounds the wait for a message to begin: TimeoutError then, and nothing was taken. One that has
-        begun is received whole. ChannelMemoryError if it does not fit into this rank's memory: it stays where it is. In a channel
-        of objects None may be a message, too: take_many or a for loop tell it from the end.
+        begun is received whole. Every way to take raises ChannelMemoryError if the next message does not fit into this rank's
+        memory as it is in the channel: it stays there. In a channel of objects None may be a message, too: take_many or a for
+        loop tell it from the end.
         """
         messages = self.take_many(1, timeout)
         return messages[0] if messages else None
@@ -304,13 +305,14 @@ class RemoteChannel(Generic[P, M]):
             raise TimeoutError(f"no message within {timeout} s")
         return self._decode(found)
 
-    def skip(self) -> int | None:
-        """Throw the message away that this rank had no memory for: give its number, how many came before it.
+    def skip(self, number: int) -> bool:
+        """Throw a message away, unread, of which this rank was told by a ChannelMemoryError that it has no memory for it.
 
-        For who has caught a ChannelMemoryError. None if there is no such message any more, as another rank has taken it.
+        Whether that was done. If not it is not the next message any more, as it was taken, or perhaps will be put anew, or another
+        thread of this rank is taking: take again. Waits for the rest of a message that is still being put, as take does.
         """
         self._check_side("take")
-        return self._takes.skip()
+        return self._takes.skip(number)
 
     def __iter__(self) -> Iterator[M]:
         """Take messages until none will come any more."""

@@ -23,7 +23,7 @@ Theory of operation
     reserve   see the turn of TAIL's slot free; record the attempt; swap TAIL forward
     send      write the bytes; flush; publish the turns; flush
     claim     see the turn of HEAD's slot published, and learn the length from it; record the attempt; swap HEAD forward
-    receive   read the bytes; flush; free the turns for the tickets N later; flush
+    receive   read the bytes; flush; free the turns for the tickets N later; flush. Without the first two to throw a message away
 
 Invariants, word by word
     TAIL      written by producers with compare-and-swap only, or, where the host alone produces, by the host with stores only.

@@ -9,6 +9,7 @@ whoever puts one puts the same byte.
 """
 
 import contextlib
+import errno
 import mmap
 import platform
 import sys
@@ -157,7 +158,9 @@ class _RemoteMemory:
         try:
             pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except OSError as error:
-            raise MemoryError from error
+            if error.errno != errno.ENOMEM:
+                raise
+            raise MemoryError(f"there is no room for {size} bytes") from error
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with contextlib.suppress(OSError):
                 pages.madvise(mmap.MADV_HUGEPAGE)

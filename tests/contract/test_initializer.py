@@ -111,6 +111,7 @@ def test_if_it_fails_every_call_fails(error, gate, ranks):
             assert f" of {ranks} on " in str(broken.__cause__)
             assert "in fail_at" in str(broken.__cause__)
             assert f"{error.__name__}: no licence" in str(broken.__cause__)
+        assert (executor.num_workers, executor.size) == (0, 1)
         for submit in (lambda: executor.submit(square, 1), lambda: executor.map(square, [1])):
             with pytest.raises(BrokenExecutor, match="no licence") as raised:
                 submit()

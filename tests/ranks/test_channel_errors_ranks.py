@@ -7,6 +7,7 @@ import pytest
 from together import COMM, LAST, RANK, SIZE, channel_of, needs_two, still_works
 
 from mpiexecutor.channel import ChannelBroken, ChannelMemoryError, RemoteChannel
+from mpiexecutor.channel._consumer import Consumer
 from mpiexecutor.channel._window import _RemoteMemory
 
 
@@ -232,31 +233,63 @@ def test_garbage_in_the_window_is_an_error_that_names_it():
         still_works(channel)
 
 
-@pytest.mark.parametrize("size", [5000, 100_000])
-def test_a_message_for_which_a_rank_has_no_memory_stays_where_it_is(size, monkeypatch):
+@pytest.mark.parametrize(("dtype", "size"), [(object, 5000), (object, 100_000), (bytes, 2000), ("d", 2000)])
+def test_a_message_for_which_a_rank_has_no_memory_stays_where_it_is(dtype, size, monkeypatch):
     """It can be taken by another, or by this one once it has memory, or be thrown away; the next one is not touched."""
-    with channel_of(30, 256, object) as channel:
+
+    def message(number, size=size):
+        return [number] * size if dtype == "d" else bytes([number]) * size
+
+    def check_taken(number, size=size):
+        assert list(channel.take()) == list(message(number, size))
+
+    with channel_of(40, 256 if dtype is object else size, dtype) as channel, monkeypatch.context() as poor:
         if RANK == 0:
-            for number in range(3):
-                channel.putf((number, bytes(size)))
-            channel.putf("short")
-            with monkeypatch.context() as poor:
-                poor.setattr(_RemoteMemory, "allocate", allocate_little)
-                with pytest.raises(ChannelMemoryError, match=r"^a message of \d+ bytes does not fit") as refused:
-                    channel.take()
-            assert refused.value.size > size
-            assert channel.take()[0] == 0
-            assert channel.skip() is None
-            with monkeypatch.context() as poor:
-                poor.setattr(_RemoteMemory, "allocate", allocate_little)
-                for number in (1, 2):
-                    with pytest.raises(ChannelMemoryError):
-                        channel.take_many(10)
-                    assert channel.skip() == number
-                assert channel.skip() is None
-                assert channel.take() == "short"
+            putting = [channel.putf(message(number)) for number in range(4)] + [channel.putf(message(4, 9))]
+            poor.setattr(_RemoteMemory, "allocate", allocate_little)
+            check_refused(channel.take, 0)
         COMM.Barrier()
-        still_works(channel)
+        if RANK == LAST:
+            poor.undo()
+            check_taken(0)
+        COMM.Barrier()
+        if RANK == 0:
+            poor.undo()
+            assert not channel.skip(0)
+            check_taken(1)
+            poor.setattr(_RemoteMemory, "allocate", allocate_little)
+            for number in (2, 3):
+                check_refused(lambda: channel.take_many(10), number)
+                assert not channel.skip(number + 1)
+                if number == 3:
+                    check_taken_up_again(channel, number, monkeypatch)
+                else:
+                    assert channel.skip(number)
+                assert not channel.skip(number)
+            check_taken(4, 9)
+            assert [future.result(30) for future in putting] == [None] * 5
+        COMM.Barrier()
+    COMM.Barrier()
+
+
+def check_refused(take, number):
+    with pytest.raises(ChannelMemoryError, match=rf"^message {number}, of \d+ bytes, does not fit") as refused:
+        take()
+    assert refused.value.number == number
+    assert refused.value.size > 1000
+
+
+def check_taken_up_again(channel, number, monkeypatch):
+    """A skip that is interrupted when it has claimed the message comes to its end in the next one."""
+    with monkeypatch.context() as interrupted, pytest.raises(KeyboardInterrupt):
+        interrupted.setattr(Consumer, "receive", interrupt)
+        channel.skip(number)
+    assert not channel.skip(number - 1)
+    assert channel.skip(number)
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
 
 
 def allocate_little(_, size):
