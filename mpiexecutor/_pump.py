@@ -29,8 +29,8 @@ from ._outcomes import BrokenWorkerError, Failure, Place, RemoteTraceback, error
 from ._parcels import Parcels
 from ._sentry import Sentry
 from ._slate import INITIALIZER, outcomes_in
-from ._worker import UNREAD, Outcome, Reply, Work
-from .channel import ChannelClosed, ChannelFull, RemoteChannel, Share
+from ._worker import OF_ONE_CALL, UNREAD, Outcome, Reply, Work
+from .channel import ChannelClosed, ChannelFull, ChannelMemoryError, RemoteChannel, Share
 
 logger = logging.getLogger("mpiexecutor")
 
@@ -316,10 +316,27 @@ class Pump:
                 pass
         except BaseException as error:  # noqa: BLE001 - a collector that fails must not leave anybody waiting
             self._break_all(error)
+            self._drain()
+
+    def _drain(self) -> None:
+        """Throw away what comes, so that no worker waits for room and all can leave."""
+        with contextlib.suppress(ChannelClosed):
+            while True:
+                try:
+                    if not self._replies.take_many(1):
+                        return
+                except ChannelMemoryError as error:
+                    self._replies.skip(error.number)
 
     def _collect_some(self) -> bool:
         """Settle the futures of the replies that have come; False once none will come any more."""
-        replies = self._replies.take_many(_REPLIES)
+        try:
+            replies = self._replies.take_many(_REPLIES)
+        except ChannelMemoryError as error:
+            if error.size < OF_ONE_CALL:
+                raise
+            self._replies.skip(error.number)  # its worker tells which calls it was about
+            return True
         if not replies:
             return False
         steps = self._note_all(replies)
@@ -352,9 +369,9 @@ class Pump:
                     name, text, trace, _ = failure
                     reason = f"the initializer failed in a worker, {name}: {text}"
                     steps.append(partial(self._break, session, reason, RemoteTraceback(trace)))
-                if outcomes:
-                    self._done[rank] += len(outcomes)
-                    steps.append(partial(self._settle_all, session, self._note(session, outcomes)))
+                if outcomes and (found := self._note(session, outcomes)):
+                    self._done[rank] += len(found)
+                    steps.append(partial(self._settle_all, session, found))
                 self._note_given_back(session, given_back)
             self._dispatch()
         return steps

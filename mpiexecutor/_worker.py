@@ -31,7 +31,7 @@ Outcome = tuple[int, float, tuple[Any, ...] | None, Failure | None]
 Reply = tuple[int, int, Sequence[Outcome], Sequence[int], Failure | None, int]
 
 UNREAD: Final = -2
-_OF_ONE_CALL = 512 << 10  # bytes of a message: one of several calls is shorter
+OF_ONE_CALL: Final = 512 << 10  # bytes of a message, or of an outcome: short ones that go together are fewer
 _HELD = 1e-3  # seconds that an outcome is kept back at most while other calls of its message begin
 _TICK = 2e-3  # seconds between two looks of the courier: a call that is seen twice is a long one
 _TICKS = 25  # looks in vain before the courier rests
@@ -175,7 +175,7 @@ class Worker:
             try:
                 return self._work.take_many(1)
             except ChannelMemoryError as error:
-                if error.size < _OF_ONE_CALL:
+                if error.size < OF_ONE_CALL:
                     raise
                 number = error.number
                 text = f"this call is too large for its worker's memory, {error.size} bytes when pickled"
@@ -228,10 +228,20 @@ class Worker:
             outcomes, call = self._desk.finish(outcome, size)
             del outcome
             if outcomes:
+                others = [] if size < OF_ONE_CALL else self._without_long(outcomes, size)
                 self._send(outcomes, [])
                 outcomes.clear()  # so that nothing here holds on to results while the next call is run
+                if others:
+                    self._reply(others)
                 call = self._desk.begin_next()
         self._courier.wait()  # before other work is claimed: it replies for this executor, and gives back of this message
+
+    def _without_long(self, outcomes: list[Outcome], size: int) -> list[Outcome]:
+        """Give outcomes, of which the last is long, as they are if the root has no memory for it. Else it knows them by now."""
+        number, seconds, _, _ = outcomes[-1]
+        text = f"the result of this call is too large for the memory of the script's process, {size} bytes when pickled"
+        error = MemoryError(text)
+        return [*outcomes[:-1], (number, seconds, None, failure_of(error, self._place))]
 
     def _send(self, outcomes: list[Outcome], given_back: list[int]) -> None:
         if outcomes or given_back:

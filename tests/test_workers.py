@@ -315,3 +315,53 @@ def test_a_call_too_large_for_the_memory_of_its_worker_fails_alone(then, tmp_pat
     assert said[1:3] + said[4:] == ["7", "1000000", "8"]
     for line in (said[0], said[3]):
         assert re.match(r"""MemoryError\("this call is too large for its worker's memory, \d00000\d\d\d bytes when""", line)
+
+
+RESULT_TOO_LARGE = """
+import resource
+
+def make(size):
+    time.sleep(0.01)
+    return bytes(size)
+
+with RMAChannelExecutor() as executor:
+    sum(executor.map(len, [b""] * 300))  # calls are expected to be short, and go together
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (200 << 20), resource.RLIM_INFINITY))
+    calls = [executor.submit(make, size) for size in (1, 300_000_000, 2, 5_000_000, 400_000_000, 3)]
+    for call in calls:
+        print(repr(call.exception()) if call.exception() else len(call.result()))
+    print(sum(executor.map(abs, range(100))), sum(worker.done for worker in executor.workers()))
+sys.exit(5)
+"""
+
+
+def test_a_result_too_large_for_the_memory_of_the_script_fails_alone(tmp_path):
+    """Its worker goes on, those that came with it are not lost, and the script ends as it wants to."""
+    said = run(tmp_path, RESULT_TOO_LARGE, expect=5).stdout.splitlines()
+    text = (
+        'MemoryError("the result of this call is too large for the memory of the script\'s process, {}00000009 bytes when pickled")'
+    )
+    assert said == ["1", text.format(3), "2", "5000000", text.format(4), "3", "4950 406"]
+
+
+FAULT = """
+from mpiexecutor._pump import Pump
+
+def fail(pump, replies):
+    raise ZeroDivisionError("a fault of ours")
+
+with RMAChannelExecutor() as executor:
+    calls = [executor.submit(bytes, 12 << 20) for _ in range(9)]
+    executor.submit(abs, -7).result()
+    Pump._note_all = fail
+    calls += [executor.submit(bytes, 12 << 20) for _ in range(9)]
+    print({str(error) for call in calls if (error := call.exception())})
+sys.exit(5)
+"""
+
+
+def test_a_fault_of_the_collector_keeps_nobody_waiting(tmp_path):
+    """Every call fails, workers that are in the middle of long results come to their end, and so does the script."""
+    said = run(tmp_path, FAULT, expect=5).stdout
+    assert said == """{"the collector failed: ZeroDivisionError('a fault of ours')"}\n"""
