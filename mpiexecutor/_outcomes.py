@@ -122,7 +122,8 @@ def failure_of(error: BaseException, place: Place) -> Failure:
 def size_of(failure: Failure) -> int:
     """Give the bytes of a failure, about."""
     _, text, trace, shipped = failure
-    return len(text) + len(trace) + sum(memoryview(part).nbytes for part in shipped or ())
+    parts = (text.encode("utf-8", "surrogatepass"), trace.encode("utf-8", "surrogatepass"), *(shipped or ()))
+    return sum(memoryview(part).nbytes for part in parts)
 
 
 def error_from(failure: Failure) -> BaseException:

@@ -104,7 +104,7 @@ class Parcels:
     def receive(self) -> tuple[memoryview, list[Pages]] | None:
         """Wait for a parcel; give its pickle and its buffers, None if it is empty.
 
-        MemoryError if there is none for it; it has been thrown away then.
+        MemoryError if there is no room for it, OSError if there are too many files; it has been thrown away then.
         """
         memory = self._memory()
         (count,) = self._fetch_words(memory, 1)
@@ -114,7 +114,7 @@ class Parcels:
         try:
             data = memoryview(bytearray(sizes[0]))
             buffers = [Pages(size) for size in sizes[1:]]
-        except MemoryError:
+        except BaseException:
             for _ in range(sum(-(-size // self._piece) for size in sizes)):
                 self._fetch_piece(memory, memoryview(b""))  # or the next parcel would begin with these pieces
             raise

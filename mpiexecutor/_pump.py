@@ -15,6 +15,7 @@ import contextlib
 import itertools
 import logging
 import threading
+import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -29,7 +30,7 @@ from ._outcomes import BrokenWorkerError, Failure, Place, RemoteTraceback, error
 from ._parcels import Parcels
 from ._sentry import Sentry
 from ._slate import INITIALIZER, outcomes_in
-from ._worker import OF_ONE_CALL, UNREAD, Outcome, Reply, Work
+from ._worker import OF_ONE_CALL, SPARE, UNREAD, Outcome, Reply, Work
 from .channel import ChannelClosed, ChannelFull, ChannelMemoryError, RemoteChannel, Share
 
 logger = logging.getLogger("mpiexecutor")
@@ -77,6 +78,7 @@ class Pump:
         self._done: Counter[int] = Counter()  # calls, by rank
         self._orders: deque[Callable[[], list[Callable[[], None]]]] = deque()  # each gives what is left to do for futures
         self._postponed: list[Callable[[], list[Callable[[], None]]]] = []  # orders that wait until its number is known
+        self._unread = 0  # replies that were too large, and whose spare ones are still to come
         self._streaming = False  # a message longer than the room there was is still being put
         self._sentry = Sentry("mpiexecutor sentry", self._see_who_is_slow, every=_TICK, times=_TICKS)
         self._collector = threading.Thread(target=self._collect, name="mpiexecutor collector", daemon=True)
@@ -315,18 +317,30 @@ class Pump:
             while self._collect_some():
                 pass
         except BaseException as error:  # noqa: BLE001 - a collector that fails must not leave anybody waiting
-            self._break_all(error)
-            self._drain()
+            try:
+                self._break_all(error)
+            finally:
+                self._drain()
 
     def _drain(self) -> None:
-        """Throw away what comes, so that no worker waits for room and all can leave."""
-        with contextlib.suppress(ChannelClosed):
-            while True:
-                try:
-                    if not self._replies.take_many(1):
-                        return
-                except ChannelMemoryError as error:
-                    self._replies.skip(error.number)
+        """Throw away what comes, so that no worker waits for room, or for a function, and all can leave."""
+        while True:
+            try:
+                replies = self._replies.take_many(1)
+                if not replies:
+                    return
+                self._refuse(replies)
+            except ChannelMemoryError as error:
+                self._replies.skip(error.number)
+            except ChannelClosed:
+                return
+            except Exception:  # noqa: BLE001 - no memory, perhaps, for what is thrown away
+                time.sleep(_TICK)
+
+    def _refuse(self, replies: list[Reply]) -> None:
+        for rank, number, _, _, _, wanted in replies:
+            if number >= 0 and wanted > 0:
+                self._parcels.send(rank, None)
 
     def _collect_some(self) -> bool:
         """Settle the futures of the replies that have come; False once none will come any more."""
@@ -335,22 +349,26 @@ class Pump:
         except ChannelMemoryError as error:
             if error.size < OF_ONE_CALL:
                 raise
-            self._replies.skip(error.number)  # its worker tells which calls it was about
+            self._unread += self._replies.skip(error.number)  # its worker tells what it was about
             return True
         if not replies:
             return False
-        steps = self._note_all(replies)
-        replies.clear()
-        steps.reverse()
-        while steps:
-            steps.pop()()
+        steps: deque[Callable[[], None]] = deque()
+        try:
+            self._note_all(replies, steps)
+        except BaseException:
+            self._refuse(replies)
+            raise
+        finally:
+            while steps:  # what was taken off the lists is nobody else's any more
+                steps.popleft()()
         return True
 
-    def _note_all(self, replies: list[Reply]) -> list[Callable[[], None]]:
-        """Take what has an outcome off the lists, and send what has room now. Give what is left to do: futures come last."""
-        steps: list[Callable[[], None]] = []
+    def _note_all(self, replies: list[Reply], steps: deque[Callable[[], None]]) -> None:
+        """Take what has an outcome off the lists, and send what has room now. Note what is left to do: futures come last."""
         with self._lock:
-            for rank, number, outcomes, given_back, failure, wanted in replies:
+            while replies:  # so that nothing here holds on to results
+                rank, number, outcomes, given_back, failure, wanted = replies.pop(0)
                 if number == _ORDER:
                     steps += self._orders.popleft()()
                     continue
@@ -358,7 +376,9 @@ class Pump:
                     assert failure is not None
                     steps += self._fail_unread(wanted, failure)
                     continue
-                if wanted:
+                if wanted == SPARE and not self._unread:
+                    continue
+                if wanted > 0:
                     function = self.catalogue.find(wanted)
                     # Not under the lock: it starts a thread, and waits for it, and garbage may be collected there.
                     steps.append(partial(self._parcels.send, rank, function.blob if function else None))
@@ -370,11 +390,11 @@ class Pump:
                     reason = f"the initializer failed in a worker, {name}: {text}"
                     steps.append(partial(self._break, session, reason, RemoteTraceback(trace)))
                 if outcomes and (found := self._note(session, outcomes)):
+                    self._unread -= wanted == SPARE
                     self._done[rank] += len(found)
                     steps.append(partial(self._settle_all, session, found))
                 self._note_given_back(session, given_back)
             self._dispatch()
-        return steps
 
     def _settle_all(self, session: Session, settled: list[tuple[Task, Outcome]]) -> None:
         count = len(settled)
@@ -412,16 +432,12 @@ class Pump:
 
     def _settle(self, task: Task, outcome: Outcome) -> None:
         _, _, shipped, failure = outcome
-        if failure is not None:
-            _quietly(task.future.set_exception, error_from(failure))
-            return
-        assert shipped is not None
+        settle: Callable[[Any], None] = task.future.set_result if failure is None else task.future.set_exception
         try:
-            value = unship(shipped)
+            value = unship(shipped or ()) if failure is None else error_from(failure)
         except BaseException as error:  # noqa: BLE001 - the result's own code: it fails alone
-            _quietly(task.future.set_exception, with_cause(error, self._place))
-        else:
-            _quietly(task.future.set_result, value)
+            settle, value = task.future.set_exception, with_cause(error, self._place)
+        _quietly(settle, value)
 
     def _forget_done(self) -> None:
         for session in list(self._sessions.values()):  # a finalizer may come in between, and do the same

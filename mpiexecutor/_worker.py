@@ -27,11 +27,14 @@ Work = tuple[int, int, float, list[Call]]
 # A message of replies: the rank; the executor's number; what became of calls: number, seconds that it ran, and either its value or
 # its failure; the numbers of calls that are given back, not begun; the failure of its initializer; the number of a function that
 # is wanted. For the executor's number UNREAD: why a message of work was thrown away, and, as what is wanted, that message's number.
+# SPARE is wanted: this is what became of calls if the reply before could not be received.
 Outcome = tuple[int, float, tuple[Any, ...] | None, Failure | None]
 Reply = tuple[int, int, Sequence[Outcome], Sequence[int], Failure | None, int]
 
 UNREAD: Final = -2
-OF_ONE_CALL: Final = 512 << 10  # bytes of a message, or of an outcome: short ones that go together are fewer
+SPARE: Final = -1
+OF_ONE_CALL: Final = 3 * LARGE  # bytes of a message: one of several calls, or outcomes, has less, with all that belongs to it
+_MOST_TEXT = 10_000  # characters
 _HELD = 1e-3  # seconds that an outcome is kept back at most while other calls of its message begin
 _TICK = 2e-3  # seconds between two looks of the courier: a call that is seen twice is a long one
 _TICKS = 25  # looks in vain before the courier rests
@@ -208,7 +211,8 @@ class Worker:
             function, arguments = self._shelf.take(number)
             function(*arguments)
         except BaseException as error:  # noqa: BLE001 - see the module
-            self._reply(failure=failure_of(error, self._place))
+            name, text, trace, _ = failure_of(error, self._place)
+            self._reply(failure=(name, text[:_MOST_TEXT], trace[-_MOST_TEXT:], None))  # short: it is to come in any case
             return False
         return True
 
@@ -228,20 +232,25 @@ class Worker:
             outcomes, call = self._desk.finish(outcome, size)
             del outcome
             if outcomes:
-                others = [] if size < OF_ONE_CALL else self._without_long(outcomes, size)
-                self._send(outcomes, [])
+                if size > LARGE:
+                    self._send_long(outcomes.pop(), size, after=outcomes)
+                else:
+                    self._send(outcomes, [])
                 outcomes.clear()  # so that nothing here holds on to results while the next call is run
-                if others:
-                    self._reply(others)
                 call = self._desk.begin_next()
         self._courier.wait()  # before other work is claimed: it replies for this executor, and gives back of this message
 
-    def _without_long(self, outcomes: list[Outcome], size: int) -> list[Outcome]:
-        """Give outcomes, of which the last is long, as they are if the root has no memory for it. Else it knows them by now."""
-        number, seconds, _, _ = outcomes[-1]
-        text = f"the result of this call is too large for the memory of the script's process, {size} bytes when pickled"
-        error = MemoryError(text)
-        return [*outcomes[:-1], (number, seconds, None, failure_of(error, self._place))]
+    def _send_long(self, outcome: Outcome, size: int, after: list[Outcome]) -> None:
+        """Send a long outcome by itself, after others, and then what it is if the root had no memory for it."""
+        number, seconds, _, failure = outcome
+        what = "the result of this call" if failure is None else f"what this call raised, {failure[0]},"
+        error = MemoryError(f"{what} is too large for the memory of the script's process, {size} bytes when pickled")
+        if after:
+            self._reply(after)
+        self._reply([outcome])
+        del outcome, failure
+        self._reply([(number, seconds, None, failure_of(error, self._place))], wanted=SPARE)
+        self._desk.note_sent()
 
     def _send(self, outcomes: list[Outcome], given_back: list[int]) -> None:
         if outcomes or given_back:

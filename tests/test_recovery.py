@@ -175,11 +175,11 @@ class Job:
         unsure = {self.tried[rank] for rank in self.dead & {0, 1}}
         assert not [message for message in taken if message not in put and message not in unsure], "out of nothing"
         lost = put - taken
-        shared = sum(len(share.messages) for share in self.shares)
+        shared = {number for share in self.shares for number in share.messages}
         if self.nobody_took():
             return
         assert len(self.skipped) == len(set(self.skipped)), "skipped twice"
-        assert lost.total() <= shared + len(self.skipped), f"lost {lost}, in shares {shared}, skipped {self.skipped}"
+        assert lost.total() <= len(shared | set(self.skipped)), f"lost {lost}, in shares {shared}, skipped {self.skipped}"
         for found in self.taken.values():
             for producer in (0, 1):
                 numbers = [message[1] for message in found if message[0] == producer]

@@ -5,8 +5,9 @@ import threading
 
 import pytest
 
+from mpiexecutor._outcomes import Place, error_from, ship
 from mpiexecutor._slate import LARGE, Slate, outcomes_in
-from mpiexecutor._worker import Courier, Desk
+from mpiexecutor._worker import SPARE, Courier, Desk, Worker
 
 LIMIT = 30  # seconds
 
@@ -92,6 +93,37 @@ def test_nobody_goes_on_while_the_courier_has_something_in_hand(desk):
     worker.join(LIMIT)
     courier.stop()
     assert said == [([], [1]), "gone on"]
+
+
+class Channel:
+    """Has one message to be taken, and notes what is put."""
+
+    def __init__(self, *messages):
+        self.messages = list(messages)
+        self.put_messages = []
+
+    def take_many(self, _most):
+        return [self.messages.pop()] if self.messages else []
+
+    def put(self, message):
+        rank, executor, outcomes, *others = message
+        self.put_messages.append((rank, executor, [*outcomes], *others))
+
+
+def test_a_long_outcome_travels_alone_and_has_a_spare_one(slate):
+    """After those before it: if the root cannot receive it, it is told so of this call, and of no other."""
+    calls = [(number, 0, ship((bytes, (size,), {}))[0]) for number, size in enumerate([10, LARGE + 1, 20])]
+    replies = Channel()
+    worker = Worker(Channel((5, 0, 0.0, calls)), replies, None, Place.here(1, 2), slate, fail=pytest.fail)
+    worker._desk.held = 60.0
+    worker.serve()
+    said = [([number for number, *_ in outcomes], wanted) for _, _, outcomes, _, _, wanted in replies.put_messages]
+    assert said == [([0], 0), ([1], 0), ([1], SPARE), ([2], 0)]
+    ((_, _, value, failure),) = replies.put_messages[2][2]
+    assert value is None
+    assert failure[:2] == ("MemoryError", str(error_from(failure)))
+    assert "the result of this call is too large for the memory of the script's process" in failure[1]
+    assert held(slate) == []
 
 
 def test_a_long_outcome_is_not_kept(desk, slate):

@@ -1,5 +1,6 @@
 """What is known of the workers, and how they are ended: a call that hangs, a pool that is to end at once."""
 
+import ast
 import re
 
 import pytest
@@ -256,13 +257,21 @@ def test_a_job_that_was_suspended_at_its_end_goes_on_and_nobody_is_killed(tmp_pa
     assert "gives no signs of life" not in job.stderr
 
 
+LITTLE = {"MALLOC_ARENA_MAX": "1"}  # or each new thread would reserve 64 MiB of what is left
+
 TOO_LARGE = """
 import resource
 from functools import partial
+import numpy as np
 
 def lower_limit(bytes_more):
+    import numpy  # whose libraries take some, too
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + bytes_more, resource.RLIM_INFINITY))
+
+def leave_files(more):
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + more, hard))
 
 def die_once_it_is_skipped(mark):
     from mpiexecutor.channel import RemoteChannel
@@ -285,6 +294,7 @@ def total(common, number):
 
 with RMAChannelExecutor() as executor:
     workers = 3
+    have_all(leave_files, 50)
     have_all(lower_limit, 100 << 20)
     if sys.argv[2] == "killed":
         have_all(die_once_it_is_skipped, FOLDER / "mark")
@@ -292,15 +302,16 @@ with RMAChannelExecutor() as executor:
     calls = [executor.submit(len, bytes(size)) for size in (300_000_000, 7, 1_000_000, 200_000_000, 8)]
     for call in calls:
         print(repr(call.exception() or call.result()))
-    for common in (bytes(200_000_000), bytearray(200_000_000)):
+    many = [np.zeros(70_000, "u1") for _ in range(99)]
+    for common, kind in (bytes(200_000_000), MemoryError), (np.zeros(200_000_000, "u1"), MemoryError), (many, OSError):
         for _ in range(2):
             try:
                 next(executor.map(partial(total, common), range(4)))  # which goes by itself, once to each worker
-            except MemoryError as error:
+            except kind as error:
                 assert "this call" not in str(error)
             else:
                 raise AssertionError("there was room for what these calls have in common")
-        assert [*executor.map(partial(total, common[:100_000]), range(100))] == [*range(100_000, 100_100)]
+        assert [*executor.map(partial(total, bytes(100_000)), range(100))] == [*range(100_000, 100_100)]
     assert executor.num_workers == workers
 """
 
@@ -311,7 +322,7 @@ def test_a_call_too_large_for_the_memory_of_its_worker_fails_alone(then, tmp_pat
 
     If a worker is killed before it can say so another finds the same. And what many calls have in common may be too large, too.
     """
-    said = run(tmp_path, TOO_LARGE, then).stdout.splitlines()
+    said = run(tmp_path, TOO_LARGE, then, env=LITTLE).stdout.splitlines()
     assert said[1:3] + said[4:] == ["7", "1000000", "8"]
     for line in (said[0], said[3]):
         assert re.match(r"""MemoryError\("this call is too large for its worker's memory, \d00000\d\d\d bytes when""", line)
@@ -320,15 +331,11 @@ def test_a_call_too_large_for_the_memory_of_its_worker_fails_alone(then, tmp_pat
 RESULT_TOO_LARGE = """
 import resource
 
-def make(size):
-    time.sleep(0.01)
-    return bytes(size)
-
 with RMAChannelExecutor() as executor:
-    sum(executor.map(len, [b""] * 300))  # calls are expected to be short, and go together
+    sum(executor.map(len, [b""] * 300))
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (200 << 20), resource.RLIM_INFINITY))
-    calls = [executor.submit(make, size) for size in (1, 300_000_000, 2, 5_000_000, 400_000_000, 3)]
+    calls = [executor.submit(bytes, size) for size in (1, 300_000_000, 2, 5_000_000, 400_000_000, 3)]
     for call in calls:
         print(repr(call.exception()) if call.exception() else len(call.result()))
     print(sum(executor.map(abs, range(100))), sum(worker.done for worker in executor.workers()))
@@ -337,31 +344,79 @@ sys.exit(5)
 
 
 def test_a_result_too_large_for_the_memory_of_the_script_fails_alone(tmp_path):
-    """Its worker goes on, those that came with it are not lost, and the script ends as it wants to."""
-    said = run(tmp_path, RESULT_TOO_LARGE, expect=5).stdout.splitlines()
+    """Its worker goes on, those before and behind it are not lost, and the script ends as it wants to."""
+    said = run(tmp_path, RESULT_TOO_LARGE, expect=5, env=LITTLE).stdout.splitlines()
     text = (
         'MemoryError("the result of this call is too large for the memory of the script\'s process, {}00000009 bytes when pickled")'
     )
     assert said == ["1", text.format(3), "2", "5000000", text.format(4), "3", "4950 406"]
 
 
-FAULT = """
-from mpiexecutor._pump import Pump
+LITTLE_ROOM = """
+from mpiexecutor.channel._window import _RemoteMemory
 
-def fail(pump, replies):
-    raise ZeroDivisionError("a fault of ours")
+allocate = _RemoteMemory.allocate
+room = int(sys.argv[2])
 
+def allocate_little(memory, size):
+    if size > room:
+        raise MemoryError
+    return allocate(memory, size)
+
+_RemoteMemory.allocate = allocate_little
 with RMAChannelExecutor() as executor:
-    calls = [executor.submit(bytes, 12 << 20) for _ in range(9)]
-    executor.submit(abs, -7).result()
-    Pump._note_all = fail
-    calls += [executor.submit(bytes, 12 << 20) for _ in range(9)]
-    print({str(error) for call in calls if (error := call.exception())})
+    sum(executor.map(len, [b""] * 300))
+    sizes = [*range(room - 300, room + 100, 5), 1000, 200_000, 150_000] * 2
+    calls = [executor.submit(bytes, size) for size in sizes]
+    for size, call in zip(sizes, calls):
+        if error := call.exception():
+            assert type(error) is not MemoryError or size > room - 300, (size, error)
+        else:
+            assert call.result() == bytes(size) and size <= room, size
+    print({str(type(call.exception()).__name__) for call in calls})
 sys.exit(5)
 """
 
 
-def test_a_fault_of_the_collector_keeps_nobody_waiting(tmp_path):
-    """Every call fails, workers that are in the middle of long results come to their end, and so does the script."""
-    said = run(tmp_path, FAULT, expect=5).stdout
+@pytest.mark.parametrize(("room", "errors"), [(3 << 18, {"NoneType", "MemoryError"}), (300_000, {"NoneType", "BrokenExecutor"})])
+def test_a_result_that_just_does_not_fit_is_an_error(room, errors, tmp_path):
+    """Of its call, if it is long; with no room for those that travel together nothing can go on. Nobody waits for ever."""
+    said = run(tmp_path, LITTLE_ROOM, str(room), expect=5).stdout
+    assert ast.literal_eval(said) == errors
+
+
+FAULT = """
+from functools import partial
+from mpiexecutor._pump import Pump
+
+def make(size):
+    until((FOLDER / "open").exists)
+    return bytes(size)
+
+def total(common, number):
+    until((FOLDER / "open").exists)
+    return len(common) + number
+
+def fail(pump, replies, steps):
+    raise ZeroDivisionError("a fault of ours")
+
+with RMAChannelExecutor() as executor:
+    calls = [executor.submit(make, 12 << 20) for _ in range(3)]
+    if sys.argv[2] == "a function is on its way":
+        results = executor.map(partial(total, bytes(20_000_000)), range(9))
+    else:
+        calls += [executor.submit(make, 12 << 20) for _ in range(9)]
+    until(lambda: {worker.state for worker in executor.workers()} == {"running"})
+    Pump._note_all = fail
+    (FOLDER / "open").touch()
+    print({str(error) for call in calls if (error := call.exception())})
+    time.sleep(2)  # in which the workers ask for the function
+sys.exit(5)
+"""
+
+
+@pytest.mark.parametrize("what", ["results are long", "a function is on its way"])
+def test_a_fault_of_the_collector_keeps_nobody_waiting(what, tmp_path):
+    """Every call fails; workers in the middle of long results, or that want something, come to their end, as does the script."""
+    said = run(tmp_path, FAULT, what, expect=5).stdout
     assert said == """{"the collector failed: ZeroDivisionError('a fault of ours')"}\n"""

@@ -78,7 +78,7 @@ class Consumer(End):
         self._voids = 0
         self._limit = 0  # messages that were claimed, as last seen
         self._too_large: Incoming | None = None  # the next message, when there was last no memory for it
-        self.interrupted: Incoming | None = None  # what was claimed by a take that was interrupted
+        self.interrupted: Incoming | None = None  # what was claimed, and the caller may not know of, if it was interrupted
         self.own_claims: int | None = None  # what this rank itself has claimed: true even before the host's claim is seen
 
     def take_short(self, *, alone: bool = False) -> memoryview | None:
@@ -185,6 +185,8 @@ class Consumer(End):
         messages = len(incoming.lengths)
         new = self._layout.advance(position, messages, incoming.span)
         seen = self._swap(self._layout.head, self._claiming_at, position, new, messages, incoming.span)
+        if seen == position:
+            self.interrupted = incoming
         self._head = new if seen == position else seen
         return seen == position
 

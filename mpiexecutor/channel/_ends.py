@@ -290,8 +290,7 @@ class TakeEnd(_End):
             self._place.check()
             incoming = self._incoming  # of a call that was interrupted
             if incoming is None:
-                with self._claiming:
-                    incoming = self.ring.skip(number)
+                incoming = self._claimed(partial(self.ring.skip, number))
             elif incoming.skipped and incoming.number == number:
                 self.ring.resume(incoming)
             else:
@@ -346,6 +345,14 @@ class TakeEnd(_End):
         finally:
             self._incoming, self.ring.interrupted = self.ring.interrupted, None
 
+    def _claimed(self, claim: Callable[[], Incoming | None]) -> Incoming | None:
+        """Claim something. It is noted at once: if this is interrupted the next call takes it up again."""
+        try:
+            with self._claiming:
+                return claim()
+        finally:
+            self._incoming, self.ring.interrupted = self.ring.interrupted, None
+
     def _take(self, most: int, deadline: float | None, begin: Begin[Incoming]) -> Incoming | None:
         while True:
             incoming = None
@@ -378,8 +385,7 @@ class TakeEnd(_End):
             return self._incoming
         if (data := self._receive_short(alone=most > 1)) is not None:
             return Incoming(0, (len(data),), 1, data, got=1)
-        with self._claiming:
-            incoming = self.ring.claim(most)
+        incoming = self._claimed(partial(self.ring.claim, most))
         if incoming is None and self.ring.is_over():
             return END
         return incoming
