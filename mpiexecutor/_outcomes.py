@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from .channel._pickling import dumps, loads
 
+_MOST_TEXT = 32 << 10  # characters of what is said of an error: the error itself may be as long as it likes
 _IN_BAND = 64 << 10  # bytes: what is larger goes beside the message's pickle, uncopied
 
 
@@ -116,7 +117,7 @@ def failure_of(error: BaseException, place: Place) -> Failure:
         shipped = Blob.of(error).ship()
     except BaseException:  # noqa: BLE001 - whatever its own pickling raises: the error still has a name and a text
         shipped = None
-    return _name(type(error)), _text(error), traceback_of(error, place), shipped
+    return _name(type(error))[:_MOST_TEXT], _text(error)[:_MOST_TEXT], traceback_of(error, place)[-_MOST_TEXT:], shipped
 
 
 def size_of(failure: Failure) -> int:

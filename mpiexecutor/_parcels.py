@@ -42,6 +42,8 @@ _SHORTEST, _LONGEST, _GROWTH = 20e-6, 2e-3, 1.2  # seconds of the naps of who wa
 class Pages:
     """Memory of which copies can be had for little: where the system can, only the pages that are written to are copied."""
 
+    _file = -1
+
     def __init__(self, size: int) -> None:
         self._size = size
         self._file = os.memfd_create("mpiexecutor") if hasattr(os, "memfd_create") else -1

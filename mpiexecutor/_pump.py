@@ -31,7 +31,7 @@ from ._parcels import Parcels
 from ._sentry import Sentry
 from ._slate import INITIALIZER, outcomes_in
 from ._worker import OF_ONE_CALL, SPARE, UNREAD, Outcome, Reply, Work
-from .channel import ChannelClosed, ChannelFull, ChannelMemoryError, RemoteChannel, Share
+from .channel import ChannelClosed, ChannelError, ChannelFull, ChannelMemoryError, RemoteChannel, Share
 
 logger = logging.getLogger("mpiexecutor")
 
@@ -78,7 +78,7 @@ class Pump:
         self._done: Counter[int] = Counter()  # calls, by rank
         self._orders: deque[Callable[[], list[Callable[[], None]]]] = deque()  # each gives what is left to do for futures
         self._postponed: list[Callable[[], list[Callable[[], None]]]] = []  # orders that wait until its number is known
-        self._unread = 0  # replies that were too large, and whose spare ones are still to come
+        self._unread = 0  # replies that were too large, and whose spare ones are still to come, unless their workers have died
         self._streaming = False  # a message longer than the room there was is still being put
         self._sentry = Sentry("mpiexecutor sentry", self._see_who_is_slow, every=_TICK, times=_TICKS)
         self._collector = threading.Thread(target=self._collect, name="mpiexecutor collector", daemon=True)
@@ -317,25 +317,26 @@ class Pump:
             while self._collect_some():
                 pass
         except BaseException as error:  # noqa: BLE001 - a collector that fails must not leave anybody waiting
-            try:
-                self._break_all(error)
-            finally:
-                self._drain()
+            self._break_all(error)
+        else:
+            return
+        while self._drain_one():
+            pass
 
-    def _drain(self) -> None:
-        """Throw away what comes, so that no worker waits for room, or for a function, and all can leave."""
-        while True:
-            try:
-                replies = self._replies.take_many(1)
-                if not replies:
-                    return
-                self._refuse(replies)
-            except ChannelMemoryError as error:
-                self._replies.skip(error.number)
-            except ChannelClosed:
-                return
-            except Exception:  # noqa: BLE001 - no memory, perhaps, for what is thrown away
-                time.sleep(_TICK)
+    def _drain_one(self) -> bool:
+        """Throw away what comes, so that no worker waits for room, or for a function, and all can leave; False once all have."""
+        try:
+            replies = self._replies.take_many(1)
+        except ChannelClosed:
+            return False
+        except Exception as error:  # noqa: BLE001 - no memory, perhaps, for what is thrown away
+            with contextlib.suppress(ChannelError, MemoryError):
+                if isinstance(error, ChannelMemoryError) and self._replies.skip(error.number):
+                    return True
+            time.sleep(_TICK)
+            return True
+        self._refuse(replies)
+        return bool(replies)
 
     def _refuse(self, replies: list[Reply]) -> None:
         for rank, number, _, _, _, wanted in replies:
@@ -574,8 +575,9 @@ class Pump:
             self._changed.notify_all()
 
     def _break_all(self, error: BaseException) -> None:
-        reason = f"the collector failed: {error!r}"
-        cause = RemoteTraceback("".join(traceback.format_exception(error)))
+        reason, cause = f"the collector failed: {error!r}", None
+        with contextlib.suppress(MemoryError):
+            cause = RemoteTraceback("".join(traceback.format_exception(error)))
         with self._lock:
             self._failure = reason
         for session in self.sessions():

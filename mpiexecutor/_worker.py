@@ -34,7 +34,6 @@ Reply = tuple[int, int, Sequence[Outcome], Sequence[int], Failure | None, int]
 UNREAD: Final = -2
 SPARE: Final = -1
 OF_ONE_CALL: Final = 3 * LARGE  # bytes of a message: one of several calls, or outcomes, has less, with all that belongs to it
-_MOST_TEXT = 10_000  # characters
 _HELD = 1e-3  # seconds that an outcome is kept back at most while other calls of its message begin
 _TICK = 2e-3  # seconds between two looks of the courier: a call that is seen twice is a long one
 _TICKS = 25  # looks in vain before the courier rests
@@ -211,8 +210,7 @@ class Worker:
             function, arguments = self._shelf.take(number)
             function(*arguments)
         except BaseException as error:  # noqa: BLE001 - see the module
-            name, text, trace, _ = failure_of(error, self._place)
-            self._reply(failure=(name, text[:_MOST_TEXT], trace[-_MOST_TEXT:], None))  # short: it is to come in any case
+            self._reply(failure=(*failure_of(error, self._place)[:3], None))  # short: it is to come in any case
             return False
         return True
 
@@ -242,7 +240,7 @@ class Worker:
 
     def _send_long(self, outcome: Outcome, size: int, after: list[Outcome]) -> None:
         """Send a long outcome by itself, after others, and then what it is if the root had no memory for it."""
-        number, seconds, _, failure = outcome
+        number, seconds, failure = outcome[0], outcome[1], outcome[3]
         what = "the result of this call" if failure is None else f"what this call raised, {failure[0]},"
         error = MemoryError(f"{what} is too large for the memory of the script's process, {size} bytes when pickled")
         if after:

@@ -363,11 +363,18 @@ def allocate_little(memory, size):
         raise MemoryError
     return allocate(memory, size)
 
+def make(size):
+    until((FOLDER / "open").exists)
+    return bytes(size)
+
 _RemoteMemory.allocate = allocate_little
 with RMAChannelExecutor() as executor:
-    sum(executor.map(len, [b""] * 300))
+    (FOLDER / "open").touch()
+    list(executor.map(make, [1] * 300))
+    (FOLDER / "open").unlink()
     sizes = [*range(room - 300, room + 100, 5), 1000, 200_000, 150_000] * 2
-    calls = [executor.submit(bytes, size) for size in sizes]
+    calls = [executor.submit(make, size) for size in sizes]
+    (FOLDER / "open").touch()
     for size, call in zip(sizes, calls):
         if error := call.exception():
             assert type(error) is not MemoryError or size > room - 300, (size, error)
