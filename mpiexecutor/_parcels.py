@@ -13,7 +13,6 @@ is, and the root gives up when it is told; what it has put is of no interest to 
 A parcel is the number of its parts, their sizes, and the parts, each in pieces of its own.
 """
 
-import errno
 import mmap
 import os
 import threading
@@ -24,6 +23,7 @@ from queue import Empty
 from typing import TYPE_CHECKING
 
 from ._outcomes import Blob
+from .channel._memory import mapped
 from .channel._waiting import Inbox
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Pages:
         self._file = os.memfd_create("mpiexecutor") if hasattr(os, "memfd_create") else -1
         if self._file >= 0:
             os.ftruncate(self._file, size)
-        self._view = _mapped(self._file, size)
+        self._view = memoryview(mapped(self._file, size))
 
     def __len__(self) -> int:
         return self._size
@@ -63,7 +63,7 @@ class Pages:
         """Give a copy that nobody else sees."""
         if self._file < 0:
             return memoryview(bytearray(self._view))
-        return _mapped(self._file, self._size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        return memoryview(mapped(self._file, self._size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE))
 
     def __del__(self) -> None:
         if self._file >= 0:
@@ -200,15 +200,6 @@ class Parcels:
         words = array("q", bytes(_WORD * count))
         self._fetch(memory, memoryview(words).cast("B"))
         return words
-
-
-def _mapped(file: int, size: int, **options: int) -> memoryview:
-    try:
-        return memoryview(mmap.mmap(file, size, **options))
-    except OSError as error:
-        if error.errno != errno.ENOMEM:
-            raise
-        raise MemoryError(f"there is no room for {size} bytes") from error
 
 
 def _pieces_of(blob: Blob | None, size: int) -> Iterator[memoryview]:

@@ -1,5 +1,7 @@
 """The seam between the ring, which is pure, and whatever memory it lives in."""
 
+import errno
+import mmap
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -44,3 +46,13 @@ class Memory(Protocol):
 
     def flush(self) -> None:
         """Complete all that was asked for: a full fence between what comes before and what comes after."""
+
+
+def mapped(file: int, size: int, **options: int) -> mmap.mmap:
+    """Map a file, or with -1 as its descriptor fresh pages; MemoryError if there is no room for that."""
+    try:
+        return mmap.mmap(file, size, **options)
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+        raise MemoryError(f"there is no room for {size} bytes") from error

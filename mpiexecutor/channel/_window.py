@@ -9,7 +9,6 @@ whoever puts one puts the same byte.
 """
 
 import contextlib
-import errno
 import mmap
 import platform
 import sys
@@ -20,7 +19,7 @@ from typing import Final
 
 from mpi4py import MPI
 
-from ._memory import Memory
+from ._memory import Memory, mapped
 from ._ring import WORD
 
 # Both stacks lay 8-byte words on 8-byte boundaries of an allocated window, and move them whole.
@@ -155,12 +154,7 @@ class _RemoteMemory:
             return memoryview(bytearray(size))
         if size < _MAPPED:
             return MPI.buffer.allocate(size).cast("B")
-        try:
-            pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        except OSError as error:
-            if error.errno != errno.ENOMEM:
-                raise
-            raise MemoryError(f"there is no room for {size} bytes") from error
+        pages = mapped(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with contextlib.suppress(OSError):
                 pages.madvise(mmap.MADV_HUGEPAGE)
