@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from jobs import Job, mpi_name, run_job
+from jobs import TESTS, Job, mpi_name, run_job
 
 RANK_TESTS = pytest.StashKey[list[str]]()
 _DEADLINE = 40  # seconds that one test may take on the ranks before each of them prints its stacks
@@ -48,8 +48,7 @@ def keep_contract(request: pytest.FixtureRequest, report: Callable[[str], None])
 
     def run(ranks: int | None, *, deadline: float = 240, **how: Any) -> Job:
         options = ["-q", "--color=no", "-p", "no:cacheprovider", "-o", f"faulthandler_timeout={_DEADLINE}", "-o", "timeout=0"]
-        folder = request.path.parent / "contract"
-        tests = ["-m", "pytest", *options, "-c", str(request.config.inipath), str(folder)]
+        tests = ["-m", "pytest", *options, "-c", str(request.config.inipath), str(TESTS / "contract")]
         job = run_job(ranks, ["-m", "mpiexecutor", *tests], deadline=deadline, **how)
         summary = re.search(r"^(\d+ passed.*?) in ", job.stdout, re.MULTILINE)
         assert summary is not None, f"the root has printed no summary:\n{job}"
@@ -65,7 +64,7 @@ def run_on_ranks(request: pytest.FixtureRequest, report: Callable[[str], None]) 
     """Give a function that has so many ranks run the tests of a file in tests/ranks, together."""
 
     def run(ranks: int, name: str, *, apart: bool = False, deadline: float = 250) -> Job:
-        file = request.path.parent / "ranks" / name
+        file = TESTS / "ranks" / name
         options = ["-o", f"faulthandler_timeout={_DEADLINE}", "-p", "no:cacheprovider", "--color=no", "-s", "-q"]
         env = {"MPIEXECUTOR_TEST_APART": "1"} if apart else {}
         job = run_job(ranks, ["-m", "pytest", *options, str(file)], deadline=deadline, env=env)

@@ -20,9 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
-ROOT = Path(__file__).parent.parent
+TESTS = Path(__file__).parent.parent
+ROOT = TESTS.parent
+PROGRAMS = TESTS / "programs"
 _TOKEN = "MPIEXECUTOR_TEST_JOB"
-_STACKS = "MPIEXECUTOR_TEST_STACKS"  # see tests/stacks
+_STACKS = "MPIEXECUTOR_TEST_STACKS"  # see harness/stacks
 _DUMPING = 3  # seconds in which ranks write their stacks
 _LEAVING = 3  # seconds in which processes of an ended job may still be on their way out
 # One node, more ranks than cores, often root: what Open MPI refuses by default. Its osc/ucx complains when a window is made.
@@ -108,7 +110,7 @@ def mpi_name() -> Literal["mpich", "openmpi", "impi"]:
 
 def _run(command: Sequence[str], deadline: float, env: Mapping[str, str], cwd: str | os.PathLike[str] | None) -> Job:
     token = secrets.token_hex(8)
-    path = os.pathsep.join(filter(None, [str(ROOT / "tests" / "stacks"), env.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(TESTS / "harness" / "stacks"), env.get("PYTHONPATH")]))
     env = {**env, _TOKEN: token, "PYTHONFAULTHANDLER": "1", "PYTHONSAFEPATH": "1", "PYTHONPATH": path}
     began = time.monotonic()
     # Into files: a pipe would be held open by whoever outlives the job.

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from jobs import ROOT, mpi_name, run_job
+from jobs import PROGRAMS, mpi_name, run_job
 
 pytestmark = pytest.mark.mpi
-MORTAL = str(ROOT / "tests" / "mortal.py")
+MORTAL = str(PROGRAMS / "mortal.py")
 RANKS = 18  # what it needs
 STEPS = 17  # what it says "ok" to
 STATUS = 5  # that it is told to end with
@@ -144,7 +144,7 @@ def test_a_lock_that_a_dead_worker_holds_ends_the_executor_and_not_the_script(ra
     """Killed inside MPI: then whoever calls MPI may wait for ever, and nobody waits for that."""
     job = run_job(
         ranks,
-        [*(["-m", "mpiexecutor"] if ranks else []), str(ROOT / "tests" / "wedged.py"), str(STATUS)],
+        [*(["-m", "mpiexecutor"] if ranks else []), str(PROGRAMS / "wedged.py"), str(STATUS)],
         env={"MPIEXECUTOR_MAX_WORKERS": "6"},
         expect=STATUS,
     )

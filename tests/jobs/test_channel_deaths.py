@@ -4,11 +4,11 @@ import re
 
 import pytest
 from bereaved import LIVING, RANKS, STEPS
-from jobs import ROOT, run_job
+from jobs import PROGRAMS, run_job
 
 pytestmark = pytest.mark.mpi
 SPMD = ["-m", "mpiexecutor", "--spmd"]
-BEREAVED = str(ROOT / "tests" / "bereaved.py")
+BEREAVED = str(PROGRAMS / "bereaved.py")
 
 
 def said_by(job):

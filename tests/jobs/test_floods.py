@@ -3,11 +3,11 @@
 import re
 
 import pytest
-from jobs import ROOT, run_job
+from jobs import PROGRAMS, run_job
 
 pytestmark = pytest.mark.mpi
-FLOODS = str(ROOT / "tests" / "floods.py")
-SOAK = str(ROOT / "tests" / "soak.py")
+FLOODS = str(PROGRAMS / "floods.py")
+SOAK = str(PROGRAMS / "soak.py")
 
 
 def flood(ranks, name, number=0, **options):
