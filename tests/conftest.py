@@ -3,7 +3,7 @@
 import os
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -66,13 +66,13 @@ def report(record_property: Callable[[str, object], None]) -> Callable[[str], No
 def keep_contract(request: pytest.FixtureRequest, report: Callable[[str], None]) -> Callable[..., Job]:
     """Give a function that has the root of a job try the executor's contract; it takes what run_job does, but for the program."""
 
-    def run(ranks: int | None, *, deadline: float = 240, **how: Any) -> Job:
+    def run(ranks: int | None, module: Sequence[str] = ("-m", "mpiexecutor"), *, deadline: float = 240, **how: Any) -> Job:
         options = ["-q", "--color=no", "-p", "no:cacheprovider", "-o", f"faulthandler_timeout={_DEADLINE}", "-o", "timeout=0"]
         tests = ["-m", "pytest", *options, "-c", str(request.config.inipath), str(TESTS / "contract")]
-        job = run_job(ranks, ["-m", "mpiexecutor", *tests], deadline=deadline, **how)
+        job = run_job(ranks, [*module, *tests], deadline=deadline, **how)
         summary = re.search(r"^(\d+ passed.*?) in ", job.stdout, re.MULTILINE)
         assert summary is not None, f"the root has printed no summary:\n{job}"
-        where = f"{ranks} ranks" if ranks else request.path.stem.removeprefix("test_")
+        where = f"{ranks} ranks" if ranks else "by Slurm" if module else "by hand"
         report(f"{'contract':32} {where}: {summary[1]} in {job.duration:.1f} s")
         return job
 

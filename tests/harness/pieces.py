@@ -4,8 +4,9 @@
     def test_something(found):
         assert found == 1
 
-The fixture that runs the job has a scope of more than one test; with SHARED at the beginning of its parameter's id all these tests
-are run by the same process. A piece is the body of a function of `executor`, and returns what JSON can carry. What it raises is its test's failure, and no other's.
+A piece is the body of a function of `executor`, and returns what JSON can carry. What it raises is its test's failure, and no
+other's. The fixture that runs the job is for a whole module; with SHARED at the beginning of its parameter's id one process runs
+all its tests, where pytest-xdist runs several.
 """
 
 import json
