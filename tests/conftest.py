@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Show how many tests ran inside the jobs."""
     reports = [report for reports in terminalreporter.stats.values() for report in reports if isinstance(report, pytest.TestReport)]
-    lines = sorted(value for report in reports for name, value in report.user_properties if name == _SHOWN)
+    lines = sorted(value for report in reports if report.when == "call" for name, value in report.user_properties if name == _SHOWN)
     if lines:
         terminalreporter.section(f"tests run by all ranks together, on {mpi_name()}")
         for line in lines:
