@@ -10,6 +10,7 @@ Layout, top to bottom; imports point down only:
     _company      how all of them part in the end                  _spmd     --spmd: every rank runs the script
     _futures      calls that are waited for, by executor           _outcomes what becomes of a call, as bytes
     channel       the raw channel: a package of its own, which knows nothing of the above
+    _seconds      how long anything that may never come is waited for
 
 Importing this initialises no MPI: that is done when the first executor, or channel, is made.
 """

@@ -37,12 +37,12 @@ from typing import Any, Final
 
 from ._mpiexec import Flavour, Mpiexec, flavour_of
 from ._script.surroundings import import_path
+from ._seconds import GRACE as _GRACE
 
 JOB_VARIABLE: Final = "MPIEXECUTOR_JOB"  # address and token, for the processes of the job only
 TIMEOUT_VARIABLE: Final = "MPIEXECUTOR_START_TIMEOUT"
 _TIMEOUT = 60.0  # seconds until all ranks have to be there
 _LOOK = 0.1  # seconds between two looks at whether mpiexec still lives
-_GRACE = 5.0  # seconds that mpiexec has to end its ranks
 _TAIL = 4000  # bytes of what the job has printed that an error message shows
 _LOCAL = {"PWD", "OLDPWD", "SHLVL", "_", JOB_VARIABLE}  # variables that say nothing of the rank
 

@@ -17,6 +17,7 @@ from ._health import Watch, address_of
 from ._keeper import KILL, Kept
 from ._manager import connection, mapped, remove, take_leave
 from ._orders import Orders, Report, await_leavers, part, part_from_root
+from ._seconds import LATE as _LATE
 from ._world import STANDING
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from .channel import RemoteChannel
 
 logger = logging.getLogger("mpiexecutor")
-
-_LATE = 3.0  # seconds until a worker that gives no signs of life is killed in the end, after 10 s for all to leave
 
 
 def exchange_of(comm: "MPI.Intracomm", orders: Orders, watch: Watch, reports: dict[int, Report]) -> "Exchange | None":

@@ -23,7 +23,12 @@ from functools import partial
 from typing import Any, Literal, Protocol
 
 from ._keeper import BYE, KILL, LEAVE, possible
-from ._slate import PULSE, Signs, Slate
+from ._seconds import COMING as _COMING
+from ._seconds import HELLO as _HELLO
+from ._seconds import LEAVING as _LEAVING
+from ._seconds import SILENT as _SILENT
+from ._seconds import WEDGED as _WEDGED
+from ._slate import Signs, Slate
 from .channel import ChannelBroken, ChannelClosed, RemoteChannel, Share
 from .channel._waiting import Inbox, wait_for_ranks
 
@@ -31,12 +36,7 @@ logger = logging.getLogger("mpiexecutor")
 
 _LONGEST = 1 << 16  # bytes of a message
 _MOST = 4096  # keepers that may come at once
-_COMING = 5.0  # seconds that keepers have to come, once their ranks serve
-_HELLO = 5.0  # seconds that a keeper has to say who it is
-_LEAVING = 10.0  # seconds that all keepers have to end
 _LOOK = 1e-3  # seconds between two looks whether they have
-_WEDGED = 9.0  # seconds after which this process is taken to be stuck inside MPI
-_SILENT = 3 * PULSE  # seconds without a sign of life
 
 
 @dataclass(frozen=True, slots=True)

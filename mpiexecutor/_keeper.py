@@ -40,7 +40,9 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from . import _manager
-from ._slate import PULSE, Slate
+from ._seconds import PULSE
+from ._seconds import WELCOME as _WELCOME
+from ._slate import Slate
 
 logger = logging.getLogger("mpiexecutor")
 
@@ -51,7 +53,6 @@ LEAVE: Final = b"leave"  # or to end the rank and its keeper;
 NEWS: Final = b"news "  # or something else, for the rank itself
 BYE: Final = b"{}"  # what a keeper says when it goes, and nothing is wrong
 _LONGEST = 1 << 16  # bytes of a message
-_WELCOME = 5.0  # seconds that another worker's watch has to answer: a call may hold its GIL
 _PATIENCE = 1.0  # seconds that a child of the script has to end by SIGTERM
 _LONGEST_WAIT = 3600.0  # seconds: a poll counts in milliseconds, in 32 bits
 _LOST = 1 << 8  # the status of a keeper whose root is dead, as waitpid would give it

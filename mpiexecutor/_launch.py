@@ -32,6 +32,7 @@ from ._outcomes import Place
 from ._parcels import Parcels
 from ._pump import Pump
 from ._script.state import Origin
+from ._seconds import STUCK as _PATIENCE
 from ._slate import Slate
 from ._worker import Worker
 from ._world import STANDING, comm_world
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mpiexecutor")
 
 _making = threading.Lock()  # crews are made one at a time
-_PATIENCE = 2.0  # seconds that any thread may be at work in the pump
 _LAST_WORDS = 0.2  # seconds that what was printed has to get through before the job is aborted
 _SLOTS, _SLOT_SIZE = 256, 16384  # of each channel: messages of calls are small, and large ones take many slots
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names of malloc.h

@@ -19,9 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ._seconds import ANSWER as _ANSWER
+from ._seconds import WAITING as _WAITING
+
 logger = logging.getLogger("mpiexecutor")
 
-_WAITING = 10.0  # seconds that a launcher has to end
 _LAUNCHERS = "mpiexec", "mpirun", "prterun", "orterun"  # how its process's name begins,
 _BETWEEN = "hydra_", "sh", "bash", "dash"  # and those between it and its ranks on the same host
 _PATIENT_KILLER = """
@@ -30,7 +32,6 @@ process = int(sys.argv[1])
 if not select.select([process], [], [], float(sys.argv[2]))[0]:
     signal.pidfd_send_signal(process, signal.SIGKILL)
 """
-_ANSWER = 1.0  # seconds that the process manager has to acknowledge
 _SHARED = tuple(f"/dev/shm/{name}" for name in ("mpich_shm_", "sm_segment.", "vader_segment."))  # noqa: S108 - MPI's own
 _DELETED = " (deleted)"
 _INITIALISED = 8  # times that a library can have initialised PMIx, at the most

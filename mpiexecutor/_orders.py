@@ -25,6 +25,7 @@ from ._outcomes import Blob
 from ._script.kinds import GeneratorStates
 from ._script.names import main_modules
 from ._script.surroundings import Kept, leave_out_rank
+from ._seconds import PATIENCE as _PATIENCE
 from .channel._waiting import node_name, wait_for_ranks
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ logger = logging.getLogger("mpiexecutor")
 LOST_AFTER_VARIABLE = "MPIEXECUTOR_LOST_AFTER"
 _LOST_AFTER = 30.0
 _TAG = 24601  # of reports and answers
-_PATIENCE = 10.0  # seconds before a rank says whom it waits for
 
 
 class Report(NamedTuple):

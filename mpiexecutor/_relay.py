@@ -25,7 +25,9 @@ from mpi4py import MPI
 
 from ._health import Loss, Watch
 from ._keeper import LEAVE
-from ._slate import PULSE, Signs
+from ._seconds import ASLEEP as _ASLEEP
+from ._seconds import PULSE
+from ._slate import Signs
 from .channel._bells import has_come, marks_instead, senders_instead, unless_dead
 from .channel._progress import attendant
 
@@ -35,7 +37,6 @@ _LAST_LOOK = 1e-3  # and of the root at what comes last
 _BEATS = 6  # messages in which nobody tells of a worker until it is given up
 _LONGEST = PULSE  # seconds between two of them, at the most
 _SHORT = 4 << 10  # bytes of a message that any MPI sends at once
-_ASLEEP = 1.0  # seconds without a look of the root: it had no time, and cannot say who was silent
 
 
 class Post:

@@ -24,7 +24,6 @@ from typing import Any, Final, NamedTuple
 
 NOTHING: Final = -1  # has been begun of the message that came last
 INITIALIZER: Final = -2  # is being run
-PULSE: Final = 1.0  # seconds between two signs of life
 
 _BEGUN, _SINCE, _LIMIT, _SEEN, _HELD = range(5)
 LARGE: Final = 256 << 10  # bytes of outcomes that are put at once; a longer one is not held

@@ -49,6 +49,8 @@ def started_world(max_workers: int | None, root: int) -> "MPI.Intracomm":
     find those that were started with it.
     """
     with _starting:
+        if "mpi4py.MPI" in sys.modules and _is_finalized():
+            raise RuntimeError("cannot make an executor at interpreter shutdown")
         if not launched() and "mpi4py.MPI" not in sys.modules:
             job = _adopt.Job(_crew_size(max_workers))
             atexit.register(_end, job)
@@ -63,8 +65,6 @@ def started_world(max_workers: int | None, root: int) -> "MPI.Intracomm":
             if "mpi4py.MPI" not in sys.modules:
                 have_waiting_give_way()
                 initialise(keeper)
-            elif _is_finalized():
-                raise RuntimeError("cannot make an executor at interpreter shutdown")
         check_company(comm_world())
     return comm_world()
 

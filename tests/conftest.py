@@ -3,57 +3,76 @@
 import os
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
-from jobs import Job, mpi_name, run_job
+from jobs import TESTS, Job, mpi_name, run_job
+from pieces import SHARED
 
-RANK_TESTS = pytest.StashKey[list[str]]()
+_SHOWN = "shown at the end"  # the property of a test whose value is a line for the end of all tests
 _DEADLINE = 40  # seconds that one test may take on the ranks before each of them prints its stacks
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[RANK_TESTS] = []
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so it is in the background, and jobs would inherit that
         signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.pop("PYTHONUNBUFFERED", None)  # a line is then two writes, and lines of several processes mix
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Have tests that share a job run in one process, where tests run in several (-n 4); each other test where there is room."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, test = nodeid.partition("::")
+            _, shared, way = test.partition(f"[{SHARED}")
+            return f"{file}[{shared}{way}" if shared else nodeid
+
+    return Scheduling(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is slow unless it is asked for."""
-    if "slow" not in config.option.markexpr:
-        slow = [item for item in items if item.get_closest_marker("slow")]
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if item not in slow]
+    """Leave out what is not asked for; begin with what takes long, where tests run side by side."""
+    expression = config.option.markexpr
+    left_out = set() if "slow" in expression else {"slow"} if "wide" in expression else {"slow", "wide"}
+    dropped = [item for item in items if any(map(item.get_closest_marker, left_out))]
+    config.hook.pytest_deselected(items=dropped)
+    items[:] = [item for item in items if item not in set(dropped)]
+    if "workerinput" in vars(config):
+        items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Show how many tests ran inside the jobs."""
-    if lines := config.stash[RANK_TESTS]:
+    reports = [report for reports in terminalreporter.stats.values() for report in reports if isinstance(report, pytest.TestReport)]
+    lines = sorted(value for report in reports if report.when == "call" for name, value in report.user_properties if name == _SHOWN)
+    if lines:
         terminalreporter.section(f"tests run by all ranks together, on {mpi_name()}")
         for line in lines:
-            terminalreporter.line(line)
+            terminalreporter.line(str(line))
 
 
 @pytest.fixture
-def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
+def report(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
     """Give a function that has a line shown when all tests are done."""
-    return request.config.stash[RANK_TESTS].append
+    return partial(record_property, _SHOWN)
 
 
 @pytest.fixture
 def keep_contract(request: pytest.FixtureRequest, report: Callable[[str], None]) -> Callable[..., Job]:
     """Give a function that has the root of a job try the executor's contract; it takes what run_job does, but for the program."""
 
-    def run(ranks: int | None, *, deadline: float = 240, **how: Any) -> Job:
+    def run(ranks: int | None, module: Sequence[str] = ("-m", "mpiexecutor"), *, deadline: float = 240, **how: Any) -> Job:
         options = ["-q", "--color=no", "-p", "no:cacheprovider", "-o", f"faulthandler_timeout={_DEADLINE}", "-o", "timeout=0"]
-        folder = request.path.parent / "contract"
-        tests = ["-m", "pytest", *options, "-c", str(request.config.inipath), str(folder)]
-        job = run_job(ranks, ["-m", "mpiexecutor", *tests], deadline=deadline, **how)
+        tests = ["-m", "pytest", *options, "-c", str(request.config.inipath), str(TESTS / "contract")]
+        job = run_job(ranks, [*module, *tests], deadline=deadline, **how)
         summary = re.search(r"^(\d+ passed.*?) in ", job.stdout, re.MULTILINE)
         assert summary is not None, f"the root has printed no summary:\n{job}"
-        where = f"{ranks} ranks" if ranks else request.path.stem.removeprefix("test_")
+        where = f"{ranks} ranks" if ranks else "by Slurm" if module else "by hand"
         report(f"{'contract':32} {where}: {summary[1]} in {job.duration:.1f} s")
         return job
 
@@ -65,7 +84,7 @@ def run_on_ranks(request: pytest.FixtureRequest, report: Callable[[str], None]) 
     """Give a function that has so many ranks run the tests of a file in tests/ranks, together."""
 
     def run(ranks: int, name: str, *, apart: bool = False, deadline: float = 250) -> Job:
-        file = request.path.parent / "ranks" / name
+        file = TESTS / "ranks" / name
         options = ["-o", f"faulthandler_timeout={_DEADLINE}", "-p", "no:cacheprovider", "--color=no", "-s", "-q"]
         env = {"MPIEXECUTOR_TEST_APART": "1"} if apart else {}
         job = run_job(ranks, ["-m", "pytest", *options, str(file)], deadline=deadline, env=env)

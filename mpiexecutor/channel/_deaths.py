@@ -18,11 +18,12 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from queue import Empty
 from typing import Final, Protocol
 
+from mpiexecutor._seconds import WEDGED as _WEDGED
+
 from ._waiting import Inbox
 
 logger = logging.getLogger("mpiexecutor")
 
-_WEDGED = 9.0  # seconds after which this process is taken to be stuck inside MPI
 _AGAIN = 0.1  # seconds until the next try to settle a channel whose ranks do not come to a rest
 
 

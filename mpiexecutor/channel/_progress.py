@@ -22,11 +22,12 @@ from typing import Final
 
 from mpi4py import MPI
 
+from mpiexecutor._seconds import LOOK as _PATIENCE
+
 from ._waiting import Doorbell, Ringer, address_of
 
 _COLD, _HOT = 0.02, 0.01  # seconds between two looks
 _LINGER = 0.05  # seconds hot after the last knock: well above the time between two knocks
-_PATIENCE = 10.0  # seconds that a look may take
 _NEVER = 3600.0  # seconds between two looks while there is nothing to attend to
 _NOTHING: Final = [None, 0, MPI.BYTE]
 

@@ -20,6 +20,8 @@ from operator import index
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, overload
 
+from mpiexecutor._seconds import REST as _REST
+
 from ._agreement import Arguments, agree, all_come
 from ._background import ChannelFuture
 from ._codecs import Codec
@@ -45,7 +47,6 @@ P = TypeVar("P")  # what is put
 M = TypeVar("M")  # what is taken
 T = TypeVar("T")
 
-_REST = 6.0  # seconds that the living have to finish what they have begun, when others have died
 _BREATH = 1e-3  # seconds between two looks whether the living have come to a rest
 _BATCH = 256  # messages that put_many reserves, and take_many claims, in one step
 

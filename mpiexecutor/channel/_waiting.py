@@ -25,6 +25,8 @@ from pathlib import Path
 from queue import Empty
 from typing import Generic, TypeVar
 
+from mpiexecutor._seconds import PATIENCE as _PATIENCE
+
 T = TypeVar("T")
 
 logger = logging.getLogger("mpiexecutor")
@@ -34,7 +36,6 @@ _SHORTEST = 50e-6  # seconds of a nap
 _LONGEST = 0.02
 _COARSE = 0.1  # seconds of a sleep whose end may come some milliseconds late
 _SELECTABLE = 1024  # file descriptors that select can have
-_PATIENCE = 10.0  # seconds before a rank says that it waits for others
 _GROWTH = 1.2  # of each nap over the one before: 1 ms after 16, and 5 ms in all; 20 ms after 33, and 0.12 s in all
 
 

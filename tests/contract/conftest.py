@@ -1,6 +1,7 @@
-"""Tests of the executor that run on the root of a job while the other ranks serve:
+"""Tests of the executor that run on the root of a job while the other ranks serve, however that was started:
 
     mpiexec -n 3 python -m mpiexecutor -m pytest tests/contract
+    MPIEXECUTOR_MAX_WORKERS=2 MPIEXECUTOR_TEST_CONTRACT=1 python -m pytest tests/contract
 
 They are true for any number of ranks. What they submit are functions of theirs, which the workers import from here.
 """
@@ -14,9 +15,15 @@ from gates import Gate, executor_of
 
 from mpiexecutor import RMAChannelExecutor
 
-# They run inside a job only: process managers set one of these for each rank.
-if not {"PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK"} & os.environ.keys():
+# Process managers set one of these for each rank. Else pytest is to have workers of its own only if it runs nothing but this.
+if not {"PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "MPIEXECUTOR_TEST_CONTRACT"} & os.environ.keys():
     collect_ignore_glob = ["test_*.py"]
+
+
+def pytest_configure() -> None:
+    """Start the workers, if nobody else has: an executor does so, before any test module imports MPI."""
+    if "MPIEXECUTOR_TEST_CONTRACT" in os.environ:
+        RMAChannelExecutor().shutdown()
 
 
 @pytest.fixture

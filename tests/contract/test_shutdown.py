@@ -179,6 +179,7 @@ def test_executors_in_cycles_may_be_collected_at_any_time():
     """An executor that the garbage collector finds, in whatever thread and line, disturbs no other one."""
     with executor_of() as executor:
         thresholds = gc.get_threshold()
+        gc.freeze()  # what there was before takes long to look at
         try:
             for number in range(10, 200):  # each lets the collector come a little later
                 gc.collect()
@@ -189,6 +190,7 @@ def test_executors_in_cycles_may_be_collected_at_any_time():
                 assert executor.submit(square, number).result(LIMIT) == number * number
         finally:
             gc.set_threshold(*thresholds)
+            gc.unfreeze()
 
 
 def test_many_are_made_and_dropped():

@@ -4,18 +4,21 @@ import re
 
 import pytest
 from bereaved import LIVING, RANKS, STEPS
-from jobs import ROOT, run_job
+from jobs import PROGRAMS, run_job
 
-pytestmark = pytest.mark.mpi
+from mpiexecutor._seconds import REST, SCALE_VARIABLE
+
+HALF = {SCALE_VARIABLE: "0.5"}
 SPMD = ["-m", "mpiexecutor", "--spmd"]
-BEREAVED = str(ROOT / "tests" / "bereaved.py")
+BEREAVED = str(PROGRAMS / "bereaved.py")
 
 
 def said_by(job):
     return [line.removeprefix("ok: ") for line in job.stdout.splitlines() if line.startswith("ok: ")]
 
 
-@pytest.mark.parametrize("start", ["mpiexec", "by hand"])
+@pytest.mark.mpi
+@pytest.mark.parametrize("start", ["mpiexec", pytest.param("by hand", marks=pytest.mark.wide)])
 def test_the_others_go_on_and_the_host_is_told_of_what_is_lost(start, tmp_path):
     """At each step, once by each channel; then a host dies, and whoever waits is told. At the end all channels are freed."""
     own = ["-n", str(RANKS)] if start == "by hand" else []
@@ -28,6 +31,7 @@ def test_the_others_go_on_and_the_host_is_told_of_what_is_lost(start, tmp_path):
     assert sum("it was the channel's host" in line for line in said) == len(living), str(job)
 
 
+@pytest.mark.mpi
 def test_ranks_on_another_node_may_die(tmp_path):
     """One node pretends to be two."""
     job = run_job(RANKS, [*SPMD, BEREAVED, str(tmp_path), "pretended"], deadline=120)
@@ -41,15 +45,23 @@ def job_of(tmp_path, lines, ranks=3, **options):
     return run_job(ranks, [*SPMD, str(script), "an argument"], **options)
 
 
+@pytest.mark.mpi
 def test_every_rank_runs_the_script_and_the_status_is_its_own(tmp_path):
     """With its arguments; nothing else is different while nobody dies."""
     lines = "channel = RemoteChannel(4, 1); channel.put([MPI.COMM_WORLD.rank]); print(sys.argv[1:]); channel.free()"
     assert job_of(tmp_path, lines).stdout.splitlines() == ["['an argument']"] * 3
 
 
-@pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize(
-    ("ending", "said", "status"), [("1 / 0", "ZeroDivisionError", 1), ("sys.exit('no')", "no", 1), ("sys.exit(3)", "", 3)]
+    ("rank", "ending", "said", "status"),
+    [
+        pytest.param(1, "1 / 0", "ZeroDivisionError", 1, marks=pytest.mark.mpi),
+        (1, "sys.exit('no')", "no", 1),
+        (1, "sys.exit(3)", "", 3),
+        (0, "1 / 0", "ZeroDivisionError", 1),
+        pytest.param(0, "sys.exit('no')", "no", 1, marks=pytest.mark.wide),
+        pytest.param(0, "sys.exit(3)", "", 3, marks=pytest.mark.wide),
+    ],
 )
 def test_a_rank_that_fails_ends_the_job(rank, ending, said, status, tmp_path):
     """The others may wait for it, as here."""
@@ -58,6 +70,7 @@ def test_a_rank_that_fails_ends_the_job(rank, ending, said, status, tmp_path):
     assert said in job.stderr, str(job)
 
 
+@pytest.mark.mpi
 def test_a_lock_that_a_dead_rank_holds_ends_the_job(tmp_path):
     """Killed inside MPI, in its turn, until that leaves the window's lock taken."""
     lines = """
@@ -81,10 +94,11 @@ for turn in range(1, MPI.COMM_WORLD.size):
             print(error)
 print("no lock was held")
 """
-    job = job_of(tmp_path, lines, ranks=6, expect="any")
+    job = job_of(tmp_path, lines, ranks=6, expect="any", env={SCALE_VARIABLE: "0.3"})
     assert "no lock was held" in job.stdout or (job.status != 0 and "holding a lock: the job is ended" in job.stderr), str(job)
 
 
+@pytest.mark.mpi
 def test_a_death_while_a_channel_is_made_ends_the_making(tmp_path):
     """As all ranks take part in it."""
     lines = """
@@ -122,6 +136,7 @@ print(future.exception().ranks, len(full))
     assert job_of(tmp_path, lines, ranks=2).stdout.splitlines() == ["4 [1]", "[1] 1"]
 
 
+@pytest.mark.mpi
 def test_a_host_that_frees_the_channel_settles_it_for_those_who_do_not_yet(tmp_path):
     """What the dead rank was at is in the way of others, who go on; then all have freed it."""
     lines = """
@@ -168,6 +183,7 @@ elif MPI.COMM_WORLD.rank == 0:
         time.sleep(0.01)"""
 
 
+@pytest.mark.mpi
 def test_one_that_is_stopped_keeps_the_host_told(tmp_path):
     """In the middle of a message: what the dead has left cannot be settled, until it goes on."""
     lines = (
@@ -185,8 +201,8 @@ channel = RemoteChannel(4, 1)
             os.kill(pids[1], signal.SIGCONT)
 """
     )
-    first, *others = job_of(tmp_path, lines).stdout.splitlines()
-    assert first == "[1] ranks [1] live, or may, and have not come to a rest within 6.0 s"
+    first, *others = job_of(tmp_path, lines, env=HALF).stdout.splitlines()
+    assert first == f"[1] ranks [1] live, or may, and have not come to a rest within {REST / 2} s"
     told, message = sorted(others)  # which of them comes first is chance
     assert re.match(r"\[2\] rank 2, .* was killed by SIGKILL\. The channel goes on", told)
     assert message == "array('d', [7.0])"
@@ -213,12 +229,13 @@ channel = RemoteChannel(1, 1)
     print(channel.take())
 """
     )
-    first, second, message = job_of(tmp_path, lines).stdout.splitlines()
-    assert first == "[1] ranks [1] live, or may, and have not come to a rest within 6.0 s"
+    first, second, message = job_of(tmp_path, lines, env=HALF).stdout.splitlines()
+    assert first == f"[1] ranks [1] live, or may, and have not come to a rest within {REST / 2} s"
     assert re.match(r"\[1\] rank 1, .* was killed by SIGKILL\. The channel goes on", second)
     assert message == "array('d', [5.0])"
 
 
+@pytest.mark.mpi
 def test_a_worker_of_such_a_script_ends_the_job_with_its_death(tmp_path):
     """Workers have no keepers of their own there."""
     lines = """

@@ -3,12 +3,12 @@
 import re
 
 import pytest
-from jobs import ROOT, run_job
+from jobs import PROGRAMS, run_job
 
 pytestmark = pytest.mark.mpi
 
 
-SCRIPT = str(ROOT / "tests" / "apart.py")
+SCRIPT = str(PROGRAMS / "apart.py")
 KILLED = r"ok: killed: the worker on rank \d, host \S+, pid \d+, was killed by SIGKILL while it ran"
 
 

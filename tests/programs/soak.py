@@ -1,6 +1,6 @@
 """Calls of random sizes and kinds, for some time: each result is checked, each call is run once, and no rank's memory grows.
 
-    python -m mpiexecutor -n 5 tests/soak.py SECONDS [SEED]
+    python -m mpiexecutor -n 5 tests/programs/soak.py SECONDS [SEED]
 
 Sizes are from 0 B to 5 MB, as many below 2 kB as above. It ends with figures, or with an error that has the seed.
 """

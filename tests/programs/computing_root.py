@@ -1,6 +1,6 @@
 """Run pytest in a thread, while the main thread computes in pure Python for seconds at a time:
 
-mpiexec -n 4 python -m mpiexecutor tests/computing_root.py ARGUMENT...
+mpiexec -n 4 python -m mpiexecutor tests/programs/computing_root.py ARGUMENT...
 """
 
 import sys

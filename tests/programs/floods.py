@@ -1,6 +1,6 @@
 """More of everything than anybody would want: each flood is a function here.
 
-python -m mpiexecutor -n 5 [--spmd] tests/floods.py NAME [NUMBER]
+python -m mpiexecutor -n 5 [--spmd] tests/programs/floods.py NAME [NUMBER]
 """
 
 import os

@@ -15,14 +15,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
-ROOT = Path(__file__).parent.parent
+TESTS = Path(__file__).parent.parent
+ROOT = TESTS.parent
+PROGRAMS = TESTS / "programs"
 _TOKEN = "MPIEXECUTOR_TEST_JOB"
-_STACKS = "MPIEXECUTOR_TEST_STACKS"  # see tests/stacks
+_STACKS = "MPIEXECUTOR_TEST_STACKS"  # see harness/stacks
+_LOOK = 0.2  # seconds between two looks whether a job hangs
 _DUMPING = 3  # seconds in which ranks write their stacks
 _LEAVING = 3  # seconds in which processes of an ended job may still be on their way out
 # One node, more ranks than cores, often root: what Open MPI refuses by default. Its osc/ucx complains when a window is made.
@@ -64,15 +67,17 @@ def run_job(
     cwd: str | os.PathLike[str] | None = None,
     flags: Sequence[str] = (),
     may_leave: bool = False,
+    hangs: Callable[[], bool] = lambda: False,
 ) -> Job:
     """Run a program on so many ranks, or without mpiexec if None; JobFailed if it does not end as expected, or not in time.
 
     `program` is a script, or the arguments of the interpreter (``["-c", "..."]``). `expect` is the status, or any but 0. Whatever
-    was expected, no process may be left, unless it `may_leave` some: those are ended here.
+    was expected, no process may be left, unless it `may_leave` some: those are ended here. Once it
+    `hangs` it is treated as at its deadline.
     """
     arguments = [os.fspath(program)] if isinstance(program, (str, os.PathLike)) else list(program)
     command = [*launcher(ranks), *flags, sys.executable, *arguments]
-    job = _run(command, deadline, {**os.environ, **(env or {})}, cwd)
+    job = _run(command, deadline, {**os.environ, **(env or {})}, cwd, hangs)
     expected = expect in (job.status, "any") if expect != "failure" else job.status != 0
     if job.status is None or not expected or (job.left and not may_leave):
         raise JobFailed(f"expected status {expect!r} within {deadline} s, and nobody left:\n{job}")
@@ -106,9 +111,15 @@ def mpi_name() -> Literal["mpich", "openmpi", "impi"]:
     return "impi" if "Intel" in text else "mpich"
 
 
-def _run(command: Sequence[str], deadline: float, env: Mapping[str, str], cwd: str | os.PathLike[str] | None) -> Job:
+def _run(
+    command: Sequence[str],
+    deadline: float,
+    env: Mapping[str, str],
+    cwd: str | os.PathLike[str] | None,
+    hangs: Callable[[], bool],
+) -> Job:
     token = secrets.token_hex(8)
-    path = os.pathsep.join(filter(None, [str(ROOT / "tests" / "stacks"), env.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(TESTS / "harness" / "stacks"), env.get("PYTHONPATH")]))
     env = {**env, _TOKEN: token, "PYTHONFAULTHANDLER": "1", "PYTHONSAFEPATH": "1", "PYTHONPATH": path}
     began = time.monotonic()
     # Into files: a pipe would be held open by whoever outlives the job.
@@ -126,14 +137,22 @@ def _run(command: Sequence[str], deadline: float, env: Mapping[str, str], cwd: s
         left: list[str] = []
         stacks = ""
         try:
-            status: int | None = process.wait(deadline)
-            left = _left(token)
-        except subprocess.TimeoutExpired:
-            status = None
-            stacks = _stacks(token, Path(folder))
+            status = _wait(process, began + deadline, hangs)
+            if status is None:
+                stacks = _stacks(token, Path(folder))
+            else:
+                left = _left(token)
         finally:
             _end(process, token)
         return Job(command, status, _text(stdout), _text(stderr), time.monotonic() - began, left, stacks)
+
+
+def _wait(process: "subprocess.Popen[bytes]", deadline: float, hangs: Callable[[], bool]) -> int | None:
+    """Give the status; None at the deadline, or when the job hangs."""
+    while time.monotonic() < deadline and not hangs():
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(min(_LOOK, max(0, deadline - time.monotonic())))
+    return process.poll()
 
 
 def _left(token: str) -> list[str]:

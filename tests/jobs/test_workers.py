@@ -6,7 +6,7 @@ import re
 import pytest
 from jobs import run_job
 
-pytestmark = pytest.mark.mpi
+from mpiexecutor._seconds import SCALE_VARIABLE
 
 HEAD = """
 import ctypes, os, signal, sys, time
@@ -31,8 +31,9 @@ def hang():
     while True:
         pass
 
-def hold_gil(seconds):
-    return ctypes.PyDLL(None).sleep(seconds)
+def hold_gil(pipe):
+    # until something can be read
+    return ctypes.PyDLL(None).read(os.open(pipe, os.O_RDONLY), ctypes.create_string_buffer(1), 1)
 
 def held():
     return [int(path.name.split()[1]) for path in FOLDER.glob("pid *")]
@@ -51,6 +52,7 @@ def run(tmp_path, body, *arguments, ranks=4, **options):
 
 STATES = """
 import socket
+from mpiexecutor._seconds import SILENT
 with RMAChannelExecutor() as executor:
     sum(executor.map(abs, range(100)))
     assert [(worker.rank, worker.host) for worker in executor.workers()] == [(rank, socket.gethostname()) for rank in (1, 2, 3)]
@@ -60,21 +62,25 @@ with RMAChannelExecutor() as executor:
     call = executor.submit(hold, 1)
     until(held)
     pid, = held()
-    busy, = (worker for worker in executor.workers() if worker.state == "running")
-    assert busy.pid == pid and before - 0.1 <= busy.since <= time.time(), (busy, before)
+    until(lambda: state_of(pid) == "running")
+    busy, = (worker for worker in executor.workers() if worker.pid == pid)
+    assert before - 0.1 <= busy.since <= time.time(), (busy, before)
     os.kill(pid, signal.SIGSTOP)
     until(lambda: state_of(pid) == "silent")
     silent, = (worker for worker in executor.workers() if worker.pid == pid)
-    assert busy.since - 2 <= silent.since <= time.time() - 3, (busy, silent)
+    assert busy.since - 2 <= silent.since <= time.time() - SILENT, (busy, silent)
     assert executor.submit(abs, -7).result() == 7
     os.kill(pid, signal.SIGCONT)
     until(lambda: state_of(pid) == "running")
     (FOLDER / "open").touch()
     assert call.result() == 1
     until(lambda: state_of(pid) == "idle")
-    call = executor.submit(hold_gil, 5)
+    os.mkfifo(FOLDER / "pipe")
+    pipe = os.open(FOLDER / "pipe", os.O_RDWR)
+    call = executor.submit(hold_gil, FOLDER / "pipe")
     until(lambda: "silent" in {worker.state for worker in executor.workers()})
-    assert call.result() == 0
+    os.write(pipe, b"x")
+    assert call.result() == 1
     until(lambda: {worker.state for worker in executor.workers()} == {"idle"})
     os.kill(pid, signal.SIGKILL)
     until(lambda: state_of(pid) == "lost")
@@ -83,9 +89,10 @@ print("ok")
 """
 
 
+@pytest.mark.mpi
 def test_workers_says_what_each_worker_does(tmp_path):
     """Idle, running a call, stopped, holding the GIL, dead: since when, and how much it has done. To be silent is no death."""
-    assert run(tmp_path, STATES).stdout == "ok\n"
+    assert run(tmp_path, STATES, env={SCALE_VARIABLE: "0.5"}).stdout == "ok\n"
 
 
 def test_a_worker_without_keeper_is_known_by_name(tmp_path):
@@ -102,6 +109,8 @@ print("ok")
 
 
 OVERDUE = """
+os.mkfifo(FOLDER / "pipe")
+pipe = os.open(FOLDER / "pipe", os.O_RDWR)  # into which nobody writes
 with RMAChannelExecutor(task_timeout=1, retries=3) as executor, RMAChannelExecutor() as patient:
     calls = [executor.submit(abs, -number) for number in range(300)]
     hanging = [executor.submit({hang})]
@@ -124,7 +133,11 @@ sys.exit(5)
 
 @pytest.mark.parametrize(
     "hang",
-    ["hang", "hold_gil, 1000", "lambda: os.kill(os.getpid(), signal.SIGSTOP)"],
+    [
+        pytest.param("hang", marks=pytest.mark.mpi),
+        "hold_gil, FOLDER / 'pipe'",
+        "lambda: os.kill(os.getpid(), signal.SIGSTOP)",
+    ],
     ids=["loop", "GIL", "stopped"],
 )
 def test_a_call_that_runs_too_long_fails_alone(hang, tmp_path):
@@ -175,7 +188,7 @@ sys.exit(5)
 """
 
 
-@pytest.mark.parametrize(("how", "name"), [("terminate", "SIGTERM"), ("kill", "SIGKILL")])
+@pytest.mark.parametrize(("how", "name"), [("terminate", "SIGTERM"), pytest.param("kill", "SIGKILL", marks=pytest.mark.mpi)])
 def test_a_pool_is_ended_at_once(how, name, tmp_path):
     """What runs is lost, what waits is cancelled, other executors of these workers break; the script goes on."""
     body = "from concurrent.futures import BrokenExecutor\n" + ENDS.format(how=how)
@@ -214,13 +227,15 @@ sys.exit(5)
 """
 
 
+@pytest.mark.mpi
 @pytest.mark.parametrize(("ranks", "how"), [(None, "left alone"), (3, "left alone"), (3, "terminated")])
 def test_a_worker_that_is_stopped_does_not_keep_the_script_from_its_end(ranks, how, tmp_path):
     """It is killed, as it would neither leave nor end by SIGTERM; the script has its own status."""
     script = tmp_path / "script.py"
     script.write_text(STOPPED)
     module = ["-m", "mpiexecutor"] if ranks else []
-    job = run_job(ranks, [*module, str(script), how], env={"MPIEXECUTOR_MAX_WORKERS": "2"}, expect=5)
+    env = {"MPIEXECUTOR_MAX_WORKERS": "2", SCALE_VARIABLE: "0.2"}
+    job = run_job(ranks, [*module, str(script), how], env=env, expect=5)
     if how == "left alone":  # else mpiexec may have been faster
         assert ", gives no signs of life, and keeps this job from its end: it is killed" in job.stderr
 
@@ -249,6 +264,7 @@ sys.exit(5)
 """
 
 
+@pytest.mark.long
 def test_a_job_that_was_suspended_at_its_end_goes_on_and_nobody_is_killed(tmp_path):
     """The root is continued first, and finds that a worker gives no signs of life, for much longer than it would wait for one."""
     script = tmp_path / "script.py"

@@ -3,11 +3,10 @@
 import re
 
 import pytest
-from jobs import ROOT, run_job
+from jobs import PROGRAMS, run_job
 
-pytestmark = pytest.mark.mpi
-FLOODS = str(ROOT / "tests" / "floods.py")
-SOAK = str(ROOT / "tests" / "soak.py")
+FLOODS = str(PROGRAMS / "floods.py")
+SOAK = str(PROGRAMS / "soak.py")
 
 
 def flood(ranks, name, number=0, **options):
@@ -19,6 +18,8 @@ def test_a_hundred_threads_submit():
     assert flood(3, "threads", 100) == "100 threads, 10,000 calls\n"
 
 
+@pytest.mark.wide
+@pytest.mark.long
 def test_a_hundred_thousand_calls_are_submitted_at_once():
     """Before any result is looked at."""
     assert flood(3, "tiny", 100_000).startswith("100,000 calls submitted in ")
@@ -31,17 +32,18 @@ def test_each_of_four_workers_returns_much_at_the_same_time():
 
 def test_memory_stays_as_it_is_while_calls_are_submitted_faster_than_they_are_run():
     """With max_pending, submit waits."""
-    assert " calls in 4 s, at most " in flood(3, "backpressure", 4)
+    assert " calls in 2 s, at most " in flood(3, "backpressure", 2)
 
 
 def test_memory_stays_as_it_is_while_messages_are_put_faster_than_they_are_taken():
     """Into a raw channel: all that put wait for room, and all get some; nothing is lost, or out of order."""
-    said = run_job(4, ["-m", "mpiexecutor", "--spmd", FLOODS, "slow", "4"]).stdout
+    said = run_job(4, ["-m", "mpiexecutor", "--spmd", FLOODS, "slow", "2"]).stdout
     found = re.fullmatch(r"([\d,]+) messages of 3 ranks, ([\d,]+) of one at the least\n", said)
     assert found is not None, said
     assert all(int(count.replace(",", "")) > 0 for count in found.groups())
 
 
+@pytest.mark.mpi
 def test_many_workers_are_killed_at_once():
     """Only what they had begun is lost."""
     assert re.fullmatch(r"11 workers killed at once, \d+ of 1,100 calls lost\n", flood(13, "lost"))
@@ -49,7 +51,7 @@ def test_many_workers_are_killed_at_once():
 
 def test_random_calls_for_some_time():
     """Sizes, kinds and failures by chance: see soak.py, which says with what seed."""
-    assert "calls: " in run_job(5, ["-m", "mpiexecutor", SOAK, "6"]).stdout
+    assert "calls: " in run_job(5, ["-m", "mpiexecutor", SOAK, "3"]).stdout
 
 
 @pytest.mark.slow

@@ -3,19 +3,31 @@
 import pytest
 from jobs import JobFailed, run_job
 
-pytestmark = pytest.mark.mpi
+SIZES = [
+    1,
+    pytest.param(2, marks=pytest.mark.wide),
+    pytest.param(3, marks=pytest.mark.mpi),
+    pytest.param(5, marks=pytest.mark.wide),
+]
+LARGE = pytest.param("test_channel_ranks.py", marks=pytest.mark.long)
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
-@pytest.mark.parametrize(
-    "name", ["test_channel_ranks.py", "test_channel_waiting_ranks.py", "test_channel_errors_ranks.py", "test_far_ranks.py"]
-)
+@pytest.mark.parametrize("ranks", SIZES)
+@pytest.mark.parametrize("name", [LARGE, "test_channel_waiting_ranks.py", "test_channel_errors_ranks.py", "test_far_ranks.py"])
 def test_the_channel_does_what_it_says_on_any_number_of_ranks(run_on_ranks, name, ranks):
     """All of the file's tests pass, and no process is left."""
     run_on_ranks(ranks, name)
 
 
-@pytest.mark.parametrize("name", ["test_channel_ranks.py", "test_channel_waiting_ranks.py", "test_far_ranks.py"])
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("test_channel_ranks.py", marks=[pytest.mark.wide, pytest.mark.long]),
+        pytest.param("test_channel_waiting_ranks.py", marks=pytest.mark.wide),
+        "test_far_ranks.py",
+    ],
+)
 def test_the_channel_does_the_same_where_ranks_share_no_memory(run_on_ranks, name):
     """As on several nodes every load and store is a call of MPI."""
     run_on_ranks(3, name, apart=True)
@@ -27,14 +39,20 @@ def test_a_failure_on_one_rank_is_shown_and_ends_the_job(run_on_ranks):
         run_on_ranks(3, "failing.py", deadline=60)
 
 
-def test_ranks_that_hang_show_their_stacks():
+HANGS = """
+import pathlib, sys
+from mpi4py import MPI
+def waits_for_ever():
+    pathlib.Path(sys.argv[1], str(MPI.COMM_WORLD.rank)).touch(); MPI.COMM_WORLD.recv()
+waits_for_ever()
+"""
+
+
+def test_ranks_that_hang_show_their_stacks(tmp_path):
     """At the deadline every rank prints the stack of each of its threads, is ended, and the job has failed."""
-    program = (
-        "from mpi4py import MPI\ndef waits_for_ever():\n    MPI.COMM_WORLD.recv()\nprint('begun', flush=True)\nwaits_for_ever()"
-    )
     with pytest.raises(JobFailed, match="killed at its deadline") as caught:
-        run_job(2, ["-c", program], deadline=5)
-    assert str(caught.value).count("line 3 in waits_for_ever") == 2
+        run_job(2, ["-c", HANGS, str(tmp_path)], hangs=lambda: len(list(tmp_path.iterdir())) == 2)
+    assert str(caught.value).count("line 5 in waits_for_ever") == 2
 
 
 def test_an_unexpected_status_shows_all_output():

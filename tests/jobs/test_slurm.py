@@ -8,7 +8,7 @@ from pathlib import Path
 
 import bereaved
 import pytest
-from jobs import ROOT, launcher, mpi_name, run_job
+from jobs import PROGRAMS, ROOT, launcher, mpi_name, run_job
 from slurm import missing, one_node
 from test_deaths import RANKS as DEATHS_RANKS
 from test_deaths import STATUS
@@ -120,14 +120,14 @@ def test_the_scripts_status_is_sruns(srun, way):
 @both_ways
 def test_workers_may_die(srun, tmp_path, way):
     """One after another, at chosen steps, down to none: see test_deaths.py."""
-    program = [*way, str(ROOT / "tests" / "mortal.py"), str(tmp_path), str(STATUS)]
+    program = [*way, str(PROGRAMS / "mortal.py"), str(tmp_path), str(STATUS)]
     job = srun(DEATHS_RANKS, program, expect=STATUS, deadline=150)
     assert job.stdout.splitlines()[-1] == "ok: the last of the exit handlers", str(job)
 
 
 def test_ranks_of_a_script_with_raw_channels_may_die(srun, tmp_path):
     """The others go on: see test_channel_deaths.py."""
-    program = [*COMMAND, "--spmd", str(ROOT / "tests" / "bereaved.py"), str(tmp_path)]
+    program = [*COMMAND, "--spmd", str(PROGRAMS / "bereaved.py"), str(tmp_path)]
     job = srun(bereaved.RANKS, program, deadline=150)
     assert job.stdout.count(": the end\n") == 3, str(job)
 

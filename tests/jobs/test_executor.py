@@ -3,13 +3,21 @@
 import pytest
 from jobs import run_job
 
-pytestmark = pytest.mark.mpi
+SIZES = [pytest.param(ranks, marks=pytest.mark.mpi if ranks == 3 else pytest.mark.wide) for ranks in (1, 2, 3, 5)]
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+@pytest.mark.long
+@pytest.mark.parametrize("ranks", SIZES)
 def test_keeps_its_contract(keep_contract, ranks):
     """Every claim of tests/contract holds with one rank alone, and with one, two and four workers."""
     keep_contract(ranks)
+
+
+@pytest.mark.mpi
+@pytest.mark.long
+def test_keeps_its_contract_with_workers_that_it_has_started_itself(keep_contract):
+    """The same where no mpiexec has started the script."""
+    keep_contract(None, module=[], env={"MPIEXECUTOR_TEST_CONTRACT": "1", "MPIEXECUTOR_MAX_WORKERS": "2"})
 
 
 MEETING = """
@@ -31,6 +39,7 @@ with RMAChannelExecutor() as executor:
 """
 
 
+@pytest.mark.mpi
 def test_no_worker_is_idle_while_calls_wait_that_were_expected_to_be_short(tmp_path):
     """Few messages are on their way while calls are short; calls that turn out long are run by all workers all the same."""
     run_job(17, ["-m", "mpiexecutor", "-c", MEETING.format(folder=str(tmp_path))])

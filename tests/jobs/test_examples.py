@@ -3,13 +3,20 @@
 import pytest
 from jobs import ROOT, run_job
 
-pytestmark = pytest.mark.mpi
-
 _SUM = sum(number**2 for number in range(1000))
 
 
-@pytest.mark.parametrize("ranks", [None, 1, 2, 4])
-@pytest.mark.parametrize("name", ["channel_tasks.py", "channel_tasks_futures.py"])
+@pytest.mark.parametrize(
+    ("name", "ranks"),
+    [
+        ("channel_tasks.py", None),
+        ("channel_tasks.py", 4),
+        ("channel_tasks_futures.py", 1),
+        ("channel_tasks_futures.py", 2),
+        *(pytest.param("channel_tasks.py", ranks, marks=pytest.mark.wide) for ranks in (1, 2)),
+        *(pytest.param("channel_tasks_futures.py", ranks, marks=pytest.mark.wide) for ranks in (None, 4)),
+    ],
+)
 def test_the_channel_examples_get_all_results(name, ranks):
     """1000 squares go there and back, also without mpiexec; nothing else is printed."""
     job = run_job(ranks, ROOT / "examples" / name)

@@ -13,7 +13,7 @@ import afar
 import bereaved
 import pytest
 from hosts import Hosts, missing
-from jobs import ROOT, Job, run_job
+from jobs import PROGRAMS, ROOT, TESTS, Job, run_job
 
 RANKS = 4
 
@@ -46,11 +46,11 @@ def test_keeps_its_contract_while_the_main_thread_computes(hosts, request, repor
     """Every claim of tests/contract holds in another thread of the root, beside a main thread that never waits."""
     options = ["-q", "--color=no", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=60", "-o", "timeout=0"]
     program = [
-        str(ROOT / "tests" / "computing_root.py"),
+        str(PROGRAMS / "computing_root.py"),
         *options,
         "-c",
         str(request.config.inipath),
-        str(ROOT / "tests" / "contract"),
+        str(TESTS / "contract"),
     ]
     job = run_executor(hosts, *program, deadline=280)
     summary = re.search(r"^(\d+ passed.*?) in ", job.stdout, re.MULTILINE)
@@ -60,7 +60,7 @@ def test_keeps_its_contract_while_the_main_thread_computes(hosts, request, repor
 
 def test_workers_on_another_host_may_die(hosts, tmp_path):
     """One's call runs too long, which the other tells of; that is killed then, and nobody is left there who could: it is missed."""
-    program = [str(ROOT / "tests" / "far.py"), "5", str(tmp_path / "mark")]
+    program = [str(PROGRAMS / "far.py"), "5", str(tmp_path / "mark")]
     env = {"MPIEXECUTOR_LOST_AFTER": "6"}
     job = run_executor(hosts, *program, env=env, expect=5)
     said = [line for line in job.stdout.splitlines() if line.startswith("ok: ")]
@@ -69,7 +69,7 @@ def test_workers_on_another_host_may_die(hosts, tmp_path):
 
 def test_workers_on_another_host_may_die_before_the_root_knows(hosts, tmp_path):
     """It rings them, or they fetch something, or are in the middle of calls: the pool goes on, and nothing else is lost."""
-    program = [str(ROOT / "tests" / "afar.py"), "5", str(tmp_path)]
+    program = [str(PROGRAMS / "afar.py"), "5", str(tmp_path)]
     job = run_executor(hosts, *program, ranks=afar.RANKS, expect=5)
     assert len([line for line in job.stdout.splitlines() if line.startswith("ok: ")]) == len(afar.SOON) + 3, str(job)
 
@@ -137,7 +137,7 @@ def test_a_host_that_is_cut_off_for_a_while_comes_back(hosts, tmp_path):
 @pytest.mark.parametrize("when", ["running", "midway", "busy"])
 def test_a_host_that_is_cut_off_for_good_is_given_up(hosts, tmp_path, when):
     """What its workers do just then decides what is lost; the script goes on and ends, and mpiexec is killed."""
-    program = [str(ROOT / "tests" / "cut.py"), str(tmp_path), when]
+    program = [str(PROGRAMS / "cut.py"), str(tmp_path), when]
     with cut_on_demand(hosts, tmp_path):
         job = run_executor(hosts, *program, env={"MPIEXECUTOR_LOST_AFTER": "6"}, expect="any", may_leave=True)
     assert job.stdout == f"ok: {when}\nok: the end\n", str(job)
@@ -146,8 +146,6 @@ def test_a_host_that_is_cut_off_for_good_is_given_up(hosts, tmp_path, when):
 
 def test_ranks_of_a_script_with_raw_channels_may_die_on_another_host(hosts, tmp_path):
     """The others go on, and the channel's host is told."""
-    job = run_executor(
-        hosts, "--spmd", str(ROOT / "tests" / "bereaved.py"), str(tmp_path), "far", ranks=bereaved.RANKS, deadline=200
-    )
+    job = run_executor(hosts, "--spmd", str(PROGRAMS / "bereaved.py"), str(tmp_path), "far", ranks=bereaved.RANKS, deadline=200)
     said = [line.removeprefix("ok: ").partition(": ")[0] for line in job.stdout.splitlines() if line.startswith("ok: ")]
     assert said[: len(bereaved.STEPS)] == list(bereaved.STEPS), str(job)

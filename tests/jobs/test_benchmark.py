@@ -31,7 +31,8 @@ def compared(own_modules):
     return compared
 
 
-@pytest.mark.mpi
+@pytest.mark.wide
+@pytest.mark.long
 def test_every_shape_is_measured(tmp_path):
     """In the table and in the JSON each has our figures and those of the others, and nothing has failed."""
     file = tmp_path / "found.json"
@@ -56,7 +57,6 @@ def test_every_shape_is_measured(tmp_path):
     }
 
 
-@pytest.mark.mpi
 def test_a_contender_that_fails_is_named_and_the_others_go_on(tmp_path):
     """The status says that something is missing."""
     file = tmp_path / "found.json"
@@ -78,14 +78,13 @@ sys.exit(not benchmark.returncode)
 """
 
 
-@pytest.mark.mpi
-@pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("signal", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.wide)])
 def test_when_it_is_interrupted_no_contender_is_left(signal):
     """Neither running nor stopped."""
     run_job(None, ["-c", INTERRUPTED.format(signal=signal), sys.executable, str(BENCHMARK), "--quick", "--peer", *PEERS])
 
 
-@pytest.mark.mpi
+@pytest.mark.wide
 def test_the_budget_has_every_part_of_a_call():
     """Fourteen parts, their sum, and two ways of calling."""
     job = run_job(None, [str(BENCHMARK / "budget.py"), "--quick"], env={"PYTHONPATH": str(BENCHMARK)})

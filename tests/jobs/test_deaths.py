@@ -3,17 +3,25 @@
 from pathlib import Path
 
 import pytest
-from jobs import ROOT, mpi_name, run_job
+from jobs import PROGRAMS, mpi_name, run_job
 
-pytestmark = pytest.mark.mpi
-MORTAL = str(ROOT / "tests" / "mortal.py")
+from mpiexecutor._seconds import SCALE_VARIABLE
+
+MORTAL = str(PROGRAMS / "mortal.py")
 RANKS = 18  # what it needs
 STEPS = 17  # what it says "ok" to
 STATUS = 5  # that it is told to end with
 
 
-@pytest.mark.parametrize("module", [[], ["-m", "mpiexecutor"]], ids=["script", "python -m mpiexecutor"])
-@pytest.mark.parametrize("ranks", [None, RANKS], ids=["by hand", "mpiexec"])
+@pytest.mark.parametrize(
+    ("ranks", "module"),
+    [
+        pytest.param(None, [], id="python", marks=pytest.mark.mpi),
+        pytest.param(RANKS, ["-m", "mpiexecutor"], id="mpiexec python -m mpiexecutor", marks=pytest.mark.mpi),
+        pytest.param(RANKS, [], id="mpiexec python", marks=pytest.mark.wide),
+        pytest.param(None, ["-m", "mpiexecutor"], id="python -m mpiexecutor -n", marks=pytest.mark.wide),
+    ],
+)
 def test_only_what_a_dead_worker_had_begun_is_lost(ranks, module, tmp_path):
     """One worker after another dies, at a chosen step, down to none; then the exit handlers run, and the status is the script's."""
     own = ["-n", str(RANKS)] if module and ranks is None else []
@@ -47,6 +55,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.mpi
 def test_the_error_says_who_died_and_how(tmp_path):
     """Rank, host, pid, and the signal: in one sentence, and one by one. The root's log has a line of it."""
     script = tmp_path / "script.py"
@@ -59,7 +68,7 @@ def test_the_error_says_who_died_and_how(tmp_path):
     assert job.stdout.splitlines()[-1] == "7 1"
 
 
-@pytest.mark.parametrize("why", ["switched off", "threads", "OpenMP", "MPI is initialised"])
+@pytest.mark.parametrize("why", [pytest.param("switched off", marks=pytest.mark.mpi), "threads", "OpenMP", "MPI is initialised"])
 def test_without_keepers_a_death_ends_the_job(why, tmp_path):
     """As MPI has it; if there can be no keeper, a line says so."""
     before = {
@@ -101,6 +110,7 @@ with RMAChannelExecutor() as executor:
 """
 
 
+@pytest.mark.mpi
 def test_who_is_stopped_and_keeps_a_death_from_being_settled_is_killed(tmp_path):
     """In the middle of a message: nobody can put or take until the channel is settled, and nobody waits for that for ever.
 
@@ -108,7 +118,7 @@ def test_who_is_stopped_and_keeps_a_death_from_being_settled_is_killed(tmp_path)
     """
     script = tmp_path / "script.py"
     script.write_text(STOPS)
-    job = run_job(4, ["-m", "mpiexecutor", str(script)])
+    job = run_job(4, ["-m", "mpiexecutor", str(script)], env={SCALE_VARIABLE: "0.5"})
     assert job.stdout.splitlines() == ["True was killed by SIGKILL", "None", "7 1"]
 
 
@@ -139,13 +149,14 @@ def test_garbage_in_the_memory_of_a_dead_worker_does_no_harm(tmp_path):
     assert job.stderr.count("not all of what a dead worker had run can be read") == 2
 
 
+@pytest.mark.mpi
 @pytest.mark.parametrize("ranks", [None, 7], ids=["by hand", "mpiexec"])
 def test_a_lock_that_a_dead_worker_holds_ends_the_executor_and_not_the_script(ranks):
     """Killed inside MPI: then whoever calls MPI may wait for ever, and nobody waits for that."""
     job = run_job(
         ranks,
-        [*(["-m", "mpiexecutor"] if ranks else []), str(ROOT / "tests" / "wedged.py"), str(STATUS)],
-        env={"MPIEXECUTOR_MAX_WORKERS": "6"},
+        [*(["-m", "mpiexecutor"] if ranks else []), str(PROGRAMS / "wedged.py"), str(STATUS)],
+        env={"MPIEXECUTOR_MAX_WORKERS": "6", SCALE_VARIABLE: "0.3"},
         expect=STATUS,
     )
     assert job.stdout.splitlines()[-1] == "ok: the last of the exit handlers", str(job)
@@ -179,6 +190,7 @@ print("the end")
 """
 
 
+@pytest.mark.mpi
 @pytest.mark.parametrize(
     ("before", "call"),
     [
@@ -191,6 +203,6 @@ def test_a_script_that_has_started_its_workers_outlives_the_job(before, call, tm
     """A death that MPI sees ends mpiexec and all workers, but not the script: its calls fail, and it ends as it wants to."""
     script = tmp_path / "script.py"
     script.write_text(LOSES_ALL.format(before=before, call=call))
-    job = run_job(None, script)
+    job = run_job(None, script, env={SCALE_VARIABLE: "0.3"})
     for said in ("{True}\n", "refused: ", "the end\n"):  # in the middle of what mpiexec has to say
         assert said in job.stdout, str(job)
