@@ -58,6 +58,22 @@ def in_a_thread(function: Callable[..., Any], *arguments: Any, **options: Any) -
     return future
 
 
+class FakeClock:
+    """The time module, for one that tells no time of its own."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0  # seconds
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return 1e9 + self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
 def identity(name: Any) -> Any:
     return name
 
@@ -352,12 +368,15 @@ class FakeWorker:
         """Ask for a function."""
         self._reply(wanted=function)
 
-    def reply_long(self, name: Any, size: int, value: Any = None) -> None:
-        """Reply a long outcome, with a spare one: if it cannot be received, it is this error."""
-        self._crew.replies.sizes |= {self._crew.replies.count: size} if size else {}
-        self.answer(name, value=value)
-        error = MemoryError("too large")
-        self._reply(outcomes=[(self._numbers[name], 0.0, None, failure_of(error, self._place))], wanted=SPARE)
+    def answer_at_length(self, name: Any, size: int | None = None) -> None:
+        """Reply what became of a call, by itself; with a size it is so many bytes, for which there is no memory."""
+        if size is not None:
+            self._crew.replies.sizes[self._crew.replies.count] = size
+        self.answer(name)
+
+    def answer_once_more(self, name: Any) -> None:
+        """Reply the error that is a call's outcome if the reply before could not be received."""
+        self._reply(outcomes=[(self._numbers[name], 0.0, None, failure_of(MemoryError("too large"), self._place))], wanted=SPARE)
 
     def fail_initializer(self, error: BaseException) -> None:
         """Reply that the initializer has raised this."""

@@ -365,6 +365,8 @@ def test_a_call_too_large_for_its_worker_fails_alone(crew):
     assert worker.take() == ["b"]
     worker.answer()
     assert [futures[0].result(LIMIT), futures[2].result(LIMIT)] == ["a", "b"]
+    crew.settle()
+    assert crew.session.messages == 0  # it makes room for others, too
 
 
 def test_a_call_too_large_is_told_of_while_it_is_still_being_put(crew):
@@ -384,8 +386,9 @@ def test_a_result_too_large_for_the_root_fails_alone(crew):
     workers = [FakeWorker(crew, rank) for rank in (1, 2)]
     for worker in workers:
         worker.take()
-    workers[0].reply_long("a", size=1 << 30)
+    workers[0].answer_at_length("a", size=1 << 30)
     workers[1].answer()
+    workers[0].answer_once_more("a")
     error = futures[0].exception(LIMIT)
     assert (type(error), str(error)) == (MemoryError, "too large")
     assert futures[1].result(LIMIT) == "b"
@@ -397,13 +400,13 @@ def test_a_spare_reply_is_not_looked_at_if_its_result_has_come(crew):
     workers = [FakeWorker(crew, rank) for rank in (1, 2)]
     for worker in workers:
         worker.take()
-    crew.replies.sizes[crew.replies.count] = 1 << 30
-    workers[0].answer()  # its spare reply is to come
-    workers[1].reply_long("b", size=0)
+    workers[0].answer_at_length("a", size=1 << 30)
+    workers[1].answer_at_length("b")
+    workers[1].answer_once_more("b")
     crew.settle()
     assert futures[1].result(LIMIT) == "b"
     assert not futures[0].done()
-    workers[0].reply_long("a", size=1 << 30)
+    workers[0].answer_once_more("a")
     assert type(futures[0].exception(LIMIT)) is MemoryError
 
 
@@ -412,8 +415,7 @@ def test_a_short_reply_that_does_not_fit_fails_everything(crew):
     future = crew.submit_one("a")
     worker = FakeWorker(crew, 1)
     worker.take()
-    crew.replies.sizes[crew.replies.count] = 100
-    worker.answer()
+    worker.answer_at_length("a", size=100)
     assert "the collector failed" in str(future.exception(LIMIT))
     crew.replies.sizes.clear()
 

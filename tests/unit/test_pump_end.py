@@ -331,7 +331,7 @@ def test_after_a_fault_no_worker_waits_for_room_or_for_a_function(crew):
         workers[0].ask(function.number)
     assert type(futures[0].exception(LIMIT)) is BrokenExecutor
     workers[1].ask(function.number)
-    workers[1].reply_long("b", size=1 << 30)
+    workers[1].answer_at_length("b", size=1 << 30)
     crew.settle()
     assert crew.parcels.sent == [(1, None), (2, None)]
     crew.pump.stop()
