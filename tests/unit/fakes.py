@@ -314,7 +314,7 @@ class FakeCrew:
     def end(self) -> None:
         """End the pump's threads."""
         self.replies.error = None
-        self.pump.stop()
+        in_a_thread(self.pump.stop).result(LIMIT)
 
 
 @contextmanager

@@ -123,25 +123,27 @@ def test_what_it_begins_is_of_its_last_message(crew):
 
 def test_one_that_has_no_message_loses_nothing(crew):
     """It was idle."""
-    crew.submit("a")
+    future = crew.submit_one("a")
     FakeWorker(crew, 1).die()
     crew.settle()
-    assert crew.take_all() == [["a"]]
+    worker = FakeWorker(crew, 2)
+    assert worker.take() == ["a"]
+    worker.answer()
+    assert future.result(LIMIT) == "a"
     assert crew.pump.workers == 3
 
 
 def test_the_calls_of_other_workers_and_executors_go_on(crew):
     """They are in other messages."""
-    first, second = crew.open(), crew.open(retries=0)
-    mine, others = crew.submit_one("a", session=first), crew.submit_one("b", session=second)
-    victim, other = FakeWorker(crew, 1), FakeWorker(crew, 2)
-    victim.take()
-    other.take()
-    victim.die(begun="a")
-    assert type(mine.exception(LIMIT)) is BrokenWorkerError
-    assert not others.done()
-    other.answer()
-    assert others.result(LIMIT) == "b"
+    futures = crew.submit("a", "b", session=crew.open()) + crew.submit("c", "d", session=crew.open())
+    workers = [FakeWorker(crew, rank) for rank in (1, 2, 3, 4)]
+    for worker, name in zip(workers, "abcd", strict=True):
+        assert worker.take() == [name]
+    workers[2].die(begun="c")
+    assert type(futures[2].exception(LIMIT)) is BrokenWorkerError
+    for worker in (workers[0], workers[1], workers[3]):
+        worker.answer()
+    assert [futures[index].result(LIMIT) for index in (0, 1, 3)] == ["a", "b", "d"]
 
 
 def test_the_message_of_a_dead_worker_is_not_on_its_way_any_more(crew):

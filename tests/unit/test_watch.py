@@ -5,6 +5,7 @@ import os
 import secrets
 import socket
 import threading
+import warnings
 from pathlib import Path
 from queue import Empty
 
@@ -74,10 +75,17 @@ def come(name):
         keeper.go()
 
 
-def welcomed(come, rank=1):
-    keeper = come(rank)
-    assert keeper.hears() == b"!"
-    return keeper
+@pytest.fixture
+def welcomed(watch, come):
+    """Give a function that has a keeper come, and be known."""
+
+    def welcomed(rank=1):
+        keeper = come(rank)
+        assert keeper.hears() == b"!"
+        until(lambda: rank in watch._keepers)  # the last that is noted
+        return keeper
+
+    return welcomed
 
 
 def next_loss(watch):
@@ -100,13 +108,12 @@ def no_more_losses(watch):
 # -- who comes
 
 
-def test_a_keeper_that_comes_is_welcomed_and_known(watch, come):
+def test_a_keeper_that_comes_is_welcomed_and_known(watch, welcomed):
     """By its rank; whoever waits for it waits no more."""
     waiting = in_a_thread(watch.await_keepers, [1, 2])
-    welcomed(come, 1)
-    until(lambda: watch.known == {1})
+    welcomed(1)
     assert not waiting.done()
-    welcomed(come, 2)
+    welcomed(2)
     waiting.result(LIMIT)
     assert watch.known == {1, 2}
 
@@ -135,31 +142,31 @@ def open_files():
     ],
     ids=str,
 )
-def test_a_stranger_is_sent_away(watch, come, stranger):
+def test_a_stranger_is_sent_away(watch, welcomed, come, stranger):
     """And those who come after it get in."""
     files = open_files()
     keeper = come(7, **stranger)
     assert keeper.hears() == b""
     keeper.go()
     until(lambda: open_files() <= files)  # what it has sent is closed, too
-    welcomed(come, 1)
-    until(lambda: watch.known == {1})
+    welcomed(1)
+    assert watch.known == {1}
 
 
-def test_one_that_says_nothing_is_sent_away_after_a_while(watch, come, monkeypatch):
+def test_one_that_says_nothing_is_sent_away_after_a_while(watch, welcomed, come, monkeypatch):
     """Others do not wait for it for ever; nor for one that has gone again."""
     monkeypatch.setattr(_health, "_HELLO", 0.01)
     assert come(7, hello=b"").hears() == b""
     come(7, hello=b"").go()
-    welcomed(come, 1)
+    welcomed(1)
 
 
 # -- what they tell
 
 
-def test_a_death_is_told_with_all_that_is_known_of_it(watch, come):
+def test_a_death_is_told_with_all_that_is_known_of_it(watch, welcomed):
     """Who, where, how, which call it had begun, and what it held."""
-    keeper = welcomed(come)
+    keeper = welcomed()
     keeper.slate.hold((41, 0.5, (b"value",), None))
     keeper.tell_end("was killed by SIGSEGV", 42)
     loss = next_loss(watch)
@@ -170,9 +177,9 @@ def test_a_death_is_told_with_all_that_is_known_of_it(watch, come):
     assert watch.state_of(1) == ("lost", None)
 
 
-def test_a_death_is_told_once(watch, come):
+def test_a_death_is_told_once(watch, welcomed):
     """Its keeper goes later."""
-    keeper = welcomed(come)
+    keeper = welcomed()
     keeper.tell_end("was killed by SIGKILL")
     assert next_loss(watch).end == "was killed by SIGKILL"
     keeper.go()
@@ -180,9 +187,9 @@ def test_a_death_is_told_once(watch, come):
     no_more_losses(watch)
 
 
-def test_one_whose_keeper_is_gone_without_a_word_is_lost(watch, come):
+def test_one_whose_keeper_is_gone_without_a_word_is_lost(watch, welcomed):
     """It goes with its keeper. What it held is not read: it may still write."""
-    keeper = welcomed(come)
+    keeper = welcomed()
     keeper.slate.hold((41, 0.5, (b"value",), None))
     keeper.go()
     loss = next_loss(watch)
@@ -190,9 +197,9 @@ def test_one_whose_keeper_is_gone_without_a_word_is_lost(watch, come):
     assert not watch.kill(1)
 
 
-def test_a_keeper_that_takes_its_leave_has_lost_nobody(watch, come):
+def test_a_keeper_that_takes_its_leave_has_lost_nobody(watch, welcomed):
     """Its rank serves no more."""
-    keeper = welcomed(come)
+    keeper = welcomed()
     keeper.line.send(BYE)
     until(lambda: not watch._keepers)
     no_more_losses(watch)
@@ -203,10 +210,9 @@ def test_a_keeper_that_takes_its_leave_has_lost_nobody(watch, come):
 # -- what they are told
 
 
-def test_a_worker_is_killed_by_its_keeper(watch, come):
+def test_a_worker_is_killed_by_its_keeper(watch, welcomed):
     """If there is one, and it is not dead already."""
-    keeper = welcomed(come)
-    until(lambda: watch.known)
+    keeper = welcomed()
     assert watch.kill(1)
     assert keeper.hears() == KILL
     assert not watch.kill(2)
@@ -216,30 +222,27 @@ def test_a_worker_is_killed_by_its_keeper(watch, come):
 
 
 @pytest.mark.parametrize("how", [KILL, TERMINATE])
-def test_one_that_is_to_end_is_told_so_even_if_its_keeper_is_still_to_come(watch, come, how):
+def test_one_that_is_to_end_is_told_so_even_if_its_keeper_is_still_to_come(watch, welcomed, how):
     """After it has been welcomed; and its death is no surprise."""
-    early = welcomed(come, 1)
-    until(lambda: watch.known)
+    early = welcomed(1)
     watch.doom(1, how)
     watch.doom(2, how)
     assert early.hears() == how
-    late = welcomed(come, 2)
+    late = welcomed(2)
     assert late.hears() == how
     assert [watch.is_doomed(rank) for rank in (1, 2, 3)] == [True, True, False]
 
 
-def test_when_the_job_is_ended_all_deaths_are_foreseen(watch, come):
+def test_when_the_job_is_ended_all_deaths_are_foreseen(watch, welcomed):
     """Of those who have come."""
-    welcomed(come)
-    until(lambda: watch.known)
+    welcomed()
     watch.foresee_deaths()
     assert watch.is_doomed(1)
 
 
-def test_keepers_are_seen_off_and_waited_for(watch, come):
+def test_keepers_are_seen_off_and_waited_for(watch, welcomed):
     """Each has its rank end, takes its leave, and goes. Whoever is heard through others is heard meanwhile."""
-    keepers = [welcomed(come, rank) for rank in (1, 2)]
-    until(lambda: watch.known == {1, 2})
+    keepers = [welcomed(rank) for rank in (1, 2)]
     heard = threading.Event()
     watch.hear_by(heard.set)
     seeing = in_a_thread(watch.see_off)
@@ -253,10 +256,9 @@ def test_keepers_are_seen_off_and_waited_for(watch, come):
     assert not watch.dead
 
 
-def test_only_some_are_seen_off(watch, come):
+def test_only_some_are_seen_off(watch, welcomed):
     """Those of the dead, say."""
-    one, other = welcomed(come, 1), welcomed(come, 2)
-    until(lambda: watch.known == {1, 2})
+    one, other = welcomed(1), welcomed(2)
     seeing = in_a_thread(watch.see_off, {1})
     assert one.hears() == LEAVE
     one.line.send(BYE)
@@ -265,18 +267,17 @@ def test_only_some_are_seen_off(watch, come):
     assert other.hears() == KILL
 
 
-def test_one_that_does_not_go_is_not_waited_for_for_ever(watch, come, monkeypatch):
+def test_one_that_does_not_go_is_not_waited_for_for_ever(watch, welcomed, monkeypatch):
     """It has been told."""
     monkeypatch.setattr(_health, "_LEAVING", 0.0)
-    keeper = welcomed(come)
-    until(lambda: watch.known)
+    keeper = welcomed()
     watch.see_off()
     assert keeper.hears() == LEAVE
 
 
-def test_the_end_of_a_watch_lets_its_keepers_go(watch, come, name):
+def test_the_end_of_a_watch_lets_its_keepers_go(watch, welcomed, name):
     """They find that it is gone; whoever waits for losses learns that there will be none any more."""
-    keeper = welcomed(come)
+    keeper = welcomed()
     watch.stop()
     assert keeper.hears() == b""
     assert next_loss(watch) is None
@@ -399,11 +400,12 @@ def test_something_else_is_attended_to_once(watch):
     os.close(seen)
 
 
-def test_a_watch_is_quiet_in_a_forked_child(watch, come):
+def test_a_watch_is_quiet_in_a_forked_child(watch, welcomed):
     """Its connections are its parent's: they are closed without a word."""
-    keeper = welcomed(come)
-    until(lambda: watch.known)
-    child = os.fork()
+    keeper = welcomed()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # there are threads
+        child = os.fork()
     if not child:
         os._exit(0 if watch._selector.get_map() is None else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
