@@ -12,10 +12,13 @@ Only this file knows what the messages look like.
 import os
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
+from queue import SimpleQueue
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -121,12 +124,14 @@ class FakeChannel:
             self._streams.append(future)
         return future
 
-    def take_many(self, most: int) -> list[Any]:
+    def take_many(self, most: int, timeout: float | None = None) -> list[Any]:
         with self._changed:
             self._takers += 1
             self._changed.notify_all()
-            self._changed.wait_for(lambda: (self._waiting and not self._held_back) or self._closed or self.error)
+            come = self._changed.wait_for(lambda: (self._waiting and not self._held_back) or self._closed or self.error, timeout)
             self._takers -= 1
+            if not come:
+                raise TimeoutError("no message has come")
             if self.error is not None:
                 raise self.error
             found: list[Any] = []
@@ -213,13 +218,23 @@ class FakeChannel:
 
 
 class FakeParcels:
-    """Notes what is sent to whom."""
+    """Notes what is sent to whom, and gives it to whom that is."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[int, Blob | None]] = []
+        self._sent_to: defaultdict[int, SimpleQueue[Blob | None]] = defaultdict(SimpleQueue)
 
     def send(self, rank: int, blob: Blob | None) -> None:
         self.sent.append((rank, blob))
+        self._sent_to[rank].put(blob)
+
+    def receive(self, rank: int) -> tuple[memoryview, list[Any]] | None:
+        blob = self._sent_to[rank].get(timeout=LIMIT)
+        return None if blob is None else (memoryview(bytearray(blob.data)), [])
+
+    def of(self, rank: int) -> Any:
+        """Give them as a worker has them."""
+        return SimpleNamespace(receive=partial(self.receive, rank))
 
 
 class StillSentry:
@@ -267,6 +282,15 @@ class FakeCrew:
             self.pump.submit(session or self.session, future, shipped, size, kind, function)
             futures.append(future)
         return futures
+
+    def submit_call(
+        self, function: Callable[..., Any], *arguments: Any, session: Session | None = None, kind: object = UNKNOWN
+    ) -> Future[Any]:
+        """Submit a call of something else, for a real worker."""
+        future = slim_future()
+        shipped, size = ship((function, arguments, {}))
+        self.pump.submit(session or self.session, future, shipped, size, kind, None)
+        return future
 
     def submit_one(self, name: Any, **how: Any) -> Future[Any]:
         return self.submit(name, **how)[0]
@@ -437,11 +461,11 @@ class _Some:
         if not self._left:
             return []
         self._left -= 1
-        return self._channel.take_many(most)
+        return self._channel.take_many(most, LIMIT)
 
 
-def work_off(crew: FakeCrew, messages: int, rank: int = 1, **how: Any) -> None:
-    """Have a real worker serve, in this thread, until it has taken so many messages."""
+def real_worker(crew: FakeCrew, messages: int = MANY, rank: int = 1, slate: Slate | None = None, **how: Any) -> Worker:
+    """Make a real worker, who takes so many messages and then leaves."""
+    how.setdefault("fail", pytest.fail)
     place = Place(rank, crew.place.ranks, "host", 1000 + rank)
-    worker = Worker(_Some(crew.work, messages), crew.replies, crew.parcels, place, new_slate(), fail=pytest.fail, **how)
-    worker.serve()
+    return Worker(_Some(crew.work, messages), crew.replies, crew.parcels.of(rank), place, slate or new_slate(), **how)

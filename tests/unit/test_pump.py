@@ -4,7 +4,7 @@ import threading
 from concurrent.futures import CancelledError, Future
 
 import pytest
-from fakes import LIMIT, UNKNOWN, FakeWorker, fake_crew, in_a_thread, until, work_off
+from fakes import LIMIT, UNKNOWN, FakeWorker, fake_crew, in_a_thread, real_worker, until
 
 from mpiexecutor._outcomes import RemoteTraceback
 
@@ -35,7 +35,7 @@ def test_calls_are_sent_in_order_and_each_has_its_own_result(crew):
 def test_a_real_worker_runs_what_is_sent(crew):
     """The two sides agree on what the messages look like."""
     futures = crew.submit("a", "b", "c")
-    work_off(crew, messages=3)
+    real_worker(crew, messages=3).serve()
     assert results(futures) == ["a", "b", "c"]
     crew.settle()
     assert crew.pump.done_by(1) == 3

@@ -132,13 +132,17 @@ def test_a_submit_that_is_interrupted_leaves_nobody_waiting(crew):
 
 
 def test_who_waits_need_not_wait_for_what_was_cancelled(crew):
-    """All that is left to send was."""
-    session = crew.open(1)
-    futures = crew.submit("a", "b", "c", session=session)
+    """All that is left to send was; here it could not be sent before, as another executor's message took long to put."""
+    other, session = crew.open(), crew.open()
+    crew.work.room = 0
+    crew.submit("long", session=other)
+    futures = crew.submit("a", "b", session=session)
     waiting = in_a_thread(crew.pump.wait, session)
-    assert [future.cancel() for future in futures] == [False, True, True]
-    assert work_off(crew, FakeWorker(crew, 1)) == ["a"]
+    until(lambda: crew.pump._changed._waiters)
+    assert [future.cancel() for future in futures] == [True, True]
+    crew.work.end_stream()
     waiting.result(LIMIT)
+    assert crew.take_all() == [["long"]]
 
 
 def test_a_dropped_executor_waits_for_no_lock(crew):
@@ -220,7 +224,7 @@ def test_an_initializer_that_fails_breaks_its_executor(crew):
         assert type(error) is BrokenExecutor
         assert str(error) == "the initializer failed in a worker, LookupError: no licence"
         assert type(error.__cause__) is RemoteTraceback
-    second.answer()
+    second.fail_initializer(LookupError("another reason"))
     crew.settle()
     with pytest.raises(BrokenExecutor, match="no licence"):
         crew.submit("late", session=broken)
