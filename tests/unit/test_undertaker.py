@@ -212,12 +212,21 @@ def test_an_unexpected_death_is_a_warning_and_another_is_none(scene, caplog):
 @pytest.mark.parametrize("which", ["work", "replies"])
 def test_if_this_process_is_stuck_inside_mpi_everything_is_given_up(which, monkeypatch):
     """A rank has died in there, and holds a lock. Whoever waits is told, though this thread does not come back."""
-    monkeypatch.setattr(_health, "_WEDGED", 0.01)
     watch = Watch(secrets.token_hex(8), "token")
     scene = Scene(watch)
-    getattr(scene, which).script = [lambda: [] if scene.given_up.wait(LIMIT) else pytest.fail("nobody has given up")]
+
+    def wait_for(seconds):
+        monkeypatch.setattr(_health, "_WEDGED", seconds)
+
+    def be_stuck():
+        assert scene.given_up.wait(LIMIT)
+        wait_for(1e6)  # before anything else
+        return []
+
+    wait_for(0.01 if which == "work" else 1e6)
+    scene.work.script = [be_stuck if which == "work" else lambda: wait_for(0.01) or []]
+    scene.replies.script = [be_stuck] if which == "replies" else []
     watch.lose(loss_of(2))
-    assert scene.given_up.wait(LIMIT)
-    watch.stop()
     reason = f"{loss_of(2)}, inside MPI, where it holds a lock that nobody can take any more"
     assert [each for each in scene.end() if each[0] == "given up"] == [("given up", reason)]
+    watch.stop()
