@@ -268,6 +268,19 @@ class FakeCrew:
             self._default = self.open()
         return self._default
 
+    def function(self, function: Callable[..., Any]) -> Function:
+        """Have something that calls go without: a worker asks for it."""
+        return self.pump.catalogue.add(function)
+
+    def initializer(self, function: Callable[..., Any], *arguments: Any) -> Function:
+        """Have an initializer."""
+        return self.pump.catalogue.add((function, arguments))
+
+    @property
+    def given(self) -> list[tuple[int, Any]]:
+        """What the workers that have asked for something have been given: None if it is wanted no more."""
+        return [(rank, blob and blob.load()) for rank, blob in self.parcels.sent]
+
     def open(self, most_workers: int | None = None, initializer: Function | None = None, **options: Any) -> Session:
         return self.pump.open(self._all_workers if most_workers is None else most_workers, initializer, **options)
 
@@ -361,18 +374,18 @@ class FakeWorker:
         self.rank = rank
         self.message: int | None = None  # the number of the message that it took last
         self.executor = 0  # of that, as are the rest
-        self.initializer = 0
+        self._initializer = 0
         self.task_timeout = 0.0
-        self.functions: list[int] = []
+        self._functions: list[int] = []
         self._numbers: dict[Any, int] = {}  # of calls, by name
 
     def take(self) -> list[Any]:
         """Take the next message, which is there already; give the names of its calls."""
         assert len(self._crew.work), "nothing was sent"
         message = self._crew.work.next_number
-        ((self.executor, self.initializer, self.task_timeout, calls),) = self._crew.work.take_many(1)
+        ((self.executor, self._initializer, self.task_timeout, calls),) = self._crew.work.take_many(1)
         self.message = message
-        self.functions = [function for _, function, _ in calls]
+        self._functions = [function for _, function, _ in calls]
         self._numbers = {unship(shipped)[1][0]: number for number, _, shipped in calls}
         return list(self._numbers)
 
@@ -388,9 +401,9 @@ class FakeWorker:
         """Give calls back that wait behind a long one."""
         self._reply(given_back=[self._numbers[name] for name in names])
 
-    def ask(self, function: int) -> None:
-        """Ask for a function."""
-        self._reply(wanted=function)
+    def ask(self) -> None:
+        """Ask for the function of its message's first call, or for the initializer if there is one."""
+        self._reply(wanted=self._initializer or self._functions[0])
 
     def answer_at_length(self, name: Any, size: int | None = None) -> None:
         """Reply what became of a call, by itself; with a size it is so many bytes, for which there is no memory."""
@@ -440,6 +453,16 @@ class FakeWorker:
 
     def _reply(self, outcomes: Any = (), given_back: Any = (), failure: Any = None, wanted: int = 0) -> None:
         self._crew.replies.put((self.rank, self.executor, outcomes, given_back, failure, wanted))
+
+
+def bare_call(number: int) -> Any:
+    """Make a call as a worker has it on its desk, of which nobody looks at more than the number."""
+    return number, 0, ()
+
+
+def bare_outcome(number: int) -> Any:
+    """Make what became of one."""
+    return number, 0.0, (b"value",), None
 
 
 def new_slate() -> Slate:

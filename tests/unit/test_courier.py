@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from fakes import LIMIT, FakeWorker, fake_crew, in_a_thread, new_slate, real_worker, until
+from fakes import LIMIT, FakeWorker, bare_call, bare_outcome, fake_crew, in_a_thread, new_slate, real_worker, until
 
 from mpiexecutor import _worker
 from mpiexecutor._slate import INITIALIZER, LARGE, outcomes_in
@@ -66,7 +66,7 @@ def test_the_slate_says_what_is_run(crew, slate):
 def test_the_slate_says_that_an_initializer_is_run(crew, slate):
     """And of the call behind it that it was not begun meanwhile."""
     SLATES["here"] = slate
-    session = crew.open(initializer=crew.pump.catalogue.add((look_at, ("here",))))
+    session = crew.open(initializer=crew.initializer(look_at, "here"))
     crew.submit_call(look_at, "here", session=session)
     real_worker(crew, messages=1, slate=slate).serve()
     (first, running), (second, _) = LOG
@@ -88,7 +88,7 @@ def test_what_is_sent_is_kept_no_longer(crew, slate):
 
 def test_an_initializer_is_run_once_by_each_worker_before_its_first_call(crew):
     """Of each executor its own."""
-    sessions = [crew.open(initializer=crew.pump.catalogue.add((note, (f"initializer {number}",)))) for number in (1, 2)]
+    sessions = [crew.open(initializer=crew.initializer(note, f"initializer {number}")) for number in (1, 2)]
     for _ in range(2):
         for number, session in enumerate(sessions, 1):
             crew.submit_call(note, f"call {number}", session=session)
@@ -106,7 +106,7 @@ def fail_with(error):
 @pytest.mark.parametrize("kind", [ValueError, SystemExit, KeyboardInterrupt])
 def test_an_initializer_that_fails_is_told_of_and_no_call_is_run(crew, kind):
     """Neither then nor later; others' are."""
-    session = crew.open(initializer=crew.pump.catalogue.add((fail_with, (kind("planned"),))))
+    session = crew.open(initializer=crew.initializer(fail_with, kind("planned")))
     futures = [crew.submit_call(note, number, session=session) for number in range(3)]
     other = crew.submit_call(note, "other", session=crew.open())
     real_worker(crew, messages=4).serve()
@@ -122,7 +122,7 @@ def test_an_initializer_that_fails_is_told_of_and_no_call_is_run(crew, kind):
 def test_a_limit_is_said_before_the_calls_that_it_is_for(crew):
     """And only when it changes. An initializer has none."""
     patient, impatient = crew.open(), crew.open(task_timeout=2.5)
-    first = crew.open(initializer=crew.pump.catalogue.add((note, ("initializer",))), task_timeout=2.5)
+    first = crew.open(initializer=crew.initializer(note, "initializer"), task_timeout=2.5)
     for session, name in ((patient, "a"), (impatient, "b"), (impatient, "c"), (first, "d"), (patient, "e")):
         crew.submit_call(note, name, session=session)
     real_worker(crew, messages=5, enforce_limit=LOG.append).serve()
@@ -178,13 +178,13 @@ def test_with_no_memory_for_a_short_message_the_worker_dies(crew):
 
 def test_a_worker_whose_root_listens_no_more_comes_to_its_end(crew):
     """What it has to say is of no interest; that it wants a function neither, and such a call is not run."""
-    function = crew.pump.catalogue.add(note)
+    function = crew.function(note)
     crew.submit("a")
     crew.submit("b", function=function)
     crew.replies.close()
     real_worker(crew, messages=2).serve()
     assert LOG == []
-    assert crew.parcels.sent == []
+    assert crew.given == []
 
 
 # -- who waits for whom
@@ -256,7 +256,7 @@ def test_a_large_result_does_not_wait_for_others(crew):
 def test_a_courier_that_cannot_send_has_its_worker_fail(slate):
     """What it has in hand is lost, unless this worker dies."""
     desk = Desk(slate)
-    desk.calls.extend((number, 0, ()) for number in range(2))
+    desk.calls.extend(map(bare_call, range(2)))
     desk.begin_next()
     failed = threading.Event()
 
@@ -286,40 +286,36 @@ def clock(monkeypatch):
     return clock
 
 
-def outcome(number):
-    return number, 0.0, (b"value",), None
-
-
 def test_outcomes_wait_for_others_a_millisecond_at_most(slate, clock):
     """Then they are sent, with the one that comes then; those of the last call at once."""
     desk = Desk(slate)
-    desk.calls.extend((number, 0, ()) for number in range(5))
+    desk.calls.extend(map(bare_call, range(5)))
     desk.begin_next()
-    assert desk.finish(outcome(0), 5) == ([], (1, 0, ()))
+    assert desk.finish(bare_outcome(0), 5) == ([], bare_call(1))
     clock.now = 0.9e-3
-    assert desk.finish(outcome(1), 5) == ([], (2, 0, ()))
+    assert desk.finish(bare_outcome(1), 5) == ([], bare_call(2))
     clock.now = 1.1e-3
-    assert desk.finish(outcome(2), 5) == ([outcome(0), outcome(1), outcome(2)], None)
+    assert desk.finish(bare_outcome(2), 5) == ([bare_outcome(0), bare_outcome(1), bare_outcome(2)], None)
     desk.begin_next()
-    assert desk.finish(outcome(3), 5) == ([], (4, 0, ()))
-    assert desk.finish(outcome(4), 5) == ([outcome(3), outcome(4)], None)
+    assert desk.finish(bare_outcome(3), 5) == ([], bare_call(4))
+    assert desk.finish(bare_outcome(4), 5) == ([bare_outcome(3), bare_outcome(4)], None)
 
 
 def test_outcomes_wait_until_they_are_many_bytes(slate, clock):
     """All together."""
     desk = Desk(slate)
-    desk.calls.extend((number, 0, ()) for number in range(5))
+    desk.calls.extend(map(bare_call, range(5)))
     desk.begin_next()
-    assert desk.finish(outcome(0), LARGE - 5)[0] == []
-    assert desk.finish(outcome(1), 5)[0] == []
-    assert desk.finish(outcome(2), 1)[0] == [outcome(0), outcome(1), outcome(2)]
+    assert desk.finish(bare_outcome(0), LARGE - 5)[0] == []
+    assert desk.finish(bare_outcome(1), 5)[0] == []
+    assert desk.finish(bare_outcome(2), 1)[0] == [bare_outcome(0), bare_outcome(1), bare_outcome(2)]
 
 
 def test_with_a_limit_no_outcome_waits(slate, clock):
     """The call behind it may be killed."""
     desk = Desk(slate)
     desk.held = 0.0
-    desk.calls.extend((number, 0, ()) for number in range(2))
+    desk.calls.extend(map(bare_call, range(2)))
     desk.begin_next()
     clock.now = 1e-6
-    assert desk.finish(outcome(0), 5) == ([outcome(0)], None)
+    assert desk.finish(bare_outcome(0), 5) == ([bare_outcome(0)], None)

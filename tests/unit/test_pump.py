@@ -342,22 +342,19 @@ def test_a_call_that_is_given_back_and_has_an_outcome_is_nobodys_any_more(crew):
 
 def test_a_function_is_sent_to_who_asks_for_it(crew):
     """As long as somebody may call it; then nothing, so that the worker does not wait."""
-    function = crew.pump.catalogue.add(abs)
-    number = function.number
+    function = crew.function(abs)
     crew.submit("a", function=function)
     worker = FakeWorker(crew, 2)
     worker.take()
-    assert worker.functions == [number]
-    worker.ask(number)
+    worker.ask()
     crew.settle()
-    ((rank, blob),) = crew.parcels.sent
-    assert (rank, blob.load()) == (2, abs)
+    assert crew.given == [(2, abs)]
     worker.answer()
     crew.settle()
     del function
-    worker.ask(number)
+    worker.ask()
     crew.settle()
-    assert crew.parcels.sent[1:] == [(2, None)]
+    assert crew.given[1:] == [(2, None)]
 
 
 # -- what is too large for somebody's memory

@@ -225,13 +225,14 @@ def test_a_call_that_runs_too_long_is_a_timeout_and_not_run_again(crew):
 
 def test_who_dies_of_its_initializer_breaks_the_executor(crew):
     """As one that fails does; other executors go on."""
-    function = crew.pump.catalogue.add((print, ()))
-    session, other = crew.open(initializer=function), crew.open()
+    session, other = crew.open(initializer=crew.initializer(print)), crew.open()
     futures = crew.submit(*range(20), session=session)
     others = crew.submit_one("other", session=other)
     worker = FakeWorker(crew, 1)
     assert worker.take() == [0]
-    assert worker.initializer == function.number
+    worker.ask()
+    crew.settle()
+    assert crew.given == [(1, (print, ()))]
     loss = worker.die(begun=INITIALIZER)
     for future in futures:
         assert type(future.exception(LIMIT)) is BrokenExecutor

@@ -211,8 +211,7 @@ def test_the_pump_stops_when_all_is_done(crew):
 
 def test_an_initializer_that_fails_breaks_its_executor(crew):
     """What is sent, what waits, and what comes later; the others go on. What comes of its calls then is of no interest."""
-    function = crew.pump.catalogue.add((print, ()))
-    broken, other = crew.open(initializer=function), crew.open()
+    broken, other = crew.open(initializer=crew.initializer(print)), crew.open()
     futures = crew.submit(*range(10), session=broken)
     (others,) = crew.submit("other", session=other)
     first, second = FakeWorker(crew, 1), FakeWorker(crew, 2)
@@ -325,19 +324,19 @@ def test_what_came_together_with_a_fault_is_settled(crew):
 
 def test_after_a_fault_no_worker_waits_for_room_or_for_a_function(crew):
     """What comes is thrown away, and what is wanted is refused: also what came together with the fault, or is too large."""
-    function = crew.pump.catalogue.add(abs)
+    function = crew.function(abs)
     futures = crew.submit("a", "b", function=function)
     workers = [FakeWorker(crew, rank) for rank in (1, 2)]
     for worker in workers:
         worker.take()
     with crew.replies.together():
         crew.replies.put("nonsense")
-        workers[0].ask(function.number)
+        workers[0].ask()
     assert type(futures[0].exception(LIMIT)) is BrokenExecutor
-    workers[1].ask(function.number)
+    workers[1].ask()
     workers[1].answer_at_length("b", size=1 << 30)
     crew.settle()
-    assert crew.parcels.sent == [(1, None), (2, None)]
+    assert crew.given == [(1, None), (2, None)]
     crew.pump.stop()
 
 
