@@ -1,5 +1,6 @@
 """How the root hears of workers on other nodes, and they of its wishes. The ranks are all in this process: see fake_mpi.py."""
 
+import time
 from dataclasses import asdict, replace
 
 import pytest
@@ -245,8 +246,10 @@ def test_one_that_was_given_up_and_speaks_is_taken_back(scene, clock):
 def test_what_others_tell_of_one_that_was_given_up_is_no_reason_to_take_it_back(scene, clock):
     """They may not know better."""
     look_for(scene, clock, LOST_AFTER + 0.5, 2)
+    scene.watch.slates.clear()
     scene.tell_of_living(2, 2, 3)
     scene.look()
+    assert set(scene.watch.slates) == {2}
     assert scene.watch.returned == []
     assert scene.watch.dead == {3}
 
@@ -327,10 +330,12 @@ class Post:
 
     def news(self, but_for=()):
         """Give what it says next."""
+        end = time.monotonic() + LIMIT
         while True:
             what, said = self.root.recv(2, NEWS)
             if what not in but_for:
                 return what, said
+            assert time.monotonic() < end, f"it says nothing but {but_for}"
 
 
 @pytest.fixture
@@ -341,8 +346,8 @@ def post(relay, mpi):
         post.post.stop()
 
 
-def test_a_post_tells_at_once_of_who_is_new(post):
-    """And of nobody at first; then now and then."""
+def test_a_post_tells_at_once_of_who_is_new(clock, post):
+    """And of nobody at first. No time goes by here."""
     assert post.news() == ("alive", {})
     post.watch.slates[3] = Signs(None, 0.0, 0.0)
     what, said = post.news()
