@@ -165,11 +165,11 @@ class RMAChannelExecutor(Executor):
         return self._submit(fn, args, kwargs, _kind(fn), None)
 
     def _submit(
-        self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], kind: object, function: Function | None
+        self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], kind: object, function: Function | str | None
     ) -> Future[T]:
         future: Future[T] = slim_future()
         names: set[str] = set()
-        called: Function | str | None = function
+        called = function
         try:
             if called is None:
                 called = name_of(fn) if type(fn) is FunctionType else None
@@ -242,9 +242,11 @@ class RMAChannelExecutor(Executor):
         results = _unordered(futures, submit, more, deadline) if unordered else _ordered(futures, submit, more, deadline)
         return results if chunksize == 1 else _flattened(results)
 
-    def _mapped(self, fn: Callable[..., Any]) -> Function | None:
+    def _mapped(self, fn: Callable[..., Any]) -> Function | str | None:
         """Have the function go to each worker once; None if it is as well sent with every call, or fails with it."""
         try:
+            if type(fn) is FunctionType and (name := name_of(fn)) is not None:
+                return name
             return self._catalogue.mapped(fn)
         except Exception:  # noqa: BLE001 - its own pickling: every call shows it
             return None
@@ -423,7 +425,7 @@ def _submit_weakly(
     executor: "weakref.ref[RMAChannelExecutor]",
     fn: Callable[..., Any],
     kind: object,
-    function: Function | None,
+    function: Function | str | None,
     args: tuple[Any, ...],
 ) -> Future[Any]:
     """Submit for an iterator, which must not keep its executor alive."""

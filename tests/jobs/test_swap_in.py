@@ -256,7 +256,9 @@ def test_what_the_top_level_prints_is_shown_once():
 
 def test_task_timeout_does_not_count_imports(tmp_path):
     """A call whose module blocks its import is not overdue: time begins when the function does."""
-    (tmp_path / "slow_module.py").write_text("import os, time\nif 'QUICK' not in os.environ:\n    time.sleep(4)\n\ndef f(x):\n    return x\n")
+    (tmp_path / "slow_module.py").write_text(
+        "import os, time\nif 'QUICK' not in os.environ:\n    time.sleep(4)\n\ndef f(x):\n    return x\n"
+    )
     text = f"""
         import os, sys
         from mpiexecutor import RMAChannelExecutor
@@ -334,5 +336,3 @@ def test_two_scripts_at_once_have_their_own_names(tmp_path):
     path = tmp_path / "script.py"
     path.write_text(textwrap.dedent(text))
     assert run_job(None, [str(path), "outer"]).stdout == "inner inner\nouter outer\n"
-
-

@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 from mpiexecutor import _pump
-from mpiexecutor._functions import Function
+from mpiexecutor._functions import Catalogue, Function
 from mpiexecutor._futures import Session, slim_future
 from mpiexecutor._health import Loss
 from mpiexecutor._outcomes import Blob, Place, failure_of, ship, unship
@@ -270,11 +270,11 @@ class FakeCrew:
 
     def function(self, function: Callable[..., Any]) -> Function:
         """Have something that calls go without: a worker asks for it."""
-        return self.pump.catalogue.add(function)
+        return Catalogue(self.pump.registry).add(function)
 
     def initializer(self, function: Callable[..., Any], *arguments: Any) -> Function:
         """Have an initializer."""
-        return self.pump.catalogue.add((function, arguments))
+        return Catalogue(self.pump.registry).add((function, arguments))
 
     @property
     def given(self) -> list[tuple[int, Any]]:
@@ -282,7 +282,7 @@ class FakeCrew:
         return [(rank, blob and blob.load()) for rank, blob in self.parcels.sent]
 
     def open(self, most_workers: int | None = None, initializer: Function | None = None, **options: Any) -> Session:
-        return self.pump.open(self._all_workers if most_workers is None else most_workers, initializer, **options)
+        return self.pump.open(self._all_workers if most_workers is None else most_workers, initializer, None, **options)
 
     def submit(
         self, *names: Any, session: Session | None = None, kind: object = UNKNOWN, size: int = 10, function: Function | None = None
@@ -292,7 +292,7 @@ class FakeCrew:
         for name in names:
             future = slim_future()
             shipped, _ = ship((None if function else identity, (name,), {}))
-            self.pump.submit(session or self.session, future, shipped, size, kind, function)
+            self.pump.submit(session or self.session, future, shipped, size, kind, function, None)
             futures.append(future)
         return futures
 
@@ -302,7 +302,7 @@ class FakeCrew:
         """Submit a call of something else, for a real worker."""
         future = slim_future()
         shipped, size = ship((function, arguments, {}))
-        self.pump.submit(session or self.session, future, shipped, size, kind, None)
+        self.pump.submit(session or self.session, future, shipped, size, kind, None, None)
         return future
 
     def submit_one(self, name: Any, **how: Any) -> Future[Any]:
@@ -383,10 +383,10 @@ class FakeWorker:
         """Take the next message, which is there already; give the names of its calls."""
         assert len(self._crew.work), "nothing was sent"
         message = self._crew.work.next_number
-        ((self.executor, self._initializer, self.task_timeout, calls),) = self._crew.work.take_many(1)
+        ((self.executor, self._initializer, _, self.task_timeout, calls),) = self._crew.work.take_many(1)
         self.message = message
-        self._functions = [function for _, function, _ in calls]
-        self._numbers = {unship(shipped)[1][0]: number for number, _, shipped in calls}
+        self._functions = [function for _, _, function, _ in calls]
+        self._numbers = {unship(shipped)[1][0]: number for number, _, _, shipped in calls}
         return list(self._numbers)
 
     def answer(self, *names: Any, seconds: float = 0.0, value: Any = None) -> None:
@@ -452,12 +452,12 @@ class FakeWorker:
         return Place(self.rank, self._crew.place.ranks, "host", 1000 + self.rank)
 
     def _reply(self, outcomes: Any = (), given_back: Any = (), failure: Any = None, wanted: int = 0) -> None:
-        self._crew.replies.put((self.rank, self.executor, outcomes, given_back, failure, wanted))
+        self._crew.replies.put((self.rank, self.executor, outcomes, given_back, failure, wanted, 0))
 
 
 def bare_call(number: int) -> Any:
     """Make a call as a worker has it on its desk, of which nobody looks at more than the number."""
-    return number, 0, ()
+    return number, 0, 0, ()
 
 
 def bare_outcome(number: int) -> Any:

@@ -130,7 +130,11 @@ def as_json():
 
 def with_pool(n):
     with fork.Pool(2) as pool:
-        return pool.map(plus_base, range(n)), [item.name for item in pool.map(make_item, "ab")], pool.apply(item_label, (Item("p"),))
+        return (
+            pool.map(plus_base, range(n)),
+            [item.name for item in pool.map(make_item, "ab")],
+            pool.apply(item_label, (Item("p"),)),
+        )
 
 
 def with_pool_initializer():
@@ -200,8 +204,15 @@ def with_spawn():
 
 
 def with_executors():
-    with concurrent.futures.ProcessPoolExecutor(2, mp_context=fork) as processes, concurrent.futures.ThreadPoolExecutor(2) as threads:
-        return list(processes.map(plus_base, [1, 2])), list(threads.map(plus_base, [3, 4])), processes.submit(item_label, Item("i")).result()
+    with (
+        concurrent.futures.ProcessPoolExecutor(2, mp_context=fork) as processes,
+        concurrent.futures.ThreadPoolExecutor(2) as threads,
+    ):
+        return (
+            list(processes.map(plus_base, [1, 2])),
+            list(threads.map(plus_base, [3, 4])),
+            processes.submit(item_label, Item("i")).result(),
+        )
 
 
 def with_threads():
@@ -333,9 +344,21 @@ def main():
         attempt("pickle to a file and back", lambda: run(pickle_item, os.path.join(folder, "p")), (True, True, True, 1, "b"))
         attempt("pickle in a call, unpickle in the script", lambda: unpickled(run(pickled_item)), (True, "from a call"))
         attempt("pickle in the script, unpickle in a call", lambda: run(unpickled, pickle.dumps(Item("here"))), (True, "here"))
-        attempt("pickle in a call, unpickle in another", lambda: [run(unpickled, run(pickled_item)) for _ in range(4)], [(True, "from a call")] * 4)
+        attempt(
+            "pickle in a call, unpickle in another",
+            lambda: [run(unpickled, run(pickled_item)) for _ in range(4)],
+            [(True, "from a call")] * 4,
+        )
         attempt("copy and deepcopy", lambda: run(copied), (True, True, True))
-        attempt("shelve", lambda: (run(shelved, os.path.join(folder, "s")), run(read_shelf, os.path.join(folder, "s")), read_shelf(os.path.join(folder, "s"))), ("kept+10", True, True))
+        attempt(
+            "shelve",
+            lambda: (
+                run(shelved, os.path.join(folder, "s")),
+                run(read_shelf, os.path.join(folder, "s")),
+                read_shelf(os.path.join(folder, "s")),
+            ),
+            ("kept+10", True, True),
+        )
         attempt("a JSONEncoder of the script", lambda: run(as_json), '[{"item": "j"}, 10]')
         attempt("a pool of processes", lambda: run(with_pool, 3), ([10, 11, 12], ["a", "b"], "p+10"))
         attempt("a pool of processes with an initializer", lambda: run(with_pool_initializer), ([51, 52], 10))
@@ -350,16 +373,44 @@ def main():
         attempt("a subprocess", lambda: (run(subprocess_output, "print(1 + 1)"), run(shell, "echo $((2 + 3))").strip()), ("2", "5"))
         attempt("os.fork", lambda: run(forked), (b"10", 0))
         attempt("asyncio with threads and a subprocess", lambda: run(with_asyncio), ([20, 40, 11, 12], b"sub"))
-        attempt("a thread that a call has started", lambda: [run(start_background) for _ in range(4)], lambda rows: sum(max(n for p, n in rows if p == pid) for pid in dict(rows)) == 4)
+        attempt(
+            "a thread that a call has started",
+            lambda: [run(start_background) for _ in range(4)],
+            lambda rows: sum(max(n for p, n in rows if p == pid) for pid in dict(rows)) == 4,
+        )
         attempt("sys.setprofile", lambda: run(traced))
         attempt("a module made in a call", lambda: run(code_object), 8)
-        attempt("a Counter added up over calls", lambda: sum(ex.map(counter_of, ["ab", "bc", "b"]), collections.Counter()), collections.Counter("abbcb"))
-        attempt("a subprocess has no variable of the process manager", lambda: run(subprocess_output, "import os; print([n for n in os.environ if n.startswith(('PMI_', 'PMIX_', 'OMPI_', 'PRTE_', 'HYDI_', 'MPIR_'))])"), lambda found: PPE or found == "[]")
+        attempt(
+            "a Counter added up over calls",
+            lambda: sum(ex.map(counter_of, ["ab", "bc", "b"]), collections.Counter()),
+            collections.Counter("abbcb"),
+        )
+        attempt(
+            "a subprocess has no variable of the process manager",
+            lambda: run(
+                subprocess_output,
+                "import os; print([n for n in os.environ if n.startswith(('PMI_', 'PMIX_', 'OMPI_', 'PRTE_', 'HYDI_', 'MPIR_'))])",
+            ),
+            lambda found: PPE or found == "[]",
+        )
         with fork.Manager() as manager:
             shared_queue, shared_dict, shared_lock, shared_list = manager.Queue(), manager.dict(), manager.Lock(), manager.list()
             event, namespace = manager.Event(), manager.Namespace()
-            attempt("a manager's queue, dict, lock and list as arguments", lambda: ([run(put_and_lock, shared_queue, shared_dict, shared_lock, shared_list, x) for x in range(5)], sorted(shared_queue.get(timeout=30) for _ in range(5)), shared_dict["n"], [item.name for item in shared_list]), ([1, 2, 3, 4, 5], [(x, "DictProxy") for x in range(5)], 5, [f"i{x}" for x in range(5)]))
-            attempt("a manager's event and namespace as arguments", lambda: (run(set_event, event, namespace), event.wait(30), namespace.value), (None, True, 10))
+            attempt(
+                "a manager's queue, dict, lock and list as arguments",
+                lambda: (
+                    [run(put_and_lock, shared_queue, shared_dict, shared_lock, shared_list, x) for x in range(5)],
+                    sorted(shared_queue.get(timeout=30) for _ in range(5)),
+                    shared_dict["n"],
+                    [item.name for item in shared_list],
+                ),
+                ([1, 2, 3, 4, 5], [(x, "DictProxy") for x in range(5)], 5, [f"i{x}" for x in range(5)]),
+            )
+            attempt(
+                "a manager's event and namespace as arguments",
+                lambda: (run(set_event, event, namespace), event.wait(30), namespace.value),
+                (None, True, 10),
+            )
         attempt("the script's state is left alone", lambda: (base, done, mp.current_process().name), (1, [], "MainProcess"))
 
 
