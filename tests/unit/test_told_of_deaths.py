@@ -40,6 +40,7 @@ class Job:
     """A channel, as each of its ranks has it."""
 
     def __init__(self, ranks=4):
+        self.patience = LIMIT  # seconds that those who live have to come to a rest
         self._turnstile = Turnstile()
         self._layout = Layout(SLOTS, 64, ranks)
         self._shared = bytearray(self._layout.size)
@@ -56,7 +57,8 @@ class Job:
         channel._dead = Dead(range(len(self.lives)))
         channel._settled = set()
         channel._threads = True
-        channel.settle = partial(channel.settle, timeout=0.01)
+        settle = channel.settle
+        channel.settle = lambda dead, **how: settle(dead, timeout=self.patience, **how)
         return channel
 
     def stop_in_the_middle(self, rank, operation):
@@ -202,6 +204,7 @@ def test_one_that_lives_and_is_in_the_middle_of_a_message_keeps_the_host_told(jo
     """Once, however often it is tried; when it has died, too, all is well."""
     host = job.channels[HOST]
     job.stop_in_the_middle(1, lambda: job.channels[1].put("a"))
+    job.patience = 0.0
     assert not die(deaths, job, 2)
     assert not host.lose()
     with pytest.raises(ChannelBroken, match="live, or may, and have not come to a rest within") as raised:
@@ -222,6 +225,7 @@ def test_one_that_may_live_is_settled_for_unless_it_is_in_the_middle_of_a_messag
     with pytest.raises(ChannelBroken, match="rank 3, host host, pid 7, was not heard of"):
         host.take()
     job.stop_in_the_middle(1, lambda: job.channels[1].put("a"))
+    job.patience = 0.0
     assert not die(deaths, job, 1, "was not heard of", silent=True)
     with pytest.raises(ChannelBroken, match=r"ranks \[1\] live, or may"):
         host.take()
@@ -329,6 +333,7 @@ def test_a_process_that_is_stuck_ends_the_job(told, ended, monkeypatch):
     told.attend(bereaved)
     told.tell(2, "rank 2 was killed")
     until(lambda: ended)
+    monkeypatch.setattr(_deaths, "_WEDGED", LIMIT)
     over.set()
     assert ended == ["a rank has died inside MPI, holding a lock: the job is ended"]
 
