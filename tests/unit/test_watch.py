@@ -158,6 +158,7 @@ def test_one_that_says_nothing_is_sent_away_after_a_while(watch, welcomed, come,
     """Others do not wait for it for ever; nor for one that has gone again."""
     monkeypatch.setattr(_health, "_HELLO", 0.01)
     assert come(7, hello=b"").hears() == b""
+    monkeypatch.setattr(_health, "_HELLO", LIMIT)
     come(7, hello=b"").go()
     welcomed(1)
 
