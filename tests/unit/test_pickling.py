@@ -77,7 +77,11 @@ def only_plain(monkeypatch):
 
 
 @pytest.mark.usefixtures("only_plain")
-@pytest.mark.parametrize("obj", [None, 5, "text", [1, (2,)], {"a": {3}}, Point(4), double, Point, operator.add], ids=lambda obj: getattr(obj, "__name__", type(obj).__name__))
+@pytest.mark.parametrize(
+    "obj",
+    [None, 5, "text", [1, (2,)], {"a": {3}}, Point(4), double, Point, operator.add],
+    ids=lambda obj: getattr(obj, "__name__", type(obj).__name__),
+)
 def test_what_another_process_can_import_goes_the_plain_way(obj):
     """Plain pickle is four times as fast: values, importable functions and classes, their instances."""
     found = there_and_back(obj)
