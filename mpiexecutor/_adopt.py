@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ._mpiexec import Flavour, Mpiexec, flavour_of
+from ._script.surroundings import import_path
 from ._seconds import GRACE as _GRACE
 
 JOB_VARIABLE: Final = "MPIEXECUTOR_JOB"  # address and token, for the processes of the job only
@@ -102,12 +103,6 @@ class Output:
                 data = data[os.write(self._target, data) :]
             except OSError:
                 return
-
-
-def import_path() -> list[str]:
-    """Give the entries of sys.path that imports look at: others may be there, too."""
-    entries: list[object] = list(sys.path)
-    return [entry for entry in entries if isinstance(entry, str)]
 
 
 def end_of_output(token: str) -> bytes:

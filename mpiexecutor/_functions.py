@@ -1,4 +1,4 @@
-"""Functions that go to each worker once: what all calls of a map have in common, and what a script submits again and again.
+"""What calls have in common goes to each worker once: what a map calls, and closures that a script submits again and again.
 
 The root gives each a number and pickles it once; a call then names it by its number. A worker that does not know the number asks
 for the function, gets it as a parcel, and keeps it.
@@ -8,32 +8,33 @@ for the function, gets it as a parcel, and keeps it.
               └──────── wanted: the number ──────┘
               └──────── parcel ─────────────────>
 
-Nobody is to see a difference to pickling the function with every call. So submit sends by number only what is a function, and as
-long as nothing has changed that its pickle depends on. And a worker runs a plain function as it is, as with multiprocessing, but
-rebuilds anything else (a partial, an object that can be called) for every call, from copies of its buffers: what one call does to
-it, the next must not see.
+A function of the script has a name: it needs no number, see _script. Nobody is to see a difference to pickling the function with
+every call. So submit sends by number only what is a function, and as long as nothing has changed that its pickle depends on. And a
+worker runs a plain function as it is, as with multiprocessing, but rebuilds anything else (a partial, an object that can be called)
+for every call, from copies of its buffers: what one call does to it, the next must not see.
 """
 
-import itertools
 import sys
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import BuiltinFunctionType, CellType, CodeType, FunctionType, ModuleType
+from types import BuiltinFunctionType, CellType, FunctionType, ModuleType
 from typing import Any
 
 from cloudpickle.cloudpickle import list_registry_pickle_by_value
 
 from ._outcomes import Blob
 from ._parcels import Pages, Parcels
+from ._script.names import MISSING, main_dict, name_of
+from ._script.pickling import dumps
+from ._script.state import Pickled, Registry
 from .channel._pickling import loads
 
 _LARGE = 16 << 10  # bytes: what is smaller, and no function, is pickled with every call
 _KEPT = 64  # functions that a worker keeps at most
 _KEPT_BYTES = 256 << 20  # of them together, unless the newest alone has more
 _ATOMS = (type(None), bool, int, float, complex, str, bytes, type(...))
-_MISSING = object()
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -42,24 +43,25 @@ class Function:
 
     number: int
     blob: Blob
+    names: frozenset[str]  # globals of the script that it needs
+
+    def pickled(self, _known: int = 0, _ended: object = None) -> Pickled:
+        return Pickled(self.blob.data, self.blob.buffers)
 
 
 class Catalogue:
-    """The root's functions, by number."""
+    """One executor's functions, by number."""
 
-    def __init__(self) -> None:
-        self._numbers = itertools.count(1)
-        self._functions: weakref.WeakValueDictionary[int, Function] = weakref.WeakValueDictionary()
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
         self._known_functions: dict[int, _Known] = {}  # by id
 
     def add(self, what: object) -> Function:
         """Pickle something to be called, and give it a number; raise whatever its pickling raises."""
-        function = Function(next(self._numbers), Blob.of(what))
-        self._functions[function.number] = function
+        names: set[str] = set()
+        function = Function(self._registry.next(), Blob(*dumps(what, names)), frozenset(names))
+        self._registry.add(function.number, function)
         return function
-
-    def find(self, number: int) -> Function | None:
-        return self._functions.get(number)
 
     def mapped(self, fn: Callable[..., Any]) -> Function | None:
         """Give what a map sends by number instead of this; None if it is as well pickled with every call."""
@@ -126,7 +128,10 @@ def _without(table: dict[int, Any], key: int) -> Callable[[object], object]:
 
 
 class Dependencies:
-    """What the pickle of a function depends on, if that is nothing that can change unseen. It keeps no function alive."""
+    """What the pickle of a function depends on, if that is nothing that can change unseen. It keeps no function alive.
+
+    Globals of the script are no part of its pickle: they have versions of their own.
+    """
 
     def __init__(self) -> None:
         self._parts: list[_Part] = []
@@ -140,7 +145,7 @@ class Dependencies:
             function = waiting.pop()
             if _goes_by_name(function):
                 continue
-            if function.__dict__:
+            if function.__dict__ or function.__globals__ is not main_dict():
                 return None
             part = _Part(function)
             found._parts.append(part)
@@ -168,16 +173,14 @@ class _Part:
         self._code = fn.__code__
         self._defaults = fn.__defaults__
         self._keywords = fn.__kwdefaults__
-        self._names = [(name, _held(fn.__globals__.get(name, _MISSING))) for name in set(_names_in(fn.__code__))]
         self._contents = [_held(_content(cell)) for cell in fn.__closure__ or ()]
 
     @staticmethod
     def values(fn: FunctionType) -> list[object]:
-        """Give the values of names, closure and defaults."""
-        names = [fn.__globals__.get(name, _MISSING) for name in set(_names_in(fn.__code__))]
+        """Give the values of closure and defaults."""
         contents = [_content(cell) for cell in fn.__closure__ or ()]
         defaults = [*(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).values()]
-        return [value for value in (*names, *contents, *defaults) if value is not _MISSING]
+        return [value for value in (*contents, *defaults) if value is not MISSING]
 
     def unchanged(self) -> bool:
         fn = self._fn()
@@ -189,10 +192,6 @@ class _Part:
             or fn.__dict__
         ):
             return False
-        found = fn.__globals__
-        for name, held in self._names:  # not all(): every submit comes through here
-            if not _is(found.get(name, _MISSING), held):
-                return False
         return not self._contents or all(
             _is(_content(cell), held) for cell, held in zip(fn.__closure__ or (), self._contents, strict=True)
         )
@@ -217,28 +216,22 @@ def _never_changes(value: object) -> bool:
 
 
 def _goes_by_name(value: Any) -> bool:
-    """Whether a function or class is pickled as a name that means the same in another process."""
-    if type(value.__module__) is not str or value.__module__ == "__main__" or list_registry_pickle_by_value():
+    """Whether a function or class is pickled as a name."""
+    if type(value.__module__) is not str or list_registry_pickle_by_value():
         return False
+    if value.__module__ == "__main__":
+        return name_of(value) is not None
     found: object = sys.modules.get(value.__module__)
     for name in value.__qualname__.split("."):
         found = getattr(found, name, None)
     return found is value
 
 
-def _names_in(code: CodeType) -> Iterator[str]:
-    """Give the global names that code may look up, and some that are attributes."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names_in(constant)
-
-
 def _content(cell: CellType) -> object:
     try:
         return cell.cell_contents
     except ValueError:  # empty
-        return _MISSING
+        return MISSING
 
 
 class Shelf:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ._functions import Function
+from ._script.state import State
 
 _RECEIVERS = 3  # that may die of a call before they begin it
 
@@ -31,12 +32,14 @@ class Task:
     shipped: tuple[Any, ...]  # the pickled call
     size: int  # of it, in bytes
     kind: object  # calls of one kind are expected to take about as long as each other
-    function: Function | None = None  # that the call names by its number
+    function: Function | str | None = None  # that the call names by its number, or by its name in the script
+    state: State | None = None  # in which it finds the globals of the script
     batch: "Batch | None" = None  # the message that it went with last, once it has gone
 
-    def call(self) -> tuple[int, int, tuple[Any, ...]]:
+    def call(self) -> tuple[int, int, int | str, tuple[Any, ...]]:
         """Give what goes to the worker."""
-        return self.number, self.function.number if self.function else 0, self.shipped
+        function = self.function.number if isinstance(self.function, Function) else self.function or 0
+        return self.number, self.state.number if self.state else 0, function, self.shipped
 
 
 @dataclass(slots=True, eq=False)
@@ -55,6 +58,7 @@ class Session:
     number: int
     limit: int  # messages on their way at a time, while all workers live
     initializer: Function | None
+    state: State | None = None  # in which the initializer finds the globals of the script
     retries: int = 0  # how often a call is run again whose worker died
     task_timeout: float = 0.0  # seconds that a call may run; 0: as long as it likes
     max_pending: int | None = None  # calls without an outcome, after which submit waits

@@ -53,6 +53,7 @@ LEAVE: Final = b"leave"  # or to end the rank and its keeper;
 NEWS: Final = b"news "  # or something else, for the rank itself
 BYE: Final = b"{}"  # what a keeper says when it goes, and nothing is wrong
 _LONGEST = 1 << 16  # bytes of a message
+_PATIENCE = 1.0  # seconds that a child of the script has to end by SIGTERM
 _LONGEST_WAIT = 3600.0  # seconds: a poll counts in milliseconds, in 32 bits
 _LOST = 1 << 8  # the status of a keeper whose root is dead, as waitpid would give it
 _PR_SET_PDEATHSIG = 1
@@ -373,12 +374,39 @@ def _be_keeper(child: int, line: socket.socket, slate: Slate, descriptor: int, l
         _leave_signals_to_rank()
         status = _Keeper(child, line, slate, descriptor, last_words).run()
         if os.WIFSIGNALED(status):
+            end_children()
             _die_by(os.WTERMSIG(status))
         code = os.waitstatus_to_exitcode(status)
     except BaseException:  # noqa: BLE001 - the rank goes with it
         traceback.print_exc()
     finally:
+        end_children()
         os._exit(code)
+
+
+def end_children() -> None:
+    """End what the script has started on this rank before it became a worker: nobody else would, and the job would wait for it."""
+    for number, patience in ((signal.SIGTERM, _PATIENCE), (signal.SIGKILL, 0.0)):
+        until = time.monotonic() + patience
+        for child in _children():
+            with contextlib.suppress(OSError):
+                os.kill(child, number)
+        while _children() and time.monotonic() < until:
+            time.sleep(_PATIENCE / 100)
+
+
+def _children() -> list[int]:
+    """Return the processes that this one has started and that run, and reap those that have ended."""
+    with contextlib.suppress(OSError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state, parent = (process / "stat").read_text().rpartition(")")[2].split()[:2]
+            if int(parent) == os.getpid() and state != "Z":
+                found.append(int(process.name))
+    return found
 
 
 def _leave_signals_to_rank() -> None:

@@ -27,10 +27,11 @@ from ._company import Member, Parting, exchange_of, own_keeper
 from ._health import Undertaker, Watch, WorkerStatus
 from ._keeper import Kept
 from ._manager import mapped, remove
-from ._orders import Orders, Report, answer_reports, await_reports, report
+from ._orders import Orders, Report, answer_reports, await_reports, report, serving
 from ._outcomes import Place
 from ._parcels import Parcels
 from ._pump import Pump
+from ._script.state import Origin
 from ._seconds import STUCK as _PATIENCE
 from ._slate import Slate
 from ._worker import Worker
@@ -54,7 +55,9 @@ _KEPT = 64 << 20  # bytes that a worker keeps of what was freed
 class Crew:
     """The root's side of a crew."""
 
-    def __init__(self, comm: "MPI.Intracomm", orders: Orders, reports: dict[int, Report]) -> None:
+    def __init__(self, comm: "MPI.Intracomm", orders: Orders, reports: dict[int, Report], origin: Origin) -> None:
+        """`origin` says what the workers have of the script, unless they were started without it."""
+        self._origin = origin
         self._watch = watch = Watch(orders.watch, orders.token)
         self._reports = reports  # by rank
         root = orders.root
@@ -97,6 +100,13 @@ class Crew:
         self.pump.disown("this executor belongs to the process that has made it, not to one forked from it")
         for channel in self._channels:
             channel.disown()
+
+    def origin(self) -> Origin:
+        """Say where the next executor's workers have the script's globals from."""
+        if self.started_here or STANDING.runs_alone:
+            return Origin.TOP_LEVEL
+        origin, self._origin = self._origin, Origin.NOTHING
+        return origin
 
     @property
     def started_here(self) -> bool:
@@ -232,15 +242,15 @@ def enlist(comm: "MPI.Intracomm", root: int) -> Crew | None:
                 raise ValueError(f"the root of this communicator's executors is rank {comm.rank}, it cannot be rank {root} now")
             return crew
         if comm.rank == root:
-            crew = muster(comm, root)
+            crew = muster(comm, root, Origin.RANK)
             comm.Set_attr(_key(), crew)
             return crew
     serve(comm, root)
     return None
 
 
-def muster(comm: "MPI.Intracomm", root: int) -> Crew:
-    """Make a crew of all ranks, on its root."""
+def muster(comm: "MPI.Intracomm", root: int, origin: Origin = Origin.NOTHING) -> Crew:
+    """Make a crew of all ranks, on its root. `origin`: see Crew."""
     from mpi4py import MPI  # noqa: PLC0415
 
     if MPI.Query_thread() != MPI.THREAD_MULTIPLE:
@@ -250,7 +260,7 @@ def muster(comm: "MPI.Intracomm", root: int) -> Crew:
     reports = await_reports(comm)
     orders = Orders.of_this_process(root, reports)
     answer_reports(comm, orders)
-    return Crew(comm, orders, reports)
+    return Crew(comm, orders, reports, origin)
 
 
 def serve(comm: "MPI.Intracomm", root: int) -> bool:
@@ -260,7 +270,7 @@ def serve(comm: "MPI.Intracomm", root: int) -> bool:
     if orders is None:
         return False
     comm.Set_attr(_key(), "serving")
-    with orders.followed():
+    with serving():
         own = comm.Dup()
         channels = _channels(own, root)
         parcels = Parcels(own, root)

@@ -9,6 +9,7 @@ connected to by PMIx: it takes a second process of a rank, such as its keeper, f
 
 import contextlib
 import ctypes
+import functools
 import logging
 import os
 import select
@@ -42,6 +43,7 @@ class _PmixProcess(ctypes.Structure):
     _fields_ = (("namespace", ctypes.c_char * 256), ("rank", ctypes.c_uint32))
 
 
+@functools.cache  # the environment of a worker says so at first only
 def connection() -> int | None:
     """Give the descriptor by which this rank talks to its process manager, if that is an mpiexec of MPICH's kind (Hydra)."""
     is_hydra = any(name.startswith(("HYDI_", "HYDRA_")) for name in os.environ)

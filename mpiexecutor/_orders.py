@@ -8,22 +8,23 @@ import io
 import logging
 import math
 import os
-import re
 import secrets
 import signal
 import socket
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Collection, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import _adopt
+from ._manager import connection
 from ._outcomes import Blob
+from ._script.kinds import GeneratorStates
+from ._script.names import main_modules
+from ._script.surroundings import Kept, leave_out_rank
 from ._seconds import PATIENCE as _PATIENCE
 from .channel._waiting import node_name, wait_for_ranks
 
@@ -52,11 +53,8 @@ class Report(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """What a worker takes over from the script's process, as long as it serves."""
+    """What a worker has to know of its root, as long as it serves."""
 
-    path: list[str]  # what the script can import its workers can import
-    arguments: list[str]  # sys.argv
-    filters: list[bytes | memoryview]  # of warnings, pickled: their categories may have to be found on the path first
     root: int
     nodes: tuple[str, ...]  # by rank
     watch: str  # the name of what listens to keepers on the root's node,
@@ -66,11 +64,10 @@ class Orders:
     @classmethod
     def of_this_process(cls, rank: int, reports: dict[int, Report]) -> "Orders":
         """Give those of the root, which has this rank, to all who have reported."""
-        filters = [Blob.of(item).data for item in warnings.filters]
         nodes = {rank: node_name(), **{other: said.node for other, said in reports.items()}}
         name, token = secrets.token_hex(16), secrets.token_hex(16)
         in_order = tuple(nodes[other] for other in sorted(nodes))
-        return cls(_adopt.import_path(), list(getattr(sys, "argv", ())), filters, rank, in_order, name, token, _lost_after())
+        return cls(rank, in_order, name, token, _lost_after())
 
     @property
     def far(self) -> list[int]:
@@ -89,22 +86,26 @@ class Orders:
         at = mates.index(rank)
         return mates[at + 1 :] + mates[: at + 1]
 
-    @contextlib.contextmanager
-    def followed(self) -> Iterator[None]:
-        """Be a worker, and then as before."""
-        path, arguments = list(sys.path), getattr(sys, "argv", [])
-        stdin = sys.stdin
-        with warnings.catch_warnings(), _uninterrupted(), Path(os.devnull).open() as nothing:
-            sys.path[:], sys.argv = self.path, self.arguments
-            _filter_warnings(self.filters)
-            sys.stdin = nothing  # nobody can answer what a call asks
-            for stream in (sys.stdout, sys.stderr):
-                if isinstance(stream, io.TextIOWrapper):  # what a call prints appears at once, as at a terminal
-                    stream.reconfigure(line_buffering=True)
-            try:
-                yield
-            finally:
-                sys.path[:], sys.argv, sys.stdin = path, arguments, stdin
+
+@contextlib.contextmanager
+def serving() -> Iterator[None]:
+    """Be a worker, and then as before: calls of an executor have surroundings of their own, and are no ranks."""
+    connection()  # while the environment still says
+    main, surroundings, generators = main_modules(), Kept(), GeneratorStates()
+    stdin = sys.stdin
+    with _uninterrupted(), Path(os.devnull).open() as nothing:
+        leave_out_rank()
+        sys.stdin = nothing  # nobody can answer what a call asks
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # what a call prints appears at once, as at a terminal
+                stream.reconfigure(line_buffering=True)
+        try:
+            yield
+        finally:
+            sys.modules.update(main)
+            surroundings.restore()
+            generators.restore()
+            sys.stdin = stdin
 
 
 @contextlib.contextmanager
@@ -118,18 +119,6 @@ def _uninterrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before or signal.SIG_DFL)  # None: it was set by other code than Python's
-
-
-def _filter_warnings(filters: list[bytes | memoryview]) -> None:
-    warnings.resetwarnings()
-    for item in reversed(filters):
-        try:
-            action, message, category, module, line = Blob(item).load()
-        except Exception:
-            logger.exception("a warning filter of the script cannot be used in its workers")
-            continue
-        patterns = [pattern.pattern if isinstance(pattern, re.Pattern) else pattern or "" for pattern in (message, module)]
-        warnings.filterwarnings(action, patterns[0], category, patterns[1], line)
 
 
 def await_reports(comm: "MPI.Intracomm") -> dict[int, Report]:

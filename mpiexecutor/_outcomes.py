@@ -4,12 +4,13 @@ import os
 import socket
 import traceback
 from collections.abc import Sequence
-from concurrent.futures import BrokenExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pickle import PickleBuffer
 from typing import Any, NamedTuple
 
-from .channel._pickling import dumps, loads
+from ._script.pickling import Has, always, dumps
+from .channel._pickling import loads
 
 _MOST_TEXT = 32 << 10  # characters of what is said of an error: the error itself may be as long as it likes
 _IN_BAND = 64 << 10  # bytes: what is larger goes beside the message's pickle, uncopied
@@ -21,6 +22,7 @@ class RemoteTraceback(Exception):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.text = text
+        self.tb = text  # as that of concurrent.futures.process
 
     def __str__(self) -> str:
         return self.text
@@ -30,7 +32,7 @@ class RemoteError(RuntimeError):
     """A call raised an exception that could not be sent, or could not be rebuilt here; this one names its class and its text."""
 
 
-class BrokenWorkerError(BrokenExecutor):
+class BrokenWorkerError(BrokenProcessPool):
     """A worker died while it ran this call, or before the call's result had come. Other workers go on.
 
     `rank`, `host` and `pid` say which worker, `end` how it died: "was killed by SIGSEGV", "ended with exit code 3".
@@ -71,8 +73,8 @@ class Blob(NamedTuple):
     buffers: Sequence[memoryview] = ()
 
     @classmethod
-    def of(cls, obj: Any) -> "Blob":
-        return cls(*dumps(obj))
+    def of(cls, obj: Any, has: Has = always) -> "Blob":
+        return cls(*dumps(obj, set(), has))
 
     def load(self) -> Any:
         return loads(self.data, self.buffers)
@@ -93,9 +95,12 @@ class Blob(NamedTuple):
         return cls(data, buffers)
 
 
-def ship(obj: Any) -> tuple[tuple[Any, ...], int]:
-    """Pickle an object as part of a message; give also its size in bytes."""
-    data, buffers = dumps(obj)
+def ship(obj: Any, names: set[str] | None = None, has: Has = always) -> tuple[tuple[Any, ...], int]:
+    """Pickle an object as part of a message; give also its size in bytes. `names` takes the globals of the script that it needs.
+
+    `has` says which functions and classes the receiver has under their names.
+    """
+    data, buffers = dumps(obj, set() if names is None else names, has)
     if not buffers and len(data) < _IN_BAND:
         return (data,), len(data)
     blob = Blob(data, buffers)
@@ -111,10 +116,10 @@ def unship(shipped: tuple[Any, ...]) -> Any:
 Failure = tuple[str, str, str, tuple[Any, ...] | None]
 
 
-def failure_of(error: BaseException, place: Place) -> Failure:
+def failure_of(error: BaseException, place: Place, has: Has = always) -> Failure:
     """Describe an error that was caught by the caller of what raised it."""
     try:
-        shipped = Blob.of(error).ship()
+        shipped = Blob.of(error, has).ship()
     except BaseException:  # noqa: BLE001 - whatever its own pickling raises: the error still has a name and a text
         shipped = None
     return _name(type(error))[:_MOST_TEXT], _text(error)[:_MOST_TEXT], traceback_of(error, place)[-_MOST_TEXT:], shipped

@@ -19,18 +19,20 @@ import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import BrokenExecutor, Future
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Any, Final
 
-from ._functions import Catalogue, Function
+from ._functions import Function
 from ._futures import Batch, Session, Task
 from ._health import Loss
-from ._outcomes import BrokenWorkerError, Failure, Place, RemoteTraceback, error_from, unship, with_cause
+from ._outcomes import Blob, BrokenWorkerError, Failure, Place, RemoteTraceback, error_from, unship, with_cause
 from ._parcels import Parcels
+from ._script.state import Registry, State
 from ._sentry import Sentry
 from ._slate import INITIALIZER, outcomes_in
-from ._worker import OF_ONE_CALL, SPARE, UNREAD, Outcome, Reply, Work
+from ._worker import OF_ONE_CALL, SPARE, TOP_LEVEL, UNREAD, Outcome, Reply, Work
 from .channel import ChannelClosed, ChannelError, ChannelFull, ChannelMemoryError, RemoteChannel, Share
 
 logger = logging.getLogger("mpiexecutor")
@@ -62,7 +64,8 @@ class Pump:
         self._work = work
         self._replies = replies
         self._parcels = parcels
-        self.catalogue = Catalogue()
+        self.registry = Registry()
+        self._opened: dict[int, set[int]] = {}  # by rank: executors of which it has a __main__
         self._workers = workers
         self._lost: set[int] = set()  # ranks
         self._most_messages = _PER_WORKER * workers  # of a session on their way, for the workers that are left
@@ -73,6 +76,7 @@ class Pump:
         self._numbers = itertools.count()
         self._session_numbers = itertools.count()
         self._seconds: dict[object, float] = {}  # expected duration of a call, by kind
+        self._told: set[int] = set()  # executors of which it was told that the top level has failed
         self._failing: threading.Thread | None = None  # who settles futures, if it is not the collector
         self._failure = ""  # why nothing is collected any more
         self._done: Counter[int] = Counter()  # calls, by rank
@@ -95,20 +99,27 @@ class Pump:
         """How many calls of a worker have an outcome."""
         return self._done[rank]
 
-    def open(self, most_workers: int, initializer: Function | None, **options: Any) -> Session:
+    def open(self, most_workers: int, initializer: Function | None, state: State | None, **options: Any) -> Session:
         """Begin a session for an executor that may use so many workers; for the options see Session."""
         # With fewer than all workers, only one message each: any worker may take it, so only their number keeps them few.
         limit = _PER_WORKER * self._workers if most_workers >= self._workers else most_workers
         with self._lock:
             if self._failure:
-                raise BrokenExecutor(self._failure)
+                raise BrokenProcessPool(self._failure)
             self._forget_done()
-            session = Session(next(self._session_numbers), limit, initializer, **options)
+            session = Session(next(self._session_numbers), limit, initializer, state, **options)
             self._sessions[session.number] = session
             return session
 
     def submit(
-        self, session: Session, future: Future[Any], shipped: tuple[Any, ...], size: int, kind: object, function: Function | None
+        self,
+        session: Session,
+        future: Future[Any],
+        shipped: tuple[Any, ...],
+        size: int,
+        kind: object,
+        function: Function | str | None,
+        state: State | None,
     ) -> None:
         """Queue a call, and send it at once if it is its turn. RuntimeError if the session takes no more.
 
@@ -118,7 +129,7 @@ class Pump:
         the session, or breaks it, either finds the call queued or is found to have done so here.
         """
         self.check_open(session)
-        task = Task(next(self._numbers), future, shipped, size, kind, function)
+        task = Task(next(self._numbers), future, shipped, size, kind, function, state)
         if session.max_pending is None or self._is_settling():
             session.backlog.append(task)
         else:
@@ -146,7 +157,7 @@ class Pump:
     def check_open(self, session: Session) -> None:
         """Raise what submit would raise."""
         if session.broken:
-            raise BrokenExecutor(session.broken) from session.broken_cause
+            raise BrokenProcessPool(session.broken) from session.broken_cause
         if session.closed:
             raise RuntimeError(session.closed)
 
@@ -257,8 +268,9 @@ class Pump:
             session.sent[task.number] = task
         session.under_way.add(batch)
         initializer = session.initializer.number if session.initializer else 0
+        state = session.state.number if session.state else 0
         try:
-            self._put((session.number, initializer, session.task_timeout, [task.call() for task in tasks]), batch)
+            self._put((session.number, initializer, state, session.task_timeout, [task.call() for task in tasks]), batch)
         except Exception as error:  # noqa: BLE001 - more than a channel can carry: they fail alone
             self._fail(session, tasks, error)
         except BaseException:  # Ctrl-C in the thread that submits
@@ -339,7 +351,7 @@ class Pump:
         return bool(replies)
 
     def _refuse(self, replies: list[Reply]) -> None:
-        for rank, number, _, _, _, wanted in replies:
+        for rank, number, _, _, _, wanted, _ in replies:
             if number >= 0 and wanted > 0:
                 self._parcels.send(rank, None)
 
@@ -369,7 +381,7 @@ class Pump:
         """Take what has an outcome off the lists, and send what has room now. Note what is left to do: futures come last."""
         with self._lock:
             while replies:  # so that nothing here holds on to results
-                rank, number, outcomes, given_back, failure, wanted = replies.pop(0)
+                rank, number, outcomes, given_back, failure, wanted, known = replies.pop(0)
                 if number == _ORDER:
                     steps += self._orders.popleft()()
                     continue
@@ -380,9 +392,11 @@ class Pump:
                 if wanted == SPARE and not self._unread:
                     continue
                 if wanted > 0:
-                    function = self.catalogue.find(wanted)
-                    # Not under the lock: it starts a thread, and waits for it, and garbage may be collected there.
-                    steps.append(partial(self._parcels.send, rank, function.blob if function else None))
+                    # Not under the lock: it may pickle, and start a thread and wait for it, and garbage may be collected there.
+                    steps.append(partial(self._answer, rank, number, wanted, known))
+                if wanted == TOP_LEVEL and failure is not None:
+                    self._note_top_level(number, failure)
+                    continue
                 session = self._sessions.get(number)
                 if session is None or session.broken:
                     continue
@@ -396,6 +410,30 @@ class Pump:
                     steps.append(partial(self._settle_all, session, found))
                 self._note_given_back(session, given_back)
             self._dispatch()
+
+    def _answer(self, rank: int, number: int, wanted: int, known: int) -> None:
+        """Give a worker what its calls need: nothing, if nobody waits for these calls any more."""
+        shared = self.registry.find(wanted)
+        if shared is None:
+            self._parcels.send(rank, None)
+            return
+        with self._lock:
+            opened = self._opened.setdefault(rank, set())
+            ended = opened - self._sessions.keys()
+            opened -= ended
+            opened.add(number)
+        try:
+            blob = Blob(*shared.pickled(known, sorted(ended)))
+        except Exception as error:  # noqa: BLE001 - its own code: the worker raises it
+            blob = Blob.of(with_cause(error, self._place))
+        self._parcels.send(rank, blob)
+
+    def _note_top_level(self, number: int, failure: Failure) -> None:
+        """Tell once that the top level of the script has failed in a worker."""
+        if number not in self._told:
+            self._told.add(number)
+            name, text, trace, _ = failure
+            logger.warning("the top level of the script ended early in a worker, %s: %s%s", name, text, trace)
 
     def _settle_all(self, session: Session, settled: list[tuple[Task, Outcome]]) -> None:
         count = len(settled)
@@ -455,7 +493,7 @@ class Pump:
         """Have the collector do something, under the lock, when it has collected all that has been put so far."""
         self._orders.append(order)
         with contextlib.suppress(ChannelClosed):
-            self._replies.put((self._place.rank, _ORDER, (), (), None, 0))
+            self._replies.put((self._place.rank, _ORDER, (), (), None, 0, 0))
 
     def regain(self, rank: int) -> None:
         """Note that a worker lives that was taken to be lost."""
@@ -566,7 +604,7 @@ class Pump:
             session.broken_cause, session.broken = cause, reason
             tasks = session.drop_all()  # settled below
         for task in tasks:
-            error = BrokenExecutor(reason)
+            error = BrokenProcessPool(reason)
             error.__cause__ = cause
             if task.future.running() or task.future.set_running_or_notify_cancel():
                 _quietly(task.future.set_exception, error)

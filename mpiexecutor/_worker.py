@@ -14,25 +14,31 @@ from typing import Any, Final
 from ._functions import Shelf
 from ._outcomes import Failure, Place, failure_of, ship, size_of, unship
 from ._parcels import Parcels
+from ._script.main_module import MainModule, MainModules
+from ._script.names import by_name
+from ._script.pickling import Has, always, load_definitions
 from ._sentry import Sentry
 from ._slate import INITIALIZER, LARGE, Slate
 from .channel import ChannelClosed, ChannelMemoryError, RemoteChannel
 
-# A message of work: the executor's number, that of its initializer (0: it has none), the seconds that each call may run (0: any
-# time), and the calls: number, the number of the function (see _functions.py; 0: it has none), and the pickled function (None if it
-# has a number), arguments and keywords.
-Call = tuple[int, int, tuple[Any, ...]]
-Work = tuple[int, int, float, list[Call]]
+# A message of work: the executor's number, that of its initializer (0: it has none), the state of the script's globals that this
+# needs (0: none), the seconds that each call may run (0: any time), and the calls: number, state, the number of the function (see
+# _functions.py) or its name in the script (0: neither), and the pickled function (None if it has a number or a name), arguments
+# and keywords.
+Call = tuple[int, int, int | str, tuple[Any, ...]]
+Work = tuple[int, int, int, float, list[Call]]
 
 # A message of replies: the rank; the executor's number; what became of calls: number, seconds that it ran, and either its value or
-# its failure; the numbers of calls that are given back, not begun; the failure of its initializer; the number of a function that
-# is wanted. For the executor's number UNREAD: why a message of work was thrown away, and, as what is wanted, that message's number.
-# SPARE is wanted: this is what became of calls if the reply before could not be received.
+# its failure; the numbers of calls that are given back, not begun; the failure of its initializer; the number of what is wanted, a
+# function or a state, and the state that the worker is in. For the executor's number UNREAD: why a message of work was thrown away,
+# and, as what is wanted, that message's number. SPARE is wanted: this is what became of calls if the reply before could not be
+# received. TOP_LEVEL is wanted: the failure is that of the script's top level.
 Outcome = tuple[int, float, tuple[Any, ...] | None, Failure | None]
-Reply = tuple[int, int, Sequence[Outcome], Sequence[int], Failure | None, int]
+Reply = tuple[int, int, Sequence[Outcome], Sequence[int], Failure | None, int, int]
 
 UNREAD: Final = -2
 SPARE: Final = -1
+TOP_LEVEL: Final = -3
 OF_ONE_CALL: Final = 3 * LARGE  # bytes of a message: one of several calls, or outcomes, has less, with all that belongs to it
 _HELD = 1e-3  # seconds that an outcome is kept back at most while other calls of its message begin
 _TICK = 2e-3  # seconds between two looks of the courier: a call that is seen twice is a long one
@@ -86,7 +92,7 @@ class Desk:
         with self.lock:
             if running is None or running != self.running:
                 return [], []
-            waiting = [number for number, _, _ in self.calls]
+            waiting = [call[0] for call in self.calls]
             self.calls.clear()
             return self._take_away() if self.outcomes else [], waiting
 
@@ -160,7 +166,10 @@ class Worker:
         self._most = 0.0  # seconds that they may now
         self._executor = 0  # whose calls are on the desk
         self._initialized: dict[int, bool] = {}  # by executor: whether it may run calls
+        self._parcels = parcels
         self._shelf = Shelf(parcels, self._ask)
+        self._modules = MainModules(place.rank, self._fetch, self._tell_top_level)
+        self._module: MainModule | None = None  # whose calls are run; None: the script itself, as this is its process
         self._desk = Desk(slate)
         self._courier = Courier(self._desk, self._send, fail)
 
@@ -185,13 +194,15 @@ class Worker:
                 self._executor = UNREAD
                 self._reply(failure=failure_of(MemoryError(text), self._place), wanted=number)
 
-    def _do(self, executor: int, initializer: int, most: float, calls: list[Call]) -> None:
+    def _do(self, executor: int, initializer: int, state: int, most: float, calls: list[Call]) -> None:
         self._executor = executor
         self._slate.wipe()
+        if calls[0][1]:
+            self._module = self._modules.enter(executor)
         if initializer and executor not in self._initialized:
             self._limit(0.0)
             self._slate.begin(INITIALIZER, time.monotonic())
-            self._initialized[executor] = self._initialize(initializer)
+            self._initialized[executor] = self._initialize(initializer, state)
             self._slate.finish()
             self._slate.wipe()
         if most != self._most:
@@ -205,11 +216,13 @@ class Worker:
         calls.clear()  # so that nothing here holds on to the arguments
         self._run_all()
 
-    def _initialize(self, number: int) -> bool:
+    def _initialize(self, number: int, state: int) -> bool:
         try:
+            self._bring_to(state)
             function, arguments = self._shelf.take(number)
             function(*arguments)
         except BaseException as error:  # noqa: BLE001 - see the module
+            error = self._explain(error)
             self._reply(failure=(*failure_of(error, self._place)[:3], None))  # short: it is to come in any case
             return False
         return True
@@ -256,32 +269,64 @@ class Worker:
         if outcomes:
             self._desk.note_sent()
 
-    def _ask(self, wanted: int) -> bool:
-        return self._reply(wanted=wanted)
+    def _ask(self, wanted: int, known: int = 0) -> bool:
+        return self._reply(wanted=wanted, known=known)
+
+    def _fetch(self, wanted: int, known: int) -> dict[str, Any]:
+        """Ask the root for globals of the script; raise what it raised when it pickled them."""
+        parcel = self._parcels.receive() if self._ask(wanted, known) else None
+        if parcel is None:
+            raise LookupError("what this call needs is wanted no more")  # nor is its outcome
+        data, pages = parcel
+        found: Any = load_definitions(data, [page.copy() for page in pages])
+        if isinstance(found, BaseException):
+            raise found
+        return found  # type: ignore[no-any-return]
+
+    def _tell_top_level(self, error: BaseException) -> None:
+        self._reply(failure=(*failure_of(error, self._place)[:3], None), wanted=TOP_LEVEL)
+
+    def _bring_to(self, state: int) -> None:
+        if self._module is not None:
+            self._module.bring_to(state)
+
+    @property
+    def _has(self) -> Has:
+        """Whether the script has what is pickled here under its name."""
+        return self._module.has if self._module is not None else always
+
+    def _explain(self, error: BaseException) -> BaseException:
+        return error if self._module is None else self._module.explain(error)
 
     def _reply(
-        self, outcomes: Sequence[Outcome] = (), given_back: Sequence[int] = (), failure: Failure | None = None, wanted: int = 0
+        self,
+        outcomes: Sequence[Outcome] = (),
+        given_back: Sequence[int] = (),
+        failure: Failure | None = None,
+        wanted: int = 0,
+        known: int = 0,
     ) -> bool:
         """Reply; False if the root has failed these calls, and gone on without their outcomes."""
         try:
-            self._replies.put((self._place.rank, self._executor, outcomes, given_back, failure, wanted))
+            self._replies.put((self._place.rank, self._executor, outcomes, given_back, failure, wanted, known))
         except ChannelClosed:
             return False
         return True
 
-    def _run(self, number: int, numbered: int, shipped: tuple[Any, ...]) -> tuple[Outcome, int]:
+    def _run(self, number: int, state: int, called: int | str, shipped: tuple[Any, ...]) -> tuple[Outcome, int]:
+        self._slate.begin(number, 0.0)  # to get what it needs, and to import modules, is not to run
         began = time.monotonic()
-        self._slate.begin(number, 0.0 if numbered else began)  # to wait for the function is not to run
         try:
+            self._bring_to(state)
             function, arguments, keywords = unship(shipped)
             del shipped
-            if numbered:
-                function = self._shelf.get(numbered)
-                began = time.monotonic()
-                self._slate.begin(number, began)
-            value, size = ship(function(*arguments, **keywords))
+            if called:
+                function = by_name(called) if isinstance(called, str) else self._shelf.get(called)
+            began = time.monotonic()
+            self._slate.begin(number, began)
+            value, size = ship(function(*arguments, **keywords), has=self._has)
         except BaseException as error:  # noqa: BLE001 - see the module
-            failure = failure_of(error, self._place)
+            failure = failure_of(self._explain(error), self._place, self._has)
             self._slate.finish()
             return (number, time.monotonic() - began, None, failure), size_of(failure)
         self._slate.finish()

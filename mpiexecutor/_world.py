@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from . import _adopt
 from ._health import Watch
-from ._keeper import Kept, keep
+from ._keeper import Kept, end_children, keep
 from ._manager import connection, end_launcher, mapped, remove, take_leave
 from ._mpiexec import Flavour, flavour_of, have_waiting_give_way, launched, rank_in_environment, size_in_environment, usable_cores
 
@@ -130,6 +130,8 @@ def leave() -> None:
     MPI.Finalize()
     sys.stdout.flush()
     sys.stderr.flush()
+    if STANDING.keeper is None:
+        end_children()  # else they are the keeper's
     # Not os._exit: MPICH takes leave of its process manager in an exit handler of the C library.
     ctypes.CDLL(None).exit(0)
 

@@ -18,11 +18,12 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from functools import partial
 from itertools import islice
+from pickle import PicklingError
 from queue import Empty
 from types import FunctionType, TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
-from ._functions import Function
+from ._functions import Catalogue, Function
 from ._futures import slim_future
 from ._health import WorkerStatus
 from ._keeper import KILL, TERMINATE
@@ -30,6 +31,9 @@ from ._launch import Crew, enlist, has_crew, is_serving, muster, serve
 from ._options import Options
 from ._orders import ranks_text
 from ._outcomes import ship, with_cause
+from ._script.names import name_of, top_of
+from ._script.state import Script
+from ._script.top_level import RUNNING, TopLevelEnd
 from ._worker import in_task, run_chunk
 from ._world import MAX_WORKERS_VARIABLE, STANDING, leave, started_world
 from .channel._deaths import DEATHS
@@ -81,6 +85,8 @@ class RMAChannelExecutor(Executor):
         ValueError for arguments that cannot be; RuntimeError inside a call that a worker runs. `mp_context` and
         `max_tasks_per_child` are there for those who pass their defaults: MPI cannot replace ranks.
         """
+        if RUNNING.now:
+            raise TopLevelEnd
         options = Options(
             max_workers=max_workers,
             initializer=initializer,
@@ -117,7 +123,9 @@ class RMAChannelExecutor(Executor):
         """Be an executor of this crew."""
         if crew.closed:
             raise RuntimeError("cannot make an executor at interpreter shutdown")
-        first = None if options.initializer is None else crew.pump.catalogue.add((options.initializer, options.initargs))
+        self._catalogue = Catalogue(crew.pump.registry)
+        first = None if options.initializer is None else self._catalogue.add((options.initializer, options.initargs))
+        self._script = None if crew.alone else Script(crew.pump.registry, crew.origin())
         for warning in _warnings(crew, options):
             warnings.warn(warning, RuntimeWarning, stacklevel=3)
         self._num_workers = min(options.max_workers or crew.workers, crew.workers)
@@ -127,6 +135,7 @@ class RMAChannelExecutor(Executor):
         self._session = crew.pump.open(
             self._num_workers,
             first,
+            self._script.state(first.names) if self._script is not None and first is not None else None,
             retries=options.retries,
             task_timeout=options.task_timeout or 0.0,
             max_pending=options.max_pending,
@@ -156,22 +165,38 @@ class RMAChannelExecutor(Executor):
         return self._submit(fn, args, kwargs, _kind(fn), None)
 
     def _submit(
-        self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], kind: object, function: Function | None
+        self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], kind: object, function: Function | str | None
     ) -> Future[T]:
         future: Future[T] = slim_future()
+        names: set[str] = set()
+        called = function
         try:
-            if function is None:
-                function = self._pump.catalogue.submitted(fn)
-            shipped, size = ship((None if function else fn, args, kwargs))
+            if called is None:
+                called = name_of(fn) if type(fn) is FunctionType else None
+            if called is None:
+                called = self._catalogue.submitted(fn)
+            shipped, size = ship((None if called else fn, args, kwargs), names)
+            state = None if self._script is None else self._script.state(self._names(called, names))
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt) and not _raises_interrupt((fn, args, kwargs)):
                 raise  # from the keyboard
             self._pump.check_open(self._session)
             future.set_running_or_notify_cancel()
-            future.set_exception(with_cause(error, self._place))
+            future.set_exception(with_cause(_without_exit(error), self._place))
             return future
-        self._pump.submit(self._session, future, shipped, size, kind, function)
+        self._pump.submit(self._session, future, shipped, size, kind, called, state)
         return future
+
+    @staticmethod
+    def _names(called: Function | str | None, names: set[str]) -> frozenset[str]:
+        """Return the globals of the script that a call names."""
+        if isinstance(called, str):
+            names.add(top_of(called))
+        elif called is not None:
+            if not names:
+                return called.names
+            names |= called.names
+        return frozenset(names)
 
     def map(
         self,
@@ -217,10 +242,12 @@ class RMAChannelExecutor(Executor):
         results = _unordered(futures, submit, more, deadline) if unordered else _ordered(futures, submit, more, deadline)
         return results if chunksize == 1 else _flattened(results)
 
-    def _mapped(self, fn: Callable[..., Any]) -> Function | None:
+    def _mapped(self, fn: Callable[..., Any]) -> Function | str | None:
         """Have the function go to each worker once; None if it is as well sent with every call, or fails with it."""
         try:
-            return self._pump.catalogue.mapped(fn)
+            if type(fn) is FunctionType and (name := name_of(fn)) is not None:
+                return name
+            return self._catalogue.mapped(fn)
         except Exception:  # noqa: BLE001 - its own pickling: every call shows it
             return None
 
@@ -353,6 +380,15 @@ def _unkept(crew: Crew, ranks: list[int]) -> str:
     return "this job has one rank, and no workers" if crew.alone else f"{ranks_text(ranks)} have no keeper (see the README)"
 
 
+def _without_exit(error: BaseException) -> BaseException:
+    """Return the error of a call that cannot be pickled: none that would end the script when its result is asked for."""
+    if isinstance(error, Exception):
+        return error
+    refused = PicklingError(f"pickling this call raised {type(error).__name__}: {error}")
+    refused.__cause__ = error
+    return refused
+
+
 def _raises_interrupt(call: Any) -> bool:
     """Whether pickling a call raises KeyboardInterrupt of its own accord.
 
@@ -389,7 +425,7 @@ def _submit_weakly(
     executor: "weakref.ref[RMAChannelExecutor]",
     fn: Callable[..., Any],
     kind: object,
-    function: Function | None,
+    function: Function | str | None,
     args: tuple[Any, ...],
 ) -> Future[Any]:
     """Submit for an iterator, which must not keep its executor alive."""
@@ -477,6 +513,11 @@ def _check_impossible(mp_context: object, max_tasks_per_child: object) -> None:
 def _check_root(comm: "MPI.Intracomm", root: int) -> None:
     if not hasattr(comm, "Get_size"):
         raise TypeError(f"comm is an MPI communicator, or None for MPI.COMM_WORLD, not {comm!r}")
+    if comm.Is_inter():
+        raise ValueError(
+            "comm is an intracommunicator, whose ranks are the root and its workers, not an intercommunicator: comm.Merge() makes "
+            "an intracommunicator of it"
+        )
     if not hasattr(root, "__index__"):
         raise TypeError(f"root is a rank of the communicator, a whole number, not {root!r}")
     if not 0 <= root < comm.size:

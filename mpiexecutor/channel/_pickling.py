@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import sys
 from collections.abc import Callable, Sequence
 from types import CodeType, FunctionType
 from typing import Any
@@ -19,7 +20,7 @@ _FEW = 8  # elements that are looked at, whether they are plain
 _DEEP = 4  # levels of them
 
 
-class _NeedsCloudpickle(Exception):
+class NeedsCloudpickle(Exception):
     """Something in the object lives where another process can't import it."""
 
 
@@ -28,18 +29,27 @@ class _PlainPickler(pickle.Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, (FunctionType, type)) and obj.__module__ in {"__main__", None}:
-            raise _NeedsCloudpickle
-        return NotImplemented
+            raise NeedsCloudpickle
+        return writable(obj)
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
+class KeepingFilenames(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
     """Cloudpickle's, which keeps the name of a code's file: a traceback without it has no source lines."""
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, CodeType):
             make, arguments = _reduce_code(obj)
             return _code, (make, arguments, obj.co_filename)
+        if (reduced := writable(obj)) is not NotImplemented:
+            return reduced
         return super().reducer_override(obj)
+
+
+def writable(obj: Any) -> Any:
+    """Return how to pickle a NumPy array that is read-only here, so that it arrives writable; NotImplemented for all else."""
+    if type(obj).__module__ == "numpy" and isinstance(obj, sys.modules["numpy"].ndarray) and not obj.flags.writeable:
+        return obj.copy().__reduce_ex__(PROTOCOL)
+    return NotImplemented
 
 
 def _code(make: Callable[..., CodeType], arguments: tuple[Any, ...], filename: str) -> CodeType:
@@ -52,9 +62,20 @@ def dumps(obj: Any) -> tuple[bytes, list[memoryview]]:
     Functions and classes of ``__main__``, lambdas and closures are pickled by value. Whatever the object's own
     methods raise is raised here.
     """
-    if _is_plain(obj):
+    if is_plain(obj):
         return pickle.dumps(obj, PROTOCOL), []
     buffers: list[memoryview] = []
+    keep = keeper_of(buffers)
+    if not list_registry_pickle_by_value():
+        try:
+            return _dump(_PlainPickler, obj, keep), buffers
+        except Exception:  # noqa: BLE001 - cloudpickle has the last word, and raises what there is to raise
+            buffers.clear()
+    return _dump(KeepingFilenames, obj, keep), buffers
+
+
+def keeper_of(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
+    """Return a buffer callback that keeps large buffers out of the pickle, in this list."""
 
     def keep(buffer: pickle.PickleBuffer) -> bool:
         view = buffer.raw()
@@ -63,15 +84,10 @@ def dumps(obj: Any) -> tuple[bytes, list[memoryview]]:
         buffers.append(view)
         return False
 
-    if not list_registry_pickle_by_value():
-        try:
-            return _dump(_PlainPickler, obj, keep), buffers
-        except Exception:  # noqa: BLE001 - cloudpickle has the last word, and raises what there is to raise
-            buffers.clear()
-    return _dump(_Pickler, obj, keep), buffers
+    return keep
 
 
-def _is_plain(obj: Any, depth: int = _DEEP) -> bool:
+def is_plain(obj: Any, depth: int = _DEEP) -> bool:
     """Whether plain pickle will do, as can be seen at once: for most calls, results, and messages of one of them."""
     kind = type(obj)
     if kind is not tuple and kind is not list:
@@ -79,7 +95,7 @@ def _is_plain(obj: Any, depth: int = _DEEP) -> bool:
     if len(obj) > _FEW or not depth:
         return False
     for part in obj:  # noqa: SIM110 - half the time of all(), and every call comes through here
-        if type(part) not in _PLAIN and not _is_plain(part, depth - 1):
+        if type(part) not in _PLAIN and not is_plain(part, depth - 1):
             return False
     return True
 

@@ -1,0 +1,148 @@
+"""What surrounds the calls of an executor: sys.path, arguments, folder, environment, warning filters, recursion limit, authkey.
+
+The root captures them when an executor is made. A worker applies them before the first call of that executor, and keeps what calls
+change: when calls of another executor come in between, both have their own again.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import re
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# By their names' beginnings: variables that a process manager sets for one rank. A program that a call starts is no rank.
+_OF_RANKS: tuple[str, ...] = (
+    "PMI_",
+    "PMI2_",
+    "PMIX_",
+    "OMPI_",
+    "PRTE_",
+    "PRRTE_",
+    "OPAL_",
+    "ORTE_",
+    "HYD",
+    "MPI_LOCAL",
+    "MPIR_CVAR_CH3_INTERFACE",
+)
+_OF_RANKS += ("I_MPI_INFO", "I_MPI_HYDRA", "I_MPI_MPIRUN", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP", "SLURM_TASK", "SLURM_PMI")
+_SETTINGS = ("OMPI_MCA_", "PRTE_MCA_", "PMIX_MCA_")  # but these are users' settings, too
+_OF_ONE_JOB = re.compile(r"(OMPI|PRTE|PMIX)_MCA_(ess|orte|prte_(ess|launch|hnp|parent)|pmix|plm|.*_uri|.*jobid|.*vpid)")
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """Those of a process."""
+
+    path: list[str]
+    arguments: list[str]
+    folder: str | None
+    environment: dict[str, str | None]  # what the script has changed; None: removed
+    recursion_limit: int
+    authkey: bytes
+
+    @classmethod
+    def of_this_process(cls) -> "Surroundings":
+        """Capture those of the script."""
+        return cls(
+            import_path(),
+            list(getattr(sys, "argv", ())),
+            _folder(),
+            _changes(_initial_environment(), os.environ),
+            sys.getrecursionlimit(),
+            bytes(multiprocessing.current_process().authkey),
+        )
+
+    def apply(self) -> None:
+        """Have this worker take them on. A folder that it does not have, on another node perhaps, is left out."""
+        sys.path[:] = self.path
+        sys.argv = list(self.arguments)
+        if self.folder is not None:
+            with contextlib.suppress(OSError):
+                os.chdir(self.folder)
+        for name, value in self.environment.items():
+            _set_variable(name, value)
+        sys.setrecursionlimit(self.recursion_limit)
+        multiprocessing.current_process().authkey = self.authkey
+
+
+class Kept:
+    """The surroundings of one executor in a worker, while calls of another one run."""
+
+    def __init__(self) -> None:
+        self._path = list(sys.path)
+        self._arguments = list(sys.argv)
+        self._folder = _folder()
+        self._environment = dict(os.environ)
+        self._filters = list(warnings.filters)
+        self._recursion_limit = sys.getrecursionlimit()
+        self._authkey = multiprocessing.current_process().authkey
+
+    def restore(self) -> None:
+        """Have them again."""
+        sys.path[:] = self._path
+        sys.argv = self._arguments
+        if self._folder is not None:
+            with contextlib.suppress(OSError):
+                os.chdir(self._folder)
+        for name, value in _changes(os.environ, self._environment).items():
+            _set_variable(name, value)
+        set_filters(self._filters)
+        sys.setrecursionlimit(self._recursion_limit)
+        multiprocessing.current_process().authkey = self._authkey
+
+
+def import_path() -> list[str]:
+    """Return the entries of sys.path that imports look at: others may be there, too."""
+    entries: list[object] = list(sys.path)
+    return [entry for entry in entries if isinstance(entry, str)]
+
+
+def leave_out_rank() -> None:
+    """Remove from the environment what says that this process is a rank, now that MPI knows: programs that calls start are none."""
+    for name in list(os.environ):
+        if name.startswith(_OF_RANKS) and (not name.startswith(_SETTINGS) or _OF_ONE_JOB.match(name)):
+            del os.environ[name]
+
+
+def set_filters(filters: list[Any]) -> None:
+    """Replace the warning filters."""
+    warnings.resetwarnings()  # also forgets what was remembered of the filters before
+    warnings.filters[:] = filters  # type: ignore[index]
+
+
+def _folder() -> str | None:
+    try:
+        return str(Path.cwd())
+    except OSError:  # removed
+        return None
+
+
+def _initial_environment() -> dict[str, str]:
+    """Return the environment that this process was started with."""
+    try:
+        text = Path("/proc/self/environ").read_bytes()
+    except OSError:
+        return _AT_IMPORT
+    variables = (variable.partition(b"=") for variable in text.split(b"\0") if b"=" in variable)
+    return {os.fsdecode(name): os.fsdecode(value) for name, _, value in variables}
+
+
+_AT_IMPORT = dict(os.environ)
+
+
+def _changes(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str | None]:
+    changes: dict[str, str | None] = {name: value for name, value in after.items() if before.get(name) != value}
+    changes.update((name, None) for name in before if name not in after)
+    return changes
+
+
+def _set_variable(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value

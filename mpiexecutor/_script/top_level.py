@@ -1,0 +1,145 @@
+"""The top level of a guarded script, which each worker runs once for each executor.
+
+A guard is a comparison of `__name__` with "__main__" at the top level of the script. Workers run everything but what it guards:
+the comparison is replaced by its result in a process that is not the script. `__name__` itself is "__main__" there, as in forked
+workers of ProcessPoolExecutor, so classes have the same module, and pickles that a call writes can be read by the script.
+"""
+
+import ast
+import builtins
+import contextlib
+import functools
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import spec_from_loader
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any, Final
+
+from .names import MAIN
+
+
+class TopLevelEnd(BaseException):
+    """The top level has come to where an executor is made: a worker goes no further."""
+
+
+class Running:
+    """Whether this process runs the top level of a script as a worker."""
+
+    now = False
+
+
+RUNNING: Final = Running()
+
+
+@dataclass(frozen=True, slots=True)
+class TopLevel:
+    """The source of a script, and how its module is called."""
+
+    source: bytes | None  # None: not to be run, as it has no guard, or the workers have run it
+    file: str | None
+    package: str | None
+    module: str | None  # the name of the module that `python -m` runs
+
+    def run(self) -> tuple[ModuleType, BaseException | None]:
+        """Run it in a module of its own, which is `__main__` from here on. What it prints is not shown.
+
+        Returns:
+            The module, and the error that has ended it early. What was defined by then stays.
+
+        """
+        module = self.module_without_names()
+        sys.modules[MAIN] = sys.modules["__mp_main__"] = module
+        if self.source is None:
+            return module, None
+        RUNNING.now = True
+        try:
+            with _silence():
+                exec(_compiled(self.source, self.file or "<script>"), vars(module))  # noqa: S102 - the script itself
+        except (TopLevelEnd, SystemExit):
+            pass
+        except BaseException as error:  # noqa: BLE001 - the script's own code
+            return module, error
+        finally:
+            RUNNING.now = False
+        return module, None
+
+    def module_without_names(self) -> ModuleType:
+        """Return a module that has only what Python gives to a script."""
+        module = ModuleType(MAIN)
+        spec = spec_from_loader(self.module, None) if self.module else None
+        if spec is not None:
+            module.__spec__ = spec
+            spec.origin = self.file
+        vars(module).update(__builtins__=builtins, __package__=self.package)
+        if self.file is not None:
+            vars(module)["__file__"] = self.file
+        return module
+
+
+def of_this_process(*, run_again: bool) -> TopLevel:
+    """Describe the script of this process; with its source only if workers are to run it, and it has a guard."""
+    main = sys.modules[MAIN]
+    file = getattr(main, "__file__", None)
+    spec = getattr(main, "__spec__", None)
+    source = _guarded_source(file) if run_again and isinstance(file, str) else None
+    return TopLevel(source, file, getattr(main, "__package__", None), spec.name if spec is not None else None)
+
+
+@functools.cache  # the file may be edited while the script runs
+def _guarded_source(file: str) -> bytes | None:
+    try:
+        source = Path(file).read_bytes()
+        tree = ast.parse(source)
+    except (OSError, ValueError, SyntaxError):
+        return None
+    guards = _Guards()
+    guards.visit(tree)
+    return source if guards.found else None
+
+
+@functools.cache
+def _compiled(source: bytes, file: str) -> CodeType:
+    tree = _Guards().visit(ast.parse(source))
+    return compile(ast.fix_missing_locations(tree), file, "exec", dont_inherit=True)
+
+
+class _Guards(ast.NodeTransformer):
+    """Replaces comparisons of `__name__` with "__main__" at the top level."""
+
+    found = False
+
+    def visit_Compare(self, node: ast.Compare) -> ast.AST:
+        sides = [node.left, *node.comparators]
+        names = any(isinstance(side, ast.Name) and side.id == "__name__" for side in sides)
+        mains = any(isinstance(side, ast.Constant) and side.value == MAIN for side in sides)
+        if len(sides) != 2 or not names or not mains or not isinstance(node.ops[0], (ast.Eq, ast.NotEq)):  # noqa: PLR2004
+            return node
+        self.found = True
+        return ast.copy_location(ast.Constant(isinstance(node.ops[0], ast.NotEq)), node)
+
+    def visit_FunctionDef(self, node: Any) -> Any:
+        return node
+
+    visit_AsyncFunctionDef = visit_Lambda = visit_ClassDef = visit_FunctionDef  # noqa: N815 - what is inside is no guard
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Have nothing shown that is printed, by Python or otherwise; what is kept of the streams works as before afterwards."""
+    saved = [(stream, descriptor, os.dup(descriptor)) for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2))]
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for stream, descriptor, _ in saved:
+            stream.flush()
+            os.dup2(nothing, descriptor)
+        yield
+    finally:
+        for stream, descriptor, copy in saved:
+            with contextlib.suppress(ValueError, OSError):  # closed by the script
+                stream.flush()
+            os.dup2(copy, descriptor)
+            os.close(copy)
+        os.close(nothing)

@@ -1,0 +1,338 @@
+"""A script for ProcessPoolExecutor needs another import, and nothing else: the programs of tests/programs/swap_in, in every way to start.
+
+Each program prints a line for each of its checks. What it prints with ProcessPoolExecutor is the reference: the same names, in the same
+order, and all of them ok.
+"""
+
+import functools
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+from jobs import Job, run_job
+
+PROGRAMS = Path(__file__).parent.parent / "programs"
+SWAP_IN = {path.stem: path for path in sorted((PROGRAMS / "swap_in").glob("*.py"))}
+LARGEST = "own_state"  # is started in every way by default; the others in those of BY_DEFAULT
+BY_DEFAULT = ("script", "unguarded")
+DEADLINE = 200
+GUARD = 'if __name__ == "__main__":\n'
+FROM_STANDARD_INPUT = """
+import os, sys
+os.dup2(os.open(sys.argv[1], os.O_RDONLY), 0)
+os.execv(sys.executable, [sys.executable, "-"])
+"""
+_CHECK = re.compile(r"^(.+?): (ok|WRONG, .*)$", re.MULTILINE)
+_NOTHING_IS_RUN_AGAIN = {"BY_VALUE": "1"}  # in the workers: see the programs
+
+pytestmark = pytest.mark.mpi
+
+
+def script(path, folder):
+    return run_job(None, path, deadline=DEADLINE)
+
+
+def launched(path, folder):
+    return run_job(None, ["-m", "mpiexecutor", "-n", "3", str(path)], deadline=DEADLINE)
+
+
+def mpiexec_launched(path, folder):
+    return run_job(3, ["-m", "mpiexecutor", str(path)], deadline=DEADLINE)
+
+
+def mpiexec(path, folder):
+    return run_job(3, path, deadline=DEADLINE)
+
+
+def package(path, folder):
+    return run_job(None, ["-m", module_of_package(path, folder)], deadline=DEADLINE, env={"PYTHONPATH": str(folder)})
+
+
+def launched_package(path, folder):
+    arguments = ["-m", "mpiexecutor", "-n", "3", "-m", module_of_package(path, folder)]
+    return run_job(None, arguments, deadline=DEADLINE, env={"PYTHONPATH": str(folder)})
+
+
+def mpiexec_package(path, folder):
+    return run_job(3, ["-m", module_of_package(path, folder)], deadline=DEADLINE, env={"PYTHONPATH": str(folder)})
+
+
+def unguarded(path, folder):
+    return run_job(None, without_guard(path, folder), deadline=DEADLINE, env=_NOTHING_IS_RUN_AGAIN)
+
+
+def launched_unguarded(path, folder):
+    arguments = ["-m", "mpiexecutor", "-n", "3", str(without_guard(path, folder))]
+    return run_job(None, arguments, deadline=DEADLINE, env=_NOTHING_IS_RUN_AGAIN)
+
+
+def mpiexec_unguarded(path, folder):
+    return run_job(3, without_guard(path, folder), deadline=DEADLINE, env=_NOTHING_IS_RUN_AGAIN)
+
+
+def flagged(path, folder):
+    """A guard that lets workers in, too: where they run the script again, they reach the executor."""
+    flag = 'if "--unguarded" in sys.argv or __name__ == "__main__":\n'
+    changed = without_guard(path, folder, "import sys\n\n" + flag)
+    return run_job(None, [str(changed), "--unguarded"], deadline=DEADLINE, env=_NOTHING_IS_RUN_AGAIN)
+
+
+def command(path, folder):
+    return run_job(None, ["-c", path.read_text()], deadline=DEADLINE, env=_NOTHING_IS_RUN_AGAIN)
+
+
+def launched_command(path, folder):
+    arguments = ["-m", "mpiexecutor", "-n", "3", "-c", path.read_text()]
+    return run_job(None, arguments, deadline=DEADLINE, env=_NOTHING_IS_RUN_AGAIN)
+
+
+def standard_input(path, folder):
+    return run_job(None, ["-c", FROM_STANDARD_INPUT, str(path)], deadline=DEADLINE, env=_NOTHING_IS_RUN_AGAIN)
+
+
+def notebook(path, folder):
+    return run_job(None, [str(PROGRAMS / "notebook.py"), str(path)], deadline=DEADLINE, env=_NOTHING_IS_RUN_AGAIN)
+
+
+WAYS = {
+    way.__name__: way
+    for way in (
+        script,
+        launched,
+        mpiexec_launched,
+        mpiexec,
+        package,
+        launched_package,
+        mpiexec_package,
+        unguarded,
+        launched_unguarded,
+        mpiexec_unguarded,
+        flagged,
+        command,
+        launched_command,
+        standard_input,
+        notebook,
+    )
+}
+
+
+def module_of_package(path, folder):
+    """Copy a program into a package, and give the name of its module."""
+    (folder / "study").mkdir()
+    (folder / "study" / "__init__.py").touch()
+    (folder / "study" / path.name).write_text(path.read_text())
+    return f"study.{path.stem}"
+
+
+def without_guard(path, folder, instead="if True:\n"):
+    """Copy a program with something else in place of its guard."""
+    before, guard, after = path.read_text().rpartition(GUARD)
+    assert guard, f"{path.name} has no guard"
+    changed = folder / path.name
+    changed.write_text(before + instead + after)
+    return changed
+
+
+def checks(job: Job) -> dict[str, str]:
+    """Give what a job has said of each of its checks."""
+    return dict(_CHECK.findall(job.stdout))
+
+
+@functools.cache
+def reference(name: str) -> dict[str, str]:
+    """Give what a program says of its checks with ProcessPoolExecutor."""
+    return checks(run_job(None, SWAP_IN[name], deadline=DEADLINE, env={"PPE": "1"}))
+
+
+def judge(job: Job, wanted: dict[str, str]) -> None:
+    """Fail with the names of the checks that do not hold, or were not made."""
+    found = checks(job)
+    wrong = [f"{name}: {found.get(name, 'not checked')}" for name in wanted if found.get(name) != "ok"]
+    assert not wrong, "\n".join([f"{len(wrong)} of {len(wanted)} checks do not hold:", *wrong, "", str(job)])
+    assert list(found) == list(wanted), f"other checks than those of the reference:\n{job}"
+
+
+@pytest.fixture(autouse=True)
+def _no_test(monkeypatch):
+    """Hide the test from its jobs: a kernel at the sight of one leaves its standard output alone."""
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")
+
+
+@pytest.mark.parametrize("name", SWAP_IN)
+def test_every_check_holds_with_processes(name):
+    """The programs are right: with ProcessPoolExecutor each of their checks holds."""
+    found = reference(name)
+    assert found, "no check was made"
+    assert set(found.values()) == {"ok"}, "\n".join(f"{check}: {said}" for check, said in found.items() if said != "ok")
+
+
+def test_there_are_enough_checks():
+    """No program was lost on the way."""
+    assert sum(len(reference(name)) for name in SWAP_IN) >= 300
+
+
+def every_program_in_every_way():
+    for name in SWAP_IN:
+        for way in WAYS:
+            marks = [] if name == LARGEST or way in BY_DEFAULT else [pytest.mark.slow]
+            yield pytest.param(name, way, marks=marks, id=f"{name}-{way}")
+
+
+@pytest.mark.parametrize(("name", "way"), [*every_program_in_every_way()])
+def test_a_script_needs_nothing_but_another_import(name, way, tmp_path):
+    """What a program for ProcessPoolExecutor relies on holds with ours, however it is started."""
+    job = WAYS[way](SWAP_IN[name], tmp_path)
+    judge(job, reference(name))
+
+
+@pytest.mark.parametrize("program", ["script", "unguarded"])
+def test_with_one_rank_too(program, tmp_path):
+    """Calls run in a thread of the script's process then: what they have there is the script's."""
+    path = tmp_path / "one.py"
+    text = """
+        import warnings
+        from mpiexecutor import RMAChannelExecutor
+
+        factor = 1
+
+        def set_factor(value):
+            global factor
+            factor = value
+
+        def times(x):
+            return x * factor
+
+        class Thing:
+            pass
+
+        if __name__ == "__main__":
+            warnings.simplefilter("ignore")
+            with RMAChannelExecutor(initializer=set_factor, initargs=(3,)) as executor:
+                print(list(executor.map(times, [1, 2])), executor.submit(times, 3).result())
+                print(type(executor.submit(Thing).result()) is Thing)
+    """
+    path.write_text(textwrap.dedent(text))
+    job = run_job(1, path if program == "script" else without_guard(path, tmp_path))
+    assert job.stdout == "[3, 6] 9\nTrue\n"
+
+
+@pytest.mark.parametrize("ranks", [None, 3])
+def test_a_module_of_a_package_imports_its_siblings(ranks, tmp_path):
+    """Relative imports hold in the workers, and the module's own globals are those of `python -m`."""
+    folder = tmp_path / "study"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("name = 'study'\n")
+    (folder / "helpers.py").write_text("unit = 2\n\ndef scaled(x):\n    return x * unit\n")
+    text = """
+        from mpiexecutor import RMAChannelExecutor
+        from . import helpers, name
+        from .helpers import scaled
+
+        offset = 0
+
+        def set_offset(value):
+            global offset
+            offset = value
+            helpers.unit = 10
+
+        def run(x):
+            return scaled(x) + offset, name, __package__
+
+        if __name__ == "__main__":
+            with RMAChannelExecutor(2, initializer=set_offset, initargs=(1,)) as executor:
+                print(list(executor.map(run, [1, 2])), helpers.unit, executor.submit(scaled, 5).result())
+    """
+    (folder / "run.py").write_text(textwrap.dedent(text))
+    job = run_job(ranks, ["-m", "study.run"], env={"PYTHONPATH": str(tmp_path)})
+    assert job.stdout == "[(11, 'study', 'study'), (21, 'study', 'study')] 2 50\n"
+
+
+def test_what_the_top_level_prints_is_shown_once():
+    """Workers run it again, and say nothing."""
+    job = script(SWAP_IN["top_level"], None)
+    assert job.stdout.count("the top level begins\n") == job.stdout.count("the top level ends\n") == 1, job
+
+
+def test_task_timeout_does_not_count_imports(tmp_path):
+    """A call whose module blocks its import is not overdue: time begins when the function does."""
+    (tmp_path / "slow_module.py").write_text(
+        "import os, time\nif 'QUICK' not in os.environ:\n    time.sleep(4)\n\ndef f(x):\n    return x\n"
+    )
+    text = f"""
+        import os, sys
+        from mpiexecutor import RMAChannelExecutor
+
+        if __name__ == "__main__":
+            sys.path.insert(0, {str(tmp_path)!r})
+            os.environ["QUICK"] = ""
+            import slow_module
+            del os.environ["QUICK"]
+            with RMAChannelExecutor(2, task_timeout=2) as executor:
+                print([executor.submit(slow_module.f, x).result() for x in range(3)], executor.num_workers)
+    """
+    path = tmp_path / "script.py"
+    path.write_text(textwrap.dedent(text))
+    assert run_job(None, path).stdout == "[0, 1, 2] 2\n"
+
+
+def test_an_intercommunicator_is_refused():
+    """On every rank, at once, by both executors."""
+    text = """
+        from mpi4py import MPI
+        from mpiexecutor import RMAChannelExecutor, RMACommExecutor
+
+        local = MPI.COMM_WORLD.Split(MPI.COMM_WORLD.rank > 0)
+        inter = local.Create_intercomm(0, MPI.COMM_WORLD, 1 if MPI.COMM_WORLD.rank == 0 else 0)
+        refused = 0
+        for make in (RMACommExecutor, lambda comm: RMAChannelExecutor(comm=comm)):
+            try:
+                with make(inter):
+                    pass
+            except ValueError:
+                refused += 1
+        print(refused, flush=True)
+    """
+    job = run_job(3, ["-c", textwrap.dedent(text)])
+    assert sorted(job.stdout.split()) == ["2"] * 3
+
+
+def test_an_executor_is_made_after_all_workers_have_died():
+    """Where the script starts its workers itself, it starts others: as processes of another ProcessPoolExecutor."""
+    text = """
+        import os
+        from concurrent.futures.process import BrokenProcessPool
+        from mpiexecutor import RMAChannelExecutor
+
+        if __name__ == "__main__":
+            with RMAChannelExecutor(2) as executor:
+                for _ in range(2):
+                    assert isinstance(executor.submit(os._exit, 3).exception(), BrokenProcessPool)
+            with RMAChannelExecutor(2) as executor:
+                print(executor.submit(abs, -5).result())
+    """
+    assert run_job(None, ["-c", textwrap.dedent(text)]).stdout == "5\n"
+
+
+def test_two_scripts_at_once_have_their_own_names(tmp_path):
+    """Each with the same names, and other values."""
+    text = """
+        import subprocess, sys
+        from mpiexecutor import RMAChannelExecutor
+
+        value = sys.argv[1]
+
+        def get_value():
+            return value
+
+        if __name__ == "__main__":
+            with RMAChannelExecutor(1) as executor:
+                own = executor.submit(get_value).result()
+                if value == "outer":
+                    done = subprocess.run([sys.executable, sys.argv[0], "inner"], capture_output=True, text=True, timeout=60)
+                    print(done.stdout.strip())
+                print(own, executor.submit(get_value).result())
+    """
+    path = tmp_path / "script.py"
+    path.write_text(textwrap.dedent(text))
+    assert run_job(None, [str(path), "outer"]).stdout == "inner inner\nouter outer\n"

@@ -1,0 +1,494 @@
+"""What unit tests put in the place of MPI: a channel made of a deque, workers that do what a test says, one step at a time.
+
+A test submits calls by name, and each call's result is its name:
+
+    crew.submit("a", "b") ──> a real Pump ──> crew.work ──> FakeWorker: take() gives ["a"], answer(), give_back(), die()
+                                    ^                            |
+                                    └─────── crew.replies <──────┘
+
+Only this file knows what the messages look like.
+"""
+
+import os
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from functools import partial
+from queue import SimpleQueue
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mpiexecutor import _pump
+from mpiexecutor._functions import Catalogue, Function
+from mpiexecutor._futures import Session, slim_future
+from mpiexecutor._health import Loss
+from mpiexecutor._outcomes import Blob, Place, failure_of, ship, unship
+from mpiexecutor._pump import Pump
+from mpiexecutor._slate import NOTHING, Slate
+from mpiexecutor._worker import SPARE, UNREAD, Worker
+from mpiexecutor.channel import ChannelClosed, ChannelFull, ChannelMemoryError, Share
+from mpiexecutor.channel._codecs import codec_of
+
+LIMIT = 20  # seconds that anything here may take
+MANY = 1000
+UNKNOWN = "a kind that has never been run"
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Look until the condition holds."""
+    end = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < end, condition
+        time.sleep(0.001)
+
+
+def in_a_thread(function: Callable[..., Any], *arguments: Any, **options: Any) -> Future[Any]:
+    """Call in a thread; give the future of that."""
+    future: Future[Any] = Future()
+
+    def call() -> None:
+        try:
+            future.set_result(function(*arguments, **options))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    return future
+
+
+class FakeClock:
+    """The time module, for one that tells no time of its own."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0  # seconds
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return 1e9 + self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def identity(name: Any) -> Any:
+    return name
+
+
+class FakeChannel:
+    """A channel in this process: messages are pickled as in a real one, and wait in a deque until somebody takes them.
+
+    A message has a number, as in a real one: how many came before.
+    """
+
+    def __init__(self) -> None:
+        self.room = MANY  # messages that may wait here
+        self.count = 0
+        self.sizes: dict[int, int] = {}  # bytes, by number: of messages that no memory is large enough for
+        self.error: BaseException | None = None  # what every take, and every put raises
+        self._codec = codec_of(object, 1 << 14)
+        self._changed = threading.Condition()
+        self._waiting: deque[tuple[int, bytearray]] = deque()
+        self._streams: deque[Future[None]] = deque()
+        self._takers = 0
+        self._held_back = False
+        self._closed = False
+
+    # -- what the product calls --------------------------------------------------------------------------------------------------
+
+    def put(self, message: Any) -> None:
+        """Put without waiting: what no test gives room to has some."""
+        data = self._encode(message)
+        with self._changed:
+            self._append(data)
+
+    def put_nowait(self, message: Any) -> None:
+        data = self._encode(message)
+        with self._changed:
+            if self._streams or len(self._waiting) >= self.room:
+                raise ChannelFull("no room")
+            self._append(data)
+
+    def putf(self, message: Any, *, copy: bool = True) -> Future[None]:
+        """Begin to put, as a message does that is longer than the room: it can be taken, but its put is not over."""
+        data = self._encode(message)
+        future: Future[None] = Future()
+        with self._changed:
+            self._append(data)
+            self._streams.append(future)
+        return future
+
+    def take_many(self, most: int, timeout: float | None = None) -> list[Any]:
+        with self._changed:
+            self._takers += 1
+            self._changed.notify_all()
+            come = self._changed.wait_for(lambda: (self._waiting and not self._held_back) or self._closed or self.error, timeout)
+            self._takers -= 1
+            if not come:
+                raise TimeoutError("no message has come")
+            if self.error is not None:
+                raise self.error
+            found: list[Any] = []
+            while self._waiting and len(found) < most:
+                number, data = self._waiting[0]
+                if number in self.sizes:
+                    if found:
+                        break
+                    raise ChannelMemoryError(number, self.sizes[number])
+                self._waiting.popleft()
+                found.append(self._codec.decode(memoryview(data), shared=False))
+            return found
+
+    def skip(self, number: int) -> bool:
+        with self._changed:
+            if not self._waiting or self._waiting[0][0] != number:
+                return False
+            self._waiting.popleft()
+            return True
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    # -- what a test does --------------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def next_number(self) -> int:
+        """Which message a take would give."""
+        return self._waiting[0][0]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Have what is put meanwhile be taken in one go."""
+        self._held_back = True
+        yield
+        with self._changed:
+            self._held_back = False
+            self._changed.notify_all()
+
+    def end_stream(self, error: BaseException | None = None) -> None:
+        """Have the put that takes long come to its end."""
+        with self._changed:
+            future = self._streams.popleft()
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+
+    def renumber(self, first: int) -> list[int]:
+        """Have the messages that wait here have other numbers from now on; give those that they had."""
+        with self._changed:
+            kept = [number for number, _ in self._waiting]
+            self._waiting = deque((first + index, data) for index, (_, data) in enumerate(self._waiting))
+            self.count = first + len(kept)
+            return kept
+
+    def fail(self, error: BaseException) -> None:
+        """Have whoever takes or puts fail from now on."""
+        with self._changed:
+            self.error = error
+            self._changed.notify_all()
+
+    def wait_until_read(self) -> None:
+        """Wait until everything has been taken, and whoever took it is back for more: it is done with it."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._takers and not self._waiting, LIMIT)
+
+    def _encode(self, message: Any) -> bytearray:
+        if self._closed:
+            raise ChannelClosed("closed")
+        if self.error is not None:
+            raise self.error
+        return bytearray().join(self._codec.encode(message))
+
+    def _append(self, data: bytearray) -> None:
+        self._waiting.append((self.count, data))
+        self.count += 1
+        self._changed.notify_all()
+
+
+class FakeParcels:
+    """Notes what is sent to whom, and gives it to whom that is."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[int, Blob | None]] = []
+        self._sent_to: defaultdict[int, SimpleQueue[Blob | None]] = defaultdict(SimpleQueue)
+
+    def send(self, rank: int, blob: Blob | None) -> None:
+        self.sent.append((rank, blob))
+        self._sent_to[rank].put(blob)
+
+    def receive(self, rank: int) -> tuple[memoryview, list[Any]] | None:
+        blob = self._sent_to[rank].get(timeout=LIMIT)
+        return None if blob is None else (memoryview(bytearray(blob.data)), [])
+
+    def of(self, rank: int) -> Any:
+        """Give them as a worker has them."""
+        return SimpleNamespace(receive=partial(self.receive, rank))
+
+
+class StillSentry:
+    """A sentry that looks when a test has it look."""
+
+    def __init__(self, name: str, look: Callable[[], bool], *, every: float, times: int) -> None:
+        self.look = look
+        self.wanted = False
+
+    def watch(self) -> None:
+        self.wanted = True
+
+    def stop(self) -> None:
+        """Be as still as before."""
+
+
+class FakeCrew:
+    """A real pump, whose workers are a test's."""
+
+    def __init__(self, workers: int) -> None:
+        self.work, self.replies, self.parcels = FakeChannel(), FakeChannel(), FakeParcels()
+        self.place = Place.here(0, workers + 1)
+        self.pump = Pump(self.work, self.replies, self.parcels, workers, self.place)
+        self._all_workers = workers
+        self._default: Session | None = None
+
+    @property
+    def session(self) -> Session:
+        """The session that is used where a test names no other."""
+        if self._default is None:
+            self._default = self.open()
+        return self._default
+
+    def function(self, function: Callable[..., Any]) -> Function:
+        """Have something that calls go without: a worker asks for it."""
+        return Catalogue(self.pump.registry).add(function)
+
+    def initializer(self, function: Callable[..., Any], *arguments: Any) -> Function:
+        """Have an initializer."""
+        return Catalogue(self.pump.registry).add((function, arguments))
+
+    @property
+    def given(self) -> list[tuple[int, Any]]:
+        """What the workers that have asked for something have been given: None if it is wanted no more."""
+        return [(rank, blob and blob.load()) for rank, blob in self.parcels.sent]
+
+    def open(self, most_workers: int | None = None, initializer: Function | None = None, **options: Any) -> Session:
+        return self.pump.open(self._all_workers if most_workers is None else most_workers, initializer, None, **options)
+
+    def submit(
+        self, *names: Any, session: Session | None = None, kind: object = UNKNOWN, size: int = 10, function: Function | None = None
+    ) -> list[Future[Any]]:
+        """Submit a call for each name; its result is the name."""
+        futures = []
+        for name in names:
+            future = slim_future()
+            shipped, _ = ship((None if function else identity, (name,), {}))
+            self.pump.submit(session or self.session, future, shipped, size, kind, function, None)
+            futures.append(future)
+        return futures
+
+    def submit_call(
+        self, function: Callable[..., Any], *arguments: Any, session: Session | None = None, kind: object = UNKNOWN
+    ) -> Future[Any]:
+        """Submit a call of something else, for a real worker."""
+        future = slim_future()
+        shipped, size = ship((function, arguments, {}))
+        self.pump.submit(session or self.session, future, shipped, size, kind, None, None)
+        return future
+
+    def submit_one(self, name: Any, **how: Any) -> Future[Any]:
+        return self.submit(name, **how)[0]
+
+    def teach(self, kind: object, seconds: float) -> None:
+        """Have the pump expect calls of a kind to take so long."""
+        future = self.submit_one("taught", kind=kind)
+        teacher = FakeWorker(self, 1)
+        assert teacher.take() == ["taught"]
+        teacher.answer(seconds=seconds)
+        assert future.result(LIMIT) == "taught"
+        self.settle()
+
+    def session_of(self, worker: "FakeWorker") -> Session:
+        """Give the session whose message a worker took last."""
+        return next(session for session in self.pump.sessions() if session.number == worker.executor)
+
+    def send_together(self, *names: Any, **options: Any) -> tuple[list[Future[Any]], "FakeWorker"]:
+        """Have these go in one message of an executor for one worker; give their futures, and the worker who has taken it."""
+        self.teach("short", 0.0)
+        session = self.open(1, **options)
+        self.submit("goes before", session=session, kind="short")
+        futures = self.submit(*names, session=session, kind="short")
+        worker = FakeWorker(self, 1)
+        assert worker.take() == ["goes before"]
+        worker.answer()
+        self.settle()
+        assert worker.take() == list(names)
+        return futures, worker
+
+    def settle(self) -> None:
+        """Wait until the collector has done all there is to do for now."""
+        self.replies.wait_until_read()
+
+    def look(self, times: int = 1) -> None:
+        """Have the pump see which messages are slow."""
+        for _ in range(times):
+            self.pump._sentry.look()
+
+    def take_all(self, rank: int = 1) -> list[list[Any]]:
+        """Have one worker take every message that is there; give the names of their calls."""
+        worker = FakeWorker(self, rank)
+        return [worker.take() for _ in range(len(self.work))]
+
+    def end(self) -> None:
+        """End the pump's threads."""
+        self.replies.error = None
+        in_a_thread(self.pump.stop).result(LIMIT)
+
+
+@contextmanager
+def fake_crew(workers: int = 2) -> Iterator[FakeCrew]:
+    """Make a crew; at the end its threads end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_pump, "Sentry", StillSentry)
+        crew = FakeCrew(workers)
+    try:
+        yield crew
+    finally:
+        crew.end()
+
+
+class FakeWorker:
+    """A worker that does what a test says."""
+
+    def __init__(self, crew: FakeCrew, rank: int) -> None:
+        self._crew = crew
+        self.rank = rank
+        self.message: int | None = None  # the number of the message that it took last
+        self.executor = 0  # of that, as are the rest
+        self._initializer = 0
+        self.task_timeout = 0.0
+        self._functions: list[int] = []
+        self._numbers: dict[Any, int] = {}  # of calls, by name
+
+    def take(self) -> list[Any]:
+        """Take the next message, which is there already; give the names of its calls."""
+        assert len(self._crew.work), "nothing was sent"
+        message = self._crew.work.next_number
+        ((self.executor, self._initializer, _, self.task_timeout, calls),) = self._crew.work.take_many(1)
+        self.message = message
+        self._functions = [function for _, _, function, _ in calls]
+        self._numbers = {unship(shipped)[1][0]: number for number, _, _, shipped in calls}
+        return list(self._numbers)
+
+    def answer(self, *names: Any, seconds: float = 0.0, value: Any = None) -> None:
+        """Reply what became of some calls of the message, or of all: their names, or another value."""
+        self._reply(outcomes=[self._outcome(name, seconds, value) for name in names or self._numbers])
+
+    def fail(self, name: Any, error: BaseException) -> None:
+        """Reply that a call has raised this."""
+        self._reply(outcomes=[(self._numbers[name], 0.0, None, failure_of(error, self._place))])
+
+    def give_back(self, *names: Any) -> None:
+        """Give calls back that wait behind a long one."""
+        self._reply(given_back=[self._numbers[name] for name in names])
+
+    def ask(self) -> None:
+        """Ask for the function of its message's first call, or for the initializer if there is one."""
+        self._reply(wanted=self._initializer or self._functions[0])
+
+    def answer_at_length(self, name: Any, size: int | None = None) -> None:
+        """Reply what became of a call, by itself; with a size it is so many bytes, for which there is no memory."""
+        if size is not None:
+            self._crew.replies.sizes[self._crew.replies.count] = size
+        self.answer(name)
+
+    def answer_once_more(self, name: Any) -> None:
+        """Reply the error that is a call's outcome if the reply before could not be received."""
+        self._reply(outcomes=[(self._numbers[name], 0.0, None, failure_of(MemoryError("too large"), self._place))], wanted=SPARE)
+
+    def fail_initializer(self, error: BaseException) -> None:
+        """Reply that the initializer has raised this."""
+        self._reply(failure=failure_of(error, self._place))
+
+    def throw_away(self) -> int:
+        """Have no memory for the next message, and say so; give its number."""
+        number = self._crew.work.next_number
+        assert self._crew.work.skip(number)
+        self.message, self.executor = number, UNREAD
+        self._reply(failure=failure_of(MemoryError("this call is too large"), self._place), wanted=number)
+        return number
+
+    def die(self, begun: Any = NOTHING, *, holding: Sequence[Any] = (), held: bytes | None = None, overdue: float = 0.0) -> Loss:
+        """Die, having begun that call of its message, and keeping what became of some: the pump is told."""
+        loss = self.loss(begun, holding=holding, held=held, overdue=overdue)
+        share = None if self.message is None else Share(self.rank, range(self.message, self.message + 1), received=True)
+        self._crew.pump.lose(loss, share)
+        return loss
+
+    def loss(self, begun: Any = NOTHING, *, holding: Sequence[Any] = (), held: bytes | None = None, overdue: float = 0.0) -> Loss:
+        """Give what its keeper would say of its death."""
+        number = self._numbers.get(begun, begun)
+        if held is None:
+            slate = new_slate()
+            for name in holding:
+                slate.hold(self._outcome(name))
+            held = slate.held
+        return Loss(self.rank, "host", 1000 + self.rank, "was killed by SIGKILL", number, overdue, held=held)
+
+    def _outcome(self, name: Any, seconds: float = 0.0, value: Any = None) -> tuple[Any, ...]:
+        return self._numbers[name], seconds, ship(name if value is None else value)[0], None
+
+    @property
+    def _place(self) -> Place:
+        return Place(self.rank, self._crew.place.ranks, "host", 1000 + self.rank)
+
+    def _reply(self, outcomes: Any = (), given_back: Any = (), failure: Any = None, wanted: int = 0) -> None:
+        self._crew.replies.put((self.rank, self.executor, outcomes, given_back, failure, wanted, 0))
+
+
+def bare_call(number: int) -> Any:
+    """Make a call as a worker has it on its desk, of which nobody looks at more than the number."""
+    return number, 0, 0, ()
+
+
+def bare_outcome(number: int) -> Any:
+    """Make what became of one."""
+    return number, 0.0, (b"value",), None
+
+
+def new_slate() -> Slate:
+    """Make one that keeps outcomes."""
+    slate, descriptor = Slate.new()
+    os.close(descriptor)
+    return slate
+
+
+class _Some:
+    """A channel of which a worker may take so many messages, and then none will come any more."""
+
+    def __init__(self, channel: FakeChannel, messages: int) -> None:
+        self._channel = channel
+        self._left = messages
+        self.skip = channel.skip
+
+    def take_many(self, most: int) -> list[Any]:
+        if not self._left:
+            return []
+        self._left -= 1
+        return self._channel.take_many(most, LIMIT)
+
+
+def real_worker(crew: FakeCrew, messages: int = MANY, rank: int = 1, slate: Slate | None = None, **how: Any) -> Worker:
+    """Make a real worker, who takes so many messages and then leaves."""
+    how.setdefault("fail", pytest.fail)
+    place = Place(rank, crew.place.ranks, "host", 1000 + rank)
+    return Worker(_Some(crew.work, messages), crew.replies, crew.parcels.of(rank), place, slate or new_slate(), **how)

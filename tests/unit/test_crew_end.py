@@ -1,0 +1,184 @@
+"""How a crew ends, on its root: which of the ways there are is taken, and what is left. All that it has is a log of this test's."""
+
+import contextlib
+import threading
+from types import SimpleNamespace
+
+import pytest
+from fakes import LIMIT, in_a_thread
+
+from mpiexecutor import _launch
+from mpiexecutor._launch import Crew
+
+
+class Exited(BaseException):
+    """This process would have ended here, with this status."""
+
+
+class Logged:
+    """Something whose methods do nothing but note that they were called."""
+
+    def __init__(self, log, name, **answers):
+        self._log = log
+        self._name = name
+        self._answers = answers
+
+    def __getattr__(self, method):
+        if method.startswith("__"):
+            raise AttributeError(method)
+
+        def call(*arguments, **options):
+            self._log.append((f"{self._name}.{method}", *arguments, *options.values()))
+            answer = self._answers.get(method)
+            return answer(*arguments) if callable(answer) else answer
+
+        return call
+
+
+class Scene:
+    """A crew, and what is done with what it has."""
+
+    def __init__(self, patch, *, sessions=(), whole=True, failed=False, started_here=False):
+        self.log = []
+        self.standing = SimpleNamespace(deaths=[])
+        patch.setattr(_launch, "STANDING", self.standing)
+        patch.setattr(_launch, "Parting", lambda *_, for_good: Logged(self.log, "parting", part=whole))
+        patch.setattr(_launch, "_script_failed", lambda: failed)
+        patch.setattr(_launch, "comm_world", lambda: Logged(self.log, "world"))
+        patch.setattr(_launch, "_LAST_WORDS", 0.0)
+        patch.setattr(_launch, "_PATIENCE", 0.01)
+        patch.setattr(_launch, "mapped", lambda: (None, []))
+        patch.setattr(_launch, "os", SimpleNamespace(_exit=self.exit))
+        self.crew = crew = Crew.__new__(Crew)
+        crew.closed = crew._wedged = False
+        crew.pump = self.pump = Logged(self.log, "pump", sessions=list(sessions), is_stuck=False)
+        crew._needs = contextlib.nullcontext()
+        crew._channels = (Logged(self.log, "work"), Logged(self.log, "replies"))
+        for part in ("comm", "parcels", "watch", "exchange"):
+            setattr(crew, f"_{part}", Logged(self.log, part))
+        crew._job = Logged(self.log, "job") if started_here else None
+        crew._parting = crew._thread = None
+        crew._reports = {}
+
+    def exit(self, status):
+        self.log.append(("exit", status))
+        raise Exited
+
+    @property
+    def names(self):
+        """What was called, without arguments."""
+        return [name for name, *_ in self.log]
+
+
+@pytest.fixture
+def scene():
+    """Give a function that makes one."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield lambda **how: Scene(patch, **how)
+
+
+IDLE, BUSY = SimpleNamespace(idle=True), SimpleNamespace(idle=False)
+GOODBYE = ["parting.part", "exchange.stop", "work.free", "replies.free", "parcels.free", "comm.Free", "watch.stop"]
+
+
+def test_all_calls_are_waited_for_and_then_all_part(scene):
+    """Nothing is taken any more, workers leave, and what all have made together is given back. Once."""
+    scene = scene(sessions=[BUSY, IDLE])
+    scene.crew.close()
+    closes = [("pump.close", session, "cannot schedule new futures after interpreter shutdown", False) for session in (BUSY, IDLE)]
+    assert scene.log[:5] == [("pump.sessions",), *closes, ("pump.wait", BUSY), ("pump.wait", IDLE)]
+    assert scene.names[5:] == ["pump.stop", *GOODBYE]
+    assert scene.standing.deaths == []
+    scene.log.clear()
+    scene.crew.close()
+    assert scene.log == []
+
+
+def test_if_one_has_died_what_was_made_together_is_left_as_it_is(scene):
+    """MPI is not to be finalised, and the keepers are seen off in the end."""
+    scene = scene(whole=False)
+    scene.crew.close()
+    assert scene.names == ["pump.sessions", "pump.stop", "parting.part", "work.abandon", "replies.abandon", "parcels.leave"]
+    assert scene.standing.deaths == [scene.crew._watch]
+
+
+def test_a_script_that_has_failed_waits_for_no_call(scene):
+    """What was not sent is dropped; if a call is running the workers are ended at once."""
+    scene = scene(sessions=[IDLE, BUSY], failed=True)
+    scene.crew.close()
+    assert [said[-1] for said in scene.log if said[0] == "pump.close"] == [True, True]
+    assert scene.log[-1] == ("world.Abort", 1)
+    assert "pump.wait" not in scene.names
+
+
+def test_a_script_that_has_failed_and_started_its_workers_ends_them_itself(scene):
+    """Their deaths are foreseen, so that nobody is warned of them."""
+    scene = scene(sessions=[BUSY], failed=True, started_here=True)
+    scene.crew.close()
+    assert scene.names[2:] == ["watch.foresee_deaths", "work.abandon", "replies.abandon", "parcels.leave", "job.abort"]
+
+
+def test_a_script_that_has_failed_with_nothing_to_do_ends_as_any(scene):
+    """The workers leave by themselves."""
+    scene = scene(sessions=[IDLE], failed=True)
+    scene.crew.close()
+    assert scene.names[-len(GOODBYE) :] == GOODBYE
+
+
+def test_an_interrupt_while_calls_are_waited_for_ends_the_workers(scene):
+    """Nobody wants to wait any more; the interrupt goes on."""
+    scene = scene(sessions=[BUSY])
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    scene.pump._answers["wait"] = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        scene.crew.close()
+    assert scene.log[-1] == ("world.Abort", 1)
+
+
+def test_a_crew_that_was_given_up_parts_from_nobody(scene):
+    """They will never be of use again, and whoever is in the middle of a channel stays there."""
+    scene = scene(sessions=[IDLE])
+    scene.crew._give_up("mpiexec was killed")
+    scene.crew.close()
+    assert scene.names == ["pump.give_up", "pump.sessions", "pump.close", "pump.wait", "work.disown", "replies.disown"]
+    assert scene.standing.deaths == [scene.crew._watch]
+
+
+@pytest.mark.parametrize("started_here", [False, True])
+def test_if_the_pump_is_stuck_when_it_is_given_up_this_process_ends(scene, started_here, caplog):
+    """Inside MPI, where a dead worker holds a lock: nobody could be told anything."""
+    scene = scene(started_here=started_here)
+    over = threading.Event()
+    scene.pump._answers |= {"give_up": lambda _: over.wait(LIMIT), "is_stuck": True}
+    with pytest.raises(Exited):
+        scene.crew._give_up("a reason")
+    over.set()
+    assert scene.log[-1] == ("exit", 1)
+    assert ("job.abort",) in scene.log or not started_here
+    assert "a reason; this process is stuck inside MPI, too: the job is ended" in caplog.text
+
+
+def test_to_give_up_may_take_long(scene):
+    """A callback of a future does, say: as long as the pump itself can be entered, nothing is wrong."""
+    scene = scene()
+    over, looked = threading.Event(), threading.Event()
+    scene.pump._answers |= {"give_up": lambda _: over.wait(LIMIT), "is_stuck": lambda _: looked.set()}
+    giving_up = in_a_thread(scene.crew._give_up, "a reason")
+    assert looked.wait(LIMIT)
+    assert not giving_up.done()
+    over.set()
+    giving_up.result(LIMIT)
+    assert "exit" not in scene.names
+
+
+@pytest.mark.parametrize(("of_all", "ends"), [(True, True), (False, False), (None, False)])
+def test_a_death_while_all_part_ends_the_job(scene, of_all, ends):
+    """The others wait for it for ever. Before, and if somebody had died before, they do not."""
+    scene = scene()
+    scene.crew._parting = None if of_all is None else SimpleNamespace(of_all=of_all)
+    with pytest.raises(Exited) if ends else contextlib.nullcontext():
+        scene.crew._note_loss()
+    assert scene.log == ([("world.Abort", 1), ("exit", 1)] if ends else [])

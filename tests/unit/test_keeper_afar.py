@@ -1,0 +1,234 @@
+"""A keeper on another node than the root: it turns from one watch to the next, until nobody is left. Here the test is the watches.
+
+The keeper is a thread of this process, its rank a process that sleeps. All else of keepers: see test_keeper.py.
+"""
+
+import json
+import os
+import secrets
+import signal
+import socket
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from fakes import LIMIT, in_a_thread
+
+from mpiexecutor import _keeper
+from mpiexecutor._keeper import BYE, KILL, LEAVE, NEWS, TERMINATE, Service
+from mpiexecutor._slate import NOTHING, Slate
+
+pytestmark = pytest.mark.skipif(not _keeper.possible(), reason="keepers need Linux 5.3")
+
+
+class Watch:
+    """One that listens for the keeper."""
+
+    def __init__(self, stack):
+        self.address = "\0" + secrets.token_hex(8)
+        self.listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        self.listener.settimeout(LIMIT)
+        self.listener.bind(self.address)
+        self.listener.listen()
+        self._stack = stack
+
+    def accept(self):
+        """Give what a keeper that comes says of itself; it still waits for a welcome."""
+        self.keeper = self._stack.enter_context(self.listener.accept()[0])
+        self.keeper.settimeout(LIMIT)
+        data, descriptors, _, _ = socket.recv_fds(self.keeper, 1000, 1)
+        os.close(*descriptors)
+        return json.loads(data)
+
+    def welcome(self):
+        hello = self.accept()
+        self.keeper.send(b"!")
+        return hello
+
+    def hears(self):
+        """Give what the keeper tells next; nothing if it has gone."""
+        return self.keeper.recv(1000)
+
+    def hears_of_death(self):
+        return json.loads(self.hears())
+
+    def go(self):
+        self.listener.close()
+        if hasattr(self, "keeper"):
+            self.keeper.close()
+
+
+class Scene:
+    """A keeper and its rank, and watches."""
+
+    def __init__(self, stack):
+        self.watches = [Watch(stack) for _ in range(3)]
+        self.rank = os.posix_spawnp("sleep", ["sleep", str(10 * LIMIT)], os.environ)  # nobody else is to wait for it
+        self.slate, descriptor = Slate.new()
+        mine, self.line = (stack.enter_context(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        self.line.settimeout(LIMIT)
+        self.keeper = _keeper._Keeper(self.rank, mine, self.slate, descriptor, b"")
+        self.running = in_a_thread(self.keeper.run)
+        stack.callback(os.close, descriptor)
+        stack.callback(os.close, self.keeper._end)
+        stack.callback(self.end)
+
+    def serve(self, *, far=True, files=()):
+        """Have the rank serve: its keeper meets a watch."""
+        addresses = [watch.address for watch in self.watches]
+        self.line.send(json.dumps(asdict(Service(addresses, "token", 7, far, None, list(files)))).encode())
+
+    def kill(self, number=signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.kill(self.rank, number)
+
+    @property
+    def is_there(self):
+        """Whether the rank is: a dead one is until its keeper has seen that."""
+        return Path(f"/proc/{self.rank}").exists()
+
+    def end(self):
+        """Have all go, and the keeper with them."""
+        for watch in self.watches:
+            watch.go()
+        self.kill()
+        self.running.result(LIMIT)
+
+
+@pytest.fixture
+def scene():
+    with ExitStack() as stack:
+        yield Scene(stack)
+
+
+KILLED = {"end": "was killed by SIGKILL", "begun": NOTHING, "overdue": 0.0}
+
+
+def test_it_comes_to_the_first_watch_and_tells_its_rank_so(scene):
+    """Only then does the rank begin: it is not to die unseen."""
+    scene.serve()
+    hello = scene.watches[0].welcome()
+    assert hello == {"token": "token", "rank": 7, "pid": scene.rank, "host": socket.gethostname()}
+    assert scene.line.recv(1) == b"!"
+
+
+def test_it_turns_to_the_next_if_one_has_gone(scene):
+    """With its worker, who has died: the rank goes on, and its death is told there."""
+    scene.serve()
+    scene.watches[0].welcome()
+    scene.watches[0].go()
+    scene.watches[1].welcome()
+    scene.kill()
+    assert scene.watches[1].hears_of_death() == KILLED
+
+
+def test_a_watch_that_is_gone_already_is_passed_over(scene):
+    """Its worker has died before this one began to serve."""
+    scene.watches[0].go()
+    scene.serve()
+    scene.watches[1].welcome()
+    assert scene.line.recv(1) == b"!"
+
+
+def test_a_watch_that_does_not_welcome_it_is_passed_over(scene, monkeypatch):
+    """Its worker is stopped, say."""
+    monkeypatch.setattr(_keeper, "_WELCOME", 0.01)
+    scene.serve()
+    scene.watches[0].accept()
+    scene.watches[1].welcome()
+    assert scene.line.recv(1) == b"!"
+
+
+def test_a_death_is_told_once_more_if_who_was_told_has_gone(scene):
+    """It may have passed nothing on."""
+    scene.serve()
+    scene.watches[0].welcome()
+    scene.kill()
+    assert scene.watches[0].hears_of_death() == KILLED
+    scene.watches[0].go()
+    scene.watches[1].welcome()
+    assert scene.watches[1].hears_of_death() == KILLED
+
+
+def test_the_keeper_of_a_dead_rank_leaves_if_nobody_is_left_to_be_told(scene, tmp_path):
+    """For the process manager all is well; what MPI would have removed is removed."""
+    file = tmp_path / "file"
+    file.touch()
+    scene.serve(files=[str(file)])
+    scene.watches[0].welcome()
+    scene.kill()
+    scene.watches[0].hears_of_death()
+    for watch in scene.watches:
+        watch.go()
+    assert scene.running.result(LIMIT) == 0
+    assert not file.exists()
+
+
+def test_a_rank_goes_on_though_nobody_watches_over_it(scene):
+    """If it dies then nobody is told, but for the process manager, to whom all is well."""
+    scene.serve()
+    scene.watches[0].welcome()
+    assert scene.line.recv(1) == b"!"
+    for watch in scene.watches[::-1]:
+        watch.go()
+    assert scene.is_there
+    scene.kill()
+    assert scene.running.result(LIMIT) == 0
+
+
+def test_a_keeper_that_is_to_leave_ends_its_rank(scene, tmp_path):
+    """Whether it lives or not. It says that this is no loss."""
+    file = tmp_path / "file"
+    file.touch()
+    scene.serve(files=[str(file)])
+    scene.watches[0].welcome()
+    scene.watches[0].keeper.send(LEAVE)
+    assert scene.watches[0].hears() == BYE
+    assert scene.running.result(LIMIT) == 0
+    assert not scene.is_there
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("wish", [KILL, TERMINATE])
+def test_a_wish_that_comes_too_late_is_no_error(scene, wish):
+    """The rank is dead already."""
+    scene.serve()
+    scene.watches[0].welcome()
+    scene.kill()
+    assert scene.watches[0].hears_of_death() == KILLED
+    scene.watches[0].keeper.send(wish)
+    scene.watches[0].keeper.send(LEAVE)
+    assert scene.watches[0].hears() == BYE
+    assert scene.running.result(LIMIT) == 0
+
+
+def test_news_are_passed_on_to_the_rank(scene):
+    """As they are."""
+    scene.serve()
+    scene.watches[0].welcome()
+    assert scene.line.recv(1) == b"!"
+    scene.watches[0].keeper.send(NEWS + b"[1, 2]")
+    assert scene.line.recv(100) == NEWS + b"[1, 2]"
+
+
+def test_one_whose_rank_serves_no_more_takes_its_leave_of_the_watch(scene):
+    """And ends as its rank does, as before."""
+    scene.serve()
+    scene.watches[0].welcome()
+    scene.line.send(json.dumps(None).encode())
+    assert scene.watches[0].hears() == BYE
+    scene.kill(signal.SIGTERM)
+    assert os.WTERMSIG(scene.running.result(LIMIT)) == signal.SIGTERM
+
+
+def test_on_the_roots_node_the_end_of_the_watch_is_the_end(scene, tmp_path):
+    """The job is being ended: the rank goes with it, and no other watch is asked."""
+    file = tmp_path / "file"
+    file.touch()
+    scene.serve(far=False, files=[str(file)])
+    scene.watches[0].welcome()
+    scene.watches[0].go()
+    assert os.waitstatus_to_exitcode(scene.running.result(LIMIT)) == 1
+    assert not file.exists()
+    assert not scene.is_there

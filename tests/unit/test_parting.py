@@ -1,0 +1,231 @@
+"""How the root parts from its workers in the end, and how --spmd tells all of a death. The ranks are in this process."""
+
+import json
+import logging
+
+import pytest
+from fake_mpi import fake_mpi
+from fakes import LIMIT, FakeClock, in_a_thread, until
+
+from mpiexecutor import _company, _orders, _spmd
+from mpiexecutor._company import Parting
+from mpiexecutor._health import Loss
+from mpiexecutor._keeper import KILL, NEWS
+from mpiexecutor._orders import Report
+from mpiexecutor.channel._waiting import Inbox
+
+REPORTS = {rank: Report("host", 1000 + rank, "node", kept=True) for rank in (1, 2, 3)}
+
+
+@pytest.fixture
+def comms():
+    with fake_mpi() as mpi:
+        yield mpi.comms(4)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The patience of the root is over from the start, and the time is the test's."""
+    clock = FakeClock()
+    monkeypatch.setattr(_company, "time", clock)
+    monkeypatch.setattr(_orders, "_PATIENCE", 0.0)
+    return clock
+
+
+class FakeWatch:
+    def __init__(self):
+        self.dead, self.stopped = set(), set()
+        self.doomed, self.told = [], []
+        self.losses = Inbox()
+        self.looks = 0
+
+    def is_stopped(self, rank):
+        self.looks += 1
+        return rank in self.stopped
+
+    def doom(self, rank, how):
+        self.doomed.append((rank, how))
+
+    def tell(self, rank, wish):
+        self.told.append((rank, wish))
+
+    def wait_for_looks(self):
+        before = self.looks
+        until(lambda: self.looks > before + 3)  # a whole round of them
+
+
+@pytest.fixture
+def watch():
+    return FakeWatch()
+
+
+def leave(comms, *ranks):
+    """Have these workers say that they have left their loops."""
+    for rank in ranks:
+        comms[rank].send(None, 0, _orders._TAG)
+
+
+def told(comms, rank):
+    """What a worker is told: whether all live; None if nothing."""
+    return comms[rank].recv(0, _orders._TAG) if comms[rank].Iprobe(0, _orders._TAG) else None
+
+
+def test_all_part_when_all_have_left_their_loops(comms, watch):
+    """And are told that MPI can be used as ever; nobody is told before."""
+    parting = Parting(comms[0], watch, REPORTS, for_good=True)
+    leave(comms, 1, 3)
+    ending = in_a_thread(parting.part)
+    until(lambda: not comms[0].Iprobe())
+    assert [told(comms, rank) for rank in (1, 2, 3)] == [None] * 3
+    assert not parting.of_all
+    leave(comms, 2)
+    assert ending.result(LIMIT) is True
+    assert [told(comms, rank) for rank in (1, 2, 3)] == [True] * 3
+    assert parting.of_all
+
+
+def test_the_dead_are_not_waited_for(comms, watch):
+    """Also if they die meanwhile. The others learn that MPI is not to be finalised; the dead are sent nothing."""
+    parting = Parting(comms[0], watch, REPORTS, for_good=True)
+    watch.dead.add(1)
+    leave(comms, 2)
+    ending = in_a_thread(parting.part)
+    until(lambda: not comms[0].Iprobe())
+    assert not ending.done()
+    watch.dead.add(3)
+    assert ending.result(LIMIT) is False
+    assert [told(comms, rank) for rank in (1, 2, 3)] == [None, False, None]
+    assert not parting.of_all
+
+
+def test_one_that_is_stopped_is_killed_in_the_end(comms, watch, clock, caplog):
+    """It keeps the job from its end, and nothing would come of waiting. One that gives signs of life is waited for."""
+    parting = Parting(comms[0], watch, REPORTS, for_good=True)
+    watch.stopped.add(2)
+    leave(comms, 1)
+    ending = in_a_thread(parting.part)
+    watch.wait_for_looks()
+    clock.now += 2.9
+    watch.wait_for_looks()
+    assert watch.doomed == []
+    clock.now += 0.2
+    until(lambda: watch.doomed)
+    who = "the worker on rank 2, host host, pid 1002, gives no signs of life, and keeps this job from its end: it is killed"
+    assert caplog.messages == [who]
+    clock.now += 100
+    watch.wait_for_looks()
+    watch.dead.add(2)
+    leave(comms, 3)
+    assert ending.result(LIMIT) is False
+    assert watch.doomed == [(2, KILL)]
+    assert [told(comms, rank) for rank in (1, 2, 3)] == [False, None, False]
+
+
+def test_one_that_goes_on_in_time_is_not_killed(comms, watch, clock):
+    """And may be stopped again: that counts anew."""
+    parting = Parting(comms[0], watch, REPORTS, for_good=True)
+    ending = in_a_thread(parting.part)
+    for _ in range(5):
+        watch.stopped.add(2)
+        watch.wait_for_looks()
+        clock.now += 2.9
+        watch.wait_for_looks()
+        watch.stopped.discard(2)
+        watch.wait_for_looks()
+    leave(comms, 1, 2, 3)
+    assert ending.result(LIMIT) is True
+    assert watch.doomed == []
+
+
+def test_one_that_has_something_else_to_do_later_is_not_killed(comms, watch, clock, caplog):
+    """It is said once that it is waited for: the MPI program goes on after this."""
+    parting = Parting(comms[0], watch, REPORTS, for_good=False)
+    watch.stopped.add(2)
+    ending = in_a_thread(parting.part)
+    for _ in range(5):
+        watch.wait_for_looks()
+        clock.now += 3.1
+    watch.wait_for_looks()
+    leave(comms, 1, 2, 3)
+    assert ending.result(LIMIT) is True
+    assert watch.doomed == []
+    (said,) = caplog.messages
+    assert said.endswith(
+        "rank 2, host host, pid 1002, gives no signs of life, and keeps this job from its end: continue it, or kill it"
+    )
+
+
+# -- the news of deaths, with --spmd
+
+
+@pytest.fixture
+def deaths(monkeypatch):
+    """What this process's channels are told."""
+
+    class Deaths:
+        def __init__(self):
+            self.told = []
+
+        def tell(self, *death):
+            self.told.append(death)
+
+    deaths = Deaths()
+    monkeypatch.setattr(_spmd, "DEATHS", deaths)
+    return deaths
+
+
+class Telling:
+    """Rank 0 of a script with --spmd, without the rest of it."""
+
+    def __init__(self, watch):
+        self.root = _spmd._Root.__new__(_spmd._Root)
+        self.root._reports, self.root._watch = REPORTS, watch
+        self._passing = in_a_thread(self.root._pass_on)
+        self._watch = watch
+
+    def lose(self, rank, end, *, silent=False):
+        self._watch.dead.add(rank)
+        self._watch.losses.put(Loss(rank, "host", 1000 + rank, end, None, silent=silent))
+
+    def end(self):
+        self._watch.losses.put(None)
+        self._passing.result(LIMIT)
+
+
+def news(*deaths):
+    return NEWS + json.dumps(deaths).encode()
+
+
+FIRST = [2, "rank 2, host host, pid 1002, was killed by SIGKILL", False]
+SECOND = [3, "rank 3, host host, pid 1003, was not heard of for 30 s", True]
+
+
+def test_all_who_live_are_told_of_a_death_by_their_keepers(watch, deaths, caplog):
+    """This rank's own channels first; a later one is told together with those before it. It is a line in the log."""
+    telling = Telling(watch)
+    telling.lose(2, "was killed by SIGKILL")
+    until(lambda: len(watch.told) == 2)
+    telling.lose(3, "was not heard of for 30 s", silent=True)
+    telling.end()
+    assert watch.told == [(1, news(FIRST)), (3, news(FIRST)), (1, news(FIRST, SECOND))]
+    assert deaths.told == [tuple(FIRST), tuple(SECOND)]
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [FIRST[1], SECOND[1]]
+
+
+def test_deaths_are_told_several_times(watch, deaths, monkeypatch):
+    """Who was to pass it on may have died, too. But not for ever."""
+    monkeypatch.setattr(_spmd, "_ONCE_MORE", 0.0)
+    telling = Telling(watch)
+    telling.lose(2, "was killed by SIGKILL")
+    until(lambda: len(watch.told) == 2 * 6)
+    telling.end()
+    assert watch.told == [(1, news(FIRST)), (3, news(FIRST))] * 6
+    assert deaths.told == [tuple(FIRST)]
+
+
+def test_one_that_was_given_up_and_is_heard_of_again_learns_that(watch, deaths):
+    """It counts as dead, for good: by the others."""
+    telling = Telling(watch)
+    telling.root._tell_returned(2)
+    assert watch.told == [(2, news([2, "rank 2, host host, pid 1002, was not heard of for long", True]))]
+    telling.end()

@@ -1,0 +1,376 @@
+"""What a raw channel's ranks are told of a death, and when: the ring lies in memory of this process. See also test_recovery.py."""
+
+import secrets
+import threading
+from functools import partial
+
+import pytest
+from fake_memory import Death, FakeMemory, Life, Turnstile
+from fakes import LIMIT, in_a_thread, until
+
+from mpiexecutor.channel import ChannelBroken, ChannelClosed, RemoteChannel, Share, _deaths, _remote
+from mpiexecutor.channel._codecs import codec_of
+from mpiexecutor.channel._deaths import Dead, Deaths
+from mpiexecutor.channel._ends import Place
+from mpiexecutor.channel._ring import Layout
+from mpiexecutor.channel._waiting import Ringer
+
+HOST = 0
+SLOTS = 4
+
+
+@pytest.fixture
+def ended():
+    """Why the job was ended."""
+    return []
+
+
+@pytest.fixture
+def deaths(monkeypatch, ended):
+    """Those that this process is told of, by the test; nobody has a thread for that."""
+    deaths = Deaths()
+    deaths.are_told = True
+    deaths._end_job = ended.append
+    monkeypatch.setattr(_deaths, "DEATHS", deaths)
+    monkeypatch.setattr(_remote, "DEATHS", deaths)
+    return deaths
+
+
+class Job:
+    """A channel, as each of its ranks has it."""
+
+    def __init__(self, ranks=4):
+        self._turnstile = Turnstile()
+        self._layout = Layout(SLOTS, 64, ranks)
+        self._shared = bytearray(self._layout.size)
+        self._layout.prepare(FakeMemory(self._shared, self._turnstile))
+        self._token = secrets.token_hex(8)
+        self.lives = [Life() for _ in range(ranks)]
+        self.channels = [self._channel(rank) for rank in range(ranks)]
+
+    def _channel(self, rank):
+        channel = RemoteChannel.__new__(RemoteChannel)
+        place = Place(self._layout, rank, self._token, ["node"] * len(self.lives), Ringer(), None)
+        memory = partial(FakeMemory, self._shared, self._turnstile, self.lives[rank])
+        channel._begin(codec_of(object, 64), place, memory, HOST, only_host={"put": False, "take": False})
+        channel._dead = Dead(range(len(self.lives)))
+        channel._settled = set()
+        channel._threads = True
+        channel.settle = partial(channel.settle, timeout=0.01)
+        return channel
+
+    def stop_in_the_middle(self, rank, operation):
+        """Have a rank come to a standstill in an operation, once it has reserved, or claimed, something."""
+        life = self.lives[rank]
+        life._swaps, life._steps = 1, 0
+        with pytest.raises(Death):
+            operation()
+
+    def end(self):
+        for channel in self.channels:
+            channel._stop()
+            channel._puts.free()
+            channel._takes.free()
+            channel._place.ringer.free()
+
+
+@pytest.fixture
+def job(deaths):
+    job = Job()
+    yield job
+    job.end()
+
+
+def die(deaths, job, rank, how="was killed by SIGKILL", *, silent=False):
+    """Have all channels of the job be told of a death; give what the host's says."""
+    deaths.tell(rank, f"rank {rank}, host host, pid 7, {how}", silent)
+    for channel in job.channels[1:]:
+        channel.lose()
+    return job.channels[HOST].lose()
+
+
+OPERATIONS = {
+    "put": lambda channel: channel.put("b"),
+    "put_nowait": lambda channel: channel.put_nowait("b"),
+    "put_many": lambda channel: channel.put_many(["b", "c"]),
+    "take": lambda channel: channel.take(),
+    "take_nowait": lambda channel: channel.take_nowait(),
+    "take_many": lambda channel: channel.take_many(2),
+    "putf": lambda channel: channel.putf("b").result(LIMIT),
+    "takef": lambda channel: channel.takef().result(LIMIT),
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_the_host_is_told_once_by_what_it_does_next(job, deaths, operation):
+    """Which has done nothing then; and the next one goes on."""
+    host = job.channels[HOST]
+    host.put("a")
+    assert die(deaths, job, 2)
+    with pytest.raises(ChannelBroken) as raised:
+        OPERATIONS[operation](host)
+    assert raised.value.ranks == [2]
+    assert str(raised.value) == "rank 2, host host, pid 7, was killed by SIGKILL. The channel goes on"
+    assert len(host) == 1
+    OPERATIONS[operation](host)
+    assert host.lose()
+
+
+def test_the_host_is_told_while_it_waits(job, deaths):
+    """To take, or for room; and in the background: each of them would be told, but one is enough."""
+    host = job.channels[HOST]
+    taking = in_a_thread(host.take)
+    until(host._takes.lock.locked)
+    die(deaths, job, 2)
+    with pytest.raises(ChannelBroken, match="rank 2"):
+        taking.result(LIMIT)
+    putting = in_a_thread(host.put_many, range(9))
+    until(lambda: len(host) == SLOTS)
+    die(deaths, job, 3)
+    with pytest.raises(ChannelBroken, match="rank 3") as raised:
+        putting.result(LIMIT)
+    assert raised.value.count == SLOTS
+    assert host.take_many(9) == [0, 1, 2, 3]
+    future = host.takef()
+    die(deaths, job, 1)
+    with pytest.raises(ChannelBroken, match="rank 1"):
+        future.result(LIMIT)
+
+
+def test_several_deaths_are_told_together_or_one_by_one(job, deaths):
+    """As they come."""
+    host = job.channels[HOST]
+    deaths.tell(1, "rank 1, host host, pid 7, was killed by SIGKILL")
+    die(deaths, job, 2)
+    die(deaths, job, 3)
+    with pytest.raises(ChannelBroken) as first:
+        host.put("a")
+    with pytest.raises(ChannelBroken) as second:
+        host.put("a")
+    assert (first.value.ranks, second.value.ranks) == ([1, 2], [3])
+    host.put("a")
+    assert host.take() == "a"
+
+
+def test_the_host_is_told_what_the_dead_had_claimed(job, deaths):
+    """By number, and whether it had it."""
+    host = job.channels[HOST]
+    host.put_many(["a", "b", "c", "d"])
+    assert job.channels[1].take() == "a"
+    die(deaths, job, 1)
+    job.stop_in_the_middle(2, job.channels[2].take)
+    die(deaths, job, 2)
+    told = []
+    for _ in range(2):
+        with pytest.raises(ChannelBroken) as raised:
+            host.take()
+        told.append(raised.value)
+    assert [(error.ranks, error.shares) for error in told] == [
+        ([1], [Share(1, range(1), received=True)]),
+        ([2], [Share(2, range(1, 2), received=False)]),
+    ]
+    assert str(told[1]).endswith("; rank 2 had claimed, and not received, message 1. The channel goes on")
+    assert host.take_many(9) == ["c", "d"]
+
+
+def test_others_are_told_nothing(job, deaths):
+    """Unless it is the host that has died: then by everything that they do, for good."""
+    channel = job.channels[1]
+    die(deaths, job, 2)
+    channel.put("a")
+    assert channel.take() == "a"
+    taking = in_a_thread(channel.take)
+    until(channel._takes.lock.locked)
+    die(deaths, job, HOST)
+    for _ in range(2):
+        for told in (lambda: taking.result(LIMIT), channel.take_nowait, lambda: channel.put("b"), channel.statistics):
+            with pytest.raises(ChannelBroken, match="rank 0, .*: it was the channel's host") as raised:
+                told()
+            assert raised.value.ranks == [HOST]
+
+
+def test_who_may_wait_for_a_dead_hosts_memory_for_ever_ends_the_job(job, deaths, ended):
+    """On another node, that is."""
+    job.channels[1]._place.bells = object()
+    die(deaths, job, HOST)
+    job.channels[1]._place.bells = None
+    assert len(ended) == 1
+    assert "rank 0, host host, pid 7, was killed by SIGKILL: it was the channel's host" in ended[0]
+
+
+def test_one_that_lives_and_is_in_the_middle_of_a_message_keeps_the_host_told(job, deaths):
+    """Once, however often it is tried; when it has died, too, all is well."""
+    host = job.channels[HOST]
+    job.stop_in_the_middle(1, lambda: job.channels[1].put("a"))
+    assert not die(deaths, job, 2)
+    assert not host.lose()
+    with pytest.raises(ChannelBroken, match="live, or may, and have not come to a rest within") as raised:
+        host.take()
+    assert raised.value.ranks == [1]
+    assert die(deaths, job, 1)
+    with pytest.raises(ChannelBroken) as raised:
+        host.take()
+    assert raised.value.ranks == [1, 2]
+    host.put("b")
+    assert host.take() == "b"
+
+
+def test_one_that_may_live_is_settled_for_unless_it_is_in_the_middle_of_a_message(job, deaths):
+    """As the rest of that may still come; until it is dead for sure."""
+    host = job.channels[HOST]
+    assert die(deaths, job, 3, "was not heard of", silent=True)
+    with pytest.raises(ChannelBroken, match="rank 3, host host, pid 7, was not heard of"):
+        host.take()
+    job.stop_in_the_middle(1, lambda: job.channels[1].put("a"))
+    assert not die(deaths, job, 1, "was not heard of", silent=True)
+    with pytest.raises(ChannelBroken, match=r"ranks \[1\] live, or may"):
+        host.take()
+    assert die(deaths, job, 1)
+    with pytest.raises(ChannelBroken, match="rank 1, host host, pid 7, was killed by SIGKILL"):
+        host.take()
+    host.put("b")
+    assert host.take() == "b"
+
+
+def test_a_channel_that_is_freed_settles_nothing(job, deaths):
+    """Nobody uses its memory any more."""
+    host = job.channels[HOST]
+    host._gone = True
+    assert die(deaths, job, 2)
+    with pytest.raises(ChannelClosed):
+        host.settle([2])
+    host._gone = False
+
+
+# -- who tells them
+
+
+class Bereaved:
+    """What is told of deaths, as often as that has to be tried."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+        self.times = 0
+
+    def lose(self):
+        self.times += 1
+        answer = self.answers.pop(0) if self.answers else True
+        if isinstance(answer, Exception):
+            raise answer
+        return answer() if callable(answer) else answer
+
+
+@pytest.fixture
+def told(deaths, ended):
+    """Those whose threads tell of them."""
+    deaths.will_be_told(ended.append)
+    return deaths
+
+
+def test_a_death_is_told_to_all_who_are_there_and_those_who_come_later(told):
+    """Once; that it is told again is no news."""
+    first, second = Bereaved(), Bereaved()
+    told.attend(first)
+    told.tell(2, "rank 2 was killed")
+    until(lambda: first.times)
+    told.attend(second)
+    until(lambda: second.times)
+    times = first.times
+    told.tell(2, "rank 2 was killed")
+    assert not told._news._items
+    assert first.times == times
+    assert told.any_known()
+    assert told.end_of(2) == "rank 2 was killed"
+    assert told.end_of(1) is None
+
+
+def test_nobody_is_told_before_somebody_has_died(told):
+    """There is nothing to settle."""
+    bereaved = Bereaved()
+    told.attend(bereaved)
+    until(lambda: not told._news._items)
+    assert not told.any_known()
+    assert bereaved.times == 0
+
+
+def test_that_one_is_dead_indeed_is_news(deaths):
+    """That it may live after all is none."""
+    deaths.tell(2, "rank 2 was not heard of", silent=True)
+    assert deaths.is_silent(2)
+    deaths.tell(2, "rank 2 was killed")
+    assert not deaths.is_silent(2)
+    deaths.tell(2, "rank 2 was not heard of", silent=True)
+    assert not deaths.is_silent(2)
+    assert deaths.end_of(2) == "rank 2 was killed"
+    assert len(deaths._news._items) == 2
+
+
+def test_what_is_not_settled_is_tried_again(told, monkeypatch):
+    """Until it is."""
+    monkeypatch.setattr(_deaths, "_AGAIN", 0.0)
+    bereaved = Bereaved(False, False, True)
+    told.attend(bereaved)
+    told.tell(2, "rank 2 was killed")
+    until(lambda: bereaved.times == 3)
+
+
+def test_a_fault_of_ours_ends_the_job(told, ended, caplog):
+    """Nobody could be told any more what there is."""
+    bereaved = Bereaved(ZeroDivisionError("a fault of ours"))
+    told.attend(bereaved)
+    told.tell(2, "rank 2 was killed")
+    until(lambda: ended)
+    assert ended == ["what a dead rank has left behind cannot be settled: a fault of ours"]
+    assert "what a dead rank has left behind was not settled" in caplog.text
+
+
+def test_a_process_that_is_stuck_ends_the_job(told, ended, monkeypatch):
+    """The dead has a lock of the window, and nobody can take it any more."""
+    monkeypatch.setattr(_deaths, "_WEDGED", 0.01)
+    over = threading.Event()
+    bereaved = Bereaved(lambda: over.wait(LIMIT))
+    told.attend(bereaved)
+    told.tell(2, "rank 2 was killed")
+    until(lambda: ended)
+    over.set()
+    assert ended == ["a rank has died inside MPI, holding a lock: the job is ended"]
+
+
+def test_who_dies_while_all_are_needed_ends_the_job(deaths, ended):
+    """During what was begun last; before and after, it does not."""
+    deaths.tell(1, "rank 1 was killed")
+    with deaths.all_needed("the making of a channel"):
+        deaths.tell(1, "rank 1 was killed")
+        assert ended == []
+        with deaths.all_needed("the end of the job"):
+            deaths.tell(2, "rank 2 was killed")
+    deaths.tell(3, "rank 3 was killed")
+    assert ended == ["rank 2 was killed, during the end of the job, which takes all ranks: the job is ended"]
+
+
+def test_who_has_died_since_all_came_together_ends_the_job(deaths, ended):
+    """It is missed there."""
+    deaths.tell(5, "rank 5 was killed")
+    with deaths.all_needed("the freeing of a channel", Dead([4, 6])):
+        assert ended == []
+    with deaths.all_needed("the freeing of a channel", Dead([4, 5])):
+        assert ended == ["rank 5 was killed, during the freeing of a channel, which takes all ranks: the job is ended"]
+
+
+def test_the_dead_of_a_communicator_have_its_numbers(deaths):
+    """They become more."""
+    dead = Dead([4, 7, 6])
+    assert (len(dead), [*dead], 1 in dead) == (0, [], False)
+    deaths.tell(7, "rank 7 was killed")
+    deaths.tell(5, "rank 5 was killed")
+    deaths.tell(6, "rank 6 was not heard of", silent=True)
+    assert (len(dead), [*dead], 1 in dead, 0 in dead) == (2, [1, 2], True, False)
+    assert dead.silent == [2]
+    assert dead.ends([2, 1]) == "rank 7 was killed; rank 6 was not heard of"
+
+
+def test_where_nobody_tells_nobody_is_kept():
+    """MPI ends the job at the first death then."""
+    deaths = Deaths()
+    deaths.attend(Bereaved())
+    assert not deaths._news._items

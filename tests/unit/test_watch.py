@@ -1,0 +1,417 @@
+"""The root's ear for keepers: who gets in, what they are told, what they tell. Here the test is the keepers."""
+
+import json
+import os
+import secrets
+import socket
+import threading
+import warnings
+from pathlib import Path
+from queue import Empty
+
+import pytest
+from fakes import LIMIT, FakeClock, in_a_thread, until
+
+from mpiexecutor import _health
+from mpiexecutor._health import Loss, Watch, address_of
+from mpiexecutor._keeper import BYE, KILL, LEAVE, TERMINATE
+from mpiexecutor._slate import NOTHING, PULSE, Signs, Slate
+
+pytestmark = pytest.mark.skipif(not _health.possible(), reason="keepers need Linux 5.3")
+TOKEN = "token"
+
+
+class Keeper:
+    """Somebody who comes to a watch, and what it says of itself."""
+
+    def __init__(self, name, rank=1, *, token=TOKEN, hello=None):
+        self.slate, descriptor = Slate.new()
+        self.slate.pulse()
+        self.line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.line.settimeout(LIMIT)
+        self.line.connect(address_of(name))
+        if hello is None:
+            hello = json.dumps({"token": token, "rank": rank, "pid": 1000 + rank, "host": "host"}).encode()
+        if hello:
+            socket.send_fds(self.line, [hello], [descriptor])
+        os.close(descriptor)
+
+    def hears(self):
+        """Give what it is told next; nothing if it is sent away."""
+        return self.line.recv(100)
+
+    def tell_end(self, end, begun=NOTHING):
+        self.line.send(json.dumps({"end": end, "begun": begun, "overdue": 0.0}).encode())
+
+    def go(self):
+        self.line.close()
+        self.slate = None
+
+
+@pytest.fixture
+def name():
+    return secrets.token_hex(8)
+
+
+@pytest.fixture
+def watch(name):
+    watch = Watch(name, TOKEN)
+    yield watch
+    if watch._thread.is_alive():
+        watch.stop()
+
+
+@pytest.fixture
+def come(name):
+    """Give a function that has a keeper come."""
+    came = []
+
+    def come(*arguments, **options):
+        came.append(Keeper(name, *arguments, **options))
+        return came[-1]
+
+    yield come
+    for keeper in came:
+        keeper.go()
+
+
+@pytest.fixture
+def welcomed(watch, come):
+    """Give a function that has a keeper come, and be known."""
+
+    def welcomed(rank=1):
+        keeper = come(rank)
+        assert keeper.hears() == b"!"
+        until(lambda: rank in watch._keepers)  # the last that is noted
+        return keeper
+
+    return welcomed
+
+
+def next_loss(watch):
+    return watch.losses.get(timeout=LIMIT)
+
+
+def no_more_losses(watch):
+    """Have the watch hear everything, and see that nobody else was lost."""
+    look, seen = os.pipe()
+    heard = threading.Event()
+    watch.attend(look, heard.set)
+    os.write(seen, b"!")
+    assert heard.wait(LIMIT)
+    os.close(look)
+    os.close(seen)
+    with pytest.raises(Empty):
+        watch.losses.get(timeout=0)
+
+
+# -- who comes
+
+
+def test_a_keeper_that_comes_is_welcomed_and_known(watch, welcomed):
+    """By its rank; whoever waits for it waits no more."""
+    waiting = in_a_thread(watch.await_keepers, [1, 2])
+    welcomed(1)
+    assert not waiting.done()
+    welcomed(2)
+    waiting.result(LIMIT)
+    assert watch.known == {1, 2}
+
+
+def test_keepers_that_never_come_are_not_waited_for_for_ever(watch, come, monkeypatch):
+    """Nothing is known of their workers, and nobody can tell them anything."""
+    monkeypatch.setattr(_health, "_COMING", 0.0)
+    watch.await_keepers([1])
+    assert watch.state_of(1) == ("unknown", None)
+    assert not watch.kill(1)
+    assert not watch.is_stopped(1)
+
+
+def open_files():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [
+        {"token": "wrong"},
+        {"token": None},
+        {"hello": b"nonsense"},
+        {"hello": b"[]"},
+        {"hello": b'{"rank": 1}'},
+    ],
+    ids=str,
+)
+def test_a_stranger_is_sent_away(watch, welcomed, come, stranger):
+    """And those who come after it get in."""
+    files = open_files()
+    keeper = come(7, **stranger)
+    assert keeper.hears() == b""
+    keeper.go()
+    until(lambda: open_files() <= files)  # what it has sent is closed, too
+    welcomed(1)
+    assert watch.known == {1}
+
+
+def test_one_that_says_nothing_is_sent_away_after_a_while(watch, welcomed, come, monkeypatch):
+    """Others do not wait for it for ever; nor for one that has gone again."""
+    monkeypatch.setattr(_health, "_HELLO", 0.01)
+    assert come(7, hello=b"").hears() == b""
+    come(7, hello=b"").go()
+    welcomed(1)
+
+
+# -- what they tell
+
+
+def test_a_death_is_told_with_all_that_is_known_of_it(watch, welcomed):
+    """Who, where, how, which call it had begun, and what it held."""
+    keeper = welcomed()
+    keeper.slate.hold((41, 0.5, (b"value",), None))
+    keeper.tell_end("was killed by SIGSEGV", 42)
+    loss = next_loss(watch)
+    assert loss == Loss(1, "host", 1001, "was killed by SIGSEGV", 42, 0.0, held=keeper.slate.held)
+    assert loss.held
+    assert str(loss) == "the worker on rank 1, host host, pid 1001, was killed by SIGSEGV"
+    assert watch.dead == {1}
+    assert watch.state_of(1) == ("lost", None)
+
+
+def test_a_death_is_told_once(watch, welcomed):
+    """Its keeper goes later."""
+    keeper = welcomed()
+    keeper.tell_end("was killed by SIGKILL")
+    assert next_loss(watch).end == "was killed by SIGKILL"
+    keeper.go()
+    until(lambda: not watch._keepers)
+    no_more_losses(watch)
+
+
+def test_one_whose_keeper_is_gone_without_a_word_is_lost(watch, welcomed):
+    """It goes with its keeper. What it held is not read: it may still write."""
+    keeper = welcomed()
+    keeper.slate.hold((41, 0.5, (b"value",), None))
+    keeper.go()
+    loss = next_loss(watch)
+    assert (loss.rank, loss.end, loss.begun, loss.held) == (1, "was lost together with its keeper", None, b"")
+    assert not watch.kill(1)
+
+
+def test_a_keeper_that_takes_its_leave_has_lost_nobody(watch, welcomed):
+    """Its rank serves no more."""
+    keeper = welcomed()
+    keeper.line.send(BYE)
+    until(lambda: not watch._keepers)
+    no_more_losses(watch)
+    assert not watch.dead
+    assert not watch.tell(1, KILL)
+
+
+# -- what they are told
+
+
+def test_a_worker_is_killed_by_its_keeper(watch, welcomed):
+    """If there is one, and it is not dead already."""
+    keeper = welcomed()
+    assert watch.kill(1)
+    assert keeper.hears() == KILL
+    assert not watch.kill(2)
+    keeper.tell_end("was killed by SIGKILL")
+    next_loss(watch)
+    assert not watch.kill(1)
+
+
+@pytest.mark.parametrize("how", [KILL, TERMINATE])
+def test_one_that_is_to_end_is_told_so_even_if_its_keeper_is_still_to_come(watch, welcomed, how):
+    """After it has been welcomed; and its death is no surprise."""
+    early = welcomed(1)
+    watch.doom(1, how)
+    watch.doom(2, how)
+    assert early.hears() == how
+    late = welcomed(2)
+    assert late.hears() == how
+    assert [watch.is_doomed(rank) for rank in (1, 2, 3)] == [True, True, False]
+
+
+def test_when_the_job_is_ended_all_deaths_are_foreseen(watch, welcomed):
+    """Of those who have come."""
+    welcomed()
+    watch.foresee_deaths()
+    assert watch.is_doomed(1)
+
+
+def test_keepers_are_seen_off_and_waited_for(watch, welcomed):
+    """Each has its rank end, takes its leave, and goes. Whoever is heard through others is heard meanwhile."""
+    keepers = [welcomed(rank) for rank in (1, 2)]
+    heard = threading.Event()
+    watch.hear_by(heard.set)
+    seeing = in_a_thread(watch.see_off)
+    for keeper in keepers:
+        assert keeper.hears() == LEAVE
+        assert heard.wait(LIMIT)
+        assert not seeing.done()
+        keeper.line.send(BYE)
+        keeper.go()
+    seeing.result(LIMIT)
+    assert not watch.dead
+
+
+def test_only_some_are_seen_off(watch, welcomed):
+    """Those of the dead, say."""
+    one, other = welcomed(1), welcomed(2)
+    seeing = in_a_thread(watch.see_off, {1})
+    assert one.hears() == LEAVE
+    one.line.send(BYE)
+    seeing.result(LIMIT)
+    assert watch.kill(2)
+    assert other.hears() == KILL
+
+
+def test_one_that_does_not_go_is_not_waited_for_for_ever(watch, welcomed, monkeypatch):
+    """It has been told."""
+    monkeypatch.setattr(_health, "_LEAVING", 0.0)
+    keeper = welcomed()
+    watch.see_off()
+    assert keeper.hears() == LEAVE
+
+
+def test_the_end_of_a_watch_lets_its_keepers_go(watch, welcomed, name):
+    """They find that it is gone; whoever waits for losses learns that there will be none any more."""
+    keeper = welcomed()
+    watch.stop()
+    assert keeper.hears() == b""
+    assert next_loss(watch) is None
+    assert not watch._thread.is_alive()
+    with pytest.raises(ConnectionRefusedError), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as late:
+        late.connect(address_of(name))
+
+
+# -- what is known of workers
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = FakeClock()
+    monkeypatch.setattr(_health, "time", clock)
+    return clock
+
+
+def test_what_a_worker_does_is_known_from_its_slate(watch, clock):
+    """Idle, or running since some time, as long as it gives signs of life; without, silent since the last."""
+    slate = Slate.new()[0]
+    slate._times[3] = clock.monotonic()
+    watch.admit(1, FakeLine(), slate)
+    assert watch.state_of(1) == ("idle", None)
+    clock.now += 2
+    slate.begin(7, clock.monotonic())
+    clock.now += 0.5
+    assert watch.state_of(1) == ("running", clock.time() - 0.5)
+    assert not watch.is_stopped(1)
+    clock.now += 3 * PULSE
+    assert watch.state_of(1) == ("silent", clock.time() - 2.5 - 3 * PULSE)
+    assert watch.is_stopped(1)
+    slate._times[3] = clock.monotonic()
+    assert watch.state_of(1)[0] == "running"
+    watch.lose(Loss(1, "host", 1001, "was killed", None))
+    assert watch.state_of(1) == ("lost", None)
+    clock.now += 100
+    assert not watch.is_stopped(1)
+
+
+def test_one_on_another_node_is_stopped_only_if_somebody_says_so(watch, clock):
+    """If nobody has told of it for long, it may as well be that who tells has no time."""
+    watch.admit(1, FakeLine(), Signs(None, seen=clock.monotonic() - 100, told=clock.monotonic()))
+    assert watch.is_stopped(1)
+    clock.now += 3 * PULSE + 0.1
+    assert not watch.is_stopped(1)
+    assert watch.state_of(1)[0] == "silent"
+
+
+def test_signs_of_life_are_of_those_that_live(watch, clock):
+    """For who passes them on: when its call was begun, when it was seen, and that this is told now."""
+    for rank in (1, 2):
+        watch.admit(rank, FakeLine(), Signs(3.0, seen=4.0, told=4.5))
+    watch.lose(Loss(2, "host", 1002, "was killed", None))
+    assert dict(watch.signs()) == {1: Signs(3.0, 4.0, clock.monotonic())}
+
+
+def test_one_that_was_given_up_may_live(watch, caplog):
+    """It is not dead any more, can be told something again, and whoever wants to know is told."""
+    returned = []
+    watch.returned = returned.append
+    watch.silent.add(1)
+    watch.lose(Loss(1, "host", 1001, "was not heard of", None, silent=True))
+    watch.forget_keeper(1)
+    assert next_loss(watch).silent
+    line = FakeLine()
+    watch.take_back(1, line)
+    assert (watch.dead, watch.silent, returned) == (set(), set(), [1])
+    assert watch.kill(1)
+    assert line.said == [KILL]
+    assert "the worker on rank 1 was heard of again" in caplog.text
+    watch.lose(Loss(1, "host", 1001, "was killed by SIGKILL", None))
+    assert next_loss(watch).end == "was killed by SIGKILL"
+
+
+class FakeLine:
+    def __init__(self):
+        self.said = []
+        self.send = self.said.append
+
+    def close(self):
+        """Be closed."""
+
+
+# -- what else it does, as it has a thread that waits
+
+
+def test_an_alarm_rings_unless_it_is_unset(watch):
+    """In time: here the watch has something else to do meanwhile."""
+    busy, go_on = threading.Event(), threading.Event()
+    rings = []
+    watch.set_alarm(0.0, lambda: (busy.set(), go_on.wait(LIMIT)))
+    assert busy.wait(LIMIT)
+    watch.set_alarm(0.0, lambda: rings.append(1))
+    watch.unset_alarm()
+    go_on.set()
+    no_more_losses(watch)
+    assert rings == []
+
+
+def test_an_alarm_rings_once(watch):
+    """And the watch goes on."""
+    rings = []
+    rung = threading.Event()
+    watch.set_alarm(0.0, lambda: (rings.append(1), rung.set()))
+    assert rung.wait(LIMIT)
+    no_more_losses(watch)
+    assert rings == [1]
+
+
+def test_something_else_is_attended_to_once(watch):
+    """When there is something to read: the end of mpiexec, say."""
+    look, seen = os.pipe()
+    calls = []
+    happened = threading.Event()
+    watch.attend(look, lambda: (calls.append(1), happened.set()))
+    no_more_losses(watch)
+    assert calls == []
+    os.write(seen, b"!")
+    assert happened.wait(LIMIT)
+    no_more_losses(watch)
+    assert calls == [1]
+    os.close(look)
+    os.close(seen)
+
+
+def test_a_watch_is_quiet_in_a_forked_child(watch, welcomed):
+    """Its connections are its parent's: they are closed without a word."""
+    keeper = welcomed()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # there are threads
+        child = os.fork()
+    if not child:
+        os._exit(0 if watch._selector.get_map() is None else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert watch.kill(1)
+    assert keeper.hears() == KILL
