@@ -58,7 +58,6 @@ class Session:
     number: int
     limit: int  # messages on their way at a time, while all workers live
     initializer: Function | None
-    state: State | None = None  # in which the initializer finds the globals of the script
     retries: int = 0  # how often a call is run again whose worker died
     task_timeout: float = 0.0  # seconds that a call may run; 0: as long as it likes
     max_pending: int | None = None  # calls without an outcome, after which submit waits
@@ -69,6 +68,7 @@ class Session:
     seen: frozenset[Batch] = frozenset()  # those that were so when that was last looked at,
     slow: set[Batch] = field(default_factory=set)  # and those that had been so at the look before
     deaths: dict[int, int] = field(default_factory=dict)  # how many workers have died of a call, by its number
+    ranks: set[int] | None = None  # the workers that run its calls, if not all do: those that came first
     closed: str = ""  # why nothing may be submitted any more
     broken: str = ""  # why nothing will be run any more
     broken_cause: BaseException | None = None

@@ -32,6 +32,7 @@ from ._outcomes import Place
 from ._parcels import Parcels
 from ._pump import Pump
 from ._script.state import Origin
+from ._script.surroundings import note_environment
 from ._seconds import STUCK as _PATIENCE
 from ._slate import Slate
 from ._worker import Worker
@@ -58,6 +59,7 @@ class Crew:
     def __init__(self, comm: "MPI.Intracomm", orders: Orders, reports: dict[int, Report], origin: Origin) -> None:
         """`origin` says what the workers have of the script, unless they were started without it."""
         self._origin = origin
+        note_environment()
         self._watch = watch = Watch(orders.watch, orders.token)
         self._reports = reports  # by rank
         root = orders.root

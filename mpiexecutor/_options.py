@@ -36,9 +36,10 @@ class Options:
 
 
 def _check_number(name: str, number: Any, *, least: int, optional: bool = False) -> None:
+    """Raise TypeError or ValueError with the text of the standard library, where it has one."""
     if optional and number is None:
         return
     if not hasattr(number, "__index__") or isinstance(number, bool):
         raise TypeError(f"{name} is a whole number{' or None' if optional else ''}, not {number!r}")
     if number < least:
-        raise ValueError(f"{name} is at least {least}, not {number}")
+        raise ValueError(f"{name} must be greater than {least - 1}")

@@ -29,10 +29,11 @@ from ._futures import Batch, Session, Task
 from ._health import Loss
 from ._outcomes import Blob, BrokenWorkerError, Failure, Place, RemoteTraceback, error_from, unship, with_cause
 from ._parcels import Parcels
+from ._script.main_module import NotAdmitted
 from ._script.state import Registry, State
 from ._sentry import Sentry
 from ._slate import INITIALIZER, outcomes_in
-from ._worker import OF_ONE_CALL, SPARE, TOP_LEVEL, UNREAD, Outcome, Reply, Work
+from ._worker import OF_ONE_CALL, PLACE, SPARE, TOP_LEVEL, UNREAD, Outcome, Reply, Work
 from .channel import ChannelClosed, ChannelError, ChannelFull, ChannelMemoryError, RemoteChannel, Share
 
 logger = logging.getLogger("mpiexecutor")
@@ -99,15 +100,16 @@ class Pump:
         """How many calls of a worker have an outcome."""
         return self._done[rank]
 
-    def open(self, most_workers: int, initializer: Function | None, state: State | None, **options: Any) -> Session:
+    def open(self, most_workers: int, initializer: Function | None, **options: Any) -> Session:
         """Begin a session for an executor that may use so many workers; for the options see Session."""
-        # With fewer than all workers, only one message each: any worker may take it, so only their number keeps them few.
+        # With fewer than all workers, only one message each. Any worker may take it: one too many gives it back.
         limit = _PER_WORKER * self._workers if most_workers >= self._workers else most_workers
         with self._lock:
             if self._failure:
                 raise BrokenProcessPool(self._failure)
             self._forget_done()
-            session = Session(next(self._session_numbers), limit, initializer, state, **options)
+            session = Session(next(self._session_numbers), limit, initializer, **options)
+            session.ranks = None if most_workers >= self._workers else set()
             self._sessions[session.number] = session
             return session
 
@@ -268,9 +270,8 @@ class Pump:
             session.sent[task.number] = task
         session.under_way.add(batch)
         initializer = session.initializer.number if session.initializer else 0
-        state = session.state.number if session.state else 0
         try:
-            self._put((session.number, initializer, state, session.task_timeout, [task.call() for task in tasks]), batch)
+            self._put((session.number, initializer, session.task_timeout, [task.call() for task in tasks]), batch)
         except Exception as error:  # noqa: BLE001 - more than a channel can carry: they fail alone
             self._fail(session, tasks, error)
         except BaseException:  # Ctrl-C in the thread that submits
@@ -408,7 +409,7 @@ class Pump:
                     self._unread -= wanted == SPARE
                     self._done[rank] += len(found)
                     steps.append(partial(self._settle_all, session, found))
-                self._note_given_back(session, given_back)
+                self._note_given_back(session, given_back, are_long=wanted != PLACE)
             self._dispatch()
 
     def _answer(self, rank: int, number: int, wanted: int, known: int) -> None:
@@ -418,6 +419,9 @@ class Pump:
             self._parcels.send(rank, None)
             return
         with self._lock:
+            if isinstance(shared, State) and not self._admit(rank, number):
+                self._parcels.send(rank, Blob.of(NotAdmitted()))
+                return
             opened = self._opened.setdefault(rank, set())
             ended = opened - self._sessions.keys()
             opened -= ended
@@ -427,6 +431,16 @@ class Pump:
         except Exception as error:  # noqa: BLE001 - its own code: the worker raises it
             blob = Blob.of(with_cause(error, self._place))
         self._parcels.send(rank, blob)
+
+    def _admit(self, rank: int, number: int) -> bool:
+        """Have a worker run calls of an executor, unless that has as many workers as it may have; the lock is held."""
+        session = self._sessions.get(number)
+        if session is None or session.ranks is None or rank in session.ranks:
+            return True
+        if len(session.ranks - self._lost) >= session.limit:
+            return False
+        session.ranks.add(rank)
+        return True
 
     def _note_top_level(self, number: int, failure: Failure) -> None:
         """Tell once that the top level of the script has failed in a worker."""
@@ -461,12 +475,13 @@ class Pump:
                 expected[task.kind] = before + _WEIGHT * (outcome[1] - before)
         return found
 
-    def _note_given_back(self, session: Session, numbers: Sequence[int]) -> None:
-        """Queue calls again that waited behind a long one; calls of their kind are not expected to be short for a while."""
+    def _note_given_back(self, session: Session, numbers: Sequence[int], *, are_long: bool) -> None:
+        """Queue calls again. If they waited behind a long one, calls of their kind are not expected to be short for a while."""
         for number in reversed(numbers):
             task = session.sent.get(number)
             if task is not None:
-                self._seconds[task.kind] = max(self._seconds.get(task.kind, 0.0), _LONG)
+                if are_long:
+                    self._seconds[task.kind] = max(self._seconds.get(task.kind, 0.0), _LONG)
                 self._take_back(session, [task])
 
     def _settle(self, task: Task, outcome: Outcome) -> None:

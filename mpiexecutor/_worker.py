@@ -14,33 +14,36 @@ from typing import Any, Final
 from ._functions import Shelf
 from ._outcomes import Failure, Place, failure_of, ship, size_of, unship
 from ._parcels import Parcels
-from ._script.main_module import MainModule, MainModules
+from ._script.main_module import MainModule, MainModules, NotAdmitted
 from ._script.names import by_name
 from ._script.pickling import Has, always, load_definitions
 from ._sentry import Sentry
 from ._slate import INITIALIZER, LARGE, Slate
 from .channel import ChannelClosed, ChannelMemoryError, RemoteChannel
 
-# A message of work: the executor's number, that of its initializer (0: it has none), the state of the script's globals that this
-# needs (0: none), the seconds that each call may run (0: any time), and the calls: number, state, the number of the function (see
-# _functions.py) or its name in the script (0: neither), and the pickled function (None if it has a number or a name), arguments
-# and keywords.
+# A message of work: the executor's number, that of its initializer (0: it has none), the seconds that each call may run (0: any
+# time), and the calls: number, the state of the script's globals that it needs (0: this is the script's process), the number of the
+# function (see _functions.py) or its name in the script (0: neither), and the pickled function (None if it has a number or a name),
+# arguments and keywords.
 Call = tuple[int, int, int | str, tuple[Any, ...]]
-Work = tuple[int, int, int, float, list[Call]]
+Work = tuple[int, int, float, list[Call]]
 
 # A message of replies: the rank; the executor's number; what became of calls: number, seconds that it ran, and either its value or
 # its failure; the numbers of calls that are given back, not begun; the failure of its initializer; the number of what is wanted, a
 # function or a state, and the state that the worker is in. For the executor's number UNREAD: why a message of work was thrown away,
 # and, as what is wanted, that message's number. SPARE is wanted: this is what became of calls if the reply before could not be
-# received. TOP_LEVEL is wanted: the failure is that of the script's top level.
+# received. TOP_LEVEL is wanted: the failure is that of the script's top level. PLACE is wanted: calls are given back because this
+# executor has as many workers as it may have without this one.
 Outcome = tuple[int, float, tuple[Any, ...] | None, Failure | None]
 Reply = tuple[int, int, Sequence[Outcome], Sequence[int], Failure | None, int, int]
 
 UNREAD: Final = -2
 SPARE: Final = -1
 TOP_LEVEL: Final = -3
+PLACE: Final = -4
 OF_ONE_CALL: Final = 3 * LARGE  # bytes of a message: one of several calls, or outcomes, has less, with all that belongs to it
 _HELD = 1e-3  # seconds that an outcome is kept back at most while other calls of its message begin
+_SHORTEST_REST, _LONGEST_REST = 2e-4, 5e-3  # seconds after calls were given back, so that another worker takes them
 _TICK = 2e-3  # seconds between two looks of the courier: a call that is seen twice is a long one
 _TICKS = 25  # looks in vain before the courier rests
 
@@ -170,6 +173,7 @@ class Worker:
         self._shelf = Shelf(parcels, self._ask)
         self._modules = MainModules(place.rank, self._fetch, self._tell_top_level)
         self._module: MainModule | None = None  # whose calls are run; None: the script itself, as this is its process
+        self._rest = _SHORTEST_REST
         self._desk = Desk(slate)
         self._courier = Courier(self._desk, self._send, fail)
 
@@ -194,15 +198,19 @@ class Worker:
                 self._executor = UNREAD
                 self._reply(failure=failure_of(MemoryError(text), self._place), wanted=number)
 
-    def _do(self, executor: int, initializer: int, state: int, most: float, calls: list[Call]) -> None:
+    def _do(self, executor: int, initializer: int, most: float, calls: list[Call]) -> None:
         self._executor = executor
         self._slate.wipe()
-        if calls[0][1]:
-            self._module = self._modules.enter(executor)
+        if (state := calls[0][1]) and not self._is_admitted(executor, state):
+            self._reply(given_back=[call[0] for call in calls], wanted=PLACE)
+            time.sleep(self._rest)
+            self._rest = min(2 * self._rest, _LONGEST_REST)
+            return
+        self._rest = _SHORTEST_REST
         if initializer and executor not in self._initialized:
             self._limit(0.0)
             self._slate.begin(INITIALIZER, time.monotonic())
-            self._initialized[executor] = self._initialize(initializer, state)
+            self._initialized[executor] = self._initialize(initializer, calls[0][1])
             self._slate.finish()
             self._slate.wipe()
         if most != self._most:
@@ -215,6 +223,18 @@ class Worker:
             self._courier.watch()
         calls.clear()  # so that nothing here holds on to the arguments
         self._run_all()
+
+    def _is_admitted(self, executor: int, state: int) -> bool:
+        """Have the `__main__` of this executor, in the state of its next call; False if other workers run its calls."""
+        self._module = self._modules.enter(executor)
+        try:
+            self._module.bring_to(state)
+        except NotAdmitted:
+            self._modules.forget([executor])
+            return False
+        except BaseException:  # noqa: BLE001, S110 - its calls meet that, too, and tell
+            pass
+        return True
 
     def _initialize(self, number: int, state: int) -> bool:
         try:

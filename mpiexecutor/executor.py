@@ -126,6 +126,8 @@ class RMAChannelExecutor(Executor):
         self._catalogue = Catalogue(crew.pump.registry)
         first = None if options.initializer is None else self._catalogue.add((options.initializer, options.initargs))
         self._script = None if crew.alone else Script(crew.pump.registry, crew.origin())
+        if self._script is not None and first is not None:
+            self._script.state(first.names)
         for warning in _warnings(crew, options):
             warnings.warn(warning, RuntimeWarning, stacklevel=3)
         self._num_workers = min(options.max_workers or crew.workers, crew.workers)
@@ -135,7 +137,6 @@ class RMAChannelExecutor(Executor):
         self._session = crew.pump.open(
             self._num_workers,
             first,
-            self._script.state(first.names) if self._script is not None and first is not None else None,
             retries=options.retries,
             task_timeout=options.task_timeout or 0.0,
             max_pending=options.max_pending,
@@ -532,8 +533,8 @@ def _check_map(chunksize: int, buffersize: int | None) -> None:
     if not hasattr(chunksize, "__index__"):
         raise TypeError(f"chunksize is a number of calls, at least 1, not {chunksize!r}")
     if chunksize < 1:
-        raise ValueError(f"chunksize is at least 1, not {chunksize}")
+        raise ValueError("chunksize must be >= 1.")
     if buffersize is not None and not isinstance(buffersize, int):
-        raise TypeError(f"buffersize is a whole number or None, not {buffersize!r}")
+        raise TypeError("buffersize must be an integer or None")
     if buffersize is not None and buffersize < 1:
-        raise ValueError(f"buffersize is at least 1, or None, not {buffersize}")
+        raise ValueError("buffersize must be None or > 0")

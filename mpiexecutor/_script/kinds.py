@@ -10,6 +10,7 @@ import contextvars
 import functools
 import hashlib
 import io
+import logging
 import queue
 import random
 import sys
@@ -53,7 +54,7 @@ def reduce_kind(obj: Any) -> _Reduced | None:
             return reduce(obj)
     module = type(obj).__module__
     if module.startswith("multiprocessing."):
-        _refuse_inherited(obj, module)
+        return _reduce_inherited(obj, module)
     if module.startswith("ctypes") and "ctypes" in sys.modules:
         return _reduce_ctypes(obj)
     if module.startswith("numpy.random"):
@@ -204,11 +205,32 @@ def _reduce_local(local: threading.local) -> _Reduced:
     return type(local), ()
 
 
-def _refuse_inherited(obj: Any, module: str) -> None:
-    if module in {"multiprocessing.synchronize", "multiprocessing.sharedctypes", "multiprocessing.queues", "multiprocessing.heap"}:
-        raise NotShared(
-            f"a multiprocessing {type(obj).__name__} is shared with forked processes only: use that of a multiprocessing.Manager()"
-        )
+def _reduce_inherited(obj: Any, module: str) -> _Reduced | None:
+    """Make a lock of multiprocessing anew, for this worker and its children. What holds data would be silently wrong."""
+    name = type(obj).__name__
+    if module == "multiprocessing.synchronize":
+        arguments = {
+            "Semaphore": lambda: (obj.get_value(),),
+            "BoundedSemaphore": lambda: (obj.get_value(),),
+            "Condition": lambda: (obj._lock,),  # noqa: SLF001 - it has no other name
+            "Event": lambda: (obj.is_set(),),
+            "Barrier": lambda: (obj.parties,),
+        }.get(name, tuple)
+        return _make_inherited, (name, arguments())
+    if module in {"multiprocessing.sharedctypes", "multiprocessing.queues", "multiprocessing.heap", "multiprocessing.connection"}:
+        raise NotShared(f"a multiprocessing {name} is shared with forked processes only: use that of a multiprocessing.Manager()")
+    return None
+
+
+def _make_inherited(name: str, arguments: tuple[Any, ...]) -> Any:
+    import multiprocessing  # noqa: PLC0415 - for those who use it
+
+    if name == "Event":
+        event = multiprocessing.Event()
+        if arguments[0]:
+            event.set()
+        return event
+    return getattr(multiprocessing, name)(*arguments)
 
 
 def _reduce_ctypes(obj: Any) -> _Reduced | None:
@@ -232,14 +254,11 @@ def _open_library(kind: type, name: str | None, prototypes: dict[str, Any]) -> A
     return library
 
 
-def _reduce_weak_dictionary(obj: Any) -> _Reduced:
-    return _make_weak_dictionary, (type(obj), dict(obj))
-
-
-def _make_weak_dictionary(kind: type, items: dict[Any, Any]) -> Any:
-    made = kind()
-    made.update(items)
-    return made
+def _same_logger(name: str, level: int, propagate: bool) -> logging.Logger:  # noqa: FBT001 - as it was pickled
+    logger = logging.getLogger(name if name != "root" else None)
+    logger.setLevel(level)
+    logger.propagate = propagate
+    return logger
 
 
 # -- functions that wrap others
@@ -276,6 +295,7 @@ _KINDS: Final[dict[type, Callable[[Any], _Reduced | None]]] = {
     io.IOBase: _reduce_file,
     queue.SimpleQueue: lambda _: (queue.SimpleQueue, ()),
     random.Random: _reduce_random,
-    weakref.WeakValueDictionary: _reduce_weak_dictionary,
-    weakref.WeakKeyDictionary: _reduce_weak_dictionary,
+    weakref.WeakValueDictionary: lambda obj: (type(obj), ()),  # an empty cache
+    weakref.WeakKeyDictionary: lambda obj: (type(obj), ()),
+    logging.Logger: lambda logger: (_same_logger, (logger.name, logger.level, logger.propagate)),
 }

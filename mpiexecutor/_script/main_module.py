@@ -13,6 +13,7 @@ Theory of operation
 """
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from types import FunctionType, ModuleType
@@ -20,7 +21,7 @@ from typing import Any
 
 from .filters import load_filters
 from .kinds import STREAM, reseed_modules
-from .names import LOOKUP, MAIN, MISSING, main_dict
+from .names import LOOKUP, MAIN, MISSING, NAMED_KINDS, main_dict
 from .pickling import digest_of, identities_of, load_definitions
 from .state import Difference, Opening, Origin, Version, header_of
 from .surroundings import Kept
@@ -28,6 +29,10 @@ from .surroundings import Kept
 logger = logging.getLogger("mpiexecutor")
 
 Fetch = Callable[[int, int], dict[str, Any]]  # ask the root for a number, being in this state, and load what comes
+
+
+class NotAdmitted(Exception):
+    """An executor with fewer workers than there are has others already: this one does not run its calls."""
 
 
 class MainModules:
@@ -135,6 +140,7 @@ class MainModule:
     def _open(self, opening: Opening) -> None:
         """Begin: take on the surroundings, and get a module."""
         opening.surroundings.apply()
+        variables = dict(os.environ)
         if opening.origin is Origin.RANK:
             self._module = sys.modules[MAIN]
         else:
@@ -142,12 +148,11 @@ class MainModule:
             if error is not None:
                 self._tell_failure(error)
         sys.modules["__mp_main__"] = self._module
+        opening.surroundings.apply(variables)  # once more: the script may have changed since what its top level has set
         reseed_modules()
         self._bound = dict(vars(self._module))
         self._from_script = {
-            name: value
-            for name, value in self._bound.items()
-            if isinstance(value, (type, FunctionType)) and value.__module__ == MAIN
+            name: value for name, value in self._bound.items() if isinstance(value, NAMED_KINDS) and value.__module__ == MAIN
         }
 
     def _order(self, slot: str) -> int:
@@ -194,7 +199,7 @@ class MainModule:
         names[name] = self._bound[name] = value
         self._payloads[name] = version.payload
         self._missing.pop(name, None)
-        if isinstance(value, (type, FunctionType)):
+        if isinstance(value, NAMED_KINDS):
             self._from_script[name] = value
 
     def _bring_attribute(self, version: Version, name: str, attribute: str) -> None:
@@ -216,7 +221,12 @@ class MainModule:
             own_value = header_of(own)
         else:
             own_value = own
-        digest = digest_of(slot, own_value, set(), identities_of(main_dict()), set())
+        refers: set[str] = set()
+        digest = digest_of(slot, own_value, set(), identities_of(main_dict()), refers)
+        if others := refers & self._waiting.keys():  # as they will be, too
+            for name in sorted(others):
+                self._bring(name)
+            digest = digest_of(slot, own_value, set(), identities_of(main_dict()), set())
         return f"{type(own).__module__}.{type(own).__qualname__}".encode() if digest is None else digest
 
     def _value(self, version: Version) -> Any:

@@ -11,6 +11,7 @@ run again for a class that is rebuilt: what they did once is part of the script'
 """
 
 import contextlib
+import copyreg
 import hashlib
 import io
 import pickle
@@ -57,6 +58,14 @@ def _reduce_method(method: Any) -> tuple[Any, ...] | None:
     return module_level, (module, method.__name__)
 
 
+def _own_reduce(obj: Any) -> Any:
+    """Return what the `__reduce__` of a class of the script returns, perhaps the name of a global; None if it has none."""
+    kind: Any = type(obj)
+    if kind.__module__ != MAIN or kind.__reduce__ is object.__reduce__ or kind in copyreg.dispatch_table:
+        return None
+    return obj.__reduce__() if kind.__reduce_ex__ is object.__reduce_ex__ else None
+
+
 class _PlainPickler(pickle.Pickler):
     """The C pickler. Names what belongs to the script; refuses what only cloudpickle can carry."""
 
@@ -76,6 +85,11 @@ class _PlainPickler(pickle.Pickler):
                 return by_name, (name,)
         elif isinstance(obj, (BuiltinMethodType, MethodType)):
             return _reduce_method(obj) or NotImplemented
+        elif (reduced := _own_reduce(obj)) is not None:
+            if not isinstance(reduced, str):
+                return reduced
+            self._names.add(top_of(reduced))
+            return by_name, (reduced,)
         return writable(obj)
 
 
@@ -102,19 +116,28 @@ class CallPickler(KeepingFilenames):
         self._whole = whole
 
     def reducer_override(self, obj: Any) -> Any:
+        reduced: Any
         if isinstance(obj, NAMED_KINDS):
-            name = name_of(obj)
-            if name is not None and not self._is_whole(name) and self._has(top_of(name)):
-                return self._refer(name)
-            if isinstance(obj, type):
-                reduced = super().reducer_override(obj)
-                is_by_value = reduced is not NotImplemented and len(reduced) > 2  # noqa: PLR2004 - more than a name of a builtin
-                return self._reduce_class(obj, reduced, is_local=name is None) if is_by_value else reduced
-            if (reduced := reduce_named(obj)) is not None:
+            if (reduced := self._reduce_named(obj)) is not None:
                 return reduced
         elif isinstance(obj, (BuiltinMethodType, MethodType)) and (reduced := _reduce_method(obj)):
             return reduced
+        elif (reduced := _own_reduce(obj)) is not None:
+            if not isinstance(reduced, str):
+                return reduced
+            return object.__reduce_ex__(obj, PROTOCOL) if self._is_whole(reduced) else self._refer(reduced)
         return super().reducer_override(obj)
+
+    def _reduce_named(self, obj: Any) -> Any:
+        """Name what the script has under a name, unless it is what is pickled by value; None if cloudpickle knows."""
+        name = name_of(obj)
+        if name is not None and not self._is_whole(name) and self._has(top_of(name)):
+            return self._refer(name)
+        if not isinstance(obj, type):
+            return reduce_named(obj)
+        reduced = super().reducer_override(obj)
+        is_by_value = reduced is not NotImplemented and len(reduced) > 2  # noqa: PLR2004 - more than a name of a builtin
+        return self._reduce_class(obj, reduced, is_local=name is None) if is_by_value else reduced
 
     def _refer(self, name: str) -> tuple[Any, ...]:
         self.refers.add(top_of(name))
@@ -139,6 +162,8 @@ class CallPickler(KeepingFilenames):
             _complete.add(kind)
         else:
             tracker = None  # its name says which class it is
+        if "__slots__" in vars(kind) and make is _cloudpickle._make_skeleton_class:  # noqa: SLF001 - it would get a dictionary instead
+            arguments[3]["__slots__"] = vars(kind)["__slots__"]
         return _make_class, (make, arguments, tracker and tracker.partition("@")[0], extra), state, None, None, _set_class
 
 
@@ -329,7 +354,7 @@ def digest_of(name: str, value: Any, names: set[str], identities: Mapping[int, s
     file = _Hash()
     pickler = DigestPickler(file, file.keep, names, (name,), identities)
     try:
-        pickler.dump({name: value})
+        pickler.dump((value,))  # without its name, which may be one object with a string in there, or another
     except Exception:  # noqa: BLE001 - whatever its own code raises
         return None
     finally:

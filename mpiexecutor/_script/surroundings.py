@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 # By their names' beginnings: variables that a process manager sets for one rank. A program that a call starts is no rank.
 _OF_RANKS: tuple[str, ...] = (
@@ -30,6 +30,7 @@ _OF_RANKS: tuple[str, ...] = (
     "MPIR_CVAR_CH3_INTERFACE",
 )
 _OF_RANKS += ("I_MPI_INFO", "I_MPI_HYDRA", "I_MPI_MPIRUN", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP", "SLURM_TASK", "SLURM_PMI")
+_YIELDS = "OMPI_MCA_mpi_yield_when_idle"  # which this package sets for its ranks
 _SETTINGS = ("OMPI_MCA_", "PRTE_MCA_", "PMIX_MCA_")  # but these are users' settings, too
 _OF_ONE_JOB = re.compile(r"(OMPI|PRTE|PMIX)_MCA_(ess|orte|prte_(ess|launch|hnp|parent)|pmix|plm|.*_uri|.*jobid|.*vpid)")
 
@@ -41,7 +42,8 @@ class Surroundings:
     path: list[str]
     arguments: list[str]
     folder: str | None
-    environment: dict[str, str | None]  # what the script has changed; None: removed
+    environment: dict[str, str]
+    changed: dict[str, str | None]  # of the environment, since the script and its workers were started; None: removed
     recursion_limit: int
     authkey: bytes
 
@@ -52,19 +54,25 @@ class Surroundings:
             import_path(),
             list(getattr(sys, "argv", ())),
             _folder(),
-            _changes(_initial_environment(), os.environ),
+            dict(os.environ),
+            {name: value for before in _BEFORE for name, value in _changes(before, os.environ).items()},
             sys.getrecursionlimit(),
             bytes(multiprocessing.current_process().authkey),
         )
 
-    def apply(self) -> None:
-        """Have this worker take them on. A folder that it does not have, on another node perhaps, is left out."""
+    def apply(self, before: Mapping[str, str] | None = None) -> None:
+        """Have this worker take them on. A folder that it does not have, on another node perhaps, is left out.
+
+        What differs from the environment `before` was set by the top level of the script: it gets the script's value, too.
+        """
         sys.path[:] = self.path
         sys.argv = list(self.arguments)
         if self.folder is not None:
             with contextlib.suppress(OSError):
                 os.chdir(self.folder)
-        for name, value in self.environment.items():
+        for name in _changes(os.environ if before is None else before, os.environ):
+            _set_variable(name, self.environment.get(name))
+        for name, value in self.changed.items():
             _set_variable(name, value)
         sys.setrecursionlimit(self.recursion_limit)
         multiprocessing.current_process().authkey = self.authkey
@@ -102,11 +110,18 @@ def import_path() -> list[str]:
     return [entry for entry in entries if isinstance(entry, str)]
 
 
+def note_environment() -> None:
+    """Note the environment that workers are started in: what the script changes from here on, it changes for its calls."""
+    _BEFORE[1:] = [dict(os.environ)]
+
+
 def leave_out_rank() -> None:
     """Remove from the environment what says that this process is a rank, now that MPI knows: programs that calls start are none."""
     for name in list(os.environ):
         if name.startswith(_OF_RANKS) and (not name.startswith(_SETTINGS) or _OF_ONE_JOB.match(name)):
             del os.environ[name]
+    if _YIELDS not in _BEFORE[0]:
+        os.environ.pop(_YIELDS, None)
 
 
 def set_filters(filters: list[Any]) -> None:
@@ -122,6 +137,9 @@ def _folder() -> str | None:
         return None
 
 
+_AT_IMPORT = dict(os.environ)
+
+
 def _initial_environment() -> dict[str, str]:
     """Return the environment that this process was started with."""
     try:
@@ -132,7 +150,7 @@ def _initial_environment() -> dict[str, str]:
     return {os.fsdecode(name): os.fsdecode(value) for name, _, value in variables}
 
 
-_AT_IMPORT = dict(os.environ)
+_BEFORE: Final = [_initial_environment()]  # environments that this process and its workers were started in
 
 
 def _changes(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str | None]:

@@ -282,7 +282,7 @@ class FakeCrew:
         return [(rank, blob and blob.load()) for rank, blob in self.parcels.sent]
 
     def open(self, most_workers: int | None = None, initializer: Function | None = None, **options: Any) -> Session:
-        return self.pump.open(self._all_workers if most_workers is None else most_workers, initializer, None, **options)
+        return self.pump.open(self._all_workers if most_workers is None else most_workers, initializer, **options)
 
     def submit(
         self, *names: Any, session: Session | None = None, kind: object = UNKNOWN, size: int = 10, function: Function | None = None
@@ -383,7 +383,7 @@ class FakeWorker:
         """Take the next message, which is there already; give the names of its calls."""
         assert len(self._crew.work), "nothing was sent"
         message = self._crew.work.next_number
-        ((self.executor, self._initializer, _, self.task_timeout, calls),) = self._crew.work.take_many(1)
+        ((self.executor, self._initializer, self.task_timeout, calls),) = self._crew.work.take_many(1)
         self.message = message
         self._functions = [function for _, _, function, _ in calls]
         self._numbers = {unship(shipped)[1][0]: number for number, _, _, shipped in calls}

@@ -38,7 +38,7 @@ class Logged:
 class Scene:
     """A crew, and what is done with what it has."""
 
-    def __init__(self, patch, *, sessions=(), whole=True, failed=False, started_here=False):
+    def __init__(self, patch, *, sessions=(), whole=True, failed=False, started_here=False, patience=LIMIT):
         self.log = []
         self.standing = SimpleNamespace(deaths=[])
         patch.setattr(_launch, "STANDING", self.standing)
@@ -46,7 +46,7 @@ class Scene:
         patch.setattr(_launch, "_script_failed", lambda: failed)
         patch.setattr(_launch, "comm_world", lambda: Logged(self.log, "world"))
         patch.setattr(_launch, "_LAST_WORDS", 0.0)
-        patch.setattr(_launch, "_PATIENCE", 0.01)
+        patch.setattr(_launch, "_PATIENCE", patience)
         patch.setattr(_launch, "mapped", lambda: (None, []))
         patch.setattr(_launch, "os", SimpleNamespace(_exit=self.exit))
         self.crew = crew = Crew.__new__(Crew)
@@ -150,7 +150,7 @@ def test_a_crew_that_was_given_up_parts_from_nobody(scene):
 @pytest.mark.parametrize("started_here", [False, True])
 def test_if_the_pump_is_stuck_when_it_is_given_up_this_process_ends(scene, started_here, caplog):
     """Inside MPI, where a dead worker holds a lock: nobody could be told anything."""
-    scene = scene(started_here=started_here)
+    scene = scene(started_here=started_here, patience=0.0)
     over = threading.Event()
     scene.pump._answers |= {"give_up": lambda _: over.wait(LIMIT), "is_stuck": True}
     with pytest.raises(Exited):
@@ -163,7 +163,7 @@ def test_if_the_pump_is_stuck_when_it_is_given_up_this_process_ends(scene, start
 
 def test_to_give_up_may_take_long(scene):
     """A callback of a future does, say: as long as the pump itself can be entered, nothing is wrong."""
-    scene = scene()
+    scene = scene(patience=0.0)
     over, looked = threading.Event(), threading.Event()
     scene.pump._answers |= {"give_up": lambda _: over.wait(LIMIT), "is_stuck": lambda _: looked.set()}
     giving_up = in_a_thread(scene.crew._give_up, "a reason")

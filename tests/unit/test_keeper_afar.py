@@ -131,9 +131,19 @@ def test_a_watch_that_is_gone_already_is_passed_over(scene):
     assert scene.line.recv(1) == b"!"
 
 
+class NoTimeAtFirst:
+    """Seconds: none when they are asked for first, and then enough."""
+
+    def __init__(self):
+        self._left = [LIMIT, 0]
+
+    def __index__(self):
+        return self._left.pop()
+
+
 def test_a_watch_that_does_not_welcome_it_is_passed_over(scene, monkeypatch):
     """Its worker is stopped, say."""
-    monkeypatch.setattr(_keeper, "_WELCOME", 0.01)
+    monkeypatch.setattr(_keeper, "_WELCOME", NoTimeAtFirst())
     scene.serve()
     scene.watches[0].accept()
     scene.watches[1].welcome()

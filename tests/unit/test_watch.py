@@ -15,7 +15,8 @@ from fakes import LIMIT, FakeClock, in_a_thread, until
 from mpiexecutor import _health
 from mpiexecutor._health import Loss, Watch, address_of
 from mpiexecutor._keeper import BYE, KILL, LEAVE, TERMINATE
-from mpiexecutor._slate import NOTHING, PULSE, Signs, Slate
+from mpiexecutor._seconds import PULSE
+from mpiexecutor._slate import NOTHING, Signs, Slate
 
 pytestmark = pytest.mark.skipif(not _health.possible(), reason="keepers need Linux 5.3")
 TOKEN = "token"
@@ -157,6 +158,7 @@ def test_one_that_says_nothing_is_sent_away_after_a_while(watch, welcomed, come,
     """Others do not wait for it for ever; nor for one that has gone again."""
     monkeypatch.setattr(_health, "_HELLO", 0.01)
     assert come(7, hello=b"").hears() == b""
+    monkeypatch.setattr(_health, "_HELLO", LIMIT)
     come(7, hello=b"").go()
     welcomed(1)
 
