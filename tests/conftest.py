@@ -3,8 +3,10 @@
 import os
 import re
 import signal
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from jobs import TESTS, Job, mpi_name, run_job
 from pieces import SHARED
 
 _SHOWN = "shown at the end"  # the property of a test whose value is a line for the end of all tests
+_CLUSTERS = {"test_hosts.py", "test_slurm.py"}
 _DEADLINE = 40  # seconds that one test may take on the ranks before each of them prints its stacks
 
 
@@ -23,14 +26,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Have tests that share a job run in one process, where tests run in several (-n 4); each other test where there is room."""
+    """Have tests that share a job, or a cluster, run in one process, where there are several (-n 4); each other anywhere."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file, _, test = nodeid.partition("::")
             _, shared, way = test.partition(f"[{SHARED}")
-            return f"{file}[{shared}{way}" if shared else nodeid
+            return f"{file}[{shared}{way}" if shared else file if Path(file).name in _CLUSTERS else nodeid
 
     return Scheduling(config, log)
 
@@ -44,6 +47,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in set(dropped)]
     if "workerinput" in vars(config):
         items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Do not measure what Hypothesis does: thousands of interleavings would take twice as long, and show no other lines."""
+    coverage = sys.modules.get("coverage")
+    measured = coverage.Coverage.current() if coverage and item.get_closest_marker("hypothesis") else None
+    if measured is None:
+        return (yield)
+    measured.stop()
+    try:
+        return (yield)
+    finally:
+        measured.start()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

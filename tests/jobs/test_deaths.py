@@ -73,7 +73,7 @@ def test_without_keepers_a_death_ends_the_job(why, tmp_path):
     """As MPI has it; if there can be no keeper, a line says so."""
     before = {
         "switched off": "os.environ['MPIEXECUTOR_KEEPER'] = '0'",
-        "threads": "import threading; threading.Timer(3, int).start()",
+        "threads": "import threading, time; threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()",
         "OpenMP": (  # or so it is called
             "import _ctypes, ctypes, shutil, tempfile\n"
             f"ctypes.CDLL(shutil.copy(_ctypes.__file__, tempfile.mkdtemp(dir={str(tmp_path)!r}) + '/libgomp.so.1'))"

@@ -42,4 +42,4 @@ with RMAChannelExecutor() as executor:
 @pytest.mark.mpi
 def test_no_worker_is_idle_while_calls_wait_that_were_expected_to_be_short(tmp_path):
     """Few messages are on their way while calls are short; calls that turn out long are run by all workers all the same."""
-    run_job(17, ["-m", "mpiexecutor", "-c", MEETING.format(folder=str(tmp_path))])
+    run_job(17, ["-m", "mpiexecutor", "-c", MEETING.format(folder=str(tmp_path))], deadline=120)

@@ -46,7 +46,7 @@ def test_memory_stays_as_it_is_while_messages_are_put_faster_than_they_are_taken
 @pytest.mark.mpi
 def test_many_workers_are_killed_at_once():
     """Only what they had begun is lost."""
-    assert re.fullmatch(r"11 workers killed at once, \d+ of 1,100 calls lost\n", flood(13, "lost"))
+    assert re.fullmatch(r"11 workers killed at once, \d+ of 1,100 calls lost\n", flood(13, "lost", deadline=120))
 
 
 def test_random_calls_for_some_time():

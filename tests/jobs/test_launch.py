@@ -520,9 +520,13 @@ LATE = """
     logging.getLogger("mpiexecutor").addHandler(Tell())
     logging.getLogger("mpiexecutor").addHandler(logging.{shown})
     mpiexecutor._orders._PATIENCE = {patience} if rank == {patient} else 1000
+    come = [pathlib.Path(sys.argv[1], f"come {{each}}") for each in range(MPI.COMM_WORLD.size)]
     if rank in {late}:
         while not told.exists():
             time.sleep(0.001)
+    come[rank].touch()
+    while rank == {patient} and not all(file.exists() for each, file in enumerate(come) if each not in {late}):
+        time.sleep(0.001)
     with RMAChannelExecutor() as executor:
         print(sum(executor.map(abs, range(10))))
 """

@@ -98,8 +98,13 @@ def test_workers_says_what_each_worker_does(tmp_path):
 def test_a_worker_without_keeper_is_known_by_name(tmp_path):
     """But not what it does."""
     body = """
+def meet(_):
+    (FOLDER / f"met {os.getpid()}").touch()
+    until(lambda: len(list(FOLDER.glob("met *"))) == 3)
+    return os.getpid()
+
 with RMAChannelExecutor() as executor:
-    pids = set(executor.map(lambda _: (time.sleep(0.05), os.getpid())[1], range(30)))
+    pids = set(executor.map(meet, range(30)))
     assert {worker.pid for worker in executor.workers()} == pids
     assert {worker.state for worker in executor.workers()} == {"unknown"}
     assert sum(worker.done for worker in executor.workers()) == 30
