@@ -357,7 +357,7 @@ def digest_of(name: str, value: Any, names: set[str], identities: Mapping[int, s
     pickler = DigestPickler(file, file.keep, names, (name,), identities)
     try:
         pickler.dump((value,))  # without its name, which may be one object with a string in there, or another
-    except Exception:  # noqa: BLE001 - whatever its own code raises
+    except (Exception, SystemExit):  # noqa: BLE001 - whatever its own code raises
         return None
     finally:
         refers |= pickler.refers

@@ -379,7 +379,7 @@ class _Look:
             data, buffers, refers = dump_definitions({slot: value}, each.needs, self._identities)
         except NotShared as error:
             self._note(each, slot, value, before, digest=b"", payload=0, within=within, why=str(error))
-        except Exception as error:  # noqa: BLE001 - whatever its own code raises
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever its own code raises
             why = f"{type(error).__name__}: {error}"
             self._note(each, slot, value, before, digest=_kind(value), payload=0, within=within, why=why)
         else:
