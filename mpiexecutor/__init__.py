@@ -9,6 +9,7 @@ Layout, top to bottom; imports point down only:
     _relay        the same of those on other nodes                 _slate    what a worker writes down of itself
     _company      how all of them part in the end                  _spmd     --spmd: every rank runs the script
     _futures      calls that are waited for, by executor           _outcomes what becomes of a call, as bytes
+    _script       the script's own names and state inside calls: a package of its own
     channel       the raw channel: a package of its own, which knows nothing of the above
     _seconds      how long anything that may never come is waited for
 

@@ -15,24 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-# By their names' beginnings: variables that a process manager sets for one rank. A program that a call starts is no rank.
-_OF_RANKS: tuple[str, ...] = (
-    "PMI_",
-    "PMI2_",
-    "PMIX_",
-    "OMPI_",
-    "PRTE_",
-    "PRRTE_",
-    "OPAL_",
-    "ORTE_",
-    "HYD",
-    "MPI_LOCAL",
-    "MPIR_CVAR_CH3_INTERFACE",
+# Variables that a process manager sets for one rank, and not those by which users set it up. A program that a call starts is no rank.
+_OF_RANKS: Final = re.compile(
+    r"PMI\d?_|(PMIX|OMPI|PRR?TE)_(?!MCA_)|(OMPI|PRTE|PMIX)_MCA_(ess|orte|prte_(ess|launch|hnp|parent)|pmix|plm|\w*(_uri|jobid|vpid))"
+    r"|OPAL_|ORTE_|HYD|MPI_LOCAL|MPIR_CVAR_CH3_INTERFACE|I_MPI_(INFO|HYDRA|MPIRUN)|SLURM_(PROCID|LOCALID|STEP|TASK_PID|PMI)"
 )
-_OF_RANKS += ("I_MPI_INFO", "I_MPI_HYDRA", "I_MPI_MPIRUN", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP", "SLURM_TASK", "SLURM_PMI")
-_YIELDS = "OMPI_MCA_mpi_yield_when_idle"  # which this package sets for its ranks
-_SETTINGS = ("OMPI_MCA_", "PRTE_MCA_", "PMIX_MCA_")  # but these are users' settings, too
-_OF_ONE_JOB = re.compile(r"(OMPI|PRTE|PMIX)_MCA_(ess|orte|prte_(ess|launch|hnp|parent)|pmix|plm|.*_uri|.*jobid|.*vpid)")
+_YIELDS: Final = "OMPI_MCA_mpi_yield_when_idle"  # which this package sets for its ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +43,7 @@ class Surroundings:
             list(getattr(sys, "argv", ())),
             _folder(),
             dict(os.environ),
-            {name: value for before in _BEFORE for name, value in _changes(before, os.environ).items()},
+            {name: value for before in _BEFORE for name, value in _changes(before, os.environ).items() if not _is_of_rank(name)},
             sys.getrecursionlimit(),
             bytes(multiprocessing.current_process().authkey),
         )
@@ -117,11 +105,12 @@ def note_environment() -> None:
 
 def leave_out_rank() -> None:
     """Remove from the environment what says that this process is a rank, now that MPI knows: programs that calls start are none."""
-    for name in list(os.environ):
-        if name.startswith(_OF_RANKS) and (not name.startswith(_SETTINGS) or _OF_ONE_JOB.match(name)):
-            del os.environ[name]
-    if _YIELDS not in _BEFORE[0]:
-        os.environ.pop(_YIELDS, None)
+    for name in filter(_is_of_rank, list(os.environ)):
+        del os.environ[name]
+
+
+def _is_of_rank(name: str) -> bool:
+    return bool(_OF_RANKS.match(name)) or (name == _YIELDS and name not in _BEFORE[0])
 
 
 def set_filters(filters: list[Any]) -> None:

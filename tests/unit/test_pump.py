@@ -240,7 +240,6 @@ def test_results_come_while_a_message_is_put(crew):
     crew.work.end_stream()
 
 
-@pytest.mark.xfail(reason="nobody is told: the call waits for ever")
 def test_a_put_in_the_background_that_fails_fails_its_calls_alone(crew):
     """The process may open no more files, say, when it is about to sleep until there is room."""
     crew.work.room = 0
