@@ -1,7 +1,7 @@
-"""A script for ProcessPoolExecutor needs another import, and nothing else: the programs of tests/programs/swap_in, in every way to start.
+"""A script for ProcessPoolExecutor needs another import, and nothing else: tests/programs/swap_in, in every way to start.
 
-Each program prints a line for each of its checks. What it prints with ProcessPoolExecutor is the reference: the same names, in the same
-order, and all of them ok.
+Each program prints a line for each of its checks. What it prints with ProcessPoolExecutor is the reference: the same names,
+in the same order, and all of them ok.
 """
 
 import functools
@@ -256,7 +256,9 @@ def test_what_the_top_level_prints_is_shown_once():
 
 def test_task_timeout_does_not_count_imports(tmp_path):
     """A call whose module blocks its import is not overdue: time begins when the function does."""
-    (tmp_path / "slow_module.py").write_text("import os, time\nif 'QUICK' not in os.environ:\n    time.sleep(4)\n\ndef f(x):\n    return x\n")
+    (tmp_path / "slow_module.py").write_text(
+        "import os, time\nif 'QUICK' not in os.environ:\n    time.sleep(4)\n\ndef f(x):\n    return x\n"
+    )
     text = f"""
         import os, sys
         from mpiexecutor import RMAChannelExecutor
@@ -334,5 +336,3 @@ def test_two_scripts_at_once_have_their_own_names(tmp_path):
     path = tmp_path / "script.py"
     path.write_text(textwrap.dedent(text))
     assert run_job(None, [str(path), "outer"]).stdout == "inner inner\nouter outer\n"
-
-

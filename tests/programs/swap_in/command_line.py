@@ -140,25 +140,45 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--power", type=int, default=3)
     parser.add_argument("names", nargs="*", default=["ann", "bob"])
-    args = parser.parse_args([] if len(sys.argv) < 2 or sys.argv[0] == "-c" or "ipykernel" in sys.argv[0] or sys.argv[1].startswith("-") else sys.argv[1:])
+    args = parser.parse_args(
+        []
+        if len(sys.argv) < 2 or sys.argv[0] == "-c" or "ipykernel" in sys.argv[0] or sys.argv[1].startswith("-")
+        else sys.argv[1:]
+    )
 
     with Pool(max_workers=2) as pool:
         attempt("arguments of the command line", lambda: list(pool.map(to_power, range(4))), [0, 1, 8, 27])
-        attempt("a list of the command line", lambda: list(pool.map(greeting, [0, 1])), [[f"hello {name}" for name in args.names]] * 2)
-        attempt("primes, zip", lambda: dict(zip([2, 15, 97, 561], pool.map(is_prime, [2, 15, 97, 561]))), {2: True, 15: False, 97: True, 561: False})
+        attempt(
+            "a list of the command line", lambda: list(pool.map(greeting, [0, 1])), [[f"hello {name}" for name in args.names]] * 2
+        )
+        attempt(
+            "primes, zip",
+            lambda: dict(zip([2, 15, 97, 561], pool.map(is_prime, [2, 15, 97, 561]))),
+            {2: True, 15: False, 97: True, 561: False},
+        )
         with tempfile.TemporaryDirectory() as folder:
             for i in range(4):
                 Path(folder, f"{i}.json").write_text(json.dumps([i, i + 1]) if i != 2 else "no json")
             pipeline = Pipeline(pool, 2)
             jobs = pipeline.run([*(Job(Path(folder, f"{i}.json")) for i in range(4)), Job(Path(folder, "none"))])
-            attempt("a pipeline of methods", lambda: [(job.result, job.error) for job in jobs], [(1, None), (9, None), (None, "JSONDecodeError"), (49, None), (None, "FileNotFoundError")])
-            attempt("the classes of what comes back", lambda: {type(job) is Job and isinstance(job.path, Path) for job in jobs}, {True})
+            attempt(
+                "a pipeline of methods",
+                lambda: [(job.result, job.error) for job in jobs],
+                [(1, None), (9, None), (None, "JSONDecodeError"), (49, None), (None, "FileNotFoundError")],
+            )
+            attempt(
+                "the classes of what comes back", lambda: {type(job) is Job and isinstance(job.path, Path) for job in jobs}, {True}
+            )
             attempt("the pipeline's own list is left alone", lambda: (Pipeline.steps, pipeline._pool is pool), ([], True))
             Path(folder, "text").write_text("one two  three")
             attempt("words of a file", lambda: list(pool.map(word_count, [Path(folder, "text")])), [{"text": 3}])
         edges = [0, 1, 2, 3]
         attempt("an integral in parts", lambda: round(sum(pool.map(integrate, edges, edges[1:])), 3), 27.0)
-        attempt("the level of logging", lambda: set(pool.map(log_level, range(4))), lambda found: {level for level, *_ in found} == {logging.WARNING} and {on for *_, on in found} == {True})
+        attempt(
+            "the level of logging",
+            lambda: set(pool.map(log_level, range(4))),
+            lambda found: {level for level, *_ in found} == {logging.WARNING} and {on for *_, on in found} == {True},
+        )
         attempt("a matrix times itself", lambda: list(pool.map(matrix_row, MATRIX)), [[7, 10], [15, 22]])
         attempt("wait for the first of many", lambda: drain(pool), [0, 1, 8, 27, 64, 125])
         args.power = 2

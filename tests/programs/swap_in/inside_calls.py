@@ -54,7 +54,7 @@ class Encoder(json.JSONEncoder):
 
 class Worker(fork.Process):
     def __init__(self, results, n):
-        super().__init__()
+        super().__init__(daemon=True)
         self.results, self.n = results, n
 
     def run(self):
@@ -130,7 +130,11 @@ def as_json():
 
 def with_pool(n):
     with fork.Pool(2) as pool:
-        return pool.map(plus_base, range(n)), [item.name for item in pool.map(make_item, "ab")], pool.apply(item_label, (Item("p"),))
+        return (
+            pool.map(plus_base, range(n)),
+            [item.name for item in pool.map(make_item, "ab")],
+            pool.apply(item_label, (Item("p"),)),
+        )
 
 
 def with_pool_initializer():
@@ -140,7 +144,7 @@ def with_pool_initializer():
 
 def with_processes():
     results = fork.Queue()
-    processes = [fork.Process(target=put, args=(results, n)) for n in range(2)] + [Worker(results, 3)]
+    processes = [fork.Process(target=put, args=(results, n), daemon=True) for n in range(2)] + [Worker(results, 3)]
     for process in processes:
         process.start()
     found = [results.get(timeout=30) for _ in processes]
@@ -155,7 +159,7 @@ def put(results, n):
 
 def with_value():
     value = fork.Value("i", 0)
-    process = fork.Process(target=add_to, args=(value,))
+    process = fork.Process(target=add_to, args=(value,), daemon=True)
     process.start()
     process.join(30)
     return value.value
@@ -168,7 +172,7 @@ def add_to(value):
 
 def with_pipe():
     here, there = fork.Pipe()
-    process = fork.Process(target=answer, args=(there,))
+    process = fork.Process(target=answer, args=(there,), daemon=True)
     process.start()
     here.send(Item("sent"))
     found = here.recv()
@@ -184,7 +188,7 @@ def answer(connection):
 def with_manager():
     with fork.Manager() as manager:
         shared = manager.dict()
-        process = fork.Process(target=fill, args=(shared,))
+        process = fork.Process(target=fill, args=(shared,), daemon=True)
         process.start()
         process.join(30)
         return shared["item"].name, shared["base"]
@@ -200,8 +204,15 @@ def with_spawn():
 
 
 def with_executors():
-    with concurrent.futures.ProcessPoolExecutor(2, mp_context=fork) as processes, concurrent.futures.ThreadPoolExecutor(2) as threads:
-        return list(processes.map(plus_base, [1, 2])), list(threads.map(plus_base, [3, 4])), processes.submit(item_label, Item("i")).result()
+    with (
+        concurrent.futures.ProcessPoolExecutor(2, mp_context=fork) as processes,
+        concurrent.futures.ThreadPoolExecutor(2) as threads,
+    ):
+        return (
+            list(processes.map(plus_base, [1, 2])),
+            list(threads.map(plus_base, [3, 4])),
+            processes.submit(item_label, Item("i")).result(),
+        )
 
 
 def with_threads():
@@ -333,9 +344,21 @@ def main():
         attempt("pickle to a file and back", lambda: run(pickle_item, os.path.join(folder, "p")), (True, True, True, 1, "b"))
         attempt("pickle in a call, unpickle in the script", lambda: unpickled(run(pickled_item)), (True, "from a call"))
         attempt("pickle in the script, unpickle in a call", lambda: run(unpickled, pickle.dumps(Item("here"))), (True, "here"))
-        attempt("pickle in a call, unpickle in another", lambda: [run(unpickled, run(pickled_item)) for _ in range(4)], [(True, "from a call")] * 4)
+        attempt(
+            "pickle in a call, unpickle in another",
+            lambda: [run(unpickled, run(pickled_item)) for _ in range(4)],
+            [(True, "from a call")] * 4,
+        )
         attempt("copy and deepcopy", lambda: run(copied), (True, True, True))
-        attempt("shelve", lambda: (run(shelved, os.path.join(folder, "s")), run(read_shelf, os.path.join(folder, "s")), read_shelf(os.path.join(folder, "s"))), ("kept+10", True, True))
+        attempt(
+            "shelve",
+            lambda: (
+                run(shelved, os.path.join(folder, "s")),
+                run(read_shelf, os.path.join(folder, "s")),
+                read_shelf(os.path.join(folder, "s")),
+            ),
+            ("kept+10", True, True),
+        )
         attempt("a JSONEncoder of the script", lambda: run(as_json), '[{"item": "j"}, 10]')
         attempt("a pool of processes", lambda: run(with_pool, 3), ([10, 11, 12], ["a", "b"], "p+10"))
         attempt("a pool of processes with an initializer", lambda: run(with_pool_initializer), ([51, 52], 10))
@@ -350,16 +373,44 @@ def main():
         attempt("a subprocess", lambda: (run(subprocess_output, "print(1 + 1)"), run(shell, "echo $((2 + 3))").strip()), ("2", "5"))
         attempt("os.fork", lambda: run(forked), (b"10", 0))
         attempt("asyncio with threads and a subprocess", lambda: run(with_asyncio), ([20, 40, 11, 12], b"sub"))
-        attempt("a thread that a call has started", lambda: [run(start_background) for _ in range(4)], lambda rows: sum(max(n for p, n in rows if p == pid) for pid in dict(rows)) == 4)
+        attempt(
+            "a thread that a call has started",
+            lambda: [run(start_background) for _ in range(4)],
+            lambda rows: sum(max(n for p, n in rows if p == pid) for pid in dict(rows)) == 4,
+        )
         attempt("sys.setprofile", lambda: run(traced))
         attempt("a module made in a call", lambda: run(code_object), 8)
-        attempt("a Counter added up over calls", lambda: sum(ex.map(counter_of, ["ab", "bc", "b"]), collections.Counter()), collections.Counter("abbcb"))
-        attempt("a subprocess has no variable of the process manager", lambda: run(subprocess_output, "import os; print([n for n in os.environ if n.startswith(('PMI_', 'PMIX_', 'OMPI_', 'PRTE_', 'HYDI_', 'MPIR_'))])"), lambda found: PPE or found == "[]")
+        attempt(
+            "a Counter added up over calls",
+            lambda: sum(ex.map(counter_of, ["ab", "bc", "b"]), collections.Counter()),
+            collections.Counter("abbcb"),
+        )
+        attempt(
+            "a subprocess has no variable of the process manager",
+            lambda: run(
+                subprocess_output,
+                "import os; print([n for n in os.environ if n.startswith(('PMI_', 'PMIX_', 'OMPI_', 'PRTE_', 'HYDI_', 'MPIR_'))])",
+            ),
+            lambda found: PPE or found == "[]",
+        )
         with fork.Manager() as manager:
             shared_queue, shared_dict, shared_lock, shared_list = manager.Queue(), manager.dict(), manager.Lock(), manager.list()
             event, namespace = manager.Event(), manager.Namespace()
-            attempt("a manager's queue, dict, lock and list as arguments", lambda: ([run(put_and_lock, shared_queue, shared_dict, shared_lock, shared_list, x) for x in range(5)], sorted(shared_queue.get(timeout=30) for _ in range(5)), shared_dict["n"], [item.name for item in shared_list]), ([1, 2, 3, 4, 5], [(x, "DictProxy") for x in range(5)], 5, [f"i{x}" for x in range(5)]))
-            attempt("a manager's event and namespace as arguments", lambda: (run(set_event, event, namespace), event.wait(30), namespace.value), (None, True, 10))
+            attempt(
+                "a manager's queue, dict, lock and list as arguments",
+                lambda: (
+                    [run(put_and_lock, shared_queue, shared_dict, shared_lock, shared_list, x) for x in range(5)],
+                    sorted(shared_queue.get(timeout=30) for _ in range(5)),
+                    shared_dict["n"],
+                    [item.name for item in shared_list],
+                ),
+                ([1, 2, 3, 4, 5], [(x, "DictProxy") for x in range(5)], 5, [f"i{x}" for x in range(5)]),
+            )
+            attempt(
+                "a manager's event and namespace as arguments",
+                lambda: (run(set_event, event, namespace), event.wait(30), namespace.value),
+                (None, True, 10),
+            )
         attempt("the script's state is left alone", lambda: (base, done, mp.current_process().name), (1, [], "MainProcess"))
 
 

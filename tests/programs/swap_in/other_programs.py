@@ -76,7 +76,11 @@ def main():
         def run(function, *args):
             return ex.submit(function, *args).result(120)
 
-        attempt("a manager from before the executor", lambda: ([run(add, shared, n) for n in (2, 3)], dict(shared)), ([4, 9], {2: 4, 3: 9}))
+        attempt(
+            "a manager from before the executor",
+            lambda: ([run(add, shared, n) for n in (2, 3)], dict(shared)),
+            ([4, 9], {2: 4, 3: 9}),
+        )
         attempt("a process from before the executor", lambda: (here.send(1), here.recv())[1], 2)
         attempt("mpi4py in a subprocess", lambda: run(run_program, WITH_MPI), (0, "size 1"))
         attempt("an executor in a subprocess", lambda: PPE or run(run_program, WITH_EXECUTOR) == (0, "[3, 6]"))

@@ -54,7 +54,7 @@ class Planet(enum.Enum):
         self.gravity = gravity
 
 
-def counter_of_ids(start=[0]):  # noqa: B006
+def counter_of_ids(start=[0]):
     start[0] += 1
     return start[0]
 
@@ -474,7 +474,9 @@ def interned(name):
 
 
 def hints():
-    return {name: str(hint) for name, hint in typing.get_type_hints(Sample).items()}, typing.get_type_hints(Point.__add__)["other"] is Point
+    return {name: str(hint) for name, hint in typing.get_type_hints(Sample).items()}, typing.get_type_hints(Point.__add__)[
+        "other"
+    ] is Point
 
 
 def patched(x):
@@ -507,56 +509,185 @@ def main():
             return ex.submit(function, *args).result(60)
 
         attempt("an enum member is the same in a call", lambda: run(is_red, Color.RED), (True, True, "yes"))
-        attempt("an enum member comes back as itself", lambda: [run(identity, c) is c for c in (*Color, *Access, *Level, *Planet)], [True] * 8)
+        attempt(
+            "an enum member comes back as itself",
+            lambda: [run(identity, c) is c for c in (*Color, *Access, *Level, *Planet)],
+            [True] * 8,
+        )
         attempt("a combination of flags", lambda: run(identity, Access.READ | Access.WRITE), Access.READ | Access.WRITE)
         attempt("an enum member that a call looks up", lambda: run(make, "Planet", ("moon", 1.62)) is Planet.MOON)
         attempt("an enum member as a global", lambda: [run(is_favourite, c) for c in Color], [False, True])
         attempt("an enum member as a key", lambda: list(ex.map(hashed, [*Color] * 5)), [1, 2] * 5)
         attempt("a class comes back as itself", lambda: [name for name in kinds if run(class_named, name) is not kinds[name]], [])
-        attempt("a nested class comes back as itself", lambda: (run(identity, Box.Lid.Handle) is Box.Lid.Handle, type(run(identity, Box.Lid.Handle(2))) is Box.Lid.Handle, run(getattr, Box.Lid, "material")), (True, True, "wood"))
-        attempt("a function comes back as itself", lambda: (run(identity, identity) is identity, run(identity, Box.unit) is Box.unit, run(function_given) is hashed), (True, True, True))
+        attempt(
+            "a nested class comes back as itself",
+            lambda: (
+                run(identity, Box.Lid.Handle) is Box.Lid.Handle,
+                type(run(identity, Box.Lid.Handle(2))) is Box.Lid.Handle,
+                run(getattr, Box.Lid, "material"),
+            ),
+            (True, True, "wood"),
+        )
+        attempt(
+            "a function comes back as itself",
+            lambda: (run(identity, identity) is identity, run(identity, Box.unit) is Box.unit, run(function_given) is hashed),
+            (True, True, True),
+        )
         attempt("a bound classmethod comes back", lambda: run(identity, Box.square).__self__ is Box)
-        attempt("a dataclass", lambda: (run(Sample(3.0, ["a"], 5).scaled), run(identity, Sample(3.0, ["a"], 5)), type(run(make, "Sample", 1, [], 2)) is Sample), (6.0, Sample(3.0, ["a"], 5), True))
-        attempt("a default_factory that counts", lambda: [run(next_sample, 1) for _ in range(8)], lambda rows: not any(same for *_, same in rows) and {n % 3 for _, n, _ in rows} == {1})
-        attempt("a frozen dataclass with slots", lambda: (run(Point(1, 2).__add__, Point(3, 4)), run(sorted, [Point(2), Point(1)]), len({run(identity, Point(1)), Point(1)})), (Point(4, 6), [Point(1), Point(2)], 1))
-        attempt("a frozen dataclass stays frozen", lambda: isinstance(run(setattr_error, Point(1)), dataclasses.FrozenInstanceError))
-        attempt("a NamedTuple", lambda: (run(Reading(1.0).kelvin), type(run(make, "Reading", 2.0)) is Reading, run(identity, Reading(1.0))._replace(time=3.0)), (293.15, True, Reading(3.0)))
+        attempt(
+            "a dataclass",
+            lambda: (
+                run(Sample(3.0, ["a"], 5).scaled),
+                run(identity, Sample(3.0, ["a"], 5)),
+                type(run(make, "Sample", 1, [], 2)) is Sample,
+            ),
+            (6.0, Sample(3.0, ["a"], 5), True),
+        )
+        attempt(
+            "a default_factory that counts",
+            lambda: [run(next_sample, 1) for _ in range(8)],
+            lambda rows: not any(same for *_, same in rows) and {n % 3 for _, n, _ in rows} == {1},
+        )
+        attempt(
+            "a frozen dataclass with slots",
+            lambda: (
+                run(Point(1, 2).__add__, Point(3, 4)),
+                run(sorted, [Point(2), Point(1)]),
+                len({run(identity, Point(1)), Point(1)}),
+            ),
+            (Point(4, 6), [Point(1), Point(2)], 1),
+        )
+        attempt(
+            "a frozen dataclass stays frozen", lambda: isinstance(run(setattr_error, Point(1)), dataclasses.FrozenInstanceError)
+        )
+        attempt(
+            "a NamedTuple",
+            lambda: (
+                run(Reading(1.0).kelvin),
+                type(run(make, "Reading", 2.0)) is Reading,
+                run(identity, Reading(1.0))._replace(time=3.0),
+            ),
+            (293.15, True, Reading(3.0)),
+        )
         attempt("a namedtuple", lambda: (type(run(make, "Pair", 1, 2)) is Pair, run(identity, Pair(1, 2))), (True, Pair(1, 2)))
         attempt("a TypedDict", lambda: run(options, Options(depth=3)), {"depth": 4, "name": "set"})
         attempt("a Protocol", lambda: run(instance_of, Cube(1)), ["Shape", "Square", "Cube", "Runs"])
         attempt("an abstract class with a registered one", lambda: run(instance_of, Odd()), ["Shape", "Odd"])
-        attempt("an abstract class cannot be made", lambda: run(error_of, "Shape"), lambda e: type(e) is TypeError and "abstract" in str(e))
-        attempt("super() in methods", lambda: (run(Cube(2).area), list(ex.map(Cube.area, [Cube(1), Cube(2)])), [s.area() for s in run(sorted, [Cube(2), Square(3), Cube(1)])]), (24, [6, 24], [6, 9, 24]))
+        attempt(
+            "an abstract class cannot be made",
+            lambda: run(error_of, "Shape"),
+            lambda e: type(e) is TypeError and "abstract" in str(e),
+        )
+        attempt(
+            "super() in methods",
+            lambda: (
+                run(Cube(2).area),
+                list(ex.map(Cube.area, [Cube(1), Cube(2)])),
+                [s.area() for s in run(sorted, [Cube(2), Square(3), Cube(1)])],
+            ),
+            (24, [6, 24], [6, 9, 24]),
+        )
         attempt("slots and a dict", lambda: vars(run(with_label, Square(2))), {"label": "side 2"})
-        attempt("a generic class", lambda: (run(Stack[int]().push, 3).items, type(run(identity, Stack[str]())) is Stack, run(identity, Stack[int]) == Stack[int]), ([3], True, True))
-        attempt("a metaclass that registers", lambda: (run(plugins), type(run(identity, Upper())) is Upper, sorted(Plugins.found)), ((["Lower", "Upper"], 2, "Ab"), True, ["Lower", "Upper"]))
-        attempt("__init_subclass__ with arguments", lambda: (run(handled, "csv", "x"), run(handled, "json", "y"), type(run(make, "CsvHandler")) is CsvHandler, sorted(Handlers.known)), ("csv:x", "json:y", True, ["csv", "json"]))
-        attempt("a descriptor with __set_name__", lambda: (run(names_of_descriptors), isinstance(run(error_of, "Box", 1, -1), ValueError)), ((["width", "height"], "_width"), True))
+        attempt(
+            "a generic class",
+            lambda: (
+                run(Stack[int]().push, 3).items,
+                type(run(identity, Stack[str]())) is Stack,
+                run(identity, Stack[int]) == Stack[int],
+            ),
+            ([3], True, True),
+        )
+        attempt(
+            "a metaclass that registers",
+            lambda: (run(plugins), type(run(identity, Upper())) is Upper, sorted(Plugins.found)),
+            ((["Lower", "Upper"], 2, "Ab"), True, ["Lower", "Upper"]),
+        )
+        attempt(
+            "__init_subclass__ with arguments",
+            lambda: (
+                run(handled, "csv", "x"),
+                run(handled, "json", "y"),
+                type(run(make, "CsvHandler")) is CsvHandler,
+                sorted(Handlers.known),
+            ),
+            ("csv:x", "json:y", True, ["csv", "json"]),
+        )
+        attempt(
+            "a descriptor with __set_name__",
+            lambda: (run(names_of_descriptors), isinstance(run(error_of, "Box", 1, -1), ValueError)),
+            ((["width", "height"], "_width"), True),
+        )
         attempt("a property and its setter", lambda: run(set_area, Box(1, 2), 10).width, 5.0)
-        attempt("a cached_property", lambda: (run(getattr, Box(3, 4), "diagonal"), run(with_diagonal, Box(6, 8)).__dict__["diagonal"]), (5.0, 10.0))
-        attempt("class and static methods", lambda: (run(Box.square, 3).area, run(Box.unit).area, Box.made), lambda found: found[:2] == (9, 1))
+        attempt(
+            "a cached_property",
+            lambda: (run(getattr, Box(3, 4), "diagonal"), run(with_diagonal, Box(6, 8)).__dict__["diagonal"]),
+            (5.0, 10.0),
+        )
+        attempt(
+            "class and static methods",
+            lambda: (run(Box.square, 3).area, run(Box.unit).area, Box.made),
+            lambda found: found[:2] == (9, 1),
+        )
         attempt("a partialmethod", lambda: run(operator.methodcaller("doubled"), Box(2, 3)), 12)
-        attempt("instances count what the worker has made", lambda: (Box.made, run(Box.square, 1).area, Box.made), lambda found: found[0] == found[2])
+        attempt(
+            "instances count what the worker has made",
+            lambda: (Box.made, run(Box.square, 1).area, Box.made),
+            lambda found: found[0] == found[2],
+        )
         attempt("a local class in a call", lambda: run(local_class), (5, True))
         attempt("an instance of a class that only the worker has", lambda: PPE or run(made_there).twice() == 6)
         attempt("__getstate__ and __setstate__", lambda: run(identity, Connection("h")).host, "h++")
-        attempt("__reduce__ to the one that is known", lambda: (run(identity, kept) is kept, run(interned, "other")), (True, (True, True)))
-        attempt("a singleton of each worker", lambda: (last_numbers_add_up_to(8, [run(use_singleton, i) for i in range(8)]), Singleton.instance), (True, None))
-        attempt("a subclass of list", lambda: (run(Vector([1, 2]).dot, [3, 4]), type(run(identity, Vector([1]))) is Vector), (11, True))
+        attempt(
+            "__reduce__ to the one that is known",
+            lambda: (run(identity, kept) is kept, run(interned, "other")),
+            (True, (True, True)),
+        )
+        attempt(
+            "a singleton of each worker",
+            lambda: (last_numbers_add_up_to(8, [run(use_singleton, i) for i in range(8)]), Singleton.instance),
+            (True, None),
+        )
+        attempt(
+            "a subclass of list", lambda: (run(Vector([1, 2]).dot, [3, 4]), type(run(identity, Vector([1]))) is Vector), (11, True)
+        )
         attempt("a tree of nodes as global, with cycles", lambda: run(hierarchy), (True, True))
-        attempt("a tree of nodes as argument, with cycles", lambda: [n.name for n in run(identity, root).children[1].parent.children], ["left", "right"])
+        attempt(
+            "a tree of nodes as argument, with cycles",
+            lambda: [n.name for n in run(identity, root).children[1].parent.children],
+            ["left", "right"],
+        )
         attempt("a class attribute set in main() before the first call", lambda: run(get_config), (5, ("a",)))
-        attempt("a method replaced in main() before the first call", lambda: (run(patched, 1), run(Callable(2), 7)), ((3, 1, "patched"), (2, 7, "patched")))
-        attempt("a model is trained there", lambda: (run(Model(2).train, 3), run(Model(2).train, 3) == Model(2).train(3), len({run(identity, Model(2)), Model(2)})), (Model(2).train(3), True, 1))
+        attempt(
+            "a method replaced in main() before the first call",
+            lambda: (run(patched, 1), run(Callable(2), 7)),
+            ((3, 1, "patched"), (2, 7, "patched")),
+        )
+        attempt(
+            "a model is trained there",
+            lambda: (run(Model(2).train, 3), run(Model(2).train, 3) == Model(2).train(3), len({run(identity, Model(2)), Model(2)})),
+            (Model(2).train(3), True, 1),
+        )
         attempt("typing.get_type_hints", lambda: run(hints) == hints())
         attempt("NewType and a Union", lambda: (run(identity, Seconds) is Seconds, run(identity, Number) == Number), (True, True))
         attempt("classes are left alone by results", lambda: left_alone(ex), (True, True, "here", {"left": True}))
-        attempt("results are computed with", lambda: functools.reduce(lambda a, b: a + b, ex.map(Point, range(5), range(5))), Point(10, 10))
+        attempt(
+            "results are computed with",
+            lambda: functools.reduce(lambda a, b: a + b, ex.map(Point, range(5), range(5))),
+            Point(10, 10),
+        )
     with Executor(1) as ex:
         ex.submit(set_weights, [1, 2]).result(60)
-        attempt("a class attribute that a call sets stays there", lambda: (ex.submit(get_weights).result(60), Model.weights), ([1, 2], None))
+        attempt(
+            "a class attribute that a call sets stays there",
+            lambda: (ex.submit(get_weights).result(60), Model.weights),
+            ([1, 2], None),
+        )
         ex.submit(set_config, 9).result(60)
-        attempt("a class attribute that a call has changed stays so", lambda: (ex.submit(get_config).result(60)[0], Config.level), (9, 5))
+        attempt(
+            "a class attribute that a call has changed stays so",
+            lambda: (ex.submit(get_config).result(60)[0], Config.level),
+            (9, 5),
+        )
     Config.level = 6
     with Executor(1) as ex:
         attempt("another executor has the class attribute of now", lambda: ex.submit(get_config).result(60)[0], 6)

@@ -24,7 +24,7 @@ results_of = {}
 handlers = {}
 commands = []
 verbose = False
-increment = lambda x: x + step  # noqa: E731
+increment = lambda x: x + step
 step = 1
 power = partial(pow, 2)
 
@@ -234,7 +234,11 @@ def total(n):
 
 
 def gone_through(rows):
-    return sorted(rows, key=lambda row: row[1] * step), list(map(increment, [1, 2])), [i for i, _ in itertools.groupby(rows, key=operator.itemgetter(0))]
+    return (
+        sorted(rows, key=lambda row: row[1] * step),
+        list(map(increment, [1, 2])),
+        [i for i, _ in itertools.groupby(rows, key=operator.itemgetter(0))],
+    )
 
 
 def outer(n):
@@ -272,7 +276,13 @@ def annotated(x: "int" = 1) -> "list[int]":
 
 
 def look_at_itself():
-    return annotated.__doc__, annotated.__annotations__, annotated.__defaults__, annotated.__module__ in ("__main__", "__mp_main__", cube.__module__), str(inspect.signature(varied))
+    return (
+        annotated.__doc__,
+        annotated.__annotations__,
+        annotated.__defaults__,
+        annotated.__module__ in ("__main__", "__mp_main__", cube.__module__),
+        str(inspect.signature(varied)),
+    )
 
 
 def source_of(name):
@@ -431,56 +441,200 @@ def main():
         def error(function, *args):
             return ex.submit(function, *args).exception(60)
 
-        attempt("a decorator with wraps that counts in a global", lambda: ([run(cube, x) for x in range(4)], run(calls_of.get, "cube"), run(operator.call, count_of, "cube")), ([0, 1, 8, 27], None, 4))
+        attempt(
+            "a decorator with wraps that counts in a global",
+            lambda: ([run(cube, x) for x in range(4)], run(calls_of.get, "cube"), run(operator.call, count_of, "cube")),
+            ([0, 1, 8, 27], None, 4),
+        )
         attempt("three decorators", lambda: (run(doubled, 1), run(count_of, "doubled"), run(getattr, doubled, "times")), (8, 4, 3))
-        attempt("a decorator with a dict that is a global", lambda: ([run(expensive, x) for x in (1, 1, 2, 1)], run(count_of, "expensive"), run(stored), results_of), ([100, 100, 200, 100], 2, ([(1,), (2,)], True), {}))
+        attempt(
+            "a decorator with a dict that is a global",
+            lambda: ([run(expensive, x) for x in (1, 1, 2, 1)], run(count_of, "expensive"), run(stored), results_of),
+            ([100, 100, 200, 100], 2, ([(1,), (2,)], True), {}),
+        )
         attempt("a decorator without wraps, inside", lambda: run(use_plain, -3), ("inner", 3))
-        attempt("a decorator that is a class, inside", lambda: ([run(use_timed, x) for x in (1, 2)], timed.calls, Timed.all), ([(1, -1), (2, -2)], 0, ["timed"]))
-        attempt("lru_cache", lambda: (run(fibonacci, 50), run(fibonacci, 30), run(info), fibonacci.cache_info().misses), (12586269025, 832040, 51, 0))
-        attempt("lru_cache is filled by map, too", lambda: (list(ex.map(fibonacci, [60] * 5)), run(info)), ([1548008755920] * 5, 61))
-        attempt("cache", lambda: ([run(squared, 3) for _ in range(3)], run(count_of, "squared"), run(clear), run(squared, 3), run(count_of, "squared")), ([9, 9, 9], 1, 0, 9, 2))
-        attempt("singledispatch", lambda: [run(describe, x) for x in (1, "a", [2, (3.0,)], Document("d"))], ["int: 1", "something: a", ["int: 2", ["something: 3.0"]], "document: d"])
+        attempt(
+            "a decorator that is a class, inside",
+            lambda: ([run(use_timed, x) for x in (1, 2)], timed.calls, Timed.all),
+            ([(1, -1), (2, -2)], 0, ["timed"]),
+        )
+        attempt(
+            "lru_cache",
+            lambda: (run(fibonacci, 50), run(fibonacci, 30), run(info), fibonacci.cache_info().misses),
+            (12586269025, 832040, 51, 0),
+        )
+        attempt(
+            "lru_cache is filled by map, too", lambda: (list(ex.map(fibonacci, [60] * 5)), run(info)), ([1548008755920] * 5, 61)
+        )
+        attempt(
+            "cache",
+            lambda: (
+                [run(squared, 3) for _ in range(3)],
+                run(count_of, "squared"),
+                run(clear),
+                run(squared, 3),
+                run(count_of, "squared"),
+            ),
+            ([9, 9, 9], 1, 0, 9, 2),
+        )
+        attempt(
+            "singledispatch",
+            lambda: [run(describe, x) for x in (1, "a", [2, (3.0,)], Document("d"))],
+            ["int: 1", "something: a", ["int: 2", ["something: 3.0"]], "document: d"],
+        )
         attempt("singledispatchmethod inside a call", lambda: run(use_document), ("abc", "abab", "cannot add float"))
         attempt("lru_cache on a method", lambda: run(lengths), (2, 2, 1))
-        attempt("functions in a registry", lambda: (run(handle, "plus", 1, 2), run(handle, "times", 3, 4), run(first_command), sorted(handlers)), (3, 12, ["first_command"], ["plus", "times"]))
+        attempt(
+            "functions in a registry",
+            lambda: (run(handle, "plus", 1, 2), run(handle, "times", 3, 4), run(first_command), sorted(handlers)),
+            (3, 12, ["first_command"], ["plus", "times"]),
+        )
         attempt("mutual recursion", lambda: (run(is_even, 10), run(is_odd, 10)), (True, False))
         attempt("recursion through map()", lambda: run(tree_size, [[[], []], []]), 5)
         attempt("a generator is consumed in a call", lambda: run(total, 3), (33, [0, 1, 0, 10], {"a": 0, "b": 0}))
-        attempt("lambdas inside, groupby, sorted", lambda: run(gone_through, [("b", 2), ("b", 1), ("a", 3)]), ([("b", 1), ("b", 2), ("a", 3)], [11, 12], ["b", "a"]))
+        attempt(
+            "lambdas inside, groupby, sorted",
+            lambda: run(gone_through, [("b", 2), ("b", 1), ("a", 3)]),
+            ([("b", 1), ("b", 2), ("a", 3)], [11, 12], ["b", "a"]),
+        )
         attempt("closures inside", lambda: (run(outer, 2), run(use_closures, 3)), ([-2, 12, 14], (27, 9, 8)))
-        attempt("a closure as a call", lambda: PPE or [run(cubed, 2), run(power_of(5), 2), list(ex.map(power_of(2), range(3)))] == [8, 32, [0, 1, 4]])
-        attempt("a lambda as a call", lambda: PPE or [run(increment, 1), run(lambda: step), list(ex.map(lambda x, y: x * y + step, [1, 2], [3, 4]))] == [11, 10, [13, 18]])
-        attempt("every kind of parameter", lambda: (run(varied, 1, c=3), run(varied, 1, 5, 6, c=7, e=8)), ((1, 2, (), 3, 4, {}), (1, 5, (6,), 7, 4, {"e": 8})))
-        attempt("partial", lambda: (run(partial(varied, 9, c=1), 8), run(power, 5), list(ex.map(partial(handle, "plus", 1), [1, 2])), run(partial(cube), 2)), ((9, 8, (), 1, 4, {}), 32, [2, 3], 8))
-        attempt("methodcaller, attrgetter, itemgetter", lambda: (run(operator.methodcaller("upper"), Document("x")), run(operator.attrgetter("text"), Document("y")), run(operator.itemgetter(1), [1, 2])), ("X", "y", 2))
-        attempt("bound methods and callable instances", lambda: (run(Document("x").upper), run(Document("x"), "y"), list(ex.map(Document("z"), "ab")), list(ex.map(Document.upper, [Document("p")]))), ("X", "xy", ["za", "zb"], ["P"]))
-        attempt("bound methods of builtin objects", lambda: (run("a-b".split, "-"), run({1: 2}.get, 1), run([3, 1].index, 1), run(dict.fromkeys, "ab", 0)), (["a", "b"], 2, 1, {"a": 0, "b": 0}))
-        attempt("what a function knows of itself", lambda: run(look_at_itself), ("Has a docstring.", {"x": "int", "return": "list[int]"}, (1,), True, "(a, /, b=2, *rest, c, d=4, **more)"))
-        attempt("inspect.getsource", lambda: [run(source_of, n) for n in ("helper", "Document")], [source_of("helper"), source_of("Document")])
+        attempt(
+            "a closure as a call",
+            lambda: PPE or [run(cubed, 2), run(power_of(5), 2), list(ex.map(power_of(2), range(3)))] == [8, 32, [0, 1, 4]],
+        )
+        attempt(
+            "a lambda as a call",
+            lambda: (
+                PPE
+                or [run(increment, 1), run(lambda: step), list(ex.map(lambda x, y: x * y + step, [1, 2], [3, 4]))]
+                == [11, 10, [13, 18]]
+            ),
+        )
+        attempt(
+            "every kind of parameter",
+            lambda: (run(varied, 1, c=3), run(varied, 1, 5, 6, c=7, e=8)),
+            ((1, 2, (), 3, 4, {}), (1, 5, (6,), 7, 4, {"e": 8})),
+        )
+        attempt(
+            "partial",
+            lambda: (
+                run(partial(varied, 9, c=1), 8),
+                run(power, 5),
+                list(ex.map(partial(handle, "plus", 1), [1, 2])),
+                run(partial(cube), 2),
+            ),
+            ((9, 8, (), 1, 4, {}), 32, [2, 3], 8),
+        )
+        attempt(
+            "methodcaller, attrgetter, itemgetter",
+            lambda: (
+                run(operator.methodcaller("upper"), Document("x")),
+                run(operator.attrgetter("text"), Document("y")),
+                run(operator.itemgetter(1), [1, 2]),
+            ),
+            ("X", "y", 2),
+        )
+        attempt(
+            "bound methods and callable instances",
+            lambda: (
+                run(Document("x").upper),
+                run(Document("x"), "y"),
+                list(ex.map(Document("z"), "ab")),
+                list(ex.map(Document.upper, [Document("p")])),
+            ),
+            ("X", "xy", ["za", "zb"], ["P"]),
+        )
+        attempt(
+            "bound methods of builtin objects",
+            lambda: (run("a-b".split, "-"), run({1: 2}.get, 1), run([3, 1].index, 1), run(dict.fromkeys, "ab", 0)),
+            (["a", "b"], 2, 1, {"a": 0, "b": 0}),
+        )
+        attempt(
+            "what a function knows of itself",
+            lambda: run(look_at_itself),
+            ("Has a docstring.", {"x": "int", "return": "list[int]"}, (1,), True, "(a, /, b=2, *rest, c, d=4, **more)"),
+        )
+        attempt(
+            "inspect.getsource",
+            lambda: [run(source_of, n) for n in ("helper", "Document")],
+            [source_of("helper"), source_of("Document")],
+        )
         attempt("a context manager that sets a global", lambda: run(with_setting), ("loud", False))
         attempt("coroutines with asyncio.run", lambda: run(run_coroutines, 3), [0, 10, 20])
-        attempt("match", lambda: [run(matched, x) for x in ({"kind": "circle", "radius": 2}, [2, 3], Document("t"), 1)], [12, 6, "t", None])
+        attempt(
+            "match",
+            lambda: [run(matched, x) for x in ({"kind": "circle", "radius": 2}, [2, 3], Document("t"), 1)],
+            [12, 6, "t", None],
+        )
         attempt("catch_warnings", lambda: run(warn_and_catch), ["careful"])
-        attempt("an exception of the script", lambda: (lambda e: (type(e) is AppError, e.code, e.hint, str(e)))(error(fail, "own")), (True, 7, "try again", "error 7"))
-        attempt("an exception with __str__", lambda: (lambda e: (type(e) is NotFound, str(e), isinstance(e, LookupError)))(error(fail, "lookup")), (True, "key not found, nothing", True))
-        attempt("an exception with two arguments", lambda: (lambda e: (type(e) is BadArguments, e.second, e.args))(error(fail, "arguments")), (True, [2], (1, [2])))
-        attempt("a chained exception shows its cause", lambda: (lambda e, t: (e.code, "KeyError: 'key'" in t, "in fail" in t))(error(fail, "chained"), frames_of(error(fail, "chained"))), (8, True, True))
+        attempt(
+            "an exception of the script",
+            lambda: (lambda e: (type(e) is AppError, e.code, e.hint, str(e)))(error(fail, "own")),
+            (True, 7, "try again", "error 7"),
+        )
+        attempt(
+            "an exception with __str__",
+            lambda: (lambda e: (type(e) is NotFound, str(e), isinstance(e, LookupError)))(error(fail, "lookup")),
+            (True, "key not found, nothing", True),
+        )
+        attempt(
+            "an exception with two arguments",
+            lambda: (lambda e: (type(e) is BadArguments, e.second, e.args))(error(fail, "arguments")),
+            (True, [2], (1, [2])),
+        )
+        attempt(
+            "a chained exception shows its cause",
+            lambda: (lambda e, t: (e.code, "KeyError: 'key'" in t, "in fail" in t))(
+                error(fail, "chained"), frames_of(error(fail, "chained"))
+            ),
+            (8, True, True),
+        )
         attempt("an exception with a note", lambda: error(fail, "noted").__notes__, ["the note"])
         attempt("an exception group", lambda: [type(e) for e in error(fail, "group").exceptions], [ValueError, NotFound])
-        attempt("an assertion", lambda: (type(error(fail, "assertion")), str(error(fail, "assertion"))), (AssertionError, "not assertion"))
+        attempt(
+            "an assertion",
+            lambda: (type(error(fail, "assertion")), str(error(fail, "assertion"))),
+            (AssertionError, "not assertion"),
+        )
         attempt("StopIteration", lambda: type(error(fail, "stop")), StopIteration)
-        attempt("an exception that cannot be made again fails alone", lambda: PPE or (isinstance(error(fail, "unlucky"), Exception), "13 is unlucky" in frames_of(error(fail, "unlucky")), run(fail, "fine")) == (True, True, "fine"))
+        attempt(
+            "an exception that cannot be made again fails alone",
+            lambda: (
+                PPE
+                or (
+                    isinstance(error(fail, "unlucky"), Exception),
+                    "13 is unlucky" in frames_of(error(fail, "unlucky")),
+                    run(fail, "fine"),
+                )
+                == (True, True, "fine")
+            ),
+        )
         attempt("except catches the script's own", lambda: run(catch_own), (7, "try again", True))
-        attempt("an exception and its class as a result", lambda: (lambda e, c: (type(e) is NotFound, c is NotFound, e.args))(*run(exception_as_result)), (True, True, ("key",)))
+        attempt(
+            "an exception and its class as a result",
+            lambda: (lambda e, c: (type(e) is NotFound, c is NotFound, e.args))(*run(exception_as_result)),
+            (True, True, ("key",)),
+        )
         attempt("except in main() catches what a call raises", lambda: caught_in_main(ex), "caught 7")
         attempt("map raises at its place", lambda: rows_until_error(ex), ([27, 8, 1], "AppError"))
-        attempt("as_completed", lambda: sorted(f.result() for f in as_completed([ex.submit(numbered, i, "x") for i in range(20)], timeout=60)), [(i, "x") for i in range(20)])
+        attempt(
+            "as_completed",
+            lambda: sorted(f.result() for f in as_completed([ex.submit(numbered, i, "x") for i in range(20)], timeout=60)),
+            [(i, "x") for i in range(20)],
+        )
         attempt("a dict of futures", lambda: tutorial(ex), {n: n**3 for n in range(6)})
         attempt("callbacks", lambda: called_back(ex), [0, 1, 8])
         attempt("wait", lambda: wait([ex.submit(cube, 2)], timeout=60).done.pop().result(), 8)
         attempt("reduce over a map", lambda: reduce(operator.add, ex.map(cube, range(5), chunksize=2)), 100)
-        attempt("map over a generator, with zip of two", lambda: dict(zip("abc", ex.map(handle, itertools.repeat("times"), (x for x in (1, 2, 3)), [4, 5, 6]))), {"a": 4, "b": 10, "c": 18})
-        attempt("a function made by types.FunctionType", lambda: PPE or run(types.FunctionType(helper.__code__, globals(), "made"), 3) == -3)
+        attempt(
+            "map over a generator, with zip of two",
+            lambda: dict(zip("abc", ex.map(handle, itertools.repeat("times"), (x for x in (1, 2, 3)), [4, 5, 6]))),
+            {"a": 4, "b": 10, "c": 18},
+        )
+        attempt(
+            "a function made by types.FunctionType",
+            lambda: PPE or run(types.FunctionType(helper.__code__, globals(), "made"), 3) == -3,
+        )
 
 
 def count_of(name):

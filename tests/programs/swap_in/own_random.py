@@ -196,23 +196,80 @@ def main():
         attempt("random.random itself as the call", lambda: differ(random.random), lambda n: PPE or n == 12)
         attempt("numpy.random.rand itself as the call", lambda: differ(np.random.rand), lambda n: PPE or n == 12)
         attempt("os.urandom, uuid4, SystemRandom", lambda: differ(secrets_of), all_differ)
-        attempt("a generator as argument has the script's state", lambda: ([run(from_argument, default_rng(5)) for _ in range(3)], [run(from_argument, random.Random(5))] * 2), ([float(default_rng(5).random())] * 3, [random.Random(5).random()] * 2))
-        attempt("a global generator as argument has the script's state", lambda: ({run(from_argument, own) for _ in range(4)}, random.Random(7).random()), lambda found: found[0] == {found[1]})
-        attempt("an instance with generators of its own", lambda: {run(Simulation(3).own_step) for _ in range(4)}, {(float(default_rng(3).random()), random.Random(3).random())})
-        attempt("a seed in the call", lambda: [run(from_seed, s) for s in (1, 2, 1)], lambda found: found == [from_seed_here(s) for s in (1, 2, 1)])
-        attempt("a seed in the call, map", lambda: list(ex.map(from_seed, range(6))), lambda found: found == [from_seed_here(s) for s in range(6)])
-        attempt("a SeedSequence child for each call", lambda: (list(ex.map(estimate, SeedSequence(1).spawn(6), [1000] * 6)), [run(estimate, s, 1000) for s in SeedSequence(1).spawn(6)]), lambda found: found == ([estimate(s, 1000) for s in SeedSequence(1).spawn(6)],) * 2)
+        attempt(
+            "a generator as argument has the script's state",
+            lambda: ([run(from_argument, default_rng(5)) for _ in range(3)], [run(from_argument, random.Random(5))] * 2),
+            ([float(default_rng(5).random())] * 3, [random.Random(5).random()] * 2),
+        )
+        attempt(
+            "a global generator as argument has the script's state",
+            lambda: ({run(from_argument, own) for _ in range(4)}, random.Random(7).random()),
+            lambda found: found[0] == {found[1]},
+        )
+        attempt(
+            "an instance with generators of its own",
+            lambda: {run(Simulation(3).own_step) for _ in range(4)},
+            {(float(default_rng(3).random()), random.Random(3).random())},
+        )
+        attempt(
+            "a seed in the call",
+            lambda: [run(from_seed, s) for s in (1, 2, 1)],
+            lambda found: found == [from_seed_here(s) for s in (1, 2, 1)],
+        )
+        attempt(
+            "a seed in the call, map",
+            lambda: list(ex.map(from_seed, range(6))),
+            lambda found: found == [from_seed_here(s) for s in range(6)],
+        )
+        attempt(
+            "a SeedSequence child for each call",
+            lambda: (
+                list(ex.map(estimate, SeedSequence(1).spawn(6), [1000] * 6)),
+                [run(estimate, s, 1000) for s in SeedSequence(1).spawn(6)],
+            ),
+            lambda found: found == ([estimate(s, 1000) for s in SeedSequence(1).spawn(6)],) * 2,
+        )
         attempt("getstate and setstate in a call", lambda: run(keep_state, 5))
-        attempt("the script's seeds hold in the script", lambda: (random.random(), float(np.random.rand()), float(seeded.random()), float(legacy.rand()), own.random()), (random.Random(0).random(), float(np.random.RandomState(0).rand()), float(default_rng(7).random()), float(np.random.RandomState(7).rand()), random.Random(7).random()))
+        attempt(
+            "the script's seeds hold in the script",
+            lambda: (random.random(), float(np.random.rand()), float(seeded.random()), float(legacy.rand()), own.random()),
+            (
+                random.Random(0).random(),
+                float(np.random.RandomState(0).rand()),
+                float(default_rng(7).random()),
+                float(np.random.RandomState(7).rand()),
+                random.Random(7).random(),
+            ),
+        )
         after = random.random(), float(np.random.rand())
         run(from_import), run(from_seed, 3), run(numpy_imports)
-        attempt("the script's streams go on as if there were no calls", lambda: (after, random.random(), float(np.random.rand())), lambda found: found == next_of_seed(0))
+        attempt(
+            "the script's streams go on as if there were no calls",
+            lambda: (after, random.random(), float(np.random.rand())),
+            lambda found: found == next_of_seed(0),
+        )
     with Executor(2, initializer=set_seed, initargs=(5,)) as ex:
-        attempt("an initializer seeds random", lambda: [ex.submit(with_pid, "random").result(60) for _ in range(8)], lambda rows: streams(rows, [(r := random.Random(5)).random(), *(r.random() for _ in range(7))]))
-        attempt("an initializer seeds numpy.random", lambda: [ex.submit(with_pid, "numpy").result(60) for _ in range(8)], lambda rows: streams(rows, list(np.random.RandomState(5).rand(8))))
+        attempt(
+            "an initializer seeds random",
+            lambda: [ex.submit(with_pid, "random").result(60) for _ in range(8)],
+            lambda rows: streams(rows, [(r := random.Random(5)).random(), *(r.random() for _ in range(7))]),
+        )
+        attempt(
+            "an initializer seeds numpy.random",
+            lambda: [ex.submit(with_pid, "numpy").result(60) for _ in range(8)],
+            lambda rows: streams(rows, list(np.random.RandomState(5).rand(8))),
+        )
     with Executor(2, initializer=set_generator, initargs=(5,)) as ex:
-        attempt("an initializer sets a generator", lambda: [ex.submit(with_pid, "rng").result(60) for _ in range(8)], lambda rows: streams(rows, list(default_rng(5).random(8))))
-        attempt("an initializer sets a Random", lambda: [ex.submit(with_pid, "own").result(60) for _ in range(8)], lambda rows: streams(rows, [(r := random.Random(5)).random(), *(r.random() for _ in range(7))]))
+        attempt(
+            "an initializer sets a generator",
+            lambda: [ex.submit(with_pid, "rng").result(60) for _ in range(8)],
+            lambda rows: streams(rows, list(default_rng(5).random(8))),
+        )
+        attempt(
+            "an initializer sets a Random",
+            lambda: [ex.submit(with_pid, "own").result(60) for _ in range(8)],
+            lambda rows: streams(rows, [(r := random.Random(5)).random(), *(r.random() for _ in range(7))]),
+        )
     found = set()
     for _ in range(6):
         with Executor(2) as ex:

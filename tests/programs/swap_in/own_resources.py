@@ -247,7 +247,16 @@ def with_pages():
 
 def with_plain_objects():
     module_type.count += 1
-    return packed.pack(1, 2), template.substitute(who="me"), [b.get("n") for b in tree.iter("b")], checksum(b"a"), list(floats), frame_free("101"), list(ordered), chain["b"]
+    return (
+        packed.pack(1, 2),
+        template.substitute(who="me"),
+        [b.get("n") for b in tree.iter("b")],
+        checksum(b"a"),
+        list(floats),
+        frame_free("101"),
+        list(ordered),
+        chain["b"],
+    )
 
 
 def with_proxies():
@@ -317,7 +326,9 @@ def attempt(name, found, wanted=True, names=()):
         ok = wanted(value) if callable(wanted) else value == wanted
         said = f"found {value!r}"
     except BaseException as error:
-        ok = bool(os.environ.get("BY_VALUE")) and any(f"{each!r}" in str(error) or f"`{each}`" in str(error) or f" {each} " in f" {error} " for each in names)
+        ok = bool(os.environ.get("BY_VALUE")) and any(
+            f"{each!r}" in str(error) or f"`{each}`" in str(error) or f" {each} " in f" {error} " for each in names
+        )
         said = f"found {type(error).__name__}: {error}"
     print(f"{name}: {'ok' if ok else 'WRONG, ' + said[:300]}", flush=True)
 
@@ -335,7 +346,12 @@ def main():
         def run(function, *args):
             return ex.submit(function, *args).result(60)
 
-        attempt("locks, semaphores, events, a barrier", lambda: [run(with_locks) for _ in range(3)], [(True, False, False, 0)] * 3, names=["process_lock"])
+        attempt(
+            "locks, semaphores, events, a barrier",
+            lambda: [run(with_locks) for _ in range(3)],
+            [(True, False, False, 0)] * 3,
+            names=["process_lock"],
+        )
         attempt("an event that was set", lambda: run(a_set_event), True, names=["set_event"])
         attempt("a condition with a thread", lambda: run(notified))
         attempt("a thread-local stays", lambda: [run(in_local, i) for i in range(8)], lambda rows: add_up_to(8, rows))
@@ -348,28 +364,75 @@ def main():
         attempt("an open file to read", lambda: run(from_text), (True, True, True), names=["text"])
         attempt("a compiled regular expression", lambda: run(find_words, "a bc"), (["a", "bc"], "A BC"))
         attempt("a logger", lambda: run(with_logger), ("swap_in", logging.INFO, True))
-        attempt("itertools.count", lambda: [run(next_number) for _ in range(8)], lambda rows: add_up_to(8, [(pid, n - 99) for pid, n in rows]), names=["numbers"])
+        attempt(
+            "itertools.count",
+            lambda: [run(next_number) for _ in range(8)],
+            lambda rows: add_up_to(8, [(pid, n - 99) for pid, n in rows]),
+            names=["numbers"],
+        )
         attempt("itertools.cycle", lambda: run(next_letters), {"a", "b"}, names=["letters"])
-        attempt("a generator", lambda: [run(next_square) for _ in range(2)], lambda rows: sorted(n for _, n in rows) == ([0, 1] if len(dict(rows)) == 1 else [0, 0]), names=["generator"])
-        attempt("a database in memory, each worker its own", lambda: [run(ask_database, 3) for _ in range(6)], lambda rows: all(low == 1 for _, (_, low) in rows) and add_up_to(6, [(pid, n - 2) for pid, (n, _) in rows]), names=["database"])
+        attempt(
+            "a generator",
+            lambda: [run(next_square) for _ in range(2)],
+            lambda rows: sorted(n for _, n in rows) == ([0, 1] if len(dict(rows)) == 1 else [0, 0]),
+            names=["generator"],
+        )
+        attempt(
+            "a database in memory, each worker its own",
+            lambda: [run(ask_database, 3) for _ in range(6)],
+            lambda rows: all(low == 1 for _, (_, low) in rows) and add_up_to(6, [(pid, n - 2) for pid, (n, _) in rows]),
+            names=["database"],
+        )
         attempt("another name for sys.stdout", lambda: run(write_out)[1])
         attempt("StringIO and BytesIO", lambda: run(with_buffers), ("in the buffer", b"bytes"), names=["buffer", "raw"])
         attempt("a memoryview", lambda: run(with_view), b"abc", names=["view"])
         attempt("an mmap", lambda: run(with_pages), b"map", names=["pages"])
-        attempt("Struct, Template, Element, array, partial", lambda: run(with_plain_objects), (packed.pack(1, 2), "me", ["1", "2"], 3904355907, [1.0, 2.0], 5, ["a"], 2), names=["packed"])
+        attempt(
+            "Struct, Template, Element, array, partial",
+            lambda: run(with_plain_objects),
+            (packed.pack(1, 2), "me", ["1", "2"], 3904355907, [1.0, 2.0], 5, ["a"], 2),
+            names=["packed"],
+        )
         attempt("a mapping proxy and keys", lambda: run(with_proxies), (1, ["x"]), names=["read_only", "keys"])
         attempt("weak references", lambda: run(with_weak), (True, True, "value"), names=["reference", "known_things", "by_thing"])
-        attempt("a pool of threads", lambda: run(with_threads), [1, 2], names=["threads"]) if not PPE else attempt("a pool of threads", lambda: True)
+        attempt("a pool of threads", lambda: run(with_threads), [1, 2], names=["threads"]) if not PPE else attempt(
+            "a pool of threads", lambda: True
+        )
         attempt("an instance with a lock that its state leaves out", lambda: [run(with_cached, k)[1] for k in "aab"], [True] * 3)
         attempt("an instance with a lock", lambda: add_up_to(7, [run(with_plain) for _ in range(7)]), names=["plain"])
         attempt("SystemRandom", lambda: run(system_random), names=["system"])
-        attempt("a list that a call fills with a lock", lambda: {(pid, key) for pid, key in [run(with_pool) for _ in range(8)]}, lambda found: len(found) == len({pid for pid, _ in found}))
+        attempt(
+            "a list that a call fills with a lock",
+            lambda: {(pid, key) for pid, key in [run(with_pool) for _ in range(8)]},
+            lambda found: len(found) == len({pid for pid, _ in found}),
+        )
         attempt("a connection made at its first use", lambda: add_up_to(9, [run(connect) for _ in range(9)]))
-        attempt("the locks of the script are left alone", lambda: (lock.locked(), set_event.is_set(), jobs.qsize(), next(numbers), plain.n, hasattr(local, "values"), text.tell() == len(first_line.encode()), pool), lambda found: found == (False, True, 1, 100, 0, False, True, []) or (PPE and found[6] is False))
+        attempt(
+            "the locks of the script are left alone",
+            lambda: (
+                lock.locked(),
+                set_event.is_set(),
+                jobs.qsize(),
+                next(numbers),
+                plain.n,
+                hasattr(local, "values"),
+                text.tell() == len(first_line.encode()),
+                pool,
+            ),
+            lambda found: found == (False, True, 1, 100, 0, False, True, []) or (PPE and found[6] is False),
+        )
         path = os.path.join(folder, "lines")
-        attempt("files that calls append to", lambda: ([run(append_line, path, f"{i:03}") for i in range(20)], sorted(open(path).read().split()))[1], [f"{i:03}" for i in range(20)])
+        attempt(
+            "files that calls append to",
+            lambda: ([run(append_line, path, f"{i:03}") for i in range(20)], sorted(open(path).read().split()))[1],
+            [f"{i:03}" for i in range(20)],
+        )
         with Executor(2, initializer=open_in_initializer, initargs=(path,)) as other:
-            attempt("an initializer opens files and sockets", lambda: [other.submit(read_from_initializer).result(60) for _ in range(4)], lambda rows: all(len(lines) == 80 and ok for lines, ok in rows))
+            attempt(
+                "an initializer opens files and sockets",
+                lambda: [other.submit(read_from_initializer).result(60) for _ in range(4)],
+                lambda rows: all(len(lines) == 80 and ok for lines, ok in rows),
+            )
 
 
 if __name__ == "__main__":

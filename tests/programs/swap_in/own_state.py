@@ -26,7 +26,7 @@ history = collections.deque(maxlen=3)
 prepared = None
 shared_by_two = {}
 shadowed = "global"
-max = builtins.max  # noqa: A001 - a script may give a builtin's name to something of its own
+max = builtins.max
 
 
 def set_up(value, items):
@@ -73,7 +73,7 @@ def add_up(key, value):
     return os.getpid(), totals[key], list(history)
 
 
-def remember(x, memo={}):  # noqa: B006 - the cache of many a tutorial
+def remember(x, memo={}):
     memo[x] = memo.get(x, 0) + 1
     return os.getpid(), memo[x]
 
@@ -256,7 +256,9 @@ def main():
                     os.close(os.open(path, os.O_RDWR))
 
         attempt("an initializer sets a global, submit", lambda: [run(times, x) for x in range(4)], [0, 10, 20, 30])
-        attempt("an initializer sets a global, map", lambda: list(ex.map(times, range(40), chunksize=7)), [10 * x for x in range(40)])
+        attempt(
+            "an initializer sets a global, map", lambda: list(ex.map(times, range(40), chunksize=7)), [10 * x for x in range(40)]
+        )
         attempt("an initializer sets a global on both workers", lambda: both(times, 3), [30, 30])
         attempt("an initializer sets what nothing else defines", lambda: both(first_prepared), [("x", "z")] * 2)
         attempt("an initializer changes a dict in place", lambda: both(mode), [("initialized", 2)] * 2)
@@ -267,17 +269,29 @@ def main():
         counted = [run(count) for _ in range(20)]
         attempt("a global counter", lambda: one_row_each(counted, 20))
         attempt("a dict as cache", lambda: [run(is_new, "key") for _ in range(12)].count(True), lambda n: n in (1, 2))
-        attempt("a defaultdict and a deque", lambda: [run(add_up, "k", 1) for _ in range(10)], lambda rows: one_row_each([row[:2] for row in rows], 10) and all(len(row[2]) == min(3, row[1]) for row in rows))
+        attempt(
+            "a defaultdict and a deque",
+            lambda: [run(add_up, "k", 1) for _ in range(10)],
+            lambda rows: one_row_each([row[:2] for row in rows], 10) and all(len(row[2]) == min(3, row[1]) for row in rows),
+        )
         attempt("a default argument as cache", lambda: one_row_each([run(remember, "x") for _ in range(14)], 14))
         attempt("a default argument as cache, map", lambda: one_row_each(list(ex.map(remember, ["y"] * 14)), 14))
         attempt("an attribute of the function as counter", lambda: one_row_each([run(remember_on_itself) for _ in range(11)], 11))
         attempt("a sentinel as default", lambda: [run(default_or), run(default_or, None), run(default_or, 3)], ["missing", None, 3])
         attempt("a sentinel as default and in the code", lambda: [run(look_up, "unknown"), run(look_up, "known")], [True, False])
-        attempt("a list of instances on the class", lambda: [run(make_counter) for _ in range(8)], lambda rows: all(a == b for _, a, b in rows) and one_row_each([row[:2] for row in rows], 8))
+        attempt(
+            "a list of instances on the class",
+            lambda: [run(make_counter) for _ in range(8)],
+            lambda rows: all(a == b for _, a, b in rows) and one_row_each([row[:2] for row in rows], 8),
+        )
         attempt("a class attribute that is a global, too", lambda: both(write_through_class, "k", 4), [4, 4])
         attempt("two names for one list", lambda: both(append_name, "new"), [(True, "new")] * 2)
         attempt("a closure with nonlocal", lambda: one_row_each([run(add_in_closure, 1) for _ in range(10)], 10))
-        attempt("the closure of a decorator", lambda: [run(counted_square, 3) for _ in range(10)], lambda rows: {v for _, _, v in rows} == {9} and one_row_each([row[:2] for row in rows], 10))
+        attempt(
+            "the closure of a decorator",
+            lambda: [run(counted_square, 3) for _ in range(10)],
+            lambda rows: {v for _, _, v in rows} == {9} and one_row_each([row[:2] for row in rows], 10),
+        )
         attempt("globals()[name]", lambda: run(by_name_in_globals, "factor"), 10)
         attempt("import __main__", lambda: run(through_main_module), (10, 10))
         attempt("sys.modules[__name__]", lambda: run(through_sys_modules), 11)
@@ -287,16 +301,70 @@ def main():
         attempt("a local name hides a global", lambda: run(local_shadow), ("local", "global"))
         attempt("a builtin's name is the script's", lambda: run(larger, 3, 4), 4)
         attempt("functions found by their names", lambda: run(apply_all, ["times", "plus_offset", "times"], 1), 170)
-        attempt("the script's own state is left alone", lambda: (factor, offset, before == settings, prepared, seen, number_of_calls, remember.__defaults__, remember_on_itself.calls, Counter.start, Counter.made, shared_by_two, names, adder(0)), (1, 7, True, None, {}, 0, ({},), 0, 0, [], {}, ["a", "b"], 0))
-        attempt("a lambda sees the workers' globals", lambda: PPE or [run(lambda x: x * factor + offset, 2), run(lambda: prepared["items"][1])] == [27, "z"])
-        attempt("a lambda counts in the workers' globals", lambda: PPE or one_row_each([*counted, *[run(lambda: count()) for _ in range(6)]], 26))
+        attempt(
+            "the script's own state is left alone",
+            lambda: (
+                factor,
+                offset,
+                before == settings,
+                prepared,
+                seen,
+                number_of_calls,
+                remember.__defaults__,
+                remember_on_itself.calls,
+                Counter.start,
+                Counter.made,
+                shared_by_two,
+                names,
+                adder(0),
+            ),
+            (1, 7, True, None, {}, 0, ({},), 0, 0, [], {}, ["a", "b"], 0),
+        )
+        attempt(
+            "a lambda sees the workers' globals",
+            lambda: PPE or [run(lambda x: x * factor + offset, 2), run(lambda: prepared["items"][1])] == [27, "z"],
+        )
+        attempt(
+            "a lambda counts in the workers' globals",
+            lambda: PPE or one_row_each([*counted, *[run(lambda: count()) for _ in range(6)]], 26),
+        )
         attempt("an argument is the value of now", lambda: (names.append("c"), run(len, names))[1], 3)
-        attempt("a list that comes back is another", lambda: run(by_name_in_globals, "names"), lambda found: found is not names and found[:2] == ["a", "b"])
+        attempt(
+            "a list that comes back is another",
+            lambda: run(by_name_in_globals, "names"),
+            lambda found: found is not names and found[:2] == ["a", "b"],
+        )
     with Executor(2) as ex:
-        attempt("another executor begins afresh", lambda: (ex.submit(times, 3).result(60), ex.submit(mode).result(60), ex.submit(is_new, "key").result(60)), (3, ("default", 2), True))
-    with Executor(2, initializer=set_up, initargs=(2, ["l", "m"])) as left, Executor(2, initializer=set_up, initargs=(3, ["r", "s"])) as right:
-        attempt("two side by side, each with its own initializer", lambda: [(left.submit(times, 5).result(60), right.submit(times, 5).result(60), left.submit(first_prepared).result(60), right.submit(first_prepared).result(60)) for _ in range(3)], [(10, 15, ("l", "m"), ("r", "s"))] * 3)
-        attempt("two side by side count apart", lambda: (one_row_each([left.submit(count).result(60) for _ in range(6)], 6), one_row_each([right.submit(count).result(60) for _ in range(4)], 4)), (True, True))
+        attempt(
+            "another executor begins afresh",
+            lambda: (ex.submit(times, 3).result(60), ex.submit(mode).result(60), ex.submit(is_new, "key").result(60)),
+            (3, ("default", 2), True),
+        )
+    with (
+        Executor(2, initializer=set_up, initargs=(2, ["l", "m"])) as left,
+        Executor(2, initializer=set_up, initargs=(3, ["r", "s"])) as right,
+    ):
+        attempt(
+            "two side by side, each with its own initializer",
+            lambda: [
+                (
+                    left.submit(times, 5).result(60),
+                    right.submit(times, 5).result(60),
+                    left.submit(first_prepared).result(60),
+                    right.submit(first_prepared).result(60),
+                )
+                for _ in range(3)
+            ],
+            [(10, 15, ("l", "m"), ("r", "s"))] * 3,
+        )
+        attempt(
+            "two side by side count apart",
+            lambda: (
+                one_row_each([left.submit(count).result(60) for _ in range(6)], 6),
+                one_row_each([right.submit(count).result(60) for _ in range(4)], 4),
+            ),
+            (True, True),
+        )
 
 
 if __name__ == "__main__":

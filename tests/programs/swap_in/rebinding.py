@@ -98,7 +98,7 @@ def tagged():
     pass
 
 
-def counted(n, store={}):  # noqa: B006
+def counted(n, store={}):
     store[n] = store.get(n, 0) + 1
     return os.getpid(), store[n]
 
@@ -174,7 +174,10 @@ def redefine_by_exec(ex):
 
 def redefine_class(ex):
     global Model, model
-    exec("class Model:\n    def __init__(self, w):\n        self.w = w\n    def predict(self, x):\n        return ('new class', x, self.w)\n", globals())
+    exec(
+        "class Model:\n    def __init__(self, w):\n        self.w = w\n    def predict(self, x):\n        return ('new class', x, self.w)\n",
+        globals(),
+    )
     model = Model(3)
     return ex.submit(get_model, 1).result(60), type(ex.submit(make_model, 5).result(60)) is Model
 
@@ -286,20 +289,32 @@ def main():
         attempt("a global set in main()", lambda: [ex.submit(get_value).result(60) for _ in range(4)], [42] * 4)
         ours("a thread binds a global and submits", in_a_thread, ["model 1 thread"])
         ours("each of 50 submits has its own value", lambda ex: loop_of_submits(ex, 50), list(range(50)))
-        ours("each of 20 small maps has its own value", lambda ex: loop_of_maps(ex, 20), [[x > n for x in (0, 1, 2, 3)] for n in range(20)])
+        ours(
+            "each of 20 small maps has its own value",
+            lambda ex: loop_of_maps(ex, 20),
+            [[x > n for x in (0, 1, 2, 3)] for n in range(20)],
+        )
         ours("each of 10 models", lambda ex: loop_of_models(ex, 10), [10 * n for n in range(10)])
         ours("a value that comes again", same_value_again, [1, 2, 1, 1, 2])
         ours("a list bound anew", bind_list_anew, [[1, 2], [1, 2, 3], [1, 2, 3, 4]])
         ours("bound through the module and globals()", through_module, ["through the module", "through globals()"])
         ours("deleted and bound again", delete_name, [1, 2])
-        ours("functions redefined between submits", redefine, [("old", "old helper"), ("new", "old helper"), ("new", "new helper"), "new"])
+        ours(
+            "functions redefined between submits",
+            redefine,
+            [("old", "old helper"), ("new", "old helper"), ("new", "new helper"), "new"],
+        )
         ours("cells run again", redefine_by_exec, [(n, -n) for n in range(4)])
         ours("a class attribute set between submits", set_levels, [5, 6, 5, 1])
         ours("a method replaced between submits", patch_method, [6, ("patched", 3), 6])
         ours("an attribute of a function set between submits", tag, ["a", "b"])
         ours("names that come into being late", define_late, ("late", "late function"))
         ours("a class defined anew", redefine_class, (("new class", 1, 3), True))
-        attempt("a call's own value stays, as nothing binds it anew", lambda: [ex.submit(set_and_get, n).result(60) for n in (7, 8)], [7, 8])
+        attempt(
+            "a call's own value stays, as nothing binds it anew",
+            lambda: [ex.submit(set_and_get, n).result(60) for n in (7, 8)],
+            [7, 8],
+        )
         attempt("the script's value is its own", lambda: value, "through globals()" if not PPE else 42)
 
     state = "of now"
@@ -307,8 +322,20 @@ def main():
         attempt("a second executor sees later values", lambda: ex.submit(get_state).result(60), "of now")
     state = "later still"
     with Executor(2) as first, Executor(2, initializer=set_state, initargs=("initialized",)) as second:
-        attempt("one of two with an initializer", lambda: [(first.submit(get_state).result(60), second.submit(get_state).result(60)) for _ in range(4)], [("later still", "initialized")] * 4)
-        attempt("one of two with an initializer, maps in turn", lambda: (list(second.map(get_value, range(3))), list(first.map(get_value, range(3))), [second.submit(get_state).result(60) for _ in range(3)]), lambda found: found[0] == found[1] == [value] * 3 and found[2] == ["initialized"] * 3)
+        attempt(
+            "one of two with an initializer",
+            lambda: [(first.submit(get_state).result(60), second.submit(get_state).result(60)) for _ in range(4)],
+            [("later still", "initialized")] * 4,
+        )
+        attempt(
+            "one of two with an initializer, maps in turn",
+            lambda: (
+                list(second.map(get_value, range(3))),
+                list(first.map(get_value, range(3))),
+                [second.submit(get_state).result(60) for _ in range(3)],
+            ),
+            lambda found: found[0] == found[1] == [value] * 3 and found[2] == ["initialized"] * 3,
+        )
     seen, pids = [], set()
     for state in range(100):
         with Executor(1) as ex:
@@ -318,13 +345,20 @@ def main():
     attempt("a hundred executors one after another", lambda: (seen, pids), (list(range(100)), {1}))
     executors = [Executor(1, initializer=set_state, initargs=(n,)) for n in range(5)]
     try:
-        attempt("five at the same time", lambda: [[e.submit(get_state).result(60) for e in executors] for _ in range(2)], [list(range(5))] * 2)
+        attempt(
+            "five at the same time",
+            lambda: [[e.submit(get_state).result(60) for e in executors] for _ in range(2)],
+            [list(range(5))] * 2,
+        )
     finally:
         for executor in executors:
             executor.shutdown()
     with Executor(2) as ex:
         before = step
-        attempt("functools.partial of a global", lambda: ex.submit(functools.partial(Model, 4)).result(60).__dict__ in ({"weight": 4}, {"w": 4}))
+        attempt(
+            "functools.partial of a global",
+            lambda: ex.submit(functools.partial(Model, 4)).result(60).__dict__ in ({"weight": 4}, {"w": 4}),
+        )
         attempt("the script's functions are left alone", lambda: step is before)
 
 

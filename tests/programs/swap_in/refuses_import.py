@@ -71,7 +71,9 @@ def main():
         attempt("a counter above", lambda: add_up([run(count) for _ in range(6)]), 6)
         attempt("a list below", lambda: add_up([(pid, n - 3) for pid, n in [run(number_below) for _ in range(6)]]), 6)
         attempt("an initializer and functions below", lambda: (run(times, 3), list(ex.map(times, [1, 2]))), (15, [5, 10]))
-        attempt("a class below", lambda: (type(run(make_below, 1)) is Below, run(getattr, Below(2), "x"), Below.made), (True, 2, [2]))
+        attempt(
+            "a class below", lambda: (type(run(make_below, 1)) is Below, run(getattr, Below(2), "x"), Below.made), (True, 2, [2])
+        )
         attempt("the script's own is left alone", lambda: (above, below, factor), ({"count": 0}, [1, 2, 3], 2))
 
 

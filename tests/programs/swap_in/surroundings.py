@@ -211,13 +211,23 @@ def main():
             return ex.submit(function, *args).result(60)
 
         attempt("the folder", lambda: run(where), os.getcwd())
-        attempt("the environment", lambda: [run(variable, n) for n in ("SET_AT_THE_TOP", "SET_BEFORE", "HOME")], [("top",) * 2, ("before",) * 2, (os.environ.get("HOME"),) * 2])
+        attempt(
+            "the environment",
+            lambda: [run(variable, n) for n in ("SET_AT_THE_TOP", "SET_BEFORE", "HOME")],
+            [("top",) * 2, ("before",) * 2, (os.environ.get("HOME"),) * 2],
+        )
         attempt("warning filters", lambda: [run(warned, t) for t in ("serious", "harmless")], ["raised serious", "not raised"])
         attempt("the recursion limit", lambda: (run(depth), run(deep, 2500)), (4321, 2500))
         attempt("numpy's print options", lambda: BY_VALUE or run(print_options) == ("[1.23 0.  ]", 2))
         attempt("numpy's errors", lambda: BY_VALUE or (run(divide), run(with_errstate)) == ("raised", (float("inf"), float("inf"))))
         attempt("the decimal context", lambda: BY_VALUE or run(decimals) == ("0.33333", 5))
-        attempt("logging with a handler of the script", lambda: run(logged, "hello"), (["DEBUG surroundings: hello"], logging.DEBUG, False, ["Handler"]) if not BY_VALUE else lambda found: found[0] in (["DEBUG surroundings: hello"], []))
+        attempt(
+            "logging with a handler of the script",
+            lambda: run(logged, "hello"),
+            (["DEBUG surroundings: hello"], logging.DEBUG, False, ["Handler"])
+            if not BY_VALUE
+            else lambda found: found[0] in (["DEBUG surroundings: hello"], []),
+        )
         attempt("constants made of __file__, folder and arguments", lambda: run(constants), (str(HERE), STARTED_IN, ARGUMENTS))
         attempt("sys.argv", lambda: run(arguments), sys.argv)
         attempt("__name__ and __file__", lambda: run(own_name), (True, globals().get("__file__")))
@@ -250,18 +260,50 @@ def main():
                     return ex.submit(function, *args).result(60)
 
                 attempt("os.chdir before another executor", lambda: run(where), folder)
-                attempt("a file by its relative name", lambda: (run(read_relative, "table.txt"), run(write_relative, "made.txt", "made"), Path(folder, "made.txt").read_text()), ("in the folder", None, "made"))
-                attempt("sys.path before another executor", lambda: (run(path_has, other), run(imported, "late_module"), run(imported_submodule)), (True, 42, ("late_package.part", "late_package")))
-                attempt("a function of a module that is new", lambda: (lambda m: (run(m.answer), run(getattr, m.answer, "__module__")))(__import__("late_module")), (42, "late_module"))
-                attempt("the environment before another executor", lambda: [run(variable, n)[0] for n in ("SET_BEFORE", "SET_LATE", "SET_AT_THE_TOP")], ["changed", "late", None])
+                attempt(
+                    "a file by its relative name",
+                    lambda: (
+                        run(read_relative, "table.txt"),
+                        run(write_relative, "made.txt", "made"),
+                        Path(folder, "made.txt").read_text(),
+                    ),
+                    ("in the folder", None, "made"),
+                )
+                attempt(
+                    "sys.path before another executor",
+                    lambda: (run(path_has, other), run(imported, "late_module"), run(imported_submodule)),
+                    (True, 42, ("late_package.part", "late_package")),
+                )
+                attempt(
+                    "a function of a module that is new",
+                    lambda: (lambda m: (run(m.answer), run(getattr, m.answer, "__module__")))(__import__("late_module")),
+                    (42, "late_module"),
+                )
+                attempt(
+                    "the environment before another executor",
+                    lambda: [run(variable, n)[0] for n in ("SET_BEFORE", "SET_LATE", "SET_AT_THE_TOP")],
+                    ["changed", "late", None],
+                )
                 attempt("the recursion limit before another executor", lambda: run(depth), 5432)
-                attempt("warning filters before another executor", lambda: [run(warned, t) for t in ("newly serious", "serious", "harmless")], ["raised newly serious", "raised serious", "not raised"])
-                attempt("what a call sets in its environment stays there", lambda: (run(set_variable, "SET_THERE", "x") > 0, os.environ.get("SET_THERE")), (True, None))
+                attempt(
+                    "warning filters before another executor",
+                    lambda: [run(warned, t) for t in ("newly serious", "serious", "harmless")],
+                    ["raised newly serious", "raised serious", "not raised"],
+                )
+                attempt(
+                    "what a call sets in its environment stays there",
+                    lambda: (run(set_variable, "SET_THERE", "x") > 0, os.environ.get("SET_THERE")),
+                    (True, None),
+                )
         finally:
             sys.path.remove(other)
             os.chdir(before)
     with Executor(2) as ex:
-        attempt("an executor after that has the folder of now", lambda: (ex.submit(where).result(60), ex.submit(path_has, other).result(60)), (before, False))
+        attempt(
+            "an executor after that has the folder of now",
+            lambda: (ex.submit(where).result(60), ex.submit(path_has, other).result(60)),
+            (before, False),
+        )
 
 
 if __name__ == "__main__":

@@ -141,19 +141,35 @@ def main(ex):
     def run(function, *args):
         return ex.submit(function, *args).result(60)
 
-    attempt("loops and comprehensions at the top level", lambda: run(use_loops), ({0: 0, 1: 1, 2: 4, 3: 9, 4: 16}, [0, 10, 20, 30], [4, 4], 30, ""))
+    attempt(
+        "loops and comprehensions at the top level",
+        lambda: run(use_loops),
+        ({0: 0, 1: 1, 2: 4, 3: 9, 4: 16}, [0, 10, 20, 30], [4, 4], 30, ""),
+    )
     attempt("one name for several functions", lambda: run(use_operations), (3, -1))
-    attempt("unpacking, chains, walrus, annotations", lambda: run(use_bindings), (1, 2, [3, 4], True, ["d"], {"x": [1]}, 5, True, None))
+    attempt(
+        "unpacking, chains, walrus, annotations", lambda: run(use_bindings), (1, 2, [3, 4], True, ["d"], {"x": [1]}, 5, True, None)
+    )
     attempt("definitions under if and else", lambda: (run(use_conditional), run(conditional)), ("new", "new"))
     attempt("what exec has defined", lambda: (run(use_exec), run(function_by_exec, 2)), ((1, "made"), (2, "made")))
     attempt("names set through globals()", lambda: run(use_globals), ("set", "ALPHA", "BETA"))
     attempt("types made by type()", lambda: run(use_types), (8, "One", ["ClassOne", "ClassTwo"], True))
-    attempt("a metaclass that counts instances", lambda: (lambda rows: sum(max(n for p, n in rows if p == pid) for pid in dict(rows)))([run(count_instances) for _ in range(7)]), 7)
+    attempt(
+        "a metaclass that counts instances",
+        lambda: (lambda rows: sum(max(n for p, n in rows if p == pid) for pid in dict(rows)))(
+            [run(count_instances) for _ in range(7)]
+        ),
+        7,
+    )
     attempt("functions and constants below the caller", lambda: run(use_later), (-3, "later"))
     attempt("imports, functions, classes in the guard", lambda: run(use_guarded), (2, 9, "value", 5))
     attempt("a function of the guard as the call", lambda: (run(in_guard, 4), list(ex.map(in_guard, range(3)))), (16, [0, 1, 4]))
     attempt("a class of the guard comes back", lambda: type(run(InGuard)) is InGuard)
-    attempt("the time of the start is a float", lambda: run(when_started), lambda found: isinstance(found, float) and (PPE is False or found == started))
+    attempt(
+        "the time of the start is a float",
+        lambda: run(when_started),
+        lambda found: isinstance(found, float) and (PPE is False or found == started),
+    )
     attempt("annotations", lambda: run(annotation_of), annotation_of())
 
 
@@ -182,10 +198,22 @@ if __name__ == "__main__":
             return in_guard(x) + len(words)
 
         words = ["a", "b"]
-        attempt("a function of the guard, after the first submit", lambda: PPE or executor.submit(after_the_first, 2).result(60), lambda found: found in (6, True))
+        attempt(
+            "a function of the guard, after the first submit",
+            lambda: PPE or executor.submit(after_the_first, 2).result(60),
+            lambda found: found in (6, True),
+        )
         words = ["a"]
-        attempt("a name of the guard bound anew", lambda: PPE or executor.submit(after_the_first, 2).result(60), lambda found: found in (5, True))
+        attempt(
+            "a name of the guard bound anew",
+            lambda: PPE or executor.submit(after_the_first, 2).result(60),
+            lambda found: found in (5, True),
+        )
         results = [executor.submit(in_guard, x) for x in range(5)]
         attempt("submits and results in the guard", lambda: [r.result(60) for r in results], [0, 1, 4, 9, 16])
         in_guard_value = "other"
-        attempt("the guard's value is of now", lambda: PPE or executor.submit(use_guarded).result(60)[2], lambda found: found in ("other", True))
+        attempt(
+            "the guard's value is of now",
+            lambda: PPE or executor.submit(use_guarded).result(60)[2],
+            lambda found: found in ("other", True),
+        )
