@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import decimal
+import functools
 import gc
 import io
 import locale
@@ -38,6 +39,8 @@ warnings.filterwarnings("ignore", message="harmless")
 os.environ["SET_AT_THE_TOP"] = "top"
 HERE = Path(os.path.abspath(__file__)).parent if "__file__" in globals() else Path.cwd()
 STARTED_IN = os.getcwd()
+print = functools.partial(print, flush=True)
+DESCRIPTION = __doc__
 ARGUMENTS = list(sys.argv)
 socket.setdefaulttimeout(12.5)
 collections.ABC_OF_SCRIPT = "set on a module"
@@ -143,6 +146,10 @@ def own_name():
     return __name__ in ("__main__", "__mp_main__"), globals().get("__file__")
 
 
+def own_doc():
+    return __doc__, DESCRIPTION
+
+
 def default_timeout():
     return socket.getdefaulttimeout()
 
@@ -231,6 +238,7 @@ def main():
         attempt("constants made of __file__, folder and arguments", lambda: run(constants), (str(HERE), STARTED_IN, ARGUMENTS))
         attempt("sys.argv", lambda: run(arguments), sys.argv)
         attempt("__name__ and __file__", lambda: run(own_name), (True, globals().get("__file__")))
+        attempt("__doc__", lambda: run(own_doc), (__doc__, __doc__))
         attempt("a setting of a module", lambda: BY_VALUE or run(default_timeout) == 12.5)
         attempt("a name that the script has put on a module", lambda: BY_VALUE or run(set_on_module) == "set on a module")
         attempt("redirect_stdout", lambda: run(print_some, "text"), "text")

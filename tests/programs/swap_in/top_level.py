@@ -147,6 +147,7 @@ def main(ex):
         ({0: 0, 1: 1, 2: 4, 3: 9, 4: 16}, [0, 10, 20, 30], [4, 4], 30, ""),
     )
     attempt("one name for several functions", lambda: run(use_operations), (3, -1))
+    attempt("a function whose name another has now", lambda: PPE or run(operations["add"], 1, 2) == 3)
     attempt(
         "unpacking, chains, walrus, annotations", lambda: run(use_bindings), (1, 2, [3, 4], True, ["d"], {"x": [1]}, 5, True, None)
     )
