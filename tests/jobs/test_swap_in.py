@@ -317,6 +317,34 @@ def test_modules_that_the_script_puts_on_its_path_are_found(way, tmp_path):
     assert job.stdout == "[(1, 5), (2, 5), (3, 5)] {True} (4, 5)\n"
 
 
+@pytest.mark.parametrize("ranks", [None, 3])
+def test_daemonic_children_of_calls_end_with_their_workers(ranks, tmp_path):
+    """As those of ProcessPoolExecutor's workers do: a process that a call has left behind does not keep the job from its end."""
+    text = """
+        import multiprocessing, os
+        from mpiexecutor import RMAChannelExecutor
+
+        fork = multiprocessing.get_context("fork")
+        kept = []
+
+        def wait_for_ever(ends):
+            ends[0].recv()
+
+        def leave_behind(_):
+            ends = fork.Pipe()
+            kept.append((ends, fork.Process(target=wait_for_ever, args=(ends,), daemon=True)))
+            kept[-1][1].start()
+            return kept[-1][1].is_alive()
+
+        if __name__ == "__main__":
+            with RMAChannelExecutor(2) as executor:
+                print(list(executor.map(leave_behind, range(4))))
+    """
+    path = tmp_path / "script.py"
+    path.write_text(textwrap.dedent(text))
+    assert run_job(ranks, path, deadline=60).stdout == "[True, True, True, True]\n"
+
+
 def test_what_calls_print_is_shown_once(tmp_path):
     """Whole lines, without a flush in the call, by the end of the script."""
     text = """

@@ -172,7 +172,7 @@ def add_to(value):
 
 def with_pipe():
     here, there = fork.Pipe()
-    process = fork.Process(target=answer, args=(there,), daemon=True)
+    process = fork.Process(target=answer, args=(here, there), daemon=True)
     process.start()
     here.send(Item("sent"))
     found = here.recv()
@@ -180,7 +180,8 @@ def with_pipe():
     return found
 
 
-def answer(connection):
+def answer(other_end, connection):
+    other_end.close()
     item = connection.recv()
     connection.send((type(item) is Item, item.label()))
 
@@ -389,7 +390,7 @@ def main():
             "a subprocess has no variable of the process manager",
             lambda: run(
                 subprocess_output,
-                "import os; print([n for n in os.environ if n.startswith(('PMI_', 'PMIX_', 'OMPI_', 'PRTE_', 'HYDI_', 'MPIR_'))])",
+                "import os; print([n for n in os.environ if n.startswith(('PMI_', 'PMIX_', 'OMPI_', 'PRTE_', 'HYDI_', 'MPIR_')) and '_MCA_' not in n])",
             ),
             lambda found: PPE or found == "[]",
         )
