@@ -210,6 +210,16 @@ def attempt(name, found, wanted=True):
     print(f"{name}: {'ok' if ok else 'WRONG, ' + said[:300]}", flush=True)
 
 
+def logged_or_named(run):
+    """Where nothing is run again, an error that names the handler is fine: it has a lock."""
+    try:
+        return run(logged, "hello")
+    except Exception as error:
+        if not (BY_VALUE and "handler" in str(error)):
+            raise
+        return "named", error
+
+
 def main():
     os.environ["SET_BEFORE"] = "before"
     with Executor(2) as ex:
@@ -230,10 +240,11 @@ def main():
         attempt("the decimal context", lambda: BY_VALUE or run(decimals) == ("0.33333", 5))
         attempt(
             "logging with a handler of the script",
-            lambda: run(logged, "hello"),
-            (["DEBUG surroundings: hello"], logging.DEBUG, False, ["Handler"])
-            if not BY_VALUE
-            else lambda found: found[0] in (["DEBUG surroundings: hello"], []),
+            lambda: logged_or_named(run),
+            lambda found: (
+                found == (["DEBUG surroundings: hello"], logging.DEBUG, False, ["Handler"])
+                or (BY_VALUE and found[0] in ([], ["DEBUG surroundings: hello"], "named"))
+            ),
         )
         attempt("constants made of __file__, folder and arguments", lambda: run(constants), (str(HERE), STARTED_IN, ARGUMENTS))
         attempt("sys.argv", lambda: run(arguments), sys.argv)
