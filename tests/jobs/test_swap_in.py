@@ -345,6 +345,46 @@ def test_daemonic_children_of_calls_end_with_their_workers(ranks, tmp_path):
     assert run_job(ranks, path, deadline=60).stdout == "[True, True, True, True]\n"
 
 
+@pytest.mark.parametrize("way", ["script", "launched", "unguarded"])
+def test_what_the_top_level_does_to_the_surroundings_is_done_once(way, tmp_path):
+    """A folder is entered by its relative name, an argument is taken, a file is opened to write, a folder is emptied: all once."""
+    (tmp_path / "data").mkdir()
+    text = """
+        import os, shutil, sys
+        from pathlib import Path
+        from mpiexecutor import RMAChannelExecutor
+
+        name = sys.argv.pop(1)
+        os.chdir("data")
+        results = open("results.txt", "w")
+        print("header", file=results, flush=True)
+        shutil.rmtree("parts", ignore_errors=True)
+        os.mkdir("parts")
+        Path("parts", "from the script").touch()
+
+        def work(x):
+            Path("parts", f"{x}").touch()
+            return name, sys.argv[1:], Path.cwd().name, x * x
+
+        if __name__ == "__main__":
+            with RMAChannelExecutor(2) as executor:
+                for row in executor.map(work, range(4)):
+                    print(*row, file=results)
+                print(*executor.submit(work, 5).result(), file=results)
+            results.close()
+            print(sorted(os.listdir("parts")))
+            print(Path("results.txt").read_text())
+    """
+    path = tmp_path / "script.py"
+    path.write_text(textwrap.dedent(text))
+    if way == "unguarded":
+        path = without_guard(path, tmp_path)
+    start = ["-m", "mpiexecutor", "-n", "3"] if way == "launched" else []
+    job = run_job(None, [*start, path.name, "first", "second"], cwd=tmp_path)
+    rows = "".join(f"first ['second'] data {x * x}\n" for x in (0, 1, 2, 3, 5))
+    assert job.stdout == f"['0', '1', '2', '3', '5', 'from the script']\nheader\n{rows}\n"
+
+
 def test_what_calls_print_is_shown_once(tmp_path):
     """Whole lines, without a flush in the call, by the end of the script."""
     text = """
