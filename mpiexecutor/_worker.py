@@ -3,6 +3,7 @@
 What fails fails alone: whatever a call raises, in being unpickled, run, or having its result pickled, becomes that call's outcome.
 """
 
+import logging
 import threading
 import time
 import traceback
@@ -241,8 +242,9 @@ class Worker:
             self._bring_to(state)
             function, arguments = self._shelf.take(number)
             function(*arguments)
-        except BaseException as error:  # noqa: BLE001 - see the module
+        except BaseException as error:
             error = self._explain(error)
+            logging.getLogger("concurrent.futures").critical("Exception in initializer:", exc_info=error)  # as ProcessPoolExecutor
             self._reply(failure=(*failure_of(error, self._place)[:3], None))  # short: it is to come in any case
             return False
         return True

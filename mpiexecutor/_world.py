@@ -12,7 +12,7 @@ import sys
 import threading
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from . import _adopt
 from ._health import Watch
@@ -128,12 +128,22 @@ def leave() -> None:
     from mpi4py import MPI  # noqa: PLC0415
 
     MPI.Finalize()
+    _end_multiprocessing()
     sys.stdout.flush()
     sys.stderr.flush()
     if STANDING.keeper is None:
         end_children()  # else they are the keeper's
     # Not os._exit: MPICH takes leave of its process manager in an exit handler of the C library.
     ctypes.CDLL(None).exit(0)
+
+
+def _end_multiprocessing() -> None:
+    """Do what multiprocessing does at the end of a process: daemonic children that calls have left end, others are waited for."""
+    util: Any = sys.modules.get("multiprocessing.util")
+    process: Any = sys.modules.get("multiprocessing.process")
+    if util is not None and process is not None:
+        process._children -= {child for child in process._children if child._parent_pid != os.getpid()}  # noqa: SLF001 - the keeper's
+        util._exit_function()  # noqa: SLF001 - what it registers for the end of Python
 
 
 def comm_world() -> "MPI.Intracomm":

@@ -43,6 +43,13 @@ class NotShared(TypeError):
     """A global is shared between processes by inheritance only: a copy in a worker would be silently wrong."""
 
 
+class _Unusable:
+    """Stands for an executor in a worker: a class or a function may refer to one without using it."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(f"an executor cannot be used inside a call that it runs ({name}): submit from the root instead")
+
+
 def reduce_kind(obj: Any) -> _Reduced | None:
     """Return how to make an object of the same kind in a worker, as `__reduce__` does; None if pickle knows.
 
@@ -54,6 +61,8 @@ def reduce_kind(obj: Any) -> _Reduced | None:
         if isinstance(obj, kind):
             return reduce(obj)
     module = type(obj).__module__
+    if module == "mpiexecutor":
+        return _Unusable, ()
     if module.startswith("multiprocessing."):
         return _reduce_inherited(obj, module)
     if module.startswith("ctypes") and "ctypes" in sys.modules:

@@ -9,14 +9,16 @@ import ast
 import builtins
 import contextlib
 import functools
+import io
 import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import spec_from_loader
+from multiprocessing.process import ORIGINAL_DIR  # type: ignore[attr-defined]
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from .names import MAIN
 
@@ -42,6 +44,8 @@ class TopLevel:
     file: str | None
     package: str | None
     module: str | None  # the name of the module that `python -m` runs
+    folder: str  # in which the script was started
+    arguments: list[str]  # with which it was started
 
     def run(self) -> tuple[ModuleType, BaseException | None]:
         """Run it in a module of its own, which is `__main__` from here on. What it prints is not shown.
@@ -55,8 +59,9 @@ class TopLevel:
         if self.source is None:
             return module, None
         RUNNING.now = True
+        folder = _begin_as(self.folder, self.arguments)
         try:
-            with _silence():
+            with _silence(), _files_kept():
                 exec(_compiled(self.source, self.file or "<script>"), vars(module))  # noqa: S102 - the script itself
         except (TopLevelEnd, SystemExit):
             pass
@@ -64,6 +69,7 @@ class TopLevel:
             return module, error
         finally:
             RUNNING.now = False
+            _begin_as(folder, sys.argv)
         return module, None
 
     def module_without_names(self) -> ModuleType:
@@ -85,7 +91,30 @@ def of_this_process(*, run_again: bool) -> TopLevel:
     file = getattr(main, "__file__", None)
     spec = getattr(main, "__spec__", None)
     source = _guarded_source(file) if run_again and isinstance(file, str) else None
-    return TopLevel(source, file, getattr(main, "__package__", None), spec.name if spec is not None else None)
+    name = spec.name if spec is not None else None
+    return TopLevel(source, file, getattr(main, "__package__", None), name, ORIGINAL_DIR, _first_arguments(file))
+
+
+def _first_arguments(file: str | None) -> list[str]:
+    """Return sys.argv as it was before the script may have taken arguments away."""
+    arguments = list(getattr(sys, "argv", ()))
+    given = sys.orig_argv
+    for position in range(1, len(given) if file is not None and arguments else 0):
+        if given[position] in {file, arguments[0]} or Path(given[position]).absolute() == Path(str(file)):
+            return [arguments[0], *given[position + 1 :]]
+    return arguments
+
+
+def _begin_as(folder: str | None, arguments: list[str]) -> str | None:
+    """Have this folder, if it is there, and these arguments; return the folder that there was."""
+    before = None
+    with contextlib.suppress(OSError):
+        before = str(Path.cwd())
+    if folder is not None:
+        with contextlib.suppress(OSError):
+            os.chdir(folder)
+    sys.argv = list(arguments)
+    return before
 
 
 @functools.cache  # the file may be edited while the script runs
@@ -124,6 +153,36 @@ class _Guards(ast.NodeTransformer):
         return node
 
     visit_AsyncFunctionDef = visit_Lambda = visit_ClassDef = visit_FunctionDef  # noqa: N815 - what is inside is no guard
+
+
+@contextlib.contextmanager
+def _files_kept() -> Iterator[None]:
+    """Have files that are opened anew keep their contents: the script may have written to them since it has opened them.
+
+    What the top level writes to such a file, the script has written already. If it stays open, calls append to it.
+    """
+    opened: list[tuple[IO[Any], str]] = []
+    original = builtins.open
+
+    def open_and_keep(file: Any, mode: str = "r", *arguments: Any, **options: Any) -> IO[Any]:
+        if not isinstance(file, (str, bytes, os.PathLike)) or not {"w", "x"} & set(mode) or options.get("opener") is not None:
+            return original(file, mode, *arguments, **options)
+        options["opener"] = lambda _path, flags: os.open(os.devnull, flags & ~(os.O_CREAT | os.O_EXCL))
+        stream = original(file, mode, *arguments, **options)
+        opened.append((stream, os.path.abspath(os.fsdecode(file))))  # noqa: PTH100 - of any kind of path
+        return stream
+
+    builtins.open = io.open = open_and_keep  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        builtins.open = io.open = original
+        for stream, path in opened:
+            if not stream.closed:
+                stream.flush()
+                descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+                os.dup2(descriptor, stream.fileno(), inheritable=False)
+                os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -1,9 +1,10 @@
-"""A script for ProcessPoolExecutor needs another import, and nothing else: the programs of tests/programs/swap_in, in every way to start.
+"""A script for ProcessPoolExecutor needs another import, and nothing else: tests/programs/swap_in, in every way to start.
 
-Each program prints a line for each of its checks. What it prints with ProcessPoolExecutor is the reference: the same names, in the same
-order, and all of them ok.
+Each program prints a line for each of its checks. What it prints with ProcessPoolExecutor is the reference: the same names,
+in the same order, and all of them ok.
 """
 
+import ast
 import functools
 import re
 import textwrap
@@ -34,7 +35,7 @@ def script(path, folder):
 
 
 def launched(path, folder):
-    return run_job(None, ["-m", "mpiexecutor", "-n", "3", str(path)], deadline=DEADLINE)
+    return run_job(None, ["-m", "mpiexecutor", "-n", "3", path.name], deadline=DEADLINE, cwd=path.parent)
 
 
 def mpiexec_launched(path, folder):
@@ -56,6 +57,26 @@ def launched_package(path, folder):
 
 def mpiexec_package(path, folder):
     return run_job(3, ["-m", module_of_package(path, folder)], deadline=DEADLINE, env={"PYTHONPATH": str(folder)})
+
+
+def main_of_package(path, folder):
+    """As `python -m study`, whose __main__ multiprocessing does not run again either."""
+    module_of_package(path, folder)
+    (folder / "study" / path.name).rename(folder / "study" / "__main__.py")
+    return run_job(None, ["-m", "study"], deadline=DEADLINE, env={"PYTHONPATH": str(folder), **_NOTHING_IS_RUN_AGAIN})
+
+
+def directory(path, folder):
+    """As `python "my study"`, of a folder with a __main__.py."""
+    (folder / "my study").mkdir()
+    (folder / "my study" / "__main__.py").write_text(path.read_text())
+    return run_job(None, ["my study"], deadline=DEADLINE, cwd=folder, env=_NOTHING_IS_RUN_AGAIN)
+
+
+def odd_name(path, folder):
+    """A script whose name is no module's."""
+    (folder / "my script-2.txt").write_text(path.read_text())
+    return run_job(None, ["my script-2.txt"], deadline=DEADLINE, cwd=folder)
 
 
 def unguarded(path, folder):
@@ -91,6 +112,16 @@ def standard_input(path, folder):
     return run_job(None, ["-c", FROM_STANDARD_INPUT, str(path)], deadline=DEADLINE, env=_NOTHING_IS_RUN_AGAIN)
 
 
+def prompt(path, folder):
+    """As at the interactive prompt: one statement after the other, and no blank lines inside."""
+    lines = ["import sys; sys.ps1 = sys.ps2 = ''"]
+    for statement in ast.parse(path.read_text()).body:
+        lines += [line for line in ast.unparse(statement).splitlines() if line.strip()] + [""]
+    (folder / path.name).write_text("\n".join(lines) + "\n")
+    arguments = ["-c", FROM_STANDARD_INPUT.replace('"-"', '"-i", "-q", "-"'), str(folder / path.name)]
+    return run_job(None, arguments, deadline=DEADLINE, env=_NOTHING_IS_RUN_AGAIN)
+
+
 def notebook(path, folder):
     return run_job(None, [str(PROGRAMS / "notebook.py"), str(path)], deadline=DEADLINE, env=_NOTHING_IS_RUN_AGAIN)
 
@@ -105,6 +136,9 @@ WAYS = {
         package,
         launched_package,
         mpiexec_package,
+        main_of_package,
+        directory,
+        odd_name,
         unguarded,
         launched_unguarded,
         mpiexec_unguarded,
@@ -112,6 +146,7 @@ WAYS = {
         command,
         launched_command,
         standard_input,
+        prompt,
         notebook,
     )
 }
@@ -188,7 +223,7 @@ def test_a_script_needs_nothing_but_another_import(name, way, tmp_path):
 
 @pytest.mark.parametrize("program", ["script", "unguarded"])
 def test_with_one_rank_too(program, tmp_path):
-    """Calls run in a thread of the script's process then: what they have there is the script's."""
+    """Calls run in a thread of the script's process then, and see what the initializer has set."""
     path = tmp_path / "one.py"
     text = """
         import warnings
@@ -246,6 +281,128 @@ def test_a_module_of_a_package_imports_its_siblings(ranks, tmp_path):
     (folder / "run.py").write_text(textwrap.dedent(text))
     job = run_job(ranks, ["-m", "study.run"], env={"PYTHONPATH": str(tmp_path)})
     assert job.stdout == "[(11, 'study', 'study'), (21, 'study', 'study')] 2 50\n"
+
+
+@pytest.mark.parametrize("way", ["script", "unguarded", "mpiexec"])
+def test_modules_that_the_script_puts_on_its_path_are_found(way, tmp_path):
+    """A folder of one's own modules, put on sys.path at the top: their functions, classes and globals are found by calls."""
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "tools.py").write_text(
+        "state = {'n': 0}\n\nclass Tool:\n    size = 1\n\ndef use(x):\n    return x, state['n']\n"
+    )
+    text = """
+        import os, sys
+        sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib"))
+        import tools
+        from mpiexecutor import RMAChannelExecutor
+        from tools import use
+
+        def set_up(n):
+            tools.state["n"] = n
+
+        def work(x):
+            return use(x), tools.Tool()
+
+        if __name__ == "__main__":
+            with RMAChannelExecutor(2, initializer=set_up, initargs=(5,)) as executor:
+                found = list(executor.map(work, [1, 2])) + [executor.submit(work, 3).result()]
+                same = {type(tool) is tools.Tool for _, tool in found}
+                print([row for row, _ in found], same, executor.submit(tools.use, 4).result())
+    """
+    path = tmp_path / "script.py"
+    path.write_text(textwrap.dedent(text))
+    if way == "unguarded":
+        path = without_guard(path, tmp_path)
+    job = run_job(3 if way == "mpiexec" else None, path)
+    assert job.stdout == "[(1, 5), (2, 5), (3, 5)] {True} (4, 5)\n"
+
+
+@pytest.mark.parametrize("ranks", [None, 3])
+def test_daemonic_children_of_calls_end_with_their_workers(ranks, tmp_path):
+    """As those of ProcessPoolExecutor's workers do: a process that a call has left behind does not keep the job from its end."""
+    text = """
+        import multiprocessing, os
+        from mpiexecutor import RMAChannelExecutor
+
+        fork = multiprocessing.get_context("fork")
+        kept = []
+
+        def wait_for_ever(ends):
+            ends[0].recv()
+
+        def leave_behind(_):
+            ends = fork.Pipe()
+            kept.append((ends, fork.Process(target=wait_for_ever, args=(ends,), daemon=True)))
+            kept[-1][1].start()
+            return kept[-1][1].is_alive()
+
+        if __name__ == "__main__":
+            with RMAChannelExecutor(2) as executor:
+                print(list(executor.map(leave_behind, range(4))))
+    """
+    path = tmp_path / "script.py"
+    path.write_text(textwrap.dedent(text))
+    assert run_job(ranks, path, deadline=60).stdout == "[True, True, True, True]\n"
+
+
+@pytest.mark.parametrize("way", ["script", "launched", "unguarded"])
+def test_what_the_top_level_does_to_the_surroundings_is_done_once(way, tmp_path):
+    """A folder is entered by its relative name, an argument is taken, a file is opened to write, a folder is emptied: all once."""
+    (tmp_path / "data").mkdir()
+    text = """
+        import os, shutil, sys
+        from pathlib import Path
+        from mpiexecutor import RMAChannelExecutor
+
+        name = sys.argv.pop(1)
+        os.chdir("data")
+        results = open("results.txt", "w")
+        print("header", file=results, flush=True)
+        shutil.rmtree("parts", ignore_errors=True)
+        os.mkdir("parts")
+        Path("parts", "from the script").touch()
+
+        def work(x):
+            Path("parts", f"{x}").touch()
+            return name, sys.argv[1:], Path.cwd().name, x * x
+
+        if __name__ == "__main__":
+            with RMAChannelExecutor(2) as executor:
+                for row in executor.map(work, range(4)):
+                    print(*row, file=results)
+                print(*executor.submit(work, 5).result(), file=results)
+            results.close()
+            print(sorted(os.listdir("parts")))
+            print(Path("results.txt").read_text())
+    """
+    path = tmp_path / "script.py"
+    path.write_text(textwrap.dedent(text))
+    if way == "unguarded":
+        path = without_guard(path, tmp_path)
+    start = ["-m", "mpiexecutor", "-n", "3"] if way == "launched" else []
+    job = run_job(None, [*start, path.name, "first", "second"], cwd=tmp_path)
+    rows = "".join(f"first ['second'] data {x * x}\n" for x in (0, 1, 2, 3, 5))
+    assert job.stdout == f"['0', '1', '2', '3', '5', 'from the script']\nheader\n{rows}\n"
+
+
+def test_what_calls_print_is_shown_once(tmp_path):
+    """Whole lines, without a flush in the call, by the end of the script."""
+    text = """
+        from mpiexecutor import RMAChannelExecutor
+
+        print("top")
+
+        def say(x):
+            print("call", x)
+            return x
+
+        if __name__ == "__main__":
+            with RMAChannelExecutor(2) as executor:
+                print(sum(executor.map(say, range(20))))
+    """
+    path = tmp_path / "script.py"
+    path.write_text(textwrap.dedent(text))
+    assert sorted(run_job(None, path).stdout.splitlines()) == sorted(["top", "190", *(f"call {x}" for x in range(20))])
 
 
 def test_what_the_top_level_prints_is_shown_once():

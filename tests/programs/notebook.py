@@ -1,6 +1,7 @@
-"""Run a script as a notebook with a real kernel, a few statements a cell, and print what the notebook shows: notebook.py script.py."""
+"""notebook.py script.py: run a script as a notebook with a real kernel, a few statements a cell, and print what it shows."""
 
 import ast
+import itertools
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ def cells_of(text):
     lines = text.splitlines(keepends=True)
     starts = [min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))]) for node in ast.parse(text).body]
     edges = [0, *(line - 1 for line in starts[STATEMENTS::STATEMENTS]), len(lines)]
-    for first, last in zip(edges, edges[1:], strict=False):
+    for first, last in itertools.pairwise(edges):
         yield "".join(lines[first:last])
 
 

@@ -54,7 +54,7 @@ class Encoder(json.JSONEncoder):
 
 class Worker(fork.Process):
     def __init__(self, results, n):
-        super().__init__()
+        super().__init__(daemon=True)
         self.results, self.n = results, n
 
     def run(self):
@@ -144,7 +144,7 @@ def with_pool_initializer():
 
 def with_processes():
     results = fork.Queue()
-    processes = [fork.Process(target=put, args=(results, n)) for n in range(2)] + [Worker(results, 3)]
+    processes = [fork.Process(target=put, args=(results, n), daemon=True) for n in range(2)] + [Worker(results, 3)]
     for process in processes:
         process.start()
     found = [results.get(timeout=30) for _ in processes]
@@ -159,7 +159,7 @@ def put(results, n):
 
 def with_value():
     value = fork.Value("i", 0)
-    process = fork.Process(target=add_to, args=(value,))
+    process = fork.Process(target=add_to, args=(value,), daemon=True)
     process.start()
     process.join(30)
     return value.value
@@ -172,7 +172,7 @@ def add_to(value):
 
 def with_pipe():
     here, there = fork.Pipe()
-    process = fork.Process(target=answer, args=(there,))
+    process = fork.Process(target=answer, args=(here, there), daemon=True)
     process.start()
     here.send(Item("sent"))
     found = here.recv()
@@ -180,7 +180,8 @@ def with_pipe():
     return found
 
 
-def answer(connection):
+def answer(other_end, connection):
+    other_end.close()
     item = connection.recv()
     connection.send((type(item) is Item, item.label()))
 
@@ -188,7 +189,7 @@ def answer(connection):
 def with_manager():
     with fork.Manager() as manager:
         shared = manager.dict()
-        process = fork.Process(target=fill, args=(shared,))
+        process = fork.Process(target=fill, args=(shared,), daemon=True)
         process.start()
         process.join(30)
         return shared["item"].name, shared["base"]
@@ -389,7 +390,7 @@ def main():
             "a subprocess has no variable of the process manager",
             lambda: run(
                 subprocess_output,
-                "import os; print([n for n in os.environ if n.startswith(('PMI_', 'PMIX_', 'OMPI_', 'PRTE_', 'HYDI_', 'MPIR_'))])",
+                "import os; print([n for n in os.environ if n.startswith(('PMI_', 'PMIX_', 'OMPI_', 'PRTE_', 'HYDI_', 'MPIR_')) and '_MCA_' not in n])",
             ),
             lambda found: PPE or found == "[]",
         )

@@ -159,7 +159,7 @@ def main():
         )
         attempt("an argument that cannot be loaded", lambda: PPE or "not to be loaded" in str(error(square, RaisesThere())))
         attempt("the workers go on after that, too", lambda: list(ex.map(square, range(5))), [0, 1, 4, 9, 16])
-        attempt("TimeoutError", lambda: timeouts(ex), lambda found: found == [FuturesTimeout] * 2 or found)
+        attempt("TimeoutError", lambda: timeouts(ex), [FuturesTimeout] * 2)
         attempt(
             "wait and as_completed",
             lambda: (

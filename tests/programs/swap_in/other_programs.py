@@ -68,7 +68,7 @@ def main():
     server = fork.Process(target=serve, args=(there,), daemon=True)
     server.start()
     event = threading.Event()
-    thread = threading.Thread(target=event.wait, args=(100,))
+    thread = threading.Thread(target=event.wait, args=(100,), daemon=True)
     thread.start()
     sleeper = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     with Executor(2) as ex:

@@ -9,6 +9,8 @@ import enum
 import functools
 import operator
 import os
+import sys
+import tempfile
 import typing
 import weakref
 
@@ -52,7 +54,7 @@ class Planet(enum.Enum):
         self.gravity = gravity
 
 
-def counter_of_ids(start=[0]):  # noqa: B006
+def counter_of_ids(start=[0]):
     start[0] += 1
     return start[0]
 
@@ -277,6 +279,34 @@ class Interned:
         return Interned, (self.name,)
 
 
+def named_after(cls):
+    """A class decorator that puts another class in the place of its own."""
+
+    class Wrapped(cls):
+        def run(self):
+            return "wrapped " + super().run()
+
+    return functools.update_wrapper(Wrapped, cls, updated=())
+
+
+@named_after
+class Task:
+    def run(self):
+        return "task"
+
+
+@functools.total_ordering
+class Version:
+    def __init__(self, number):
+        self.number = number
+
+    def __eq__(self, other):
+        return self.number == other.number
+
+    def __lt__(self, other):
+        return self.number < other.number
+
+
 class Singleton:
     instance = None
 
@@ -363,6 +393,7 @@ kinds = {
     "Positive": Positive,
     "Box": Box,
     "Node": Node,
+    "Task": Task,
     "Callable": Callable,
     "Pair": Pair,
     "T": T,
@@ -644,6 +675,16 @@ def main():
             "a singleton of each worker",
             lambda: (last_numbers_add_up_to(8, [run(use_singleton, i) for i in range(8)]), Singleton.instance),
             (True, None),
+        )
+        attempt(
+            "a decorated class",
+            lambda: (run(Task().run), type(run(identity, Task())) is Task, run(make, "Task").run()),
+            ("wrapped task", True, "wrapped task"),
+        )
+        attempt(
+            "total_ordering",
+            lambda: (run(max, [Version(1), Version(3)]).number, run(operator.ge, Version(2), Version(2))),
+            (3, True),
         )
         attempt(
             "a subclass of list", lambda: (run(Vector([1, 2]).dot, [3, 4]), type(run(identity, Vector([1]))) is Vector), (11, True)

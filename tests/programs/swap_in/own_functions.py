@@ -1,6 +1,11 @@
 """Functions of a script as calls: decorated, cached, dispatched, partial, nested, recursive; and the errors that they raise."""
 
 import asyncio
+import concurrent.futures.thread
+import email.mime.text
+import importlib
+import os.path as osp
+import xml.etree.ElementTree
 import contextlib
 import functools
 import inspect
@@ -24,7 +29,7 @@ results_of = {}
 handlers = {}
 commands = []
 verbose = False
-increment = lambda x: x + step  # noqa: E731
+increment = lambda x: x + step
 step = 1
 power = partial(pow, 2)
 
@@ -308,6 +313,18 @@ def with_setting():
     return inside, verbose
 
 
+def use_submodules():
+    tree = xml.etree.ElementTree.fromstring("<a b='c'/>")
+    text = email.mime.text.MIMEText("text").get_payload()
+    return (
+        tree.get("b"),
+        text,
+        osp.join("a", "b"),
+        concurrent.futures.thread.__name__,
+        importlib.import_module("json.decoder").__name__,
+    )
+
+
 async def fetch(x):
     await asyncio.sleep(0)
     return x * step
@@ -560,6 +577,7 @@ def main():
             [source_of("helper"), source_of("Document")],
         )
         attempt("a context manager that sets a global", lambda: run(with_setting), ("loud", False))
+        attempt("submodules", lambda: run(use_submodules), ("c", "text", "a/b", "concurrent.futures.thread", "json.decoder"))
         attempt("coroutines with asyncio.run", lambda: run(run_coroutines, 3), [0, 10, 20])
         attempt(
             "match",

@@ -26,7 +26,8 @@ history = collections.deque(maxlen=3)
 prepared = None
 shared_by_two = {}
 shadowed = "global"
-max = builtins.max  # noqa: A001 - a script may give a builtin's name to something of its own
+removed = "defined at the top level"
+max = builtins.max
 
 
 def set_up(value, items):
@@ -73,7 +74,7 @@ def add_up(key, value):
     return os.getpid(), totals[key], list(history)
 
 
-def remember(x, memo={}):  # noqa: B006 - the cache of many a tutorial
+def remember(x, memo={}):
     memo[x] = memo.get(x, 0) + 1
     return os.getpid(), memo[x]
 
@@ -211,6 +212,25 @@ def apply_all(steps, x):
     return functools.reduce(lambda value, step: globals()[step](value), steps, x)
 
 
+def apply(function, *args):
+    return function(*args)
+
+
+def apply_by_key(functions, key, *args):
+    return functions[key](*args)
+
+
+def give_times():
+    return times
+
+
+def is_removed():
+    try:
+        return removed
+    except NameError:
+        return "removed"
+
+
 def meet(path, mode_of_opening, function, *args):
     """Run a function once the other worker does so, too: each opens one end of the fifo."""
     with open(path, mode_of_opening):
@@ -236,8 +256,9 @@ def one_row_each(rows, wanted):
 
 
 def main():
-    global offset
+    global offset, removed
     offset = 7
+    del removed
     settings["depth"] = 2
     before = dict(settings)
     with Executor(2, initializer=set_up, initargs=(10, ["x", "z", "y"])) as ex:
@@ -320,6 +341,14 @@ def main():
             ),
             (1, 7, True, None, {}, 0, ({},), 0, 0, [], {}, ["a", "b"], 0),
         )
+        attempt(
+            "a function as argument",
+            lambda: (run(apply, times, 3), list(ex.map(apply, [times, plus_offset], [1, 2]))),
+            (30, [10, 9]),
+        )
+        attempt("functions in a dict as argument", lambda: run(apply_by_key, {"t": times, "p": plus_offset}, "t", 4), 40)
+        attempt("a function that comes back is the script's", lambda: (run(give_times) is times, run(give_times)(2)), (True, 2))
+        attempt("a global that main() has deleted", lambda: run(is_removed), "removed")
         attempt(
             "a lambda sees the workers' globals",
             lambda: PPE or [run(lambda x: x * factor + offset, 2), run(lambda: prepared["items"][1])] == [27, "z"],

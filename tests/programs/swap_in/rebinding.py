@@ -16,6 +16,10 @@ else:
     from mpiexecutor import RMAChannelExecutor as Executor
 
 value = 0
+pool = None
+progress = {"futures": []}
+early = [1]
+counter = "before"
 items = [1]
 model = None
 threshold = 10
@@ -98,9 +102,34 @@ def tagged():
     pass
 
 
-def counted(n, store={}):  # noqa: B006
+def counted(n, store={}):
     store[n] = store.get(n, 0) + 1
     return os.getpid(), store[n]
+
+
+def get_early():
+    return early, counter
+
+
+def work(x, parallel=False):
+    """Parallel for the script, and one by one in a call."""
+    if parallel:
+        progress["futures"] += [pool.submit(work, i) for i in range(x)]
+        return [future.result(60) for future in progress["futures"]]
+    return x + 1
+
+
+class Study:
+    pool = None
+
+    def __init__(self, n):
+        self.n = n
+
+    def run(self):
+        return list(self.pool.map(self.one, range(self.n)))
+
+    def one(self, i):
+        return self.n * i
 
 
 def attempt(name, found, wanted=True):
@@ -279,13 +308,20 @@ def in_a_thread(ex):
 
 
 def main():
-    global value, state
+    global value, state, pool, counter
     value = 42
     with Executor(2) as ex:
+        counter = "after the executor was made"
+        early.append(2)
 
         def ours(name, found, wanted):
             attempt(name, (lambda: wanted) if PPE else (lambda: found(ex)), wanted)
 
+        attempt(
+            "what is set between the executor and the first call",
+            lambda: ex.submit(get_early).result(60),
+            ([1, 2], "after the executor was made"),
+        )
         attempt("a global set in main()", lambda: [ex.submit(get_value).result(60) for _ in range(4)], [42] * 4)
         ours("a thread binds a global and submits", in_a_thread, ["model 1 thread"])
         ours("each of 50 submits has its own value", lambda ex: loop_of_submits(ex, 50), list(range(50)))
@@ -353,6 +389,16 @@ def main():
     finally:
         for executor in executors:
             executor.shutdown()
+    with Executor(2) as pool:
+        attempt(
+            "a global executor, and futures, that calls do not touch",
+            lambda: (pool.submit(work, 5).result(60), work(3, parallel=True), pool.submit(work, 6).result(60)),
+            (6, [1, 2, 3], 7),
+        )
+        Study.pool = pool
+        attempt("an executor as class attribute", lambda: Study(3).run(), [0, 3, 6])
+        Study.pool = pool = None
+        progress["futures"].clear()
     with Executor(2) as ex:
         before = step
         attempt(

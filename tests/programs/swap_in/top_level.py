@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
 import time
+import uuid
 
 print("the top level begins")
 
@@ -58,6 +60,39 @@ for setting in ("alpha", "beta"):
     globals()[f"default_{setting}"] = setting.upper()
 Row = type("Row", (), {"double": lambda self: 2 * self.x, "x": 4})
 assert total == 30
+
+
+run_id = uuid.uuid4().hex
+main_pid = os.getpid()
+dice = random.random()
+known_now = [run_id, main_pid, dice, started]
+
+
+class Run:
+    """What is known only when the script runs."""
+
+    id = uuid.uuid4().hex
+    made = time.time()
+
+    def __init__(self):
+        self.own = uuid.uuid4().hex
+
+
+the_run = Run()
+
+
+def stamped(x, id=uuid.uuid4().hex):
+    return x, id
+
+
+def make_report(id):
+    def report():
+        return id
+
+    return report
+
+
+report = make_report(uuid.uuid4().hex)
 
 
 class Meta(type):
@@ -123,6 +158,18 @@ def when_started():
     return started
 
 
+def use_known_now():
+    return run_id, main_pid, dice, known_now, known_now[0] is run_id
+
+
+def use_run():
+    return Run.id, Run.made, the_run.own
+
+
+def use_report():
+    return report()
+
+
 def annotation_of():
     return use_types.__annotations__, Base.__annotations__
 
@@ -147,6 +194,7 @@ def main(ex):
         ({0: 0, 1: 1, 2: 4, 3: 9, 4: 16}, [0, 10, 20, 30], [4, 4], 30, ""),
     )
     attempt("one name for several functions", lambda: run(use_operations), (3, -1))
+    attempt("a function whose name another has now", lambda: PPE or run(operations["add"], 1, 2) == 3)
     attempt(
         "unpacking, chains, walrus, annotations", lambda: run(use_bindings), (1, 2, [3, 4], True, ["d"], {"x": [1]}, 5, True, None)
     )
@@ -165,11 +213,19 @@ def main(ex):
     attempt("imports, functions, classes in the guard", lambda: run(use_guarded), (2, 9, "value", 5))
     attempt("a function of the guard as the call", lambda: (run(in_guard, 4), list(ex.map(in_guard, range(3)))), (16, [0, 1, 4]))
     attempt("a class of the guard comes back", lambda: type(run(InGuard)) is InGuard)
+    attempt("the time of the start", lambda: run(when_started) == started)
     attempt(
-        "the time of the start is a float",
-        lambda: run(when_started),
-        lambda found: isinstance(found, float) and (PPE is False or found == started),
+        "globals that no other run would have",
+        lambda: run(use_known_now),
+        (run_id, main_pid, dice, [run_id, main_pid, dice, started], True),
     )
+    attempt(
+        "attributes of a class, and of an instance, that no other run would have",
+        lambda: run(use_run),
+        (Run.id, Run.made, the_run.own),
+    )
+    attempt("a default argument that no other run would have", lambda: run(stamped, 1), stamped(1))
+    attempt("a closure that no other run would have", lambda: run(use_report), report())
     attempt("annotations", lambda: run(annotation_of), annotation_of())
 
 
