@@ -19,7 +19,7 @@ import threading
 import time
 import traceback
 import weakref
-from concurrent.futures import BrokenExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -258,7 +258,7 @@ def muster(comm: "MPI.Intracomm", root: int, origin: Origin = Origin.NOTHING) ->
     if MPI.Query_thread() != MPI.THREAD_MULTIPLE:
         raise RuntimeError("executors need MPI with THREAD_MULTIPLE: leave mpi4py.rc.thread_level as it is")
     if STANDING.deaths or DEATHS.any_known():
-        raise BrokenExecutor("workers of this job have died: no other executor can be made with MPI")
+        raise BrokenProcessPool("workers of this job have died: no other executor can be made with MPI")
     reports = await_reports(comm)
     orders = Orders.of_this_process(root, reports)
     answer_reports(comm, orders)

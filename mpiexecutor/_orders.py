@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._manager import connection
 from ._outcomes import Blob
-from ._script.kinds import GeneratorStates
-from ._script.names import main_modules
+from ._script.kinds import STREAM, GeneratorStates
+from ._script.names import LOOKUP, main_modules
 from ._script.surroundings import Kept, leave_out_rank
 from ._seconds import PATIENCE as _PATIENCE
 from .channel._waiting import node_name, wait_for_ranks
@@ -103,6 +103,7 @@ def serving() -> Iterator[None]:
             yield
         finally:
             sys.modules.update(main)
+            LOOKUP.bring, STREAM.key = None, ()
             surroundings.restore()
             generators.restore()
             sys.stdin = stdin

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from pickle import PicklingError
 from typing import Any, Final
 
 from ._functions import Function
@@ -279,7 +280,13 @@ class Pump:
             raise
         return True
 
-    def _fail(self, session: Session, tasks: list[Task], error: Exception) -> None:
+    def _fail_batch(self, batch: Batch, error: BaseException) -> None:
+        """Fail the calls of a message that could not be put in the background; the lock is held."""
+        for session in list(self._sessions.values()):
+            if tasks := [task for number in batch.calls if (task := session.sent.get(number)) and task.batch is batch]:
+                self._fail(session, tasks, error)
+
+    def _fail(self, session: Session, tasks: list[Task], error: BaseException) -> None:
         session.unsettled -= len(tasks)  # first: a callback that submits may wait for room
         for task in tasks:
             session.sent.pop(task.number, None)
@@ -314,11 +321,14 @@ class Pump:
             batch.number = self._work.count - 1
 
     def _streamed(self, batch: Batch, future: Future[None]) -> None:
+        error = future.exception()
         with self._lock:
             self._streaming = False
-            if future.exception() is None:
+            if error is None:
                 batch.number = self._work.count - 1  # nothing else was put meanwhile
-                self._dispatch()
+            else:
+                self._fail_batch(batch, error)
+            self._dispatch()
             postponed, self._postponed = self._postponed, []
         for order in postponed:
             self._order(order)
@@ -428,8 +438,9 @@ class Pump:
             opened.add(number)
         try:
             blob = Blob(*shared.pickled(known, sorted(ended)))
-        except Exception as error:  # noqa: BLE001 - its own code: the worker raises it
-            blob = Blob.of(with_cause(error, self._place))
+        except BaseException as error:  # noqa: BLE001 - its own code: the worker raises it
+            reason = PicklingError(f"the script's globals cannot be pickled: {type(error).__name__}: {error}")
+            blob = Blob.of(with_cause(reason, self._place))
         self._parcels.send(rank, blob)
 
     def _admit(self, rank: int, number: int) -> bool:

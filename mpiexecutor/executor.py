@@ -8,6 +8,7 @@ The executor itself is thin: it checks arguments, pickles calls in the thread th
 crew.
 """
 
+import functools
 import multiprocessing
 import threading
 import time
@@ -73,8 +74,8 @@ class RMAChannelExecutor(Executor):
         alone, calls run in a thread of this process.
 
         `initializer` is called with `initargs` once in each worker, before its first call; if it fails, every call of this
-        executor fails with BrokenExecutor. Calls and results are pickled with cloudpickle: lambdas, closures and functions of
-        ``__main__`` are fine.
+        executor fails with BrokenProcessPool. Functions, classes and other globals of ``__main__`` are named by calls, and each
+        worker has them in a ``__main__`` of its own for this executor; lambdas and closures go by value, with cloudpickle.
 
         A worker that dies, of a call or otherwise, fails the call that it was running, with BrokenWorkerError; with `retries`
         it is run again elsewhere, up to so many times. The others go on.
@@ -192,6 +193,8 @@ class RMAChannelExecutor(Executor):
     def _names(called: Function | str | None, names: set[str]) -> frozenset[str]:
         """Return the globals of the script that a call names."""
         if isinstance(called, str):
+            if not names:
+                return _only_name(called)
             names.add(top_of(called))
         elif called is not None:
             if not names:
@@ -268,7 +271,7 @@ class RMAChannelExecutor(Executor):
     def terminate_workers(self) -> None:
         """Shut down at once: drop what was not sent yet, and have all workers end, by SIGTERM.
 
-        That is the end of every executor on this communicator: its calls fail with BrokenExecutor. RuntimeError, and nothing is
+        That is the end of every executor on this communicator: its calls fail with BrokenProcessPool. RuntimeError, and nothing is
         done, if there are workers without keeper, which cannot end alone.
         """
         self._end_workers(TERMINATE)
@@ -379,6 +382,12 @@ def _warnings(crew: Crew, options: Options) -> Iterator[str]:
 def _unkept(crew: Crew, ranks: list[int]) -> str:
     """Say who cannot be killed."""
     return "this job has one rank, and no workers" if crew.alone else f"{ranks_text(ranks)} have no keeper (see the README)"
+
+
+@functools.cache
+def _only_name(called: str) -> frozenset[str]:
+    """Return the global that a function of the script is found in."""
+    return frozenset([top_of(called)])
 
 
 def _without_exit(error: BaseException) -> BaseException:

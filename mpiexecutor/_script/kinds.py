@@ -25,6 +25,7 @@ from .names import LruCacheWrapper
 
 _Lock: Final = type(threading.Lock())
 _RLock: Final = type(threading.RLock())
+_FUNCFLAG_PYTHONAPI, _FUNCFLAG_USE_ERRNO = 4, 8  # as in CPython's _ctypes
 _STREAMS: Final = ("stdin", "stdout", "stderr")
 _Reduced = tuple[Any, ...]
 
@@ -73,6 +74,9 @@ def reduce_named(obj: Any) -> _Reduced | None:
         return _make_singledispatch, (implementations[object], others)
     if isinstance(obj, typing.NewType):
         return _make_newtype, (obj.__name__, obj.__supertype__, obj.__module__)
+    if isinstance(obj, type) and obj.__module__ == "ctypes" and obj.__name__ == "CFunctionType":
+        kind: Any = obj
+        return _make_prototype, (kind._restype_, kind._argtypes_, kind._flags_)
     if isinstance(obj, typing.ParamSpec):
         return typing.ParamSpec, (obj.__name__,)
     return None
@@ -236,6 +240,11 @@ def _make_inherited(name: str, arguments: tuple[Any, ...]) -> Any:
 def _reduce_ctypes(obj: Any) -> _Reduced | None:
     import ctypes  # noqa: PLC0415 - loaded by the script
 
+    if isinstance(obj, ctypes._CFuncPtr):  # type: ignore[attr-defined]  # noqa: SLF001 - the type has no other name
+        library: Any = (obj._objects or {}).get("0")  # noqa: SLF001 - nothing else knows it
+        if isinstance(library, ctypes.CDLL):
+            function: Any = obj
+            return _function_of, (library, function.__name__, function.argtypes, function.restype)
     if isinstance(obj, ctypes.CDLL):
         prototypes = {
             name: (function.argtypes, function.restype)
@@ -246,6 +255,12 @@ def _reduce_ctypes(obj: Any) -> _Reduced | None:
     return None
 
 
+def _function_of(library: Any, name: str, argtypes: Any, restype: Any) -> Any:
+    function = getattr(library, name)
+    function.argtypes, function.restype = argtypes, restype
+    return function
+
+
 def _open_library(kind: type, name: str | None, prototypes: dict[str, Any]) -> Any:
     library = kind(name)
     for function, (argtypes, restype) in prototypes.items():
@@ -254,7 +269,7 @@ def _open_library(kind: type, name: str | None, prototypes: dict[str, Any]) -> A
     return library
 
 
-def _same_logger(name: str, level: int, propagate: bool) -> logging.Logger:  # noqa: FBT001 - as it was pickled
+def _same_logger(name: str, level: int, propagate: bool) -> logging.Logger:
     logger = logging.getLogger(name if name != "root" else None)
     logger.setLevel(level)
     logger.propagate = propagate
@@ -279,6 +294,14 @@ def _make_singledispatch(base: Any, others: list[tuple[type, Any]]) -> Any:
     for kind, implementation in others:
         function.register(kind, implementation)
     return function
+
+
+def _make_prototype(restype: Any, argtypes: tuple[Any, ...], flags: int) -> Any:
+    import ctypes  # noqa: PLC0415 - for those who use it
+
+    errors = {"use_errno": bool(flags & _FUNCFLAG_USE_ERRNO), "use_last_error": False}
+    make = ctypes.PYFUNCTYPE if flags & _FUNCFLAG_PYTHONAPI else ctypes.CFUNCTYPE
+    return make(restype, *argtypes, **errors if make is ctypes.CFUNCTYPE else {})
 
 
 def _make_newtype(name: str, supertype: Any, module: str) -> Any:

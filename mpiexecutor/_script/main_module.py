@@ -87,6 +87,7 @@ class MainModule:
         self._waiting: dict[str, Version] = {}
         self._loaded: dict[int, dict[str, Any]] = {}  # payloads, while a state is brought
         self._inline: dict[int, bytes | memoryview] = {}
+        self._failed: dict[str, Version] = {}  # what could not be loaded yet
 
     def enter(self) -> None:
         """Be `__main__` of this process."""
@@ -118,6 +119,7 @@ class MainModule:
         try:
             for slot in sorted(self._waiting, key=self._order):
                 self._bring_slot(slot)
+            self._try_again()
         finally:
             self._waiting, self._loaded, self._inline = {}, {}, {}
         if difference.opening is not None:
@@ -176,6 +178,14 @@ class MainModule:
             self._bring_global(version)
         self._numbers[slot] = version.number
 
+    def _try_again(self) -> None:
+        """Load what could not be loaded, as its own code needed globals that were not there yet, until nothing more can be."""
+        left = 0
+        while self._failed and len(self._failed) != left:
+            left = len(self._failed)
+            for version in list(self._failed.values()):
+                self._bring_global(version)
+
     def _bring_global(self, version: Version) -> None:
         name = version.slot
         names = main_dict()
@@ -194,11 +204,13 @@ class MainModule:
         except Exception as error:
             names.pop(name, None)
             self._missing[name] = f"it cannot be rebuilt from its pickle ({type(error).__name__}: {error})"
+            self._failed[name] = version
             logger.debug("the script's global %s cannot be rebuilt", name, exc_info=error)
             return
         names[name] = self._bound[name] = value
         self._payloads[name] = version.payload
         self._missing.pop(name, None)
+        self._failed.pop(name, None)
         if isinstance(value, NAMED_KINDS):
             self._from_script[name] = value
 

@@ -12,6 +12,7 @@ MAIN: Final = "__main__"
 MISSING: Final = object()
 _READS_GLOBALS = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
 _READS_ANY = {"globals", "eval", "exec", "vars"}  # builtins whose caller may look up any name
+ANY: Final = "*"  # stands for all names of the script
 LruCacheWrapper: Final = type(functools.lru_cache(len))
 # Objects that know the name under which a module has them.
 NAMED_KINDS: Final = (
@@ -76,27 +77,30 @@ def name_of(obj: Any) -> str | None:
 
 
 def globals_of(code: CodeType) -> set[str]:
-    """Return the global names that code reads, nested functions included; every name of the script if it may read any."""
+    """Return the global names that code reads, nested functions included, and ANY if it may read others."""
     names: set[str] = set()
     for instruction in dis.get_instructions(code):
         if instruction.opname in _READS_GLOBALS:
             names.add(instruction.argval)
         elif instruction.opname == "IMPORT_NAME" and instruction.argval == MAIN:
-            names |= _READS_ANY
+            names.add(ANY)
     if MAIN in code.co_consts or ("__name__" in names and "modules" in code.co_names):
-        names |= _READS_ANY  # sys.modules["__main__"], sys.modules[__name__]
+        names.add(ANY)  # sys.modules["__main__"], sys.modules[__name__]
+    if names & _READS_ANY:
+        names.add(ANY)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             names |= globals_of(constant)
     return names
 
 
-def needed(names: Iterable[str], main: dict[str, Any]) -> set[str]:
-    """Return which of the names that code reads are globals of the script."""
+def expanded(names: Iterable[str], main: dict[str, Any]) -> set[str]:
+    """Return names that code reads, with all names of the script in the place of ANY; without those that every module has."""
     names = set(names)
-    if any(name in names and name not in main for name in _READS_ANY):
+    if ANY in names:
         names |= {name for name in list(main) if not name.startswith("_")}
-    return {name for name in names if name in main and not (name.startswith("__") and name.endswith("__"))}
+        names.discard(ANY)
+    return {name for name in names if not (name.startswith("__") and name.endswith("__"))}
 
 
 def main_modules() -> dict[str, ModuleType]:

@@ -28,7 +28,7 @@ from cloudpickle import cloudpickle as _cloudpickle
 from mpiexecutor.channel._pickling import PROTOCOL, KeepingFilenames, NeedsCloudpickle, is_plain, keeper_of, writable
 
 from .kinds import STREAM, is_generator, reduce_kind, reduce_named
-from .names import LOOKUP, MAIN, NAMED_KINDS, by_name, globals_of, main_dict, name_of, needed, top_of
+from .names import LOOKUP, MAIN, NAMED_KINDS, by_name, globals_of, main_dict, name_of, top_of
 
 _NO_IDENTITY: Final = (type(None), bool, int, float, complex, str, bytes, tuple, frozenset, range, ModuleType, *NAMED_KINDS)
 _complete: "weakref.WeakSet[type]" = weakref.WeakSet()  # local classes that this process has made, or has pickled
@@ -133,8 +133,8 @@ class CallPickler(KeepingFilenames):
         name = name_of(obj)
         if name is not None and not self._is_whole(name) and self._has(top_of(name)):
             return self._refer(name)
-        if not isinstance(obj, type):
-            return reduce_named(obj)
+        if (reduced := reduce_named(obj)) is not None or not isinstance(obj, type):
+            return reduced
         reduced = super().reducer_override(obj)
         is_by_value = reduced is not NotImplemented and len(reduced) > 2  # noqa: PLR2004 - more than a name of a builtin
         return self._reduce_class(obj, reduced, is_local=name is None) if is_by_value else reduced
@@ -151,7 +151,7 @@ class CallPickler(KeepingFilenames):
         make, (code, others, *rest), (state, slots), *more = super()._dynamic_function_reduce(function)
         if function.__globals__ is not self._main:
             return make, (code, others, *rest), (state, slots), *more
-        self.names |= needed(globals_of(code), self._main)
+        self.names |= globals_of(code)
         slots["__globals__"] = {}
         return make, (code, MainDict(), *rest), (state, slots), *more
 
@@ -162,8 +162,10 @@ class CallPickler(KeepingFilenames):
             _complete.add(kind)
         else:
             tracker = None  # its name says which class it is
-        if "__slots__" in vars(kind) and make is _cloudpickle._make_skeleton_class:  # noqa: SLF001 - it would get a dictionary instead
-            arguments[3]["__slots__"] = vars(kind)["__slots__"]
+        if make is _cloudpickle._make_skeleton_class:  # noqa: SLF001 - which leaves these out
+            arguments[3]["__qualname__"] = kind.__qualname__
+            if vars(kind).get("__slots__"):
+                arguments[3]["__slots__"] = vars(kind)["__slots__"]
         return _make_class, (make, arguments, tracker and tracker.partition("@")[0], extra), state, None, None, _set_class
 
 
@@ -355,7 +357,7 @@ def digest_of(name: str, value: Any, names: set[str], identities: Mapping[int, s
     pickler = DigestPickler(file, file.keep, names, (name,), identities)
     try:
         pickler.dump((value,))  # without its name, which may be one object with a string in there, or another
-    except Exception:  # noqa: BLE001 - whatever its own code raises
+    except (Exception, SystemExit):  # noqa: BLE001 - whatever its own code raises
         return None
     finally:
         refers |= pickler.refers

@@ -28,7 +28,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from .filters import filters_of
 from .kinds import NotShared
-from .names import MISSING, globals_of, main_dict, name_of, needed
+from .names import ANY, MISSING, expanded, globals_of, main_dict, name_of
 from .pickling import digest_of, dump_definitions, identities_of
 from .surroundings import Surroundings
 from .top_level import TopLevel, of_this_process
@@ -176,6 +176,22 @@ class _Global:
         return len(now) == len(before) and all(map(is_, now, before))
 
 
+class _Needs(NamedTuple):
+    """What a call needs in all: what its names lead to."""
+
+    present: list[_Global]
+    absent: frozenset[str]  # builtins, and what the script may come to have
+    total: int | None  # of all names of the script, if it needs them all
+
+    def are_unchanged(self, main: dict[str, Any]) -> bool:
+        if not self.absent.isdisjoint(main) or (self.total is not None and self.total != len(main)):
+            return False
+        for each in self.present:  # noqa: SIM110 - every submit comes through here
+            if not each.is_unchanged(main):
+                return False
+        return True
+
+
 def _watched(value: Any) -> tuple[Any, ...]:
     """Return what of a function or class may be bound anew."""
     if isinstance(value, type):
@@ -196,7 +212,7 @@ class Script:
         self._lock = threading.RLock()
         self._globals: dict[str, _Global] = {}
         self._payloads: dict[int, Payload] = {}
-        self._checked: dict[frozenset[str], list[_Global]] = {}  # what calls that need these names need in all
+        self._checked: dict[frozenset[str], _Needs] = {}  # by the names that calls need
         names: set[str] = set()
         self.opening = Opening(Surroundings.of_this_process(), origin, top_level, filters_of(names))
         self._extra = frozenset(names)
@@ -208,8 +224,7 @@ class Script:
         checked = self._checked.get(names)
         if checked is not None:
             state = self._state
-            main = main_dict()
-            if all(each.is_unchanged(main) for each in checked):
+            if checked.are_unchanged(main_dict()):
                 return state
         with self._lock:
             return self._define(names)
@@ -271,20 +286,30 @@ class _Look:
         self._identities = identities
         self._new = new
 
-    def gather(self, names: Iterable[str], follow: Callable[[_Global], set[str]]) -> list[_Global]:
+    def gather(self, names: Iterable[str], follow: Callable[[_Global], set[str]]) -> _Needs:
         """Look at these globals and at what they lead to; return all of them."""
         gathered: dict[str, _Global] = {}
+        absent: set[str] = set()
+        total = None
         waiting = sorted(names)
         while waiting:
             name = waiting.pop()
-            if name in gathered or name not in self._main:
+            if name in gathered:
+                continue
+            if name == ANY:
+                if total is None:
+                    total = len(self._main)
+                    waiting += sorted(expanded([ANY], self._main))
+                continue
+            if name not in self._main:
+                absent.add(name)
                 continue
             each = self._new.get(name) or self._script.known(name)
             if each is None or (name not in self._new and not each.is_unchanged(self._main)):
                 each = self._new[name] = self._look(name, self._main[name], self._script.known(name))
             gathered[name] = each
             waiting += sorted(follow(each))
-        return list(gathered.values())
+        return _Needs(list(gathered.values()), frozenset(absent), total)
 
     def _look(self, name: str, value: Any, before: _Global | None) -> _Global:
         each = _Global(name, value, None)
@@ -338,7 +363,7 @@ class _Look:
             return
         digest = self._digest(each, name, header_of(value))
         if isinstance(value, FunctionType):
-            each.needs |= needed(globals_of(value.__code__), self._main)
+            each.needs |= globals_of(value.__code__)
         self._note(each, name, value, before, digest=digest, payload=self._script.payload({name: value}, None))
 
     def _add(self, each: _Global, slot: str, value: Any, before: _Global | None, *, code: bool, within: int = 0) -> None:
@@ -354,7 +379,7 @@ class _Look:
             data, buffers, refers = dump_definitions({slot: value}, each.needs, self._identities)
         except NotShared as error:
             self._note(each, slot, value, before, digest=b"", payload=0, within=within, why=str(error))
-        except Exception as error:  # noqa: BLE001 - whatever its own code raises
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever its own code raises
             why = f"{type(error).__name__}: {error}"
             self._note(each, slot, value, before, digest=_kind(value), payload=0, within=within, why=why)
         else:

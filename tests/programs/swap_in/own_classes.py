@@ -9,8 +9,6 @@ import enum
 import functools
 import operator
 import os
-import sys
-import tempfile
 import typing
 import weakref
 

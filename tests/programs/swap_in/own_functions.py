@@ -133,7 +133,7 @@ def timed(x):
     return -x
 
 
-@lru_cache(maxsize=None)
+@cache
 def fibonacci(n):
     return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)
 

@@ -191,7 +191,7 @@ def set_levels(ex):
     for level in (5, 6, 5):
         Config.level = level
         found.append(ex.submit(get_level).result(60))
-    setattr(Config, "level", 1)
+    Config.level = 1
     found.append(ex.submit(get_level).result(60))
     return found
 
