@@ -15,7 +15,7 @@ from pieces import SHARED
 
 _SHOWN = "shown at the end"  # the property of a test whose value is a line for the end of all tests
 _CLUSTERS = {"test_hosts.py", "test_slurm.py"}
-_DEADLINE = 40  # seconds that one test may take on the ranks before each of them prints its stacks
+_DEADLINE = 150  # seconds that one test may take on the ranks before each of them prints its stacks
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -83,7 +83,7 @@ def report(record_property: Callable[[str, object], None]) -> Callable[[str], No
 def keep_contract(request: pytest.FixtureRequest, report: Callable[[str], None]) -> Callable[..., Job]:
     """Give a function that has the root of a job try the executor's contract; it takes what run_job does, but for the program."""
 
-    def run(ranks: int | None, module: Sequence[str] = ("-m", "mpiexecutor"), *, deadline: float = 240, **how: Any) -> Job:
+    def run(ranks: int | None, module: Sequence[str] = ("-m", "mpiexecutor"), *, deadline: float = 500, **how: Any) -> Job:
         options = ["-q", "--color=no", "-p", "no:cacheprovider", "-o", f"faulthandler_timeout={_DEADLINE}", "-o", "timeout=0"]
         tests = ["-m", "pytest", *options, "-c", str(request.config.inipath), str(TESTS / "contract")]
         job = run_job(ranks, [*module, *tests], deadline=deadline, **how)
@@ -100,7 +100,7 @@ def keep_contract(request: pytest.FixtureRequest, report: Callable[[str], None])
 def run_on_ranks(request: pytest.FixtureRequest, report: Callable[[str], None]) -> Callable[..., Job]:
     """Give a function that has so many ranks run the tests of a file in tests/ranks, together."""
 
-    def run(ranks: int, name: str, *, apart: bool = False, deadline: float = 250) -> Job:
+    def run(ranks: int, name: str, *, apart: bool = False, deadline: float = 500) -> Job:
         file = TESTS / "ranks" / name
         options = ["-o", f"faulthandler_timeout={_DEADLINE}", "-p", "no:cacheprovider", "--color=no", "-s", "-q"]
         env = {"MPIEXECUTOR_TEST_APART": "1"} if apart else {}

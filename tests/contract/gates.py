@@ -16,7 +16,7 @@ import pytest
 
 from mpiexecutor import RMAChannelExecutor
 
-LIMIT = 20  # seconds that anything here may take: less than a test may
+LIMIT = 60  # seconds that anything here may take: less than a test may
 
 
 @dataclass(frozen=True)

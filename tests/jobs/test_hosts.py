@@ -44,7 +44,7 @@ def test_the_example_job_finds_what_it_finds_without_an_executor(hosts):
 
 def test_keeps_its_contract_while_the_main_thread_computes(hosts, request, report):
     """Every claim of tests/contract holds in another thread of the root, beside a main thread that never waits."""
-    options = ["-q", "--color=no", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=60", "-o", "timeout=0"]
+    options = ["-q", "--color=no", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=150", "-o", "timeout=0"]
     program = [
         str(PROGRAMS / "computing_root.py"),
         *options,
@@ -52,7 +52,7 @@ def test_keeps_its_contract_while_the_main_thread_computes(hosts, request, repor
         str(request.config.inipath),
         str(TESTS / "contract"),
     ]
-    job = run_executor(hosts, *program, deadline=280)
+    job = run_executor(hosts, *program, deadline=500)
     summary = re.search(r"^(\d+ passed.*?) in ", job.stdout, re.MULTILINE)
     assert summary is not None, f"the root has printed no summary:\n{job}"
     report(f"{'contract':32} {RANKS} ranks on two hosts: {summary[1]} in {job.duration:.1f} s")

@@ -99,7 +99,6 @@ def test_the_example_job_runs(srun):
     assert job.stdout.endswith("the same without the executor\n")
 
 
-@pytest.mark.timeout(600)  # to the scheduler of a busy machine all tasks of a job together are as much as one rank of mpiexec
 def test_keeps_its_contract(keep_contract, env):
     """Every claim of tests/contract holds with three workers."""
     keep_contract(None, flags=in_srun(4), env=env, deadline=500)

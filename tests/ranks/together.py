@@ -97,4 +97,4 @@ def still_works(channel: RemoteChannel[Any, Any], message_of: Callable[[int], An
 
 def result_of(future: "Future[Any]") -> Any:
     """Wait for a future; the test's deadline is the limit, this one is to have a traceback."""
-    return future.result(30)
+    return future.result(100)
