@@ -1,6 +1,6 @@
 """What becomes of calls when workers die, in the pump: which are lost, which are run again, who is told. No MPI: see fakes.py."""
 
-from concurrent.futures import BrokenExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 from fakes import LIMIT, FakeWorker, fake_crew
@@ -235,9 +235,9 @@ def test_who_dies_of_its_initializer_breaks_the_executor(crew):
     assert crew.given == [(1, (print, ()))]
     loss = worker.die(begun=INITIALIZER)
     for future in futures:
-        assert type(future.exception(LIMIT)) is BrokenExecutor
+        assert type(future.exception(LIMIT)) is BrokenProcessPool
         assert str(future.exception()) == f"the initializer was being run when {loss}"
-    with pytest.raises(BrokenExecutor, match="the initializer was being run"):
+    with pytest.raises(BrokenProcessPool, match="the initializer was being run"):
         crew.submit("late", session=session)
     crew.settle()
     worker = FakeWorker(crew, 2)
@@ -260,11 +260,11 @@ def test_when_all_are_lost_everything_fails():
         reason = f"all workers are lost; the last of them, {loss}"
         assert [type(future.exception(LIMIT)) for future in futures[:2]] == [BrokenWorkerError] * 2
         for future in futures[2:] + other:
-            assert type(future.exception(LIMIT)) is BrokenExecutor
+            assert type(future.exception(LIMIT)) is BrokenProcessPool
             assert str(future.exception()) == reason
         assert crew.pump.workers == 0
         for late in (crew.submit_one, lambda _: crew.open()):
-            with pytest.raises(BrokenExecutor) as raised:
+            with pytest.raises(BrokenProcessPool) as raised:
                 late("late")
             assert str(raised.value) == reason
         crew.pump.wait(crew.session)
@@ -279,14 +279,14 @@ def test_a_callback_of_what_is_lost_last_finds_the_executor_broken():
         def submit(_):
             try:
                 crew.submit("c")
-            except BrokenExecutor as error:
+            except BrokenProcessPool as error:
                 found.append(str(error))
 
         futures[1].add_done_callback(submit)
         worker = FakeWorker(crew, 1)
         worker.take()
         worker.die(begun="a")
-        assert type(futures[1].exception(LIMIT)) is BrokenExecutor
+        assert type(futures[1].exception(LIMIT)) is BrokenProcessPool
         crew.settle()
         assert found == [str(futures[1].exception())]
 

@@ -2,7 +2,8 @@
 
 import threading
 from collections import deque
-from concurrent.futures import BrokenExecutor, CancelledError
+from concurrent.futures import CancelledError
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 from fakes import LIMIT, FakeWorker, fake_crew, in_a_thread, until
@@ -220,12 +221,12 @@ def test_an_initializer_that_fails_breaks_its_executor(crew):
     first.fail_initializer(LookupError("no licence"))
     for future in futures:
         error = future.exception(LIMIT)
-        assert type(error) is BrokenExecutor
+        assert type(error) is BrokenProcessPool
         assert str(error) == "the initializer failed in a worker, LookupError: no licence"
         assert type(error.__cause__) is RemoteTraceback
     second.fail_initializer(LookupError("another reason"))
     crew.settle()
-    with pytest.raises(BrokenExecutor, match="no licence"):
+    with pytest.raises(BrokenProcessPool, match="no licence"):
         crew.submit("late", session=broken)
     crew.pump.wait(broken)
     work_off(crew, FakeWorker(crew, 2))
@@ -266,10 +267,10 @@ def test_giving_up_fails_everything_for_good(crew):
     futures[0].add_done_callback(wait)
     in_a_thread(crew.pump.give_up, "mpiexec was killed").result(LIMIT)
     for future in futures:
-        assert type(future.exception(LIMIT)) is BrokenExecutor
+        assert type(future.exception(LIMIT)) is BrokenProcessPool
         assert str(future.exception()) == "mpiexec was killed"
     for late in (lambda: crew.submit("late"), lambda: crew.submit("late", session=other), crew.open):
-        with pytest.raises(BrokenExecutor, match="mpiexec was killed"):
+        with pytest.raises(BrokenProcessPool, match="mpiexec was killed"):
             late()
     assert said == ["a callback of a future cannot wait for its executor: the futures are settled by this thread"]
 
@@ -281,7 +282,7 @@ def test_who_waits_for_room_is_told_that_the_executor_is_broken(crew):
     second = in_a_thread(crew.submit, "b", session=session)
     until(lambda: crew.pump._changed._waiters)
     crew.pump.give_up("mpiexec was killed")
-    with pytest.raises(BrokenExecutor, match="mpiexec was killed"):
+    with pytest.raises(BrokenProcessPool, match="mpiexec was killed"):
         second.result(LIMIT)
 
 
@@ -294,11 +295,11 @@ def test_a_fault_of_the_collector_fails_everything(crew):
     crew.replies.put("nonsense")
     for future in futures:
         error = future.exception(LIMIT)
-        assert type(error) is BrokenExecutor
+        assert type(error) is BrokenProcessPool
         assert str(error).startswith("the collector failed: ValueError(")
         assert "_note_all" in str(error.__cause__)
     for late in (lambda: crew.submit("late"), crew.open):
-        with pytest.raises(BrokenExecutor, match="the collector failed"):
+        with pytest.raises(BrokenProcessPool, match="the collector failed"):
             late()
     crew.pump.wait(crew.session)
 
@@ -319,7 +320,7 @@ def test_what_came_together_with_a_fault_is_settled(crew):
         worker.answer()
         crew.replies.put("nonsense")
     assert futures[0].result(LIMIT) == "a"
-    assert type(futures[1].exception(LIMIT)) is BrokenExecutor
+    assert type(futures[1].exception(LIMIT)) is BrokenProcessPool
 
 
 def test_after_a_fault_no_worker_waits_for_room_or_for_a_function(crew):
@@ -332,7 +333,7 @@ def test_after_a_fault_no_worker_waits_for_room_or_for_a_function(crew):
     with crew.replies.together():
         crew.replies.put("nonsense")
         workers[0].ask()
-    assert type(futures[0].exception(LIMIT)) is BrokenExecutor
+    assert type(futures[0].exception(LIMIT)) is BrokenProcessPool
     workers[1].ask()
     workers[1].answer_at_length("b", size=1 << 30)
     crew.settle()
@@ -346,7 +347,7 @@ def test_a_death_after_a_fault_is_of_no_interest(crew):
     crew.replies.put("nonsense")
     worker = FakeWorker(crew, 1)
     worker.take()
-    assert type(futures[0].exception(LIMIT)) is BrokenExecutor
+    assert type(futures[0].exception(LIMIT)) is BrokenProcessPool
     worker.die(begun="a")
     crew.settle()
     assert crew.pump._collector.is_alive()

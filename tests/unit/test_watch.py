@@ -15,7 +15,8 @@ from fakes import LIMIT, FakeClock, in_a_thread, until
 from mpiexecutor import _health
 from mpiexecutor._health import Loss, Watch, address_of
 from mpiexecutor._keeper import BYE, KILL, LEAVE, TERMINATE
-from mpiexecutor._slate import NOTHING, PULSE, Signs, Slate
+from mpiexecutor._seconds import PULSE
+from mpiexecutor._slate import NOTHING, Signs, Slate
 
 pytestmark = pytest.mark.skipif(not _health.possible(), reason="keepers need Linux 5.3")
 TOKEN = "token"
