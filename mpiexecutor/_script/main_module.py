@@ -73,6 +73,7 @@ class MainModule:
         self._forget = forget
         self._module: ModuleType | None = None  # not before its first state
         self._surroundings: Kept | None = None  # while calls of another executor run
+        self._filters: list[bytes] | None = None  # of warnings, until they can be loaded
         self._state = 0
         self._numbers: dict[str, int] = {}  # of versions, by slot
         self._payloads: dict[str, int] = {}  # what each global was loaded from last
@@ -115,8 +116,9 @@ class MainModule:
                 self._bring_slot(slot)
         finally:
             self._waiting, self._loaded, self._inline = {}, {}, {}
-        if difference.opening is not None:
-            load_filters(difference.opening.filters)
+        if self._filters is not None:  # now that their categories are there
+            filters, self._filters = self._filters, None
+            load_filters(filters)
         self._state = state
 
     def explain(self, error: BaseException) -> BaseException:
@@ -135,6 +137,7 @@ class MainModule:
     def _open(self, opening: Opening) -> None:
         """Begin: take on the surroundings, and get a module."""
         opening.surroundings.apply()
+        self._filters = opening.filters
         if opening.origin is Origin.RANK:
             self._module = sys.modules[MAIN]
         else:

@@ -92,11 +92,11 @@ def globals_of(code: CodeType) -> set[str]:
 
 
 def needed(names: Iterable[str], main: dict[str, Any]) -> set[str]:
-    """Return which of the names that code reads are globals of the script."""
+    """Return which of the names that code reads may be globals of the script, now or later."""
     names = set(names)
     if any(name in names and name not in main for name in _READS_ANY):
         names |= {name for name in list(main) if not name.startswith("_")}
-    return {name for name in names if name in main and not (name.startswith("__") and name.endswith("__"))}
+    return {name for name in names if not (name.startswith("__") and name.endswith("__"))}
 
 
 def main_modules() -> dict[str, ModuleType]:

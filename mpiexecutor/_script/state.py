@@ -145,12 +145,11 @@ class State:
     script: "Script"
 
     def pickled(self, known: int, ended: list[int]) -> Pickled:
-        before = self.script.registry.find(known)
-        has = before.versions if isinstance(before, State) else {}
-        versions = [version for slot, version in self.versions.items() if has.get(slot) is not version]
+        newest = known if known < self.number else 0  # numbers only grow: what the worker has from a later state may be too new
+        versions = [version for version in self.versions.values() if version.number > newest]
         short = {number: self.payloads[number].inline for number in {version.payload for version in versions} if number}
         inline = {number: data for number, data in short.items() if data is not None}
-        opening = None if isinstance(before, State) else self.script.opening
+        opening = None if known else self.script.opening
         return Pickled(pickle.dumps({"": Difference(opening, versions, inline, ended)}, pickle.HIGHEST_PROTOCOL))
 
 
@@ -277,7 +276,10 @@ class _Look:
         waiting = sorted(names)
         while waiting:
             name = waiting.pop()
-            if name in gathered or name not in self._main:
+            if name in gathered:
+                continue
+            if name not in self._main:
+                gathered[name] = _Global(name, MISSING, None)  # a builtin, or the script will have it later
                 continue
             each = self._new.get(name) or self._script.known(name)
             if each is None or (name not in self._new and not each.is_unchanged(self._main)):
@@ -384,9 +386,15 @@ class _Look:
         each.versions[slot] = Version(self._script.registry.next(), slot, first, digest, payload, why, within=within)
         each.held[slot] = value
 
+    def _is_new(self, each: _Global) -> bool:
+        """Whether it is bound anew, not only its attributes: workers have it then, and nothing has to be loaded with it."""
+        before = self._script.known(each.name)
+        return before is None or each.versions[each.name] is not before.versions.get(each.name)
+
     def join(self) -> None:
         """Have globals that refer to each other share a payload: each would be needed to load the other."""
-        for group in _circles({name: each.refers & self._new.keys() for name, each in self._new.items()}):
+        new = {name: each for name, each in self._new.items() if self._is_new(each)}
+        for group in _circles({name: each.refers & new.keys() for name, each in new.items()}):
             values = {name: self._new[name].value for name in group if not self._new[name].versions[name].why}
             try:
                 data, buffers, _ = dump_definitions(values, set(), self._identities)
