@@ -26,7 +26,7 @@ from cloudpickle.cloudpickle import list_registry_pickle_by_value
 
 from ._outcomes import Blob
 from ._parcels import Pages, Parcels
-from ._script.names import MISSING, main_dict, name_of
+from ._script.names import MAIN, MISSING, main_dict, name_of
 from ._script.pickling import dumps
 from ._script.state import Pickled, Registry
 from .channel._pickling import loads
@@ -135,6 +135,7 @@ class Dependencies:
 
     def __init__(self) -> None:
         self._parts: list[_Part] = []
+        self._named: list[weakref.ref[Any]] = []  # functions and classes that go by their names in the script
 
     @classmethod
     def of(cls, fn: FunctionType) -> "Dependencies | None":
@@ -144,6 +145,7 @@ class Dependencies:
         while waiting:
             function = waiting.pop()
             if _goes_by_name(function):
+                found._note_names(function)
                 continue
             if function.__dict__ or function.__globals__ is not main_dict():
                 return None
@@ -153,16 +155,26 @@ class Dependencies:
                 if isinstance(value, FunctionType) and value not in seen:
                     seen.add(value)
                     waiting.append(value)
-                elif not isinstance(value, FunctionType) and not _never_changes(value):
-                    return None
+                elif not isinstance(value, FunctionType):
+                    if not _never_changes(value):
+                        return None
+                    found._note_names(value)
         return found
+
+    def _note_names(self, value: Any) -> None:
+        """Note what the script may give another name, or its name to something else."""
+        if type(value) is tuple:
+            for part in value:
+                self._note_names(part)
+        elif isinstance(value, (type, FunctionType)) and value.__module__ == MAIN:
+            self._named.append(weakref.ref(value))
 
     def unchanged(self) -> bool:
         """Whether everything is still what it was."""
-        for part in self._parts:  # noqa: SIM110 - every submit comes through here
+        for part in self._parts:  # no generator: every submit comes through here
             if not part.unchanged():
                 return False
-        return True
+        return not self._named or all(name_of(named()) is not None for named in self._named)
 
 
 class _Part:
@@ -219,7 +231,7 @@ def _goes_by_name(value: Any) -> bool:
     """Whether a function or class is pickled as a name."""
     if type(value.__module__) is not str or list_registry_pickle_by_value():
         return False
-    if value.__module__ == "__main__":
+    if value.__module__ == MAIN:
         return name_of(value) is not None
     found: object = sys.modules.get(value.__module__)
     for name in value.__qualname__.split("."):

@@ -189,6 +189,8 @@ def _make_context_variable(name: str, default: Any) -> "contextvars.ContextVar[A
 
 
 def _reduce_file(file: IO[Any]) -> _Reduced | None:
+    if isinstance(file, (io.StringIO, io.BytesIO)):
+        return None
     for name in _STREAMS:
         if file is getattr(sys, name) or file is getattr(sys, f"__{name}__"):
             return getattr, (sys, name)

@@ -78,6 +78,7 @@ class MainModule:
         self._forget = forget
         self._module: ModuleType | None = None  # not before its first state
         self._surroundings: Kept | None = None  # while calls of another executor run
+        self._filters: list[bytes] | None = None  # of warnings, until they can be loaded
         self._state = 0
         self._numbers: dict[str, int] = {}  # of versions, by slot
         self._payloads: dict[str, int] = {}  # what each global was loaded from last
@@ -122,8 +123,9 @@ class MainModule:
             self._try_again()
         finally:
             self._waiting, self._loaded, self._inline = {}, {}, {}
-        if difference.opening is not None:
-            load_filters(difference.opening.filters)
+        if self._filters is not None:  # now that their categories are there
+            filters, self._filters = self._filters, None
+            load_filters(filters)
         self._state = state
 
     def explain(self, error: BaseException) -> BaseException:
@@ -143,6 +145,7 @@ class MainModule:
         """Begin: take on the surroundings, and get a module."""
         opening.surroundings.apply()
         variables = dict(os.environ)
+        self._filters = opening.filters
         if opening.origin is Origin.RANK:
             self._module = sys.modules[MAIN]
         else:

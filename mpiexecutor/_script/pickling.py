@@ -158,6 +158,8 @@ class CallPickler(KeepingFilenames):
     def _reduce_class(self, kind: type, reduced: Any, *, is_local: bool) -> Any:
         make, arguments, state, *_ = reduced
         *arguments, tracker, extra = arguments
+        if make is _cloudpickle._make_skeleton_class:  # noqa: SLF001 - that of an enum has it
+            arguments[3] = {**arguments[3], "__qualname__": kind.__qualname__}
         if is_local:
             _complete.add(kind)
         else:
@@ -356,7 +358,7 @@ def digest_of(name: str, value: Any, names: set[str], identities: Mapping[int, s
     file = _Hash()
     pickler = DigestPickler(file, file.keep, names, (name,), identities)
     try:
-        pickler.dump((value,))  # without its name, which may be one object with a string in there, or another
+        pickler.dump(value)  # without the name: it may be the same string as one in the value, or only an equal one
     except (Exception, SystemExit):  # noqa: BLE001 - whatever its own code raises
         return None
     finally:

@@ -145,12 +145,11 @@ class State:
     script: "Script"
 
     def pickled(self, known: int, ended: list[int]) -> Pickled:
-        before = self.script.registry.find(known)
-        has = before.versions if isinstance(before, State) else {}
-        versions = [version for slot, version in self.versions.items() if has.get(slot) is not version]
+        newest = known if known <= self.number else 0  # numbers only grow: what the worker has from a later state may be too new
+        versions = [version for version in self.versions.values() if version.number > newest]
         short = {number: self.payloads[number].inline for number in {version.payload for version in versions} if number}
         inline = {number: data for number, data in short.items() if data is not None}
-        opening = None if isinstance(before, State) else self.script.opening
+        opening = None if known else self.script.opening
         return Pickled(pickle.dumps({"": Difference(opening, versions, inline, ended)}, pickle.HIGHEST_PROTOCOL))
 
 
@@ -240,6 +239,7 @@ class Script:
         if new:
             look.join()
             self._globals.update(new)
+            self._payloads.update(look.payloads)  # only now: what is pickled may itself submit, and make a state
             self._state = self._next_state(new.values())
             self._checked = {}
         self._checked[names] = checked
@@ -263,13 +263,6 @@ class Script:
         """Whether workers may have globals of their own."""
         return self._compares
 
-    def payload(self, values: Mapping[str, Any], pickled: Pickled | None) -> int:
-        """Keep a payload; return its number."""
-        payload = Payload(self.registry.next(), values, pickled)
-        self.registry.add(payload.number, payload)
-        self._payloads[payload.number] = payload
-        return payload.number
-
 
 def _functions_and_classes(main: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(
@@ -285,6 +278,14 @@ class _Look:
         self._main = main
         self._identities = identities
         self._new = new
+        self.payloads: dict[int, Payload] = {}
+
+    def _payload(self, values: Mapping[str, Any], pickled: Pickled | None) -> int:
+        """Add a payload; return its number."""
+        payload = Payload(self._script.registry.next(), values, pickled)
+        self._script.registry.add(payload.number, payload)
+        self.payloads[payload.number] = payload
+        return payload.number
 
     def gather(self, names: Iterable[str], follow: Callable[[_Global], set[str]]) -> _Needs:
         """Look at these globals and at what they lead to; return all of them."""
@@ -364,7 +365,7 @@ class _Look:
         digest = self._digest(each, name, header_of(value))
         if isinstance(value, FunctionType):
             each.needs |= globals_of(value.__code__)
-        self._note(each, name, value, before, digest=digest, payload=self._script.payload({name: value}, None))
+        self._note(each, name, value, before, digest=digest, payload=self._payload({name: value}, None))
 
     def _add(self, each: _Global, slot: str, value: Any, before: _Global | None, *, code: bool, within: int = 0) -> None:
         """Add a version with its payload: pickled now, unless it is code in a class, which cannot change in place."""
@@ -372,7 +373,7 @@ class _Look:
         if self._script.compares:
             digest = self._digest(each, slot, value)
             if code:
-                payload = self._script.payload({slot: value}, None)
+                payload = self._payload({slot: value}, None)
                 self._note(each, slot, value, before, digest=digest, payload=payload, within=within)
                 return
         try:
@@ -384,7 +385,7 @@ class _Look:
             self._note(each, slot, value, before, digest=_kind(value), payload=0, within=within, why=why)
         else:
             each.refers |= refers
-            payload = self._script.payload({slot: value}, Pickled(data, buffers))
+            payload = self._payload({slot: value}, Pickled(data, buffers))
             self._note(each, slot, value, before, digest=digest, payload=payload, within=within)
 
     def _digest(self, each: _Global, slot: str, value: Any) -> bytes:
@@ -409,15 +410,21 @@ class _Look:
         each.versions[slot] = Version(self._script.registry.next(), slot, first, digest, payload, why, within=within)
         each.held[slot] = value
 
+    def _is_new(self, each: _Global) -> bool:
+        """Whether it is bound anew, not only its attributes: workers have it then, and nothing has to be loaded with it."""
+        before = self._script.known(each.name)
+        return before is None or each.versions[each.name] is not before.versions.get(each.name)
+
     def join(self) -> None:
         """Have globals that refer to each other share a payload: each would be needed to load the other."""
-        for group in _circles({name: each.refers & self._new.keys() for name, each in self._new.items()}):
+        new = {name: each for name, each in self._new.items() if self._is_new(each)}
+        for group in _circles({name: each.refers & new.keys() for name, each in new.items()}):
             values = {name: self._new[name].value for name in group if not self._new[name].versions[name].why}
             try:
                 data, buffers, _ = dump_definitions(values, set(), self._identities)
             except Exception:  # noqa: BLE001, S112 - each is as it was alone
                 continue
-            payload = self._script.payload(values, Pickled(data, buffers))
+            payload = self._payload(values, Pickled(data, buffers))
             for name in values:
                 each = self._new[name]
                 old = each.versions[name].payload

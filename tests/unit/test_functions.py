@@ -1,31 +1,35 @@
 """Functions that go to each worker once: when the root may name one by its number, and what a worker keeps."""
 
+import gc
 import math
 import pickle
+import threading
 from functools import partial
+from textwrap import dedent
 from types import FunctionType
 
 import cloudpickle
 import pytest
+from script_pair import own_main, script_of
 
 from mpiexecutor import _functions
 from mpiexecutor._functions import Catalogue, Dependencies, Shelf
 from mpiexecutor._outcomes import Blob
 from mpiexecutor._parcels import Pages
+from mpiexecutor._script.state import Registry
 
 
-def script(text):
-    """Run a script's lines; give its names, among which functions are found as in ``__main__``."""
-    names = {"__name__": "__main__"}
-    exec(text, names)
-    return names
+@pytest.fixture
+def script():
+    """Run a script's lines as `__main__`; give its names."""
+    with own_main():
+        yield lambda text: vars(script_of(text))
 
 
 SCRIPT = """
 import math
 factor = 2
 names = ["mutable"]
-pair = (1, "a")
 
 def helper(x, power=1):
     return factor * x ** power
@@ -33,23 +37,11 @@ def helper(x, power=1):
 def plain(x):
     return x + 1
 
-def calls(x):
-    return helper(x) + math.pi + len(pair)
-
-def recursive(x):
-    return x and recursive(x - 1)
-
 def lists(x):
     return names
 
 def default(x, found=[]):
     return found
-
-def outer():
-    inside = 1
-    def inner(x):
-        return x + inside
-    return inner
 
 def noted(x):
     return x
@@ -58,109 +50,186 @@ noted.note = 1
 class Class:
     pass
 
-def makes(x):
-    return Class()
+def outer(inside, *others):
+    def inner(x=1):
+        return x, inside, others
+    return inner
 
-nested = outer()
+def around(value):
+    def inner():
+        return value
+    def set_value(new):
+        nonlocal value
+        value = new
+    return inner, set_value
+
+nested = outer(1)
+calls = outer(helper)
+makes = outer(Class)
+deep = outer(1, "a", math, (None, 2.5, helper))
+of_closure_in_tuple = outer(1, outer(2))
+deeper = outer(outer(nested))
 square = lambda x: (lambda y: y * factor)(x)
+recursive = (lambda: (f := lambda x: x and f(x - 1)))()
+of_list = outer(names)
+of_list_in_tuple = outer(1, [])
+of_local_class = outer(type("Local", (), {}))
+with_default = lambda x, found=[]: found
+with_note = outer(1)
+with_note.note = 1
+through_another = outer(outer([]))
 """
 
 
-@pytest.mark.parametrize("name", ["plain", "helper", "calls", "recursive", "nested", "square"])
-def test_a_function_of_constants_and_functions_depends_on_nothing_hidden(name):
-    """Numbers, strings, modules, tuples of these, functions like itself."""
+@pytest.mark.parametrize("name", ["nested", "calls", "makes", "deep", "deeper", "square", "recursive"])
+def test_a_closure_of_constants_and_functions_depends_on_nothing_hidden(name, script):
+    """Numbers, strings, modules, tuples of these, what the script has under a name, closures like itself."""
     dependencies = Dependencies.of(script(SCRIPT)[name])
     assert dependencies is not None
     assert dependencies.unchanged()
 
 
-@pytest.mark.parametrize("name", ["lists", "default", "makes", "noted"])
-def test_a_function_of_what_can_change_unseen_is_pickled_every_time(name):
-    """A list, a default that is one, a class of the script, an attribute."""
+@pytest.mark.parametrize(
+    "name",
+    ["of_list", "of_list_in_tuple", "of_closure_in_tuple", "of_local_class", "with_default", "with_note", "through_another"],
+)
+def test_a_closure_of_what_can_change_unseen_is_pickled_every_time(name, script):
+    """A list, a default that is one, a class without a name, an attribute."""
     assert Dependencies.of(script(SCRIPT)[name]) is None
+
+
+@pytest.mark.parametrize("name", ["plain", "helper", "lists", "default", "noted"])
+def test_a_function_with_a_name_depends_on_nothing(name, script):
+    """Its globals, defaults and attributes have versions of their own: see _script."""
+    names = script(SCRIPT)
+    dependencies = Dependencies.of(names[name])
+    names[name].__defaults__, names[name].note, names["factor"] = (5,), 2, 3
+    assert dependencies.unchanged()
+
+
+@pytest.mark.parametrize("change", ["factor = 3", "helper.__defaults__ = (2,)", "helper.note = 1", "math = None", "len = max"])
+def test_globals_that_a_closure_uses_have_versions_of_their_own(change, script):
+    """They are no part of its pickle."""
+    names = script(SCRIPT)
+    dependencies = [Dependencies.of(names[name]) for name in ("square", "calls")]
+    exec(change, names)
+    assert all(each.unchanged() for each in dependencies)
+
+
+def test_a_function_of_another_module_that_has_no_name_there_is_pickled_every_time(script):
+    """It goes by value with the globals that it has."""
+    script(SCRIPT)
+    elsewhere = {"__name__": "elsewhere"}
+    exec("value = []\nfound = lambda: value", elsewhere)
+    assert Dependencies.of(elsewhere["found"]) is None
 
 
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        ("helper", "factor = 3"),
-        ("calls", "factor = 3"),
+        ("nested", "nested.__defaults__ = (2,)"),
+        ("nested", "nested.__kwdefaults__ = {'x': 2}"),
+        ("nested", "nested.__code__ = with_note.__code__.replace(co_name='other')"),
+        ("nested", "nested.note = 1"),
+        ("deeper", "nested.__defaults__ = (2,)"),
         ("calls", "def helper(x): return x"),
-        ("calls", "helper.__defaults__ = (2,)"),
-        ("calls", "helper.__code__ = plain.__code__"),
-        ("calls", "helper.note = 1"),
-        ("calls", "math = None"),
-        ("calls", "len = max"),
-        ("square", "factor = 3"),
-        ("recursive", "recursive = plain"),
+        ("deep", "del helper"),
+        ("makes", "class Class: pass"),
+        ("makes", "del Class"),
     ],
 )
-def test_a_change_is_seen(name, change):
-    """Another value under a name, in the function or in one that it calls, or another body or default."""
+def test_a_change_is_seen(name, change, script):
+    """Another body or default, in the closure or in one that it holds; another thing under the name of what it holds."""
     names = script(SCRIPT)
     dependencies = Dependencies.of(names[name])
     exec(change, names)
     assert not dependencies.unchanged()
 
 
-def test_a_change_of_a_closure_is_seen():
+def test_a_change_of_a_closure_is_seen(script):
     """The variable of the function around it."""
-    value = 1
-
-    def inner():
-        return value
-
+    inner, set_value = script(SCRIPT)["around"](1)
     dependencies = Dependencies.of(inner)
-    value = 2
+    assert dependencies.unchanged()
+    set_value(2)
     assert inner() == 2
     assert not dependencies.unchanged()
 
 
-def test_what_is_submitted_again_is_sent_by_number_until_it_changes():
-    """At first, and after a change, it is pickled with the call; then it has another number."""
+def test_a_closure_that_nobody_holds_has_changed(script):
+    """It is not kept alive to be compared."""
     names = script(SCRIPT)
-    catalogue = Catalogue()
-    assert catalogue.submitted(names["calls"]) is None
-    assert catalogue.submitted(names["calls"]) is None
-    first = catalogue.submitted(names["calls"])
-    assert catalogue.submitted(names["calls"]) is first
-    assert catalogue.find(first.number) is first
-    exec("factor = 3", names)
-    assert catalogue.submitted(names["calls"]) is None
-    second = catalogue.submitted(names["calls"])
+    dependencies = Dependencies.of(names["nested"])
+    del names["nested"], names["deeper"]
+    gc.collect()
+    assert not dependencies.unchanged()
+
+
+@pytest.fixture
+def registry():
+    return Registry()
+
+
+@pytest.fixture
+def catalogue(registry):
+    return Catalogue(registry)
+
+
+def test_what_is_submitted_again_is_sent_by_number_until_it_changes(script, catalogue, registry):
+    """At first, and after a change, it is pickled with the call; then it has another number."""
+    inner, set_value = script(SCRIPT)["around"](1)
+    assert catalogue.submitted(inner) is None
+    assert catalogue.submitted(inner) is None
+    first = catalogue.submitted(inner)
+    assert catalogue.submitted(inner) is first
+    assert registry.find(first.number) is first
+    set_value(2)
+    assert catalogue.submitted(inner) is None
+    second = catalogue.submitted(inner)
     assert second.number != first.number
-    assert pickle.loads(second.blob.data)(1) != pickle.loads(first.blob.data)(1)
+    assert pickle.loads(second.blob.data)() == 2
+    assert pickle.loads(first.blob.data)() == 1
+
+
+def test_what_is_sent_by_number_names_the_globals_that_it_needs(script, catalogue):
+    """A call that names it needs them."""
+    names = script(SCRIPT)
+    assert catalogue.add(names["square"]).names == {"factor"}
+    assert catalogue.add((names["calls"], (names["Class"], 1))).names >= {"helper", "Class"}
+
+
+def test_a_function_that_cannot_be_pickled_fails_where_it_is_added(catalogue):
+    """Whatever its pickling raises."""
+    with pytest.raises(TypeError, match="pickle"):
+        catalogue.add(partial(len, threading.Lock()))
 
 
 @pytest.mark.parametrize("what", [math.sin, int, partial(len), "abc".upper, 42])
-def test_only_functions_are_sent_by_number_when_submitted(what):
+def test_only_functions_are_sent_by_number_when_submitted(what, catalogue):
     """Anything else may hold what changes, or goes by name anyway."""
-    catalogue = Catalogue()
     assert catalogue.submitted(what) is None
     assert catalogue.submitted(what) is None
 
 
-def test_a_map_sends_functions_and_what_is_large_by_number():
+def test_a_map_sends_functions_and_what_is_large_by_number(script, catalogue):
     """At once; what is small is as well pickled with every call."""
-    catalogue = Catalogue()
     function = catalogue.mapped(math.sin)
     assert function is None
     assert catalogue.mapped(partial(len, "x")) is None
     large = catalogue.mapped(partial(len, bytes(100_000)))
     assert large is not None
-    plain = script(SCRIPT)["plain"]
-    assert catalogue.mapped(plain) is catalogue.mapped(plain)
-    lists = script(SCRIPT)["lists"]
-    assert catalogue.mapped(lists) is not catalogue.mapped(lists)
-
-
-def test_a_function_that_nobody_holds_is_forgotten():
-    """Neither the function nor its pickle stays."""
-    catalogue = Catalogue()
     names = script(SCRIPT)
-    number = catalogue.mapped(names.pop("plain")).number
-    del names
-    assert catalogue.find(number) is None
+    assert catalogue.mapped(names["nested"]) is catalogue.mapped(names["nested"])
+    assert catalogue.mapped(names["of_list"]) is not catalogue.mapped(names["of_list"])
+
+
+def test_a_function_that_nobody_holds_is_forgotten(script, catalogue, registry):
+    """Neither the function nor its pickle stays."""
+    names = script(SCRIPT)
+    del names["deeper"]
+    number = catalogue.mapped(names.pop("nested")).number
+    gc.collect()
+    assert registry.find(number) is None
     assert not catalogue._known_functions
 
 
@@ -209,14 +278,27 @@ def test_a_worker_asks_once():
     assert root.asked == [1]
 
 
-def test_calls_share_a_plain_function():
+@pytest.mark.parametrize("name", ["counts", "closure"])
+def test_calls_share_a_plain_function(name, script):
     """As with multiprocessing: what it keeps in its module's names, the next call finds there."""
-    names = script("count = 0\ndef counts():\n    global count\n    count += 1\n    return count")
-    shelf = Root(names["counts"]).shelf()
+    text = """
+        count = 0
+        def counts():
+            global count
+            count += 1
+            return count
+        def make():
+            def inner():
+                return counts()
+            return inner
+        closure = make()
+    """
+    names = script(dedent(text))
+    shelf = Root(names[name]).shelf()
     assert [shelf.get(1)() for _ in range(3)] == [1, 2, 3]
 
 
-def test_calls_share_nothing_else():
+def test_calls_share_nothing_else(script):
     """What a call does to an array that is bound, the next one does not see, and it may write to it."""
     np = pytest.importorskip("numpy")
     names = script("def add(array, x):\n    array += x\n    return array.sum()")
@@ -290,9 +372,9 @@ def test_pages_without_memory_files_are_copied(monkeypatch):
 
 def test_a_name_that_means_something_else_is_no_name():
     """Only what the worker finds under the same name goes by it."""
-    assert _functions._goes_by_name(script)
-    other = FunctionType(script.__code__, {}, "script")
-    other.__module__ = script.__module__
+    assert _functions._goes_by_name(dedent)
+    other = FunctionType(dedent.__code__, {}, "dedent")
+    other.__module__ = dedent.__module__
     assert not _functions._goes_by_name(other)
     other.__module__ = None
     assert not _functions._goes_by_name(other)

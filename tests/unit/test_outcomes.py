@@ -3,10 +3,13 @@
 import pickle
 import sys
 import threading
+from concurrent.futures import BrokenExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
+from script_pair import own_main, script_of
 
-from mpiexecutor import RemoteError, RemoteTraceback
+from mpiexecutor import BrokenWorkerError, RemoteError, RemoteTraceback
 from mpiexecutor._outcomes import Blob, Place, error_from, failure_of, ship, traceback_of, unship, with_cause
 
 HERE = Place(2, 5, "host", 123)
@@ -209,3 +212,37 @@ def test_our_own_errors_can_be_pickled(error):
 def test_our_own_errors_have_public_names():
     """Tracebacks and pickles show them as they are imported."""
     assert {RemoteTraceback.__module__, RemoteError.__module__} == {"mpiexecutor"}
+
+
+def test_the_text_of_a_traceback_is_where_the_standard_library_has_it():
+    """As `tb` of concurrent.futures.process._RemoteTraceback."""
+    assert RemoteTraceback("text").tb == str(RemoteTraceback("text")) == "text"
+
+
+def test_a_dead_worker_is_a_broken_process_pool():
+    """So it is caught as with ProcessPoolExecutor, and where any broken executor is."""
+    assert issubclass(BrokenWorkerError, BrokenProcessPool)
+    assert issubclass(BrokenWorkerError, BrokenExecutor)
+
+
+def test_what_the_receiver_does_not_have_goes_by_value():
+    """A class or function that only the sender has; what the receiver has is named."""
+    with own_main():
+        names = script_of("class Known:\n    level = 1\nclass Own(Known):\n    level = 2\n")
+        shipped, _ = ship((names.Known(), names.Own()), has={"Known"}.__contains__)
+        failure = failure_of(ValueError(names.Own()), HERE, {"Known"}.__contains__)
+        there = script_of("class Known:\n    level = 3\n")
+        known, own = unship(shipped)
+        assert type(known) is there.Known
+        assert type(own).__mro__[1] is there.Known
+        assert (known.level, own.level) == (3, 2)
+        assert error_from(failure).args[0].level == 2
+
+
+def test_what_is_shipped_names_the_globals_that_it_needs():
+    """They have to be there where it is rebuilt."""
+    with own_main():
+        names = script_of("factor = 2\ndef double(x):\n    return factor * x\n")
+        needed = set()
+        ship((names.double, lambda: None), needed)
+        assert needed == {"double"}

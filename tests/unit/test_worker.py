@@ -4,20 +4,14 @@ import os
 import threading
 
 import pytest
+from fakes import bare_call as call
+from fakes import bare_outcome as outcome
 
 from mpiexecutor._outcomes import Place, error_from, ship
 from mpiexecutor._slate import LARGE, Slate, outcomes_in
 from mpiexecutor._worker import SPARE, Courier, Desk, Worker
 
 LIMIT = 30  # seconds
-
-
-def call(number):
-    return number, 0, ()
-
-
-def outcome(number):
-    return number, 0.0, (b"value",), None
 
 
 @pytest.fixture
@@ -112,13 +106,13 @@ class Channel:
 
 def test_a_long_outcome_travels_alone_and_has_a_spare_one(slate):
     """After those before it: if the root cannot receive it, it is told so of this call, and of no other."""
-    calls = [(number, 0, ship((bytes, (size,), {}))[0]) for number, size in enumerate([10, LARGE + 1, 20])]
+    calls = [(number, 0, 0, ship((bytes, (size,), {}))[0]) for number, size in enumerate([10, LARGE + 1, 20])]
     replies = Channel()
-    worker = Worker(Channel((5, 0, 0.0, calls)), replies, None, Place.here(1, 2), slate, fail=pytest.fail)
+    worker = Worker(Channel((5, 0, 0, 0.0, calls)), replies, None, Place.here(1, 2), slate, fail=pytest.fail)
     worker._desk.held = 60.0
     worker._courier.watch = int  # or it might be faster
     worker.serve()
-    said = [([number for number, *_ in outcomes], wanted) for _, _, outcomes, _, _, wanted in replies.put_messages]
+    said = [([number for number, *_ in outcomes], wanted) for _, _, outcomes, _, _, wanted, _ in replies.put_messages]
     assert said == [([0], 0), ([1], 0), ([1], SPARE), ([2], 0)]
     ((_, _, value, failure),) = replies.put_messages[2][2]
     assert value is None

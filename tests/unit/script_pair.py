@@ -1,0 +1,256 @@
+"""A script and its workers in this process, without MPI: which of them it is, is switched.
+
+    pair = Pair("factor = 2\\ndef double(x): return factor * x", Origin.NOTHING, folder)
+    pair.run("factor = 3")             a statement of the script
+    pair.call("double(5)")             the call's way: names, state, pickle, worker 1, run, pickle of the result, the script
+    pair.call("double(5)", worker=2)   the same on another worker
+
+Each side has a module `__main__`, surroundings and generators of its own, which are there while it is that side's turn.
+"""
+
+import ast
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import dedent
+from types import FunctionType, ModuleType
+from typing import Any
+
+from mpiexecutor._outcomes import Blob, Place, error_from, failure_of, ship, unship, with_cause
+from mpiexecutor._script.kinds import STREAM, GeneratorStates
+from mpiexecutor._script.main_module import MainModules
+from mpiexecutor._script.names import LOOKUP, MAIN, by_name, name_of, top_of
+from mpiexecutor._script.pickling import load_definitions
+from mpiexecutor._script.state import Origin, Registry, Script, State
+from mpiexecutor._script.surroundings import Kept
+
+OTHER = "__mp_main__"
+GUARD = '\nif __name__ == "__main__":\n    is_script = True\n'
+
+
+def script_of(text: str) -> ModuleType:
+    """Run a script's lines in a module of their own, which is `__main__` from here on."""
+    module = ModuleType(MAIN)
+    sys.modules[MAIN] = module
+    exec(text, vars(module))
+    return module
+
+
+@contextmanager
+def own_main() -> Iterator[None]:
+    """Have what belongs to `__main__` now again at the end."""
+    side = _Side()
+    side.save()
+    try:
+        yield
+    finally:
+        side.restore()
+
+
+class _Side:
+    """What a process has of its own."""
+
+    def __init__(self) -> None:
+        self._modules: dict[str, ModuleType | None] = {}
+
+    def save(self) -> None:
+        self._modules = {name: sys.modules.get(name) for name in (MAIN, OTHER)}
+        self._bring, self._key = LOOKUP.bring, STREAM.key
+        self._kept, self._generators = Kept(), GeneratorStates()
+
+    def restore(self) -> None:
+        for name, module in self._modules.items():
+            if module is None:
+                sys.modules.pop(name, None)
+            else:
+                sys.modules[name] = module
+        LOOKUP.bring, STREAM.key = self._bring, self._key
+        self._kept.restore()
+        self._generators.restore()
+
+    def set_main(self, module: ModuleType | None) -> None:
+        self._modules[MAIN] = module
+        self._modules[OTHER] = None
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A call that was submitted."""
+
+    executor: "Executor"
+    state: State
+    called: str | None
+    shipped: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What a worker has asked the script for."""
+
+    worker: int
+    slots: frozenset[str] | None  # whose values it brings; None: it is a state
+    size: int
+
+
+class Executor:
+    """One executor of the script."""
+
+    def __init__(self, number: int, script: Script) -> None:
+        self.number = number
+        self.script = script
+
+
+class Worker:
+    """One worker of the script."""
+
+    def __init__(self, pair: "Pair", rank: int, side: _Side) -> None:
+        self.place = Place(rank, 3, "host", 1000 + rank)
+        self.side = side
+        self.modules = MainModules(rank, lambda number, known: pair._fetch(rank, number, known), pair.failures.append)
+
+
+class Pair:
+    """A script, whose top level is this text, and its workers."""
+
+    def __init__(self, text: str, origin: Origin, folder: Path) -> None:
+        self.origin = origin
+        self.registry = Registry()
+        self.fetched: list[Fetched] = []
+        self.failures: list[BaseException] = []  # of the top level in workers
+        self.ended: list[int] = []  # executors that a worker is told of when it asks next
+        self._numbers = itertools.count(1)
+        self._default: Executor | None = None
+        self._initial = _Side()
+        self._initial.save()
+        self._current = self._root = _Side()
+        self._text = dedent(text)
+        self._workers: dict[int, Worker] = {}
+        self.main = ModuleType(MAIN)
+        sys.modules[MAIN] = self.main
+        sys.modules.pop(OTHER, None)
+        LOOKUP.bring = None
+        source = self._text + (GUARD if origin is Origin.TOP_LEVEL else "")
+        file = folder / f"script_{id(self)}.py"
+        file.write_text(source)
+        self.main.__file__ = str(file)
+        exec(compile(source, str(file), "exec"), vars(self.main))
+
+    def close(self) -> None:
+        self._initial.restore()
+
+    def run(self, text: str) -> None:
+        """Run more lines of the script."""
+        exec(dedent(text), vars(self.main))
+
+    def get(self, expression: str) -> Any:
+        """Give what the script has."""
+        return eval(expression, vars(self.main))
+
+    def executor(self) -> Executor:
+        """Make another executor. That of ranks that have run the script is the first only, as Crew has it."""
+        number = next(self._numbers)
+        origin = Origin.NOTHING if self.origin is Origin.RANK and number > 1 else self.origin
+        return Executor(number, Script(self.registry, origin))
+
+    @property
+    def default(self) -> Executor:
+        if self._default is None:
+            self._default = self.executor()
+        return self._default
+
+    def submit(self, call: str, executor: Executor | None = None) -> Call:
+        """Submit a call, given as its text."""
+        node = ast.parse(call, mode="eval").body
+        assert isinstance(node, ast.Call)
+        function = self.get(ast.unparse(node.func))
+        arguments = tuple(self.get(ast.unparse(argument)) for argument in node.args)
+        keywords = {keyword.arg: self.get(ast.unparse(keyword.value)) for keyword in node.keywords}
+        executor = executor or self.default
+        names: set[str] = set()
+        called = name_of(function) if type(function) is FunctionType else None
+        shipped, _ = ship((None if called else function, arguments, keywords), names)
+        if called is not None:
+            names.add(top_of(called))
+        return Call(executor, executor.script.state(frozenset(names)), called, shipped)
+
+    def call(self, call: str, worker: int = 1, executor: Executor | None = None) -> Any:
+        """Have a worker run a call; give its result, or raise its error, as the script has it."""
+        return self.finish(self.submit(call, executor), worker)
+
+    def finish(self, call: Call, worker: int = 1) -> Any:
+        """Have a worker run a call that was submitted."""
+        value, failure = self._in_worker(worker, lambda own: self._run(own, call))
+        if failure is not None:
+            raise error_from(failure)
+        return unship(value)
+
+    def inside(self, expression: str, worker: int = 1, executor: Executor | None = None) -> Any:
+        """Look at the `__main__` of a worker itself, not by a call."""
+        executor = executor or self.default
+
+        def look(own: Worker) -> Any:
+            own.modules.enter(executor.number)
+            return eval(expression, vars(sys.modules[MAIN]))
+
+        return self._in_worker(worker, look)
+
+    def _run(self, own: Worker, call: Call) -> tuple[Any, Any]:
+        module = own.modules.enter(call.executor.number)
+        try:
+            module.bring_to(call.state.number)
+            function, arguments, keywords = unship(call.shipped)
+            if call.called is not None:
+                function = by_name(call.called)
+            return ship(function(*arguments, **keywords), has=module.has)[0], None
+        except BaseException as error:
+            return None, failure_of(module.explain(error), own.place, module.has)
+
+    def _fetch(self, rank: int, number: int, known: int) -> Any:
+        with self._turn_of(self._root):
+            shared = self.registry.find(number)
+            if shared is None:
+                raise LookupError("nobody has this number")
+            ended, self.ended = self.ended, []
+            try:
+                data, buffers = shared.pickled(known, ended)
+            except Exception as error:
+                data, buffers = Blob.of(with_cause(error, Place(0, 3, "host", 1000)))
+            slots = None if isinstance(shared, State) else frozenset(shared._values)
+            self.fetched.append(Fetched(rank, slots, len(data) + sum(map(len, buffers))))
+        found = load_definitions(data, [bytearray(buffer) for buffer in buffers])
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    def _in_worker(self, rank: int, function: Callable[[Worker], Any]) -> Any:
+        worker = self._workers.get(rank)
+        if worker is None:
+            worker = self._workers[rank] = self._new_worker(rank)
+        with self._turn_of(worker.side):
+            return function(worker)
+
+    def _new_worker(self, rank: int) -> Worker:
+        side = _Side()
+        side.save()
+        LOOKUP.bring = None
+        own = ModuleType(MAIN)
+        side.set_main(own)
+        with self._turn_of(side):
+            if self.origin is Origin.RANK:
+                exec(compile(self._text, self.main.__file__, "exec"), vars(own))
+            return Worker(self, rank, side)
+
+    @contextmanager
+    def _turn_of(self, side: _Side) -> Iterator[None]:
+        before, self._current = self._current, side
+        before.save()
+        side.restore()
+        try:
+            yield
+        finally:
+            side.save()
+            before.restore()
+            self._current = before
