@@ -272,6 +272,7 @@ def serve(comm: "MPI.Intracomm", root: int) -> bool:
     if orders is None:
         return False
     comm.Set_attr(_key(), "serving")
+    STANDING.serves = True
     with serving():
         own = comm.Dup()
         channels = _channels(own, root)
@@ -289,6 +290,7 @@ def serve(comm: "MPI.Intracomm", root: int) -> bool:
         member.part(channels)
         _dissolve(own, channels, parcels)
     comm.Delete_attr(_key())
+    STANDING.serves = False
     return True
 
 

@@ -19,7 +19,9 @@ class Options:
 
     def check(self) -> None:
         """Raise TypeError or ValueError, with the rule as its text, if they cannot be."""
-        _check_number("max_workers", self.max_workers, least=1, optional=True)
+        _check_number("max_workers", self.max_workers, optional=True)
+        if self.max_workers is not None and self.max_workers <= 0:
+            raise ValueError("max_workers must be greater than 0")  # in the words of the standard library
         _check_number("max_pending", self.max_pending, least=1, optional=True)
         _check_number("retries", self.retries, least=0)
         if self.initializer is not None and not callable(self.initializer):
@@ -35,11 +37,10 @@ class Options:
             raise ValueError(f"task_timeout is a number of seconds above 0, or None, not {timeout!r}")
 
 
-def _check_number(name: str, number: Any, *, least: int, optional: bool = False) -> None:
-    """Raise TypeError or ValueError with the text of the standard library, where it has one."""
+def _check_number(name: str, number: Any, *, least: int | None = None, optional: bool = False) -> None:
     if optional and number is None:
         return
     if not hasattr(number, "__index__") or isinstance(number, bool):
         raise TypeError(f"{name} is a whole number{' or None' if optional else ''}, not {number!r}")
-    if number < least:
-        raise ValueError(f"{name} must be greater than {least - 1}")
+    if least is not None and number < least:
+        raise ValueError(f"{name} is at least {least}, not {number}")

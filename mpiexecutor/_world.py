@@ -33,6 +33,7 @@ class Standing:
 
     job: _adopt.Job | None = None  # that it has started, and is rank 0 of
     keeper: Kept | None = None
+    serves: bool = False  # it is a worker: its environment does not say any more that it is a rank
     runs_alone: bool = False  # the others wait to serve it: 'python -m mpiexecutor'
     deaths: list[Watch] = field(default_factory=list)  # the watches that have seen workers die: MPI cannot be finalised any more
 
@@ -55,7 +56,7 @@ def started_world(max_workers: int | None, root: int) -> "MPI.Intracomm":
             job = _adopt.Job(_crew_size(max_workers))
             atexit.register(_end, job)
             STANDING.job = job
-        elif not launched() and STANDING.job is None:
+        elif not launched() and STANDING.job is None and not STANDING.serves:
             raise _adopt.StartError(
                 "this script has initialised MPI already, by importing mpi4py.MPI: workers cannot join it any more. Import it "
                 "after the first executor is made, or start the script with 'python -m mpiexecutor'"

@@ -392,7 +392,7 @@ def _only_name(called: str) -> frozenset[str]:
 
 def _without_exit(error: BaseException) -> BaseException:
     """Return the error of a call that cannot be pickled: none that would end the script when its result is asked for."""
-    if isinstance(error, Exception):
+    if not isinstance(error, (SystemExit, KeyboardInterrupt)):
         return error
     refused = PicklingError(f"pickling this call raised {type(error).__name__}: {error}")
     refused.__cause__ = error

@@ -13,8 +13,8 @@ from mpiexecutor import RMAChannelExecutor
 @pytest.mark.parametrize(
     ("arguments", "kind", "text"),
     [
-        ({"max_workers": 0}, ValueError, "max_workers is at least 1, not 0"),
-        ({"max_workers": -2}, ValueError, "max_workers is at least 1, not -2"),
+        ({"max_workers": 0}, ValueError, "max_workers must be greater than 0"),
+        ({"max_workers": -2}, ValueError, "max_workers must be greater than 0"),
         (
             {"mp_context": multiprocessing.get_context("spawn")},
             ValueError,

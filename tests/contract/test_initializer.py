@@ -3,7 +3,7 @@
 import importlib
 import os
 import threading
-from concurrent.futures import BrokenExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 from gates import LIMIT, executor_of, square, until
@@ -98,14 +98,14 @@ def test_one_that_cannot_be_pickled_is_refused():
 
 @pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt])
 def test_if_it_fails_every_call_fails(error, gate, ranks):
-    """Pending and later calls get BrokenExecutor, with the worker's traceback as cause; other executors go on."""
+    """Pending and later calls get BrokenProcessPool, with the worker's traceback as cause; other executors go on."""
     with executor_of() as other:
         executor = executor_of(initializer=fail_at, initargs=(gate, error("no licence")))
         futures = [executor.submit(square, number) for number in range(30)]
         gate.open()
         for future in futures:
             broken = future.exception(LIMIT)
-            assert type(broken) is BrokenExecutor
+            assert type(broken) is BrokenProcessPool
             assert str(broken) == f"the initializer failed in a worker, {error.__name__}: no licence"
             assert isinstance(broken.__cause__, RemoteTraceback)
             assert f" of {ranks} on " in str(broken.__cause__)
@@ -113,7 +113,7 @@ def test_if_it_fails_every_call_fails(error, gate, ranks):
             assert f"{error.__name__}: no licence" in str(broken.__cause__)
         assert (executor.num_workers, executor.size) == (0, 1)
         for submit in (lambda: executor.submit(square, 1), lambda: executor.map(square, [1])):
-            with pytest.raises(BrokenExecutor, match="no licence") as raised:
+            with pytest.raises(BrokenProcessPool, match="no licence") as raised:
                 submit()
             assert isinstance(raised.value.__cause__, RemoteTraceback)
         executor.shutdown()
@@ -126,7 +126,7 @@ def test_if_it_cannot_be_unpickled_every_call_fails():
     """An initializer that cannot be rebuilt in a worker has failed there."""
     executor = executor_of(initializer=print, initargs=(FailsToUnpickle(),))
     broken = executor.submit(square, 1).exception(LIMIT)
-    assert type(broken) is BrokenExecutor
+    assert type(broken) is BrokenProcessPool
     assert "not to be had" in str(broken)
     executor.shutdown()
 
@@ -138,7 +138,7 @@ def test_if_it_fails_in_one_worker_only_the_executor_is_broken_and_can_be_shut_d
     gate.open()
     for number, future in enumerate(futures):
         error = future.exception(LIMIT)
-        assert isinstance(error, BrokenExecutor) if error else future.result() == number * number
+        assert isinstance(error, BrokenProcessPool) if error else future.result() == number * number
     until(lambda: is_broken(executor))
     shut_down = threading.Thread(target=executor.shutdown, daemon=True)
     shut_down.start()
@@ -169,7 +169,7 @@ def test_shutdown_waits_until_the_calls_of_a_broken_one_have_failed(gate):
         future.add_done_callback(in_the_middle)
     gate.open()
     for future in futures:
-        assert isinstance(future.exception(LIMIT), BrokenExecutor)
+        assert isinstance(future.exception(LIMIT), BrokenProcessPool)
     thread.join(LIMIT)
     assert found == [True]
 
@@ -178,6 +178,6 @@ def is_broken(executor):
     """Whether the failure has been found out: until then calls are taken."""
     try:
         executor.submit(square, 1)
-    except BrokenExecutor:
+    except BrokenProcessPool:
         return True
     return False

@@ -119,7 +119,7 @@ def test_a_chunk_is_run_by_one_worker_as_one_call(executor, gate):
 @pytest.mark.parametrize("chunksize", [0, -1])
 def test_a_chunk_has_at_least_one_call(executor, chunksize, unordered):
     """A chunksize below 1 is refused at once."""
-    with pytest.raises(ValueError, match=f"^chunksize is at least 1, not {chunksize}$"):
+    with pytest.raises(ValueError, match=r"^chunksize must be >= 1\.$"):
         executor.map(square, [], chunksize=chunksize, unordered=unordered)
 
 
@@ -133,14 +133,14 @@ def test_a_chunksize_is_a_whole_number(executor, chunksize):
 @pytest.mark.parametrize("buffersize", [0, -1])
 def test_a_buffer_holds_at_least_one_call(executor, buffersize):
     """A buffersize below 1 is refused at once."""
-    with pytest.raises(ValueError, match=f"^buffersize is at least 1, or None, not {buffersize}$"):
+    with pytest.raises(ValueError, match="^buffersize must be None or > 0$"):
         executor.map(square, [], buffersize=buffersize)
 
 
 @pytest.mark.parametrize("buffersize", ["4", 4.0])
 def test_a_buffersize_is_a_whole_number(executor, buffersize):
     """A buffersize that is no integer is refused at once."""
-    with pytest.raises(TypeError, match=f"^buffersize is a whole number or None, not {buffersize!r}$"):
+    with pytest.raises(TypeError, match="^buffersize must be an integer or None$"):
         executor.map(square, [], buffersize=buffersize)
 
 

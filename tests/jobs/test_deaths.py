@@ -167,7 +167,7 @@ def test_a_lock_that_a_dead_worker_holds_ends_the_executor_and_not_the_script(ra
 
 LOSES_ALL = """
 import os, signal, sys, time
-from concurrent.futures import BrokenExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from mpiexecutor import RMAChannelExecutor
 {before}
@@ -181,10 +181,10 @@ def die():
 with RMAChannelExecutor(2) as executor:
     calls = [executor.submit(die) for _ in range(10)]
     mark.touch()  # only now: else the job may have ended before all are submitted
-    print({{isinstance(call.exception(), BrokenExecutor) for call in calls}})
+    print({{isinstance(call.exception(), BrokenProcessPool) for call in calls}})
     try:
         executor.submit(abs, 1)
-    except BrokenExecutor as error:
+    except BrokenProcessPool as error:
         print("refused:", error)
 print("the end")
 """

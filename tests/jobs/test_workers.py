@@ -178,9 +178,9 @@ others = [other.submit(abs, number) for number in range(3000)]
 executor.{how}_workers()
 assert {{type(call.exception()) for call in running}} == {{BrokenWorkerError}}
 for call in unsent:
-    assert call.cancelled() or isinstance(call.exception(), BrokenExecutor)
+    assert call.cancelled() or isinstance(call.exception(), BrokenProcessPool)
 assert unsent[-1].cancelled()
-assert all(isinstance(call.exception(), BrokenExecutor) for call in others)
+assert all(isinstance(call.exception(), BrokenProcessPool) for call in others)
 assert {{worker.state for worker in executor.workers()}} == {{"lost"}}
 print(running[0].exception().end)
 for pool in (executor, other):
@@ -196,7 +196,7 @@ sys.exit(5)
 @pytest.mark.parametrize(("how", "name"), [("terminate", "SIGTERM"), pytest.param("kill", "SIGKILL", marks=pytest.mark.mpi)])
 def test_a_pool_is_ended_at_once(how, name, tmp_path):
     """What runs is lost, what waits is cancelled, other executors of these workers break; the script goes on."""
-    body = "from concurrent.futures import BrokenExecutor\n" + ENDS.format(how=how)
+    body = "from concurrent.futures.process import BrokenProcessPool\n" + ENDS.format(how=how)
     said = run(tmp_path, body, expect=5).stdout.splitlines()
     assert said[0] == f"was killed by {name}"
     assert [line.startswith("all workers are lost; the last of them, the worker on rank ") for line in said[1:]] == [True, True]
@@ -406,7 +406,7 @@ sys.exit(5)
 """
 
 
-@pytest.mark.parametrize(("room", "errors"), [(3 << 18, {"NoneType", "MemoryError"}), (300_000, {"NoneType", "BrokenExecutor"})])
+@pytest.mark.parametrize(("room", "errors"), [(3 << 18, {"NoneType", "MemoryError"}), (300_000, {"NoneType", "BrokenProcessPool"})])
 def test_a_result_that_just_does_not_fit_is_an_error(room, errors, tmp_path):
     """Of its call, if it is long; with no room for those that travel together nothing can go on. Nobody waits for ever."""
     said = run(tmp_path, LITTLE_ROOM, str(room), expect=5).stdout

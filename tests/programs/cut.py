@@ -10,9 +10,9 @@ import signal
 import socket
 import sys
 import time
-from concurrent.futures import BrokenExecutor, Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpiexecutor import BrokenWorkerError, RMAChannelExecutor
 from mpiexecutor.channel._producer import Producer
@@ -21,6 +21,9 @@ sys.path.append(str(Path(__file__).parent))
 
 from apart import CALLS, LIMIT, until
 from far import FAR, say
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 HOME = socket.gethostname()
 BUSY = 16  # seconds under load, at the most
@@ -71,7 +74,7 @@ def midway(executor: RMAChannelExecutor, folder: Path) -> None:
     calls: list[Future[Any]] = [executor.submit(stop_midway, folder, HOME) for _ in executor.workers()]
     until((folder / "midway").exists)
     cut(folder)
-    assert any(type(call.exception(LIMIT)) is BrokenExecutor for call in calls)
+    assert any(type(call.exception(LIMIT)) is BrokenProcessPool for call in calls)
     check_broken(executor)
 
 
@@ -85,10 +88,10 @@ def busy(executor: RMAChannelExecutor, folder: Path) -> None:
         while calls:
             errors += [error for call in calls if (error := call.exception(LIMIT))]
             calls = [executor.submit(time.sleep, 0.01) for _ in range(20 if time.monotonic() < end else 0)]
-    except BrokenExecutor as error:
+    except BrokenProcessPool as error:
         errors.append(error)
-    assert all(type(error) in {BrokenExecutor, BrokenWorkerError} for error in errors), errors
-    if any(type(error) is BrokenExecutor for error in errors):
+    assert all(type(error) in {BrokenProcessPool, BrokenWorkerError} for error in errors), errors
+    if any(type(error) is BrokenProcessPool for error in errors):
         check_broken(executor)
     else:
         assert len(errors) <= FAR, errors
@@ -99,7 +102,7 @@ def check_broken(executor: RMAChannelExecutor) -> None:
     assert executor.num_workers == 0
     try:
         executor.submit(abs, 1)
-    except BrokenExecutor as error:
+    except BrokenProcessPool as error:
         assert "was not heard of" in str(error)
     else:
         raise AssertionError("a broken executor takes a call")

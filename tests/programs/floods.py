@@ -9,7 +9,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import BrokenExecutor, Future
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def lost(_: int) -> None:
         for victim in victims:
             calls += [executor.submit(abs, -number) for number in range(100)]
             os.kill(victim.pid, signal.SIGKILL)
-        gone = [call for call in calls if isinstance(call.exception(LIMIT), BrokenExecutor)]
+        gone = [call for call in calls if isinstance(call.exception(LIMIT), BrokenProcessPool)]
         assert len(gone) <= len(victims), len(gone)
         for call in gone:
             assert type(call.exception()) is BrokenWorkerError, call.exception()

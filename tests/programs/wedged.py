@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from array import array
-from concurrent.futures import BrokenExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -56,11 +56,11 @@ def main(folder: Path) -> None:
 
 def give_up(executor: RMAChannelExecutor, errors: list[BaseException | None], seconds: float) -> None:
     """See that whoever asks is told, once the window is of no use."""
-    assert isinstance(errors[0], BrokenExecutor), errors[0]
-    assert all(error is None or isinstance(error, BrokenExecutor) for error in errors), errors
+    assert isinstance(errors[0], BrokenProcessPool), errors[0]
+    assert all(error is None or isinstance(error, BrokenProcessPool) for error in errors), errors
     try:
         executor.submit(abs, 1)
-    except BrokenExecutor as error:
+    except BrokenProcessPool as error:
         say(f"given up after {seconds:.1f} s: {error}")
 
 
