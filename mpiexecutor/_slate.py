@@ -70,6 +70,10 @@ class Slate:
         self._numbers[_BEGUN] = number
         self._times[_SINCE] = now
 
+    def run(self, now: float) -> None:
+        """Say that what has begun runs from now on."""
+        self._times[_SINCE] = now
+
     def finish(self) -> None:
         """Say that it has come to its end; what came of it is still to be put."""
         self._times[_SINCE] = 0.0

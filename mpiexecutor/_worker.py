@@ -174,6 +174,7 @@ class Worker:
         self._shelf = Shelf(parcels, self._ask)
         self._modules = MainModules(place.rank, self._fetch, self._tell_top_level)
         self._module: MainModule | None = None  # whose calls are run; None: the script itself, as this is its process
+        self._has: Has = always  # whether the script has what is pickled here under its name
         self._rest = _SHORTEST_REST
         self._desk = Desk(slate)
         self._courier = Courier(self._desk, self._send, fail)
@@ -228,6 +229,7 @@ class Worker:
     def _is_admitted(self, executor: int, state: int) -> bool:
         """Have the `__main__` of this executor, in the state of its next call; False if other workers run its calls."""
         self._module = self._modules.enter(executor)
+        self._has = self._module.has
         try:
             self._module.bring_to(state)
         except NotAdmitted:
@@ -312,11 +314,6 @@ class Worker:
         if self._module is not None:
             self._module.bring_to(state)
 
-    @property
-    def _has(self) -> Has:
-        """Whether the script has what is pickled here under its name."""
-        return self._module.has if self._module is not None else always
-
     def _explain(self, error: BaseException) -> BaseException:
         return error if self._module is None else self._module.explain(error)
 
@@ -339,13 +336,14 @@ class Worker:
         self._slate.begin(number, 0.0)  # to get what it needs, and to import modules, is not to run
         began = time.monotonic()
         try:
-            self._bring_to(state)
+            if state:
+                self._bring_to(state)
             function, arguments, keywords = unship(shipped)
             del shipped
             if called:
                 function = by_name(called) if isinstance(called, str) else self._shelf.get(called)
             began = time.monotonic()
-            self._slate.begin(number, began)
+            self._slate.run(began)
             value, size = ship(function(*arguments, **keywords), has=self._has)
         except BaseException as error:  # noqa: BLE001 - see the module
             failure = failure_of(self._explain(error), self._place, self._has)

@@ -67,7 +67,11 @@ def name_of(obj: Any) -> str | None:
     """Return the qualified name under which ``__main__`` has an object of one of the NAMED_KINDS; None if it has none."""
     if getattr(obj, "__module__", None) != MAIN:
         return None
-    name = getattr(obj, "__qualname__", None) or getattr(obj, "__name__", None)
+    if isinstance(obj, FunctionType):
+        qualified = obj.__qualname__
+        if vars(sys.modules[MAIN]).get(qualified) is obj:  # as most
+            return qualified
+    name: Any = getattr(obj, "__qualname__", None) or getattr(obj, "__name__", None)
     if type(name) is not str:
         return None
     try:
@@ -76,7 +80,8 @@ def name_of(obj: Any) -> str | None:
         return None
 
 
-def globals_of(code: CodeType) -> set[str]:
+@functools.lru_cache(4096)
+def globals_of(code: CodeType) -> frozenset[str]:
     """Return the global names that code reads, nested functions included, and ANY if it may read others."""
     names: set[str] = set()
     for instruction in dis.get_instructions(code):
@@ -91,7 +96,7 @@ def globals_of(code: CodeType) -> set[str]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             names |= globals_of(constant)
-    return names
+    return frozenset(names)
 
 
 def expanded(names: Iterable[str], main: dict[str, Any]) -> set[str]:

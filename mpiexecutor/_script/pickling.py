@@ -32,6 +32,8 @@ from .names import LOOKUP, MAIN, NAMED_KINDS, by_name, globals_of, main_dict, na
 
 _NO_IDENTITY: Final = (type(None), bool, int, float, complex, str, bytes, tuple, frozenset, range, ModuleType, *NAMED_KINDS)
 _complete: "weakref.WeakSet[type]" = weakref.WeakSet()  # local classes that this process has made, or has pickled
+_PLAIN_KINDS: Final = {type, FunctionType}
+_OF_SCRIPT: Final = {MAIN, None}
 Buffers = list[memoryview]
 
 
@@ -118,6 +120,8 @@ class CallPickler(KeepingFilenames):
     def reducer_override(self, obj: Any) -> Any:
         reduced: Any
         if isinstance(obj, NAMED_KINDS):
+            if type(obj) in _PLAIN_KINDS and obj.__module__ not in _OF_SCRIPT:  # found by cloudpickle, as most
+                return super().reducer_override(obj)
             if (reduced := self._reduce_named(obj)) is not None:
                 return reduced
         elif isinstance(obj, (BuiltinMethodType, MethodType)) and (reduced := _reduce_method(obj)):

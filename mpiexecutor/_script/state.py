@@ -175,20 +175,37 @@ class _Global:
         return len(now) == len(before) and all(map(is_, now, before))
 
 
-class _Needs(NamedTuple):
+class _Needs:
     """What a call needs in all: what its names lead to."""
 
-    present: list[_Global]
-    absent: frozenset[str]  # builtins, and what the script may come to have
-    total: int | None  # of all names of the script, if it needs them all
+    def __init__(self, present: list[_Global], absent: set[str], total: int | None) -> None:
+        """`absent` are builtins, and what the script may come to have; `total` counts its names, if all are needed."""
+        self._absent = absent
+        self._total = total
+        self._values = [(each.name, each.value) for each in present]
+        functions = [each for each in present if isinstance(each.value, FunctionType) and each.attributes is not None]
+        self._functions = [(each.value, *(each.attributes or ())[:3]) for each in functions if not each.value.__dict__]
+        bare = {each.name for each in functions if not each.value.__dict__}
+        self._others = [each for each in present if each.attributes is not None and each.name not in bare]
 
     def are_unchanged(self, main: dict[str, Any]) -> bool:
-        if not self.absent.isdisjoint(main) or (self.total is not None and self.total != len(main)):
-            return False
-        for each in self.present:  # noqa: SIM110 - every submit comes through here
-            if not each.is_unchanged(main):
+        """Whether the script has bound nothing of it anew. Every submit comes through here."""
+        for name, value in self._values:
+            if main.get(name, MISSING) is not value:
                 return False
-        return True
+        for function, code, defaults, keywords in self._functions:
+            if (
+                function.__code__ is not code
+                or function.__defaults__ is not defaults
+                or function.__kwdefaults__ is not keywords
+                or function.__dict__
+            ):
+                return False
+        if self._absent and not self._absent.isdisjoint(main):
+            return False
+        if self._total is not None and self._total != len(main):
+            return False
+        return all(each.is_unchanged(main) for each in self._others) if self._others else True
 
 
 def _watched(value: Any) -> tuple[Any, ...]:
@@ -310,7 +327,7 @@ class _Look:
                 each = self._new[name] = self._look(name, self._main[name], self._script.known(name))
             gathered[name] = each
             waiting += sorted(follow(each))
-        return _Needs(list(gathered.values()), frozenset(absent), total)
+        return _Needs(list(gathered.values()), absent, total)
 
     def _look(self, name: str, value: Any, before: _Global | None) -> _Global:
         each = _Global(name, value, None)
