@@ -398,19 +398,27 @@ class _Look:
         new = {name: each for name, each in self._new.items() if self._is_new(each)}
         for group in _circles({name: each.refers & new.keys() for name, each in new.items()}):
             values = {name: self._new[name].value for name in group if not self._new[name].versions[name].why}
-            try:
-                data, buffers, _ = dump_definitions(values, set(), self._identities)
-            except Exception:  # noqa: BLE001, S112 - each is as it was alone
-                continue
-            payload = self._payload(values, Pickled(data, buffers))
-            for name in values:
-                each = self._new[name]
-                old = each.versions[name].payload
-                for slot, version in each.versions.items():
-                    if slot == name:
-                        each.versions[slot] = replace(version, payload=payload)
-                    elif version.within == old:
-                        each.versions[slot] = replace(version, within=payload)
+            self._share(values)
+            if self._script.compares:  # there workers have the functions and classes, which are to stay theirs
+                rest = {name: value for name, value in values.items() if self._new[name].attributes is None}
+                if rest and len(rest) < len(values):
+                    self._share(rest)
+
+    def _share(self, values: Mapping[str, Any]) -> None:
+        """Have these share a payload."""
+        try:
+            data, buffers, _ = dump_definitions(values, set(), self._identities)
+        except Exception:  # noqa: BLE001 - each is as it was alone
+            return
+        payload = self._payload(values, Pickled(data, buffers))
+        for name in values:
+            each = self._new[name]
+            old = each.versions[name].payload
+            for slot, version in each.versions.items():
+                if slot == name:
+                    each.versions[slot] = replace(version, payload=payload)
+                elif version.within == old:
+                    each.versions[slot] = replace(version, within=payload)
 
 
 def header_of(value: Any) -> Any:
