@@ -615,14 +615,6 @@ def test_what_main_has_bound_anew_before_the_first_call_refers_to_each_other(pai
     assert this.call("f()") is True
 
 
-LATER_WORKER = pytest.param(
-    2,
-    marks=pytest.mark.xfail(
-        reason="a payload names other globals, which are looked up when it is loaded: they may have other values by then",
-        strict=True,
-    ),
-)
-
 LATE = """
     shared = [1]
     holder = {"x": shared}
@@ -633,7 +625,7 @@ LATE = """
 """
 
 
-@pytest.mark.parametrize("worker", [1, LATER_WORKER])
+@pytest.mark.parametrize("worker", [1, 2])
 def test_what_refers_to_an_older_value_still_has_that_one(pair, worker):
     """Also in a worker whose first call comes after the name was bound anew."""
     this = pair(LATE)
@@ -642,7 +634,7 @@ def test_what_refers_to_an_older_value_still_has_that_one(pair, worker):
     assert this.call("f()", worker=worker) == ([1], [1], [1], [2])
 
 
-@pytest.mark.parametrize("worker", [1, LATER_WORKER])
+@pytest.mark.parametrize("worker", [1, 2])
 def test_an_instance_of_an_older_class_still_is_one(pair, worker):
     """As in a notebook, where a cell defines the class anew."""
     this = pair("class A:\n    def who(self): return 'old'\na = A()\ndef f(): return a.who(), A().who(), isinstance(a, A)\n")
@@ -651,7 +643,7 @@ def test_an_instance_of_an_older_class_still_is_one(pair, worker):
     assert this.call("f()", worker=worker) == ("old", "new", False)
 
 
-@pytest.mark.parametrize("worker", [1, LATER_WORKER])
+@pytest.mark.parametrize("worker", [1, 2])
 def test_a_circle_may_come_later(pair, worker):
     """The class is known already, and referred to another thing under that name."""
     this = pair("x = []\nclass A:\n    one = x\ndef f(): return type(x) is A, A.one is x, A.one == []\n")
