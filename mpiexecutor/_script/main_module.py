@@ -86,7 +86,9 @@ class MainModule:
         self._missing: dict[str, str] = {}  # why a global is not here
         self._from_script: dict[str, Any] = {}  # what the script has under the same name
         self._waiting: dict[str, Version] = {}
-        self._loaded: dict[int, dict[str, Any]] = {}  # payloads, while a state is brought
+        self._kept: dict[str, Version] = {}  # as good as the script's; this and the next are empty but while a state is brought
+        self._coming: dict[str, Version] = {}
+        self._loaded: dict[int, dict[str, Any]] = {}  # payloads
         self._inline: dict[int, bytes | memoryview] = {}
         self._failed: dict[str, Version] = {}  # what could not be loaded yet
 
@@ -122,7 +124,7 @@ class MainModule:
                 self._bring_slot(slot)
             self._try_again()
         finally:
-            self._waiting, self._loaded, self._inline = {}, {}, {}
+            self._waiting, self._kept, self._coming, self._loaded, self._inline = {}, {}, {}, {}, {}
         if self._filters is not None:  # now that their categories are there
             filters, self._filters = self._filters, None
             load_filters(filters)
@@ -178,7 +180,9 @@ class MainModule:
         if "." in slot:
             self._bring_attribute(version, *slot.split(".", 1))
         else:
+            self._coming[slot] = version
             self._bring_global(version)
+            del self._coming[slot]
         self._numbers[slot] = version.number
 
     def _try_again(self) -> None:
@@ -186,32 +190,52 @@ class MainModule:
         left = 0
         while self._failed and len(self._failed) != left:
             left = len(self._failed)
-            for version in list(self._failed.values()):
-                self._bring_global(version)
+            for name, version in list(self._failed.items()):
+                self._numbers.pop(name, None)
+                self._waiting[name] = version
+                self._bring_slot(name)
 
     def _bring_global(self, version: Version) -> None:
         name = version.slot
         names = main_dict()
+        if self._is_set_by_call(version):
+            return
         own = names.get(name, MISSING)
-        if version.first and name not in self._numbers and own is not MISSING:
-            if own is not self._bound.get(name, MISSING):
-                return  # set by a call, or by the initializer
-            if version.digest is not None and self._digest(name, own, is_global=True) == version.digest:
-                return
+        may_be_as_good = version.first and name not in self._numbers and own is not MISSING and version.digest is not None
+        if may_be_as_good and self._digest(name, own, is_global=True) == version.digest:
+            self._kept[name] = version
+            return
         if version.why:
             names.pop(name, None)
             self._missing[name] = f"it cannot be pickled ({version.why})"
             return
         try:
-            value = self._value(version)
+            self._value(version)
         except Exception as error:
             names.pop(name, None)
             self._missing[name] = f"it cannot be rebuilt from its pickle ({type(error).__name__}: {error})"
             self._failed[name] = version
             logger.debug("the script's global %s cannot be rebuilt", name, exc_info=error)
             return
-        names[name] = self._bound[name] = value
-        self._payloads[name] = version.payload
+        if self._numbers.get(name) == version.number:
+            return  # it has come together with one that it needs
+        for other, content in self._loaded[version.payload].items():
+            companion = self._coming.get(other) or self._waiting.get(other) or self._kept.get(other)
+            if companion is not None and not self._is_set_by_call(companion):
+                self._waiting.pop(other, None)
+                self._bind(companion, content, version.payload)
+
+    def _is_set_by_call(self, version: Version) -> bool:
+        """Whether a call, or the initializer, has set a global before the script's value was needed."""
+        name = version.slot
+        own = main_dict().get(name, MISSING)
+        return version.first and name not in self._numbers and own is not MISSING and own is not self._bound.get(name, MISSING)
+
+    def _bind(self, version: Version, value: Any, payload: int) -> None:
+        name = version.slot
+        main_dict()[name] = self._bound[name] = value
+        self._numbers[name] = version.number
+        self._payloads[name] = payload
         self._missing.pop(name, None)
         self._failed.pop(name, None)
         if isinstance(value, NAMED_KINDS):
@@ -236,12 +260,14 @@ class MainModule:
             own_value = header_of(own)
         else:
             own_value = own
-        refers: set[str] = set()
-        digest = digest_of(slot, own_value, set(), identities_of(main_dict()), refers)
-        if others := refers & self._waiting.keys():  # as they will be, too
-            for name in sorted(others):
-                self._bring(name)
-            digest = digest_of(slot, own_value, set(), identities_of(main_dict()), set())
+        while True:
+            refers: set[str] = set()
+            digest = digest_of(slot, own_value, set(), identities_of(main_dict()), refers)
+            waiting = refers & self._waiting.keys()
+            if not waiting:
+                break
+            for name in waiting:  # what refers to a global that is replaced is not as good as the script's
+                self._bring_slot(name)
         return f"{type(own).__module__}.{type(own).__qualname__}".encode() if digest is None else digest
 
     def _value(self, version: Version) -> Any:

@@ -15,6 +15,7 @@ Invariants
     Versions live as long as a state that a call waits for has them; the newest state lives as long as the executor.
 """
 
+import contextlib
 import itertools
 import pickle
 import threading
@@ -255,6 +256,7 @@ class Script:
             look.gather(_functions_and_classes(main), lambda each: each.refers)
         if new:
             look.join()
+            look.renew(self._globals)
             self._globals.update(new)
             self._payloads.update(look.payloads)  # only now: what is pickled may itself submit, and make a state
             self._state = self._next_state(new.values())
@@ -437,19 +439,68 @@ class _Look:
         new = {name: each for name, each in self._new.items() if self._is_new(each)}
         for group in _circles({name: each.refers & new.keys() for name, each in new.items()}):
             values = {name: self._new[name].value for name in group if not self._new[name].versions[name].why}
-            try:
+            self._share(values)
+            if self._script.compares:  # there workers have the functions and classes, which are to stay theirs
+                rest = {name: value for name, value in values.items() if self._new[name].attributes is None}
+                if rest and len(rest) < len(values):
+                    self._share(rest)
+
+    def renew(self, known: Mapping[str, _Global]) -> None:
+        """Pickle again what names a global that is bound anew: what it refers to is the older value, which has no name any more."""
+        anew = {name for name, each in self._new.items() if name in known and known[name].value is not each.value}
+        for name, before in known.items():
+            each = self._new.get(name, before)
+            if (
+                before.refers & anew
+                and self._main.get(name, MISSING) is before.value
+                and (each is before or not self._is_new(each))
+            ):
+                self._new[name] = self._renewed(each)
+
+    def _renewed(self, before: _Global) -> _Global:
+        """Give the same versions other payloads: workers that have them keep what they have."""
+        each = replace(before, refers=set(), versions={}, held=dict(before.held))
+        for slot, version in before.versions.items():
+            payload = 0
+            if version.payload:
+                try:
+                    data, buffers, refers = dump_definitions({slot: before.held[slot]}, each.needs, self._identities)
+                except Exception:  # noqa: BLE001 - as it was before
+                    each.versions[slot] = version
+                    continue
+                each.refers |= refers
+                payload = self._payload({slot: before.held[slot]}, Pickled(data, buffers))
+            each.versions[slot] = replace(version, payload=payload, within=0 if self._script.compares else version.within)
+        own = each.versions[before.name]
+        graph = {name: other.refers for name, other in self._new.items() if self._is_new(other)} | {each.name: each.refers}
+        group = next(
+            (group for group in _circles({name: refers & graph.keys() for name, refers in graph.items()}) if each.name in group), []
+        )
+        if group and own.payload:  # what refers to it in turn comes with it, to workers that have neither
+            values = {name: each.value if name == each.name else self._new[name].value for name in group}
+            with contextlib.suppress(Exception):  # then each is as it was alone
                 data, buffers, _ = dump_definitions(values, set(), self._identities)
-            except Exception:  # noqa: BLE001, S112 - each is as it was alone
-                continue
-            payload = self._payload(values, Pickled(data, buffers))
-            for name in values:
-                each = self._new[name]
-                old = each.versions[name].payload
-                for slot, version in each.versions.items():
-                    if slot == name:
-                        each.versions[slot] = replace(version, payload=payload)
-                    elif version.within == old:
-                        each.versions[slot] = replace(version, within=payload)
+                own = each.versions[each.name] = replace(own, payload=self._payload(values, Pickled(data, buffers)))
+        for slot, version in each.versions.items():
+            if version.within:
+                each.versions[slot] = replace(version, within=own.payload)
+        return each
+
+    def _share(self, values: Mapping[str, Any]) -> None:
+        """Have these share a payload."""
+        try:
+            data, buffers, _ = dump_definitions(values, set(), self._identities)
+        except Exception:  # noqa: BLE001 - each is as it was alone
+            return
+        payload = self._payload(values, Pickled(data, buffers))
+        for name in values:
+            each = self._new[name]
+            old = each.versions[name].payload
+            for slot, version in each.versions.items():
+                if slot == name:
+                    each.versions[slot] = replace(version, payload=payload)
+                elif version.within == old:
+                    each.versions[slot] = replace(version, within=payload)
 
 
 def header_of(value: Any) -> Any:

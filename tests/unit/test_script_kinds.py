@@ -302,9 +302,6 @@ GENERATORS = {
 GENERATORS = {name: dedent(text) for name, text in GENERATORS.items()}
 
 
-REPLACED = "the generator is replaced, but its method, which equals the worker's own, is that of the worker's own generator"
-
-
 def draw(pair, text):
     """Give three numbers of each of two workers of two executors."""
     this = pair(text + "\ndef f(): return x()\n")
@@ -314,10 +311,8 @@ def draw(pair, text):
 
 
 @pytest.mark.parametrize("generator", GENERATORS)
-def test_streams_differ(pair, generator, origin, request):
+def test_streams_differ(pair, generator):
     """By worker and by executor."""
-    if origin is not Origin.NOTHING and generator == "Random":
-        request.applymarker(pytest.mark.xfail(reason=REPLACED, strict=True))
     numbers = draw(pair, GENERATORS[generator])
     assert len(set(numbers)) == len(numbers)
 

@@ -557,6 +557,14 @@ CIRCLES = {
         "class A: pass\na = A()\nA.one = a\na.kind = A\ndef f(): return A.one is a and a.kind is A and type(a) is A\n",
         "class A: pass\na = A()\nA.one = a\na.kind = A",
     ),
+    "a class and its instance": (
+        "class A: pass\na = A()\nA.one = a\ndef f(): return A.one is a and type(a) is A\n",
+        "class A: pass\na = A()\nA.one = a",
+    ),
+    "an instance and its class": (
+        "a = A = None\nclass A: pass\na = A()\nA.one = a\ndef f(): return type(a) is A and A.one is a\n",
+        "class A: pass\na = A()\nA.one = a",
+    ),
     "two functions": (
         """
         def even(n): return n == 0 or odd(n - 1)
@@ -607,14 +615,6 @@ def test_what_main_has_bound_anew_before_the_first_call_refers_to_each_other(pai
     assert this.call("f()") is True
 
 
-LATER_WORKER = pytest.param(
-    2,
-    marks=pytest.mark.xfail(
-        reason="a payload names other globals, which are looked up when it is loaded: they may have other values by then",
-        strict=True,
-    ),
-)
-
 LATE = """
     shared = [1]
     holder = {"x": shared}
@@ -625,7 +625,7 @@ LATE = """
 """
 
 
-@pytest.mark.parametrize("worker", [1, LATER_WORKER])
+@pytest.mark.parametrize("worker", [1, 2])
 def test_what_refers_to_an_older_value_still_has_that_one(pair, worker):
     """Also in a worker whose first call comes after the name was bound anew."""
     this = pair(LATE)
@@ -634,7 +634,7 @@ def test_what_refers_to_an_older_value_still_has_that_one(pair, worker):
     assert this.call("f()", worker=worker) == ([1], [1], [1], [2])
 
 
-@pytest.mark.parametrize("worker", [1, LATER_WORKER])
+@pytest.mark.parametrize("worker", [1, 2])
 def test_an_instance_of_an_older_class_still_is_one(pair, worker):
     """As in a notebook, where a cell defines the class anew."""
     this = pair("class A:\n    def who(self): return 'old'\na = A()\ndef f(): return a.who(), A().who(), isinstance(a, A)\n")
@@ -643,7 +643,7 @@ def test_an_instance_of_an_older_class_still_is_one(pair, worker):
     assert this.call("f()", worker=worker) == ("old", "new", False)
 
 
-@pytest.mark.parametrize("worker", [1, LATER_WORKER])
+@pytest.mark.parametrize("worker", [1, 2])
 def test_a_circle_may_come_later(pair, worker):
     """The class is known already, and referred to another thing under that name."""
     this = pair("x = []\nclass A:\n    one = x\ndef f(): return type(x) is A, A.one is x, A.one == []\n")
@@ -690,15 +690,27 @@ PARTLY = {
 PARTLY = {case: (dedent(text), dedent(other)) for case, (text, other) in PARTLY.items()}
 
 
+for _case, _other in (("one of two instances", "b.x = 5"), ("a list of two", "b.append(5)")):
+    PARTLY[f"{_case}, the other one"] = PARTLY[_case][0].replace("a.x == 5", "b.x == 5").replace("a[1] == 5", "b[1] == 5"), _other
+
+
 @pytest.mark.parametrize("case", PARTLY)
-def test_what_refers_to_a_part_that_differs_has_that_part_in_the_worker(pair, case, origin, request):
+def test_what_refers_to_a_part_that_differs_has_that_part_in_the_worker(pair, case):
     """main() has changed a part of it before the first call."""
-    if origin is not Origin.NOTHING and case not in {"a subclass that its base class has", "a default", "a class attribute"}:
-        reason = "what refers to the part equals the worker's own, which is kept, and refers to the worker's own part"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
     text, change = PARTLY[case]
     this = pair(text)
     this.run(change)
+    assert this.call("f()") is True
+
+
+@pytest.mark.parametrize("case", CIRCLES)
+def test_what_only_main_defines_refers_to_each_other(pair, case):
+    """Workers have nothing of it, where they have run the top level."""
+    text, again = CIRCLES[case]
+    this = pair("")
+    this.run(text)
+    assert this.call("f()") is True
+    this.run(again)
     assert this.call("f()") is True
 
 
@@ -850,6 +862,23 @@ def test_local_classes_keep_their_identity_both_ways(pair):
     kind.level = 5
     assert type(this.call("same(Local(3))")[0]) is kind
     assert kind.level == 5
+
+
+def test_a_local_class_is_not_changed_by_a_result(pair):
+    """What a call sets there stays there."""
+    text = """
+        def local():
+            class Local:
+                level = 1
+            return Local
+        kept = [local()]
+        def change(x):
+            type(x).level = 2
+            return x, type(x).level
+    """
+    this = pair(text)
+    found, level = this.call("change(kept[0]())")
+    assert (type(found), level, found.level) == (this.get("kept[0]"), 2, 1)
 
 
 def test_a_class_that_only_a_call_has_made_comes_by_value(pair):
