@@ -287,6 +287,22 @@ def _same_logger(name: str, level: int, propagate: bool) -> logging.Logger:
     return logger
 
 
+def reduce_weak(obj: Any, held: Callable[[Any], bool]) -> _Reduced | None:
+    """Return how to make a weak dictionary: with those items that the script holds otherwise; others would vanish there."""
+    if isinstance(obj, weakref.WeakValueDictionary):
+        return _make_weak, (type(obj), [(key, value) for key, value in obj.items() if held(value)])
+    if isinstance(obj, weakref.WeakKeyDictionary):
+        return _make_weak, (type(obj), [(key, value) for key, value in obj.items() if held(key)])
+    return None
+
+
+def _make_weak(kind: type, items: list[tuple[Any, Any]]) -> Any:
+    made = kind()
+    for key, value in items:
+        made[key] = value
+    return made
+
+
 # -- functions that wrap others
 
 
@@ -329,7 +345,5 @@ _KINDS: Final[dict[type, Callable[[Any], _Reduced | None]]] = {
     io.IOBase: _reduce_file,
     queue.SimpleQueue: lambda _: (queue.SimpleQueue, ()),
     random.Random: _reduce_random,
-    weakref.WeakValueDictionary: lambda obj: (type(obj), ()),  # an empty cache
-    weakref.WeakKeyDictionary: lambda obj: (type(obj), ()),
     logging.Logger: lambda logger: (_same_logger, (logger.name, logger.level, logger.propagate)),
 }

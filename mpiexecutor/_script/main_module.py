@@ -201,6 +201,9 @@ class MainModule:
         if self._is_set_by_call(version):
             return
         own = names.get(name, MISSING)
+        if version.gone:
+            names.pop(name, None)
+            return
         may_be_as_good = version.first and name not in self._numbers and own is not MISSING and version.digest is not None
         if may_be_as_good and self._digest(name, own, is_global=True) == version.digest:
             self._kept[name] = version

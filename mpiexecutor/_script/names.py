@@ -11,7 +11,7 @@ from typing import Any, Final
 MAIN: Final = "__main__"
 MISSING: Final = object()
 _READS_GLOBALS = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
-_READS_ANY = {"globals", "eval", "exec", "vars"}  # builtins whose caller may look up any name
+_READS_ANY: Final = {"globals", "eval", "exec", "vars"}  # builtins whose caller may look up any name
 ANY: Final = "*"  # stands for all names of the script
 LruCacheWrapper: Final = type(functools.lru_cache(len))
 # Objects that know the name under which a module has them.
@@ -91,18 +91,21 @@ def globals_of(code: CodeType) -> frozenset[str]:
             names.add(ANY)
     if MAIN in code.co_consts or ("__name__" in names and "modules" in code.co_names):
         names.add(ANY)  # sys.modules["__main__"], sys.modules[__name__]
-    if names & _READS_ANY:
-        names.add(ANY)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             names |= globals_of(constant)
     return frozenset(names)
 
 
+def reads_any(name: str, main: dict[str, Any]) -> bool:
+    """Whether code that reads this name may read any: by a builtin such as eval, unless the script has another of that name."""
+    return name == ANY or (name in _READS_ANY and name not in main)
+
+
 def expanded(names: Iterable[str], main: dict[str, Any]) -> set[str]:
     """Return names that code reads, with all names of the script in the place of ANY; without those that every module has."""
     names = set(names)
-    if ANY in names:
+    if any(reads_any(name, main) for name in names):
         names |= {name for name in list(main) if not name.startswith("_")}
         names.discard(ANY)
     return {name for name in names if not (name.startswith("__") and name.endswith("__"))}

@@ -27,7 +27,7 @@ from cloudpickle import cloudpickle as _cloudpickle
 
 from mpiexecutor.channel._pickling import PROTOCOL, KeepingFilenames, NeedsCloudpickle, is_plain, keeper_of, writable
 
-from .kinds import STREAM, is_generator, reduce_kind, reduce_named
+from .kinds import STREAM, is_generator, reduce_kind, reduce_named, reduce_weak
 from .names import LOOKUP, MAIN, NAMED_KINDS, by_name, globals_of, main_dict, name_of, top_of
 
 _NO_IDENTITY: Final = (type(None), bool, int, float, complex, str, bytes, tuple, frozenset, range, ModuleType, *NAMED_KINDS)
@@ -237,6 +237,12 @@ class DefinitionPickler(CallPickler):
         super().__init__(file, keep, names, always, whole)
         self._identities = identities
 
+    def _is_whole_itself(self, obj: Any) -> bool:
+        return self._identities.get(id(obj)) in self._whole
+
+    def _is_held(self, obj: Any) -> bool:
+        return id(obj) in self._identities
+
     def persistent_id(self, obj: Any) -> str | None:
         """Return the name of another global: what two globals share they still share in the worker."""
         name = self._identities.get(id(obj))
@@ -247,8 +253,10 @@ class DefinitionPickler(CallPickler):
         return name
 
     def reducer_override(self, obj: Any) -> Any:
-        if not isinstance(obj, NAMED_KINDS) and (reduced := reduce_kind(obj)) is not None:
-            return reduced
+        if not isinstance(obj, NAMED_KINDS):
+            reduced = reduce_kind(obj) or reduce_weak(obj, self._is_held if self._is_whole_itself(obj) else _never)
+            if reduced is not None:
+                return reduced
         return super().reducer_override(obj)
 
 
@@ -297,6 +305,10 @@ def _text(constant: object) -> str:
 
 def always(_name: str) -> bool:
     return True
+
+
+def _never(_obj: object) -> bool:
+    return False
 
 
 def dumps(obj: Any, names: set[str], has: Has = always) -> tuple[bytes, Buffers]:

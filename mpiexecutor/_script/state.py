@@ -15,6 +15,7 @@ Invariants
     Versions live as long as a state that a call waits for has them; the newest state lives as long as the executor.
 """
 
+import builtins
 import contextlib
 import itertools
 import pickle
@@ -29,7 +30,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from .filters import filters_of
 from .kinds import NotShared
-from .names import ANY, MISSING, expanded, globals_of, main_dict, name_of
+from .names import ANY, MISSING, expanded, globals_of, main_dict, name_of, reads_any
 from .pickling import digest_of, dump_definitions, identities_of
 from .surroundings import Surroundings
 from .top_level import TopLevel, of_this_process
@@ -316,13 +317,13 @@ class _Look:
             name = waiting.pop()
             if name in gathered:
                 continue
-            if name == ANY:
-                if total is None:
-                    total = len(self._main)
-                    waiting += sorted(expanded([ANY], self._main))
-                continue
+            if total is None and reads_any(name, self._main):
+                total = len(self._main)
+                waiting += sorted(expanded([ANY], self._main))
             if name not in self._main:
                 absent.add(name)
+                if self._script.compares and self._script.known(name) is None and name != ANY and not hasattr(builtins, name):
+                    gathered[name] = self._new[name] = self._absent(name)
                 continue
             each = self._new.get(name) or self._script.known(name)
             if each is None or (name not in self._new and not each.is_unchanged(self._main)):
@@ -330,6 +331,11 @@ class _Look:
             gathered[name] = each
             waiting += sorted(follow(each))
         return _Needs(list(gathered.values()), absent, total)
+
+    def _absent(self, name: str) -> _Global:
+        """Note that the script has no such global: it may have deleted what its top level has made."""
+        version = Version(self._script.registry.next(), name, True, None, 0, gone=True)
+        return _Global(name, MISSING, None, versions={name: version})
 
     def _look(self, name: str, value: Any, before: _Global | None) -> _Global:
         each = _Global(name, value, None)

@@ -235,9 +235,7 @@ def test_a_stream_in_memory_has_its_content(pair):
 # -- what is shared by inheritance
 
 
-@pytest.mark.parametrize(
-    "what", ["Lock()", "RLock()", "Semaphore(2)", "Event()", "Queue()", "SimpleQueue()", "Value('i', 1)", "Array('i', 3)"]
-)
+@pytest.mark.parametrize("what", ["Queue()", "SimpleQueue()", "Value('i', 1)", "Array('i', 3)", "Pipe()[0]"])
 def test_what_only_forked_processes_share_is_refused(pair, what):
     """A copy would be silently wrong, and the worker's own would be another."""
     this = pair("import multiprocessing\nx = multiprocessing." + what + "\ndef f(): return bool(x)\n")
@@ -247,12 +245,37 @@ def test_what_only_forked_processes_share_is_refused(pair, what):
         this.call("f()")
 
 
+@pytest.mark.parametrize(
+    ("what", "use"),
+    [
+        ("Lock()", "x.acquire(timeout=0)"),
+        ("RLock()", "x.acquire() and x.acquire()"),
+        ("Semaphore(2)", "x.get_value() == 2"),
+        ("BoundedSemaphore(3)", "x.get_value() == 3"),
+        ("Event()", "not x.is_set()"),
+        ("Condition()", "x.acquire()"),
+        ("Barrier(2)", "x.parties == 2"),
+    ],
+)
+def test_a_lock_of_multiprocessing_is_the_workers_own(pair, what, use):
+    """It excludes the worker's threads and children."""
+    this = pair(f"import multiprocessing\nx = multiprocessing.{what}\ndef f(): return bool({use})\n")
+    assert this.call("f()")
+
+
+@ONLY_NOTHING
+def test_an_event_that_is_set_is_set(pair):
+    """And one that is made anew, too."""
+    this = pair("import multiprocessing\nx = multiprocessing.Event()\nx.set()\ndef f(): return x.is_set()\n")
+    assert this.call("f()")
+
+
 def test_what_is_refused_says_so():
     """It is no error of pickle."""
     import multiprocessing
 
-    with pytest.raises(NotShared, match="multiprocessing Lock"):
-        reduce_kind(multiprocessing.Lock())
+    with pytest.raises(NotShared, match="multiprocessing Queue"):
+        reduce_kind(multiprocessing.Queue())
     assert reduce_kind(multiprocessing.current_process()) is None
 
 

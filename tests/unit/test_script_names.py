@@ -9,7 +9,7 @@ import pytest
 from script_pair import script_of
 
 from mpiexecutor._script import names
-from mpiexecutor._script.names import LOOKUP, by_name, found, globals_of, main_dict, main_modules, name_of, needed, top_of
+from mpiexecutor._script.names import LOOKUP, by_name, expanded, found, globals_of, main_dict, main_modules, name_of, top_of
 
 pytestmark = pytest.mark.usefixtures("main")
 
@@ -149,7 +149,7 @@ def by_own_name():
 def test_code_needs_the_names_that_it_reads(name, read):
     """Those that the script does not have may come yet; those of the module itself are there."""
     script = script_of(CODE)
-    assert needed(globals_of(getattr(script, name).__code__), vars(script)) == read
+    assert expanded(globals_of(getattr(script, name).__code__), vars(script)) == read
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_code_needs_the_names_that_it_reads(name, read):
 def test_code_that_may_read_any_name_needs_all(name):
     """By eval, globals(), or through the module."""
     script = script_of(CODE + "_private = 1\n")
-    found = needed(globals_of(getattr(script, name).__code__), vars(script))
+    found = expanded(globals_of(getattr(script, name).__code__), vars(script))
     assert found >= {"a", "b", "reads", "by_own_name"}
     assert not found & {"_private", "__name__", "__builtins__"}
 
@@ -166,7 +166,7 @@ def test_code_that_may_read_any_name_needs_all(name):
 def test_a_function_of_the_script_called_eval_is_just_that():
     """It reads what it reads."""
     script = script_of("a = 1\ndef eval(x): return x\ndef f(): return eval(1)\n")
-    assert needed(globals_of(script.f.__code__), vars(script)) == {"eval"}
+    assert expanded(globals_of(script.f.__code__), vars(script)) == {"eval"}
 
 
 def test_kinds_that_know_their_name_are_types():

@@ -82,12 +82,12 @@ def test_what_calls_change_is_that_of_their_executor(pair, tmp_path):
 
 def test_variables_that_the_script_has_not_changed_are_the_workers_own(monkeypatch):
     """Those of its node; what the script has set or removed is as there."""
-    monkeypatch.setattr(surroundings, "_initial_environment", lambda: {"KEPT": "root", "CHANGED": "root", "REMOVED": "root"})
+    monkeypatch.setattr(surroundings, "_BEFORE", [{"KEPT": "root", "CHANGED": "root", "REMOVED": "root"}])
     for name in list(os.environ):
         monkeypatch.delenv(name)
     os.environ.update(KEPT="root", CHANGED="script", SET="script")
     here = Surroundings.of_this_process()
-    assert here.environment == {"CHANGED": "script", "SET": "script", "REMOVED": None}
+    assert here.changed == {"CHANGED": "script", "SET": "script", "REMOVED": None}
     del os.environ["SET"]
     os.environ.update(KEPT="worker", CHANGED="worker", REMOVED="worker", OWN="worker")
     here.apply()

@@ -110,7 +110,8 @@ def test_a_script_that_cannot_be_read_is_not_run(content, tmp_path):
 def test_without_a_file_nothing_is_run():
     """`-c`, stdin, a REPL."""
     script_of("")
-    assert of_this_process(run_again=True) == TopLevel(None, None, None, None)
+    found = of_this_process(run_again=True)
+    assert (found.source, found.file, found.package, found.module) == (None, None, None, None)
 
 
 def test_nothing_is_run_where_it_is_not_asked_for(top):
@@ -273,7 +274,7 @@ def test_a_module_that_python_runs_has_a_spec(top):
 
 def test_a_module_without_names_has_what_python_gives_to_a_script():
     """Built-in names, a package, a file if there is one."""
-    module = TopLevel(None, None, None, None).module_without_names()
+    module = TopLevel(None, None, None, None, "", []).module_without_names()
     assert module.__builtins__ is __import__("builtins")
     assert not hasattr(module, "__file__")
     assert module.__spec__ is None

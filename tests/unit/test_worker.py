@@ -108,7 +108,7 @@ def test_a_long_outcome_travels_alone_and_has_a_spare_one(slate):
     """After those before it: if the root cannot receive it, it is told so of this call, and of no other."""
     calls = [(number, 0, 0, ship((bytes, (size,), {}))[0]) for number, size in enumerate([10, LARGE + 1, 20])]
     replies = Channel()
-    worker = Worker(Channel((5, 0, 0, 0.0, calls)), replies, None, Place.here(1, 2), slate, fail=pytest.fail)
+    worker = Worker(Channel((5, 0, 0.0, calls)), replies, None, Place.here(1, 2), slate, fail=pytest.fail)
     worker._desk.held = 60.0
     worker._courier.watch = int  # or it might be faster
     worker.serve()
