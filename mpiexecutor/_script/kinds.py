@@ -73,7 +73,7 @@ def reduce_named(obj: Any) -> _Reduced | None:
     if isinstance(obj, typing.NewType):
         return _make_newtype, (obj.__name__, obj.__supertype__, obj.__module__)
     if isinstance(obj, typing.ParamSpec):
-        return typing.ParamSpec, (obj.__name__,)
+        return _make_parameters, (obj.__name__, obj.__module__)
     return None
 
 
@@ -267,6 +267,12 @@ def _make_singledispatch(base: Any, others: list[tuple[type, Any]]) -> Any:
 def _make_newtype(name: str, supertype: Any, module: str) -> Any:
     made = typing.NewType(name, supertype)  # type: ignore[misc]
     made.__module__ = module
+    return made
+
+
+def _make_parameters(name: str, module: str) -> Any:
+    made = typing.ParamSpec(name)  # type: ignore[misc]
+    made.__module__ = module  # it takes that of its caller, of which pickle is none
     return made
 
 

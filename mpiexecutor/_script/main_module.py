@@ -20,7 +20,7 @@ from typing import Any
 
 from .filters import load_filters
 from .kinds import STREAM, reseed_modules
-from .names import LOOKUP, MAIN, MISSING, main_dict
+from .names import LOOKUP, MAIN, MISSING, NAMED_KINDS, main_dict
 from .pickling import digest_of, identities_of, load_definitions
 from .state import Difference, Opening, Origin, Version, header_of
 from .surroundings import Kept
@@ -152,7 +152,7 @@ class MainModule:
         self._from_script = {
             name: value
             for name, value in self._bound.items()
-            if isinstance(value, (type, FunctionType)) and value.__module__ == MAIN
+            if isinstance(value, NAMED_KINDS) and getattr(value, "__module__", None) == MAIN
         }
 
     def _order(self, slot: str) -> int:
@@ -219,7 +219,7 @@ class MainModule:
         self._numbers[name] = version.number
         self._payloads[name] = payload
         self._missing.pop(name, None)
-        if isinstance(value, (type, FunctionType)):
+        if isinstance(value, NAMED_KINDS):
             self._from_script[name] = value
 
     def _bring_attribute(self, version: Version, name: str, attribute: str) -> None:
