@@ -87,7 +87,7 @@ def reduce_named(obj: Any) -> _Reduced | None:
         kind: Any = obj
         return _make_prototype, (kind._restype_, kind._argtypes_, kind._flags_)
     if isinstance(obj, typing.ParamSpec):
-        return typing.ParamSpec, (obj.__name__,)
+        return _make_parameters, (obj.__name__, obj.__module__)
     return None
 
 
@@ -334,6 +334,12 @@ def _make_prototype(restype: Any, argtypes: tuple[Any, ...], flags: int) -> Any:
 def _make_newtype(name: str, supertype: Any, module: str) -> Any:
     made = typing.NewType(name, supertype)  # type: ignore[misc]
     made.__module__ = module
+    return made
+
+
+def _make_parameters(name: str, module: str) -> Any:
+    made = typing.ParamSpec(name)  # type: ignore[misc]
+    made.__module__ = module  # it takes that of its caller, of which pickle is none
     return made
 
 

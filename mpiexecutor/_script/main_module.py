@@ -159,7 +159,9 @@ class MainModule:
         reseed_modules()
         self._bound = dict(vars(self._module))
         self._from_script = {
-            name: value for name, value in self._bound.items() if isinstance(value, NAMED_KINDS) and value.__module__ == MAIN
+            name: value
+            for name, value in self._bound.items()
+            if isinstance(value, NAMED_KINDS) and getattr(value, "__module__", None) == MAIN
         }
 
     def _order(self, slot: str) -> int:

@@ -830,6 +830,24 @@ def test_arguments_are_of_the_workers_own_classes(pair):
         assert this.call(f"same({name})") is this.get(name)
 
 
+@pytest.mark.parametrize("name", ["UserId", "T", "P", "cached"])
+def test_whatever_knows_its_name_comes_back_as_itself(pair, name):
+    """New types, type variables, caches."""
+    text = """
+        import functools, typing
+        UserId = typing.NewType("UserId", int)
+        T = typing.TypeVar("T")
+        P = typing.ParamSpec("P")
+        @functools.cache
+        def cached(): pass
+        def named(name): return globals()[name]
+        def same(x): return x
+    """
+    this = pair(text)
+    assert this.call(f"named({name!r})") is this.get(name)
+    assert this.call(f"same({name})") is this.get(name)
+
+
 def test_a_result_changes_no_class_of_the_script(pair):
     """Nor do arguments those of the worker."""
     this = pair(
