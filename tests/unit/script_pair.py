@@ -9,6 +9,7 @@ Each side has a module `__main__`, surroundings and generators of its own, which
 """
 
 import ast
+import io
 import itertools
 import sys
 from collections.abc import Callable, Iterator
@@ -139,7 +140,13 @@ class Pair:
         exec(compile(source, str(file), "exec"), vars(self.main))
 
     def close(self) -> None:
+        """End. Files that the script leaves open are closed, or a later test would be warned of them."""
         self._initial.restore()
+        modules = [each._module for worker in self._workers.values() for each in worker.modules._modules.values()]
+        for module in (self.main, *filter(None, modules)):
+            for value in vars(module).values():
+                if isinstance(value, io.IOBase) and Path(str(getattr(value, "name", ""))).is_absolute():
+                    value.close()
 
     def run(self, text: str) -> None:
         """Run more lines of the script."""
