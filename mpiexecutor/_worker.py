@@ -16,7 +16,7 @@ from ._functions import Shelf
 from ._outcomes import Failure, Place, failure_of, ship, size_of, unship
 from ._parcels import Parcels
 from ._script.main_module import MainModule, MainModules, NotAdmitted
-from ._script.names import by_name
+from ._script.names import function_of
 from ._script.pickling import Has, always, load_definitions
 from ._sentry import Sentry
 from ._slate import INITIALIZER, LARGE, Slate
@@ -341,7 +341,7 @@ class Worker:
             function, arguments, keywords = unship(shipped)
             del shipped
             if called:
-                function = by_name(called) if isinstance(called, str) else self._shelf.get(called)
+                function = function_of(called) if isinstance(called, str) else self._shelf.get(called)
             began = time.monotonic()
             self._slate.run(began)
             value, size = ship(function(*arguments, **keywords), has=self._has)

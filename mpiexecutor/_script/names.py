@@ -50,6 +50,12 @@ def by_name(name: str) -> Any:
     return found(name)
 
 
+def function_of(name: str) -> Any:
+    """Return a function of the script that is there already. AttributeError if there is no such thing."""
+    function = vars(sys.modules[MAIN]).get(name)
+    return found(name) if function is None else function
+
+
 def found(name: str) -> Any:
     """Return what ``__main__`` has under a qualified name now."""
     value: Any = sys.modules[MAIN]

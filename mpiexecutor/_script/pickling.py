@@ -116,12 +116,14 @@ class CallPickler(KeepingFilenames):
         self._main = main_dict()
         self._has = has
         self._whole = whole
+        self._by_value = _cloudpickle.list_registry_pickle_by_value()  # modules that the script has registered
 
     def reducer_override(self, obj: Any) -> Any:
         reduced: Any
         if isinstance(obj, NAMED_KINDS):
-            if type(obj) in _PLAIN_KINDS and obj.__module__ not in _OF_SCRIPT:  # found by cloudpickle, as most
-                return super().reducer_override(obj)
+            if type(obj) in _PLAIN_KINDS and obj.__module__ not in _OF_SCRIPT:  # a shorter way to what cloudpickle finds
+                importable = getattr(sys.modules.get(obj.__module__), obj.__qualname__, None) is obj and not self._by_value
+                return NotImplemented if importable else super().reducer_override(obj)
             if (reduced := self._reduce_named(obj)) is not None:
                 return reduced
         elif isinstance(obj, (BuiltinMethodType, MethodType)) and (reduced := _reduce_method(obj)):
