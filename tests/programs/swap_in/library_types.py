@@ -204,9 +204,11 @@ def main():
     executor.shutdown()
     attempt("a broken executor can be shut down, and another is whole", lambda: with_another(), 16)
     with Executor(2) as ex:
-        attempt(
-            "a worker that dies is a BrokenProcessPool", lambda: isinstance(ex.submit(os._exit, 3).exception(60), BrokenProcessPool)
-        )
+        attempt("a worker that dies is a BrokenProcessPool", lambda: isinstance(ex.submit(leave).exception(60), BrokenProcessPool))
+
+
+def leave():
+    os._exit(3)
 
 
 def with_another():
