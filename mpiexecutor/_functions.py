@@ -17,7 +17,7 @@ for every call, from copies of its buffers: what one call does to it, the next m
 import sys
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import BuiltinFunctionType, CellType, FunctionType, ModuleType
 from typing import Any
@@ -254,12 +254,14 @@ class Shelf:
         self._parcels = parcels
         self._ask = ask
         self._kept: OrderedDict[int, _Kept] = OrderedDict()  # the one used last at the end
+        self._executors: dict[int, int] = {}  # by number
 
-    def get(self, number: int) -> Any:
-        """Give the function; raise whatever its unpickling raises."""
+    def get(self, number: int, executor: int = 0) -> Any:
+        """Give the function of an executor; raise whatever its unpickling raises."""
         kept = self._kept.get(number)
         if kept is None:
             kept = self._kept[number] = self._fetch(number)
+            self._executors[number] = executor
             while len(self._kept) > _KEPT or (len(self._kept) > 1 and sum(map(len, self._kept.values())) > _KEPT_BYTES):
                 self._kept.popitem(last=False)
         else:
@@ -272,6 +274,14 @@ class Shelf:
             return self.get(number)
         finally:
             self._kept.pop(number, None)
+            self._executors.pop(number, None)
+
+    def forget(self, executors: Iterable[int]) -> None:
+        """Keep nothing of executors that have ended."""
+        ended = set(executors)
+        for number in [number for number, executor in self._executors.items() if executor in ended or number not in self._kept]:
+            self._kept.pop(number, None)
+            del self._executors[number]
 
     def _fetch(self, number: int) -> "_Kept":
         parcel = self._parcels.receive() if self._ask(number) else None

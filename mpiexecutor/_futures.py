@@ -68,6 +68,7 @@ class Session:
     seen: frozenset[Batch] = frozenset()  # those that were so when that was last looked at,
     slow: set[Batch] = field(default_factory=set)  # and those that had been so at the look before
     deaths: dict[int, int] = field(default_factory=dict)  # how many workers have died of a call, by its number
+    refusals: int = 0  # of workers that run the calls of another such executor
     ranks: set[int] | None = None  # the workers that run its calls, if not all do: those that came first
     closed: str = ""  # why nothing may be submitted any more
     broken: str = ""  # why nothing will be run any more

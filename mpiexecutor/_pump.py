@@ -48,6 +48,7 @@ _LONG = 2e-3  # seconds that a call is expected to take, at the least, after oth
 _WEIGHT = 0.25  # of the newest duration in the expected one
 _TICK = 5e-3  # seconds between two looks whether calls wait while workers do: a message that is seen twice is one of long calls
 _TICKS = 10  # looks in vain before nobody looks any more
+_REFUSALS = 20  # of workers that another executor has, until one has both
 _REPLIES = 64  # messages that the collector takes at a time
 _ORDER: Final = -1  # for an executor's number: a message from this process, which comes after all that was put before
 
@@ -449,6 +450,13 @@ class Pump:
         if session is None or session.ranks is None or rank in session.ranks:
             return True
         if len(session.ranks - self._lost) >= session.limit:
+            return False
+        taken: set[int] = set()
+        for other in self._sessions.values():
+            taken |= other.ranks or set()
+        free = set(range(self._place.ranks)) - {self._place.rank} - self._lost - taken
+        if free and rank in taken and session.refusals < _REFUSALS:  # those with few workers have others, unless these are busy
+            session.refusals += 1
             return False
         session.ranks.add(rank)
         return True

@@ -172,7 +172,7 @@ class Worker:
         self._initialized: dict[int, bool] = {}  # by executor: whether it may run calls
         self._parcels = parcels
         self._shelf = Shelf(parcels, self._ask)
-        self._modules = MainModules(place.rank, self._fetch, self._tell_top_level)
+        self._modules = MainModules(place.rank, self._fetch, self._tell_top_level, self._shelf.forget)
         self._module: MainModule | None = None  # whose calls are run; None: the script itself, as this is its process
         self._has: Has = always  # whether the script has what is pickled here under its name
         self._rest = _SHORTEST_REST
@@ -341,7 +341,7 @@ class Worker:
             function, arguments, keywords = unship(shipped)
             del shipped
             if called:
-                function = function_of(called) if isinstance(called, str) else self._shelf.get(called)
+                function = function_of(called) if isinstance(called, str) else self._shelf.get(called, self._executor)
             began = time.monotonic()
             self._slate.run(began)
             value, size = ship(function(*arguments, **keywords), has=self._has)

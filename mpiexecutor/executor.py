@@ -128,7 +128,7 @@ class RMAChannelExecutor(Executor):
         first = None if options.initializer is None else self._catalogue.add((options.initializer, options.initargs))
         self._script = None if crew.alone else Script(crew.pump.registry, crew.origin())
         if self._script is not None and first is not None:
-            self._script.state(first.names)
+            self._script.always_needs(first.names)
         for warning in _warnings(crew, options):
             warnings.warn(warning, RuntimeWarning, stacklevel=3)
         self._num_workers = min(options.max_workers or crew.workers, crew.workers)
@@ -169,9 +169,10 @@ class RMAChannelExecutor(Executor):
     def _submit(
         self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], kind: object, function: Function | str | None
     ) -> Future[T]:
+        self._pump.check_open(self._session)
         future: Future[T] = slim_future()
         names: set[str] = set()
-        called = function
+        called = None if isinstance(function, str) and name_of(fn) != function else function
         try:
             if called is None:
                 called = name_of(fn) if type(fn) is FunctionType else None
@@ -321,6 +322,8 @@ class RMACommExecutor:
         max_pending: int | None = None,
     ) -> None:
         """Say which ranks, and how to make the executor: see RMAChannelExecutor."""
+        if RUNNING.now:
+            raise TopLevelEnd
         self._options = Options(
             max_workers=max_workers,
             initializer=initializer,

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import io
 import logging
+import mmap
 import queue
 import random
 import sys
@@ -61,14 +62,9 @@ def reduce_kind(obj: Any) -> _Reduced | None:
         if isinstance(obj, kind):
             return reduce(obj)
     module = type(obj).__module__
-    if module == "mpiexecutor":
-        return _Unusable, ()
-    if module.startswith("multiprocessing."):
-        return _reduce_inherited(obj, module)
-    if module.startswith("ctypes") and "ctypes" in sys.modules:
-        return _reduce_ctypes(obj)
-    if module.startswith("numpy.random"):
-        return _reduce_numpy_generator(obj)
+    for beginning, reduce in _BY_MODULE.items():
+        if module.startswith(beginning):
+            return reduce(obj)
     return None
 
 
@@ -220,9 +216,42 @@ def _reduce_local(local: threading.local) -> _Reduced:
     return type(local), ()
 
 
-def _reduce_inherited(obj: Any, module: str) -> _Reduced | None:
+def _reduce_temporary_file(file: Any) -> _Reduced | None:
+    """Open a temporary file by its name: it is the script's, and not deleted by a worker."""
+    return _reduce_file(file.file) if hasattr(file, "file") else None
+
+
+def _reduce_array(array: Any) -> _Reduced | None:
+    """Map a file again that an array is mapped from. What is in memory that only forked processes share would be silently wrong."""
+    base = array if hasattr(array, "__array_interface__") else None
+    while base is not None and not isinstance(base, mmap.mmap):
+        if type(base).__module__.startswith(("multiprocessing.", "ctypes", "_ctypes")):
+            _refuse_shared(base)
+        base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
+    if base is None:
+        return None
+    numpy: Any = sys.modules["numpy"]
+    if type(array) is numpy.memmap and array.filename is not None and array.base is base:
+        mode = "r+" if array.mode == "w+" else array.mode
+        order = "F" if array.flags.fnc else "C"
+        return numpy.memmap, (str(array.filename), array.dtype, mode, array.offset, array.shape, order)
+    raise NotShared(
+        "an array in memory that processes share is shared with forked processes only: open that memory in an initializer"
+    )
+
+
+def _refuse_shared(base: Any) -> None:
+    """Raise NotShared if memory of ctypes belongs to multiprocessing."""
+    holders = (base, getattr(base, "_obj", None), getattr(base, "_wrapper", None))
+    if any(hasattr(each, "_wrapper") or type(each).__module__.startswith("multiprocessing.") for each in holders):
+        raise NotShared(
+            "an array in memory of multiprocessing is shared with forked processes only: use a multiprocessing.Manager()"
+        )
+
+
+def _reduce_inherited(obj: Any) -> _Reduced | None:
     """Make a lock of multiprocessing anew, for this worker and its children. What holds data would be silently wrong."""
-    name = type(obj).__name__
+    name, module = type(obj).__name__, type(obj).__module__
     if module == "multiprocessing.synchronize":
         arguments = {
             "Semaphore": lambda: (obj.get_value(),),
@@ -352,4 +381,14 @@ _KINDS: Final[dict[type, Callable[[Any], _Reduced | None]]] = {
     queue.SimpleQueue: lambda _: (queue.SimpleQueue, ()),
     random.Random: _reduce_random,
     logging.Logger: lambda logger: (_same_logger, (logger.name, logger.level, logger.propagate)),
+}
+
+# By the beginning of the name of the module that a type is of.
+_BY_MODULE: Final[dict[str, Callable[[Any], _Reduced | None]]] = {
+    "mpiexecutor": lambda obj: (_Unusable, ()) if hasattr(obj, "submit") else None,
+    "multiprocessing.": _reduce_inherited,
+    "ctypes": _reduce_ctypes,
+    "numpy.random": _reduce_numpy_generator,
+    "numpy": _reduce_array,
+    "tempfile": _reduce_temporary_file,
 }

@@ -12,12 +12,13 @@ Theory of operation
     Loading a value may need other globals, which are brought first (`bring`). Circles do not occur: see state.py.
 """
 
+import gc
 import logging
 import os
 import sys
 from collections.abc import Callable
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import Any, Final
 
 from .filters import load_filters
 from .kinds import STREAM, reseed_modules
@@ -28,7 +29,11 @@ from .surroundings import Kept
 
 logger = logging.getLogger("mpiexecutor")
 
+_LARGE: Final = 1 << 20  # bytes: what is fetched by itself is taken for more
 Fetch = Callable[[int, int], dict[str, Any]]  # ask the root for a number, being in this state, and load what comes
+
+
+_NEVER_FREED: Final[list[Any]] = []  # as in forked processes, which end without finalising what they have inherited
 
 
 class NotAdmitted(Exception):
@@ -38,8 +43,15 @@ class NotAdmitted(Exception):
 class MainModules:
     """Those of a worker."""
 
-    def __init__(self, rank: int, fetch: Fetch, tell_failure: Callable[[BaseException], None]) -> None:
-        """`tell_failure` tells the root that the top level of the script has failed here."""
+    def __init__(
+        self,
+        rank: int,
+        fetch: Fetch,
+        tell_failure: Callable[[BaseException], None],
+        forgotten: Callable[[list[int]], None] = lambda _: None,
+    ) -> None:
+        """`tell_failure` tells the root that the top level of the script has failed, `forgotten` which executors have ended."""
+        self._forgotten = forgotten
         self._rank = rank
         self._fetch = fetch
         self._tell_failure = tell_failure
@@ -61,9 +73,11 @@ class MainModules:
         return module
 
     def forget(self, executors: list[int]) -> None:
-        """Let go of executors that have ended."""
-        for executor in executors:
-            self._modules.pop(executor, None)
+        """Let go of executors that have ended. Modules and their functions refer to each other: large ones are collected now."""
+        self._forgotten(executors)
+        large = [module.is_large for executor in executors if (module := self._modules.pop(executor, None))]
+        if any(large):
+            gc.collect()
 
 
 class MainModule:
@@ -80,6 +94,7 @@ class MainModule:
         self._surroundings: Kept | None = None  # while calls of another executor run
         self._filters: list[bytes] | None = None  # of warnings, until they can be loaded
         self._state = 0
+        self._bytes = 0  # loaded
         self._numbers: dict[str, int] = {}  # of versions, by slot
         self._payloads: dict[str, int] = {}  # what each global was loaded from last
         self._bound: dict[str, Any] = {}
@@ -91,6 +106,11 @@ class MainModule:
         self._loaded: dict[int, dict[str, Any]] = {}  # payloads
         self._inline: dict[int, bytes | memoryview] = {}
         self._failed: dict[str, Version] = {}  # what could not be loaded yet
+
+    @property
+    def is_large(self) -> bool:
+        """Whether much memory was loaded for it."""
+        return self._bytes > _LARGE
 
     def enter(self) -> None:
         """Be `__main__` of this process."""
@@ -133,7 +153,8 @@ class MainModule:
     def explain(self, error: BaseException) -> BaseException:
         """Return a clearer error if this one says that a global is not there which could not be had."""
         name = getattr(error, "name", None)
-        if not isinstance(error, NameError) or name not in self._missing:
+        of_module = isinstance(error, AttributeError) and error.obj is self._module
+        if not (isinstance(error, NameError) or of_module) or name not in self._missing:
             return error
         text = (
             f"the script's global {name!r} is not in this worker: {self._missing[name]}. Make it in an initializer or in the call, "
@@ -238,6 +259,9 @@ class MainModule:
 
     def _bind(self, version: Version, value: Any, payload: int) -> None:
         name = version.slot
+        for each in (main_dict().get(name), value):
+            if hasattr(type(each), "__del__"):  # it may delete what is the script's
+                _NEVER_FREED.append(each)
         main_dict()[name] = self._bound[name] = value
         self._numbers[name] = version.number
         self._payloads[name] = payload
@@ -280,6 +304,10 @@ class MainModule:
         loaded = self._loaded.get(number)
         if loaded is None:
             data = self._inline.get(number)
-            loaded = self._fetch(number, 0) if data is None else load_definitions(data)
+            if data is None:
+                loaded = self._fetch(number, 0)
+                self._bytes += _LARGE + 1
+            else:
+                loaded = load_definitions(data)
             self._loaded[number] = loaded
         return loaded[version.slot]

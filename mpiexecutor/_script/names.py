@@ -2,6 +2,7 @@
 
 import dis
 import functools
+import re
 import sys
 import typing
 from collections.abc import Callable, Iterable
@@ -10,8 +11,10 @@ from typing import Any, Final
 
 MAIN: Final = "__main__"
 MISSING: Final = object()
-_READS_GLOBALS = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
-_READS_ANY: Final = {"globals", "eval", "exec", "vars"}  # builtins whose caller may look up any name
+# What code only sets it needs, too: the script's value has to be there before.
+_USES_GLOBALS: Final = {"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
+_OF_PROMPTS: Final = re.compile(r"_+$|_i*\d*$|_(ih|oh|dh|exit_code)$")  # what IPython and the interpreter keep of what was typed
+_READS_ANY: Final = {"globals", "eval", "exec"}  # builtins whose caller may look up any name
 ANY: Final = "*"  # stands for all names of the script
 LruCacheWrapper: Final = type(functools.lru_cache(len))
 # Objects that know the name under which a module has them.
@@ -91,7 +94,7 @@ def globals_of(code: CodeType) -> frozenset[str]:
     """Return the global names that code reads, nested functions included, and ANY if it may read others."""
     names: set[str] = set()
     for instruction in dis.get_instructions(code):
-        if instruction.opname in _READS_GLOBALS:
+        if instruction.opname in _USES_GLOBALS:
             names.add(instruction.argval)
         elif instruction.opname == "IMPORT_NAME" and instruction.argval == MAIN:
             names.add(ANY)
@@ -112,7 +115,7 @@ def expanded(names: Iterable[str], main: dict[str, Any]) -> set[str]:
     """Return names that code reads, with all names of the script in the place of ANY; without those that every module has."""
     names = set(names)
     if any(reads_any(name, main) for name in names):
-        names |= {name for name in list(main) if not name.startswith("_")}
+        names |= {name for name in list(main) if not _OF_PROMPTS.match(name)}
         names.discard(ANY)
     return {name for name in names if not (name.startswith("__") and name.endswith("__"))}
 

@@ -19,6 +19,7 @@ import builtins
 import contextlib
 import itertools
 import pickle
+import re
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,6 +38,14 @@ from .top_level import TopLevel, of_this_process
 
 _INLINE: Final = 16 << 10  # bytes: a smaller payload goes with the list of versions
 _OF_FUNCTIONS: Final = ("__defaults__", "__kwdefaults__")
+_OF_PYTHON: Final = frozenset(  # attributes of classes that Python makes from their source, and what pickle notes there
+    [
+        *("__dict__", "__weakref__", "__module__", "__qualname__", "__doc__", "__slots__", "__slotnames__", "_abc_impl"),
+        *("__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__abstractmethods__"),
+        *("__parameters__", "__orig_bases__", "__type_params__", "__match_args__", "__dataclass_fields__"),
+        *("__dataclass_params__", "__static_attributes__", "__firstlineno__", "__protocol_attrs__"),
+    ]
+)
 _IN_CLASSES: Final = (FunctionType, staticmethod, classmethod, property)
 
 
@@ -237,6 +246,10 @@ class Script:
         self._state = State(registry.next(), {}, {}, self)
         registry.add(self._state.number, self._state)
 
+    def always_needs(self, names: frozenset[str]) -> None:
+        """Have each call need these, too: the initializer does, which runs before the first one."""
+        self._extra |= names
+
     def state(self, names: frozenset[str]) -> State:
         """Return the state that a call needs which needs these globals."""
         checked = self._checked.get(names)
@@ -365,6 +378,7 @@ class _Look:
             each.refers |= before.refers
         else:
             self._add_definition(each, before)
+        each.needs |= _names_in_annotations(value)
         within = each.versions[name].payload
         for attribute, content in _attributes(value):
             slot = f"{name}.{attribute}"
@@ -516,6 +530,13 @@ def header_of(value: Any) -> Any:
     return type(value), value.__bases__, vars(value).get("__slots__")
 
 
+def _names_in_annotations(value: Any) -> set[str]:
+    """Return the names in annotations that are text: typing.get_type_hints looks them up."""
+    annotations = vars(value).get("__annotations__") if isinstance(value, type) else value.__annotations__
+    texts = [text for text in (annotations or {}).values() if isinstance(text, str)]
+    return {name for text in texts for name in re.findall(r"[^\W\d]\w*", text)}
+
+
 def _kind(value: Any) -> bytes:
     """Return a digest of what cannot be pickled: a worker's own has to be of the same type."""
     return f"{type(value).__module__}.{type(value).__qualname__}".encode()
@@ -529,8 +550,7 @@ def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((name, content) for name, content in list(vars(value).items()) if name != "__wrapped__")
         return
     for name, content in list(vars(value).items()):
-        is_special = name.startswith("__") and name.endswith("__") and not isinstance(content, FunctionType)
-        if not is_special and name != "_abc_impl" and not isinstance(content, (GetSetDescriptorType, MemberDescriptorType)):
+        if name not in _OF_PYTHON and not isinstance(content, (GetSetDescriptorType, MemberDescriptorType)):
             yield name, content
 
 

@@ -5,7 +5,9 @@ change: when calls of another executor come in between, both have their own agai
 """
 
 import contextlib
+import logging
 import multiprocessing
+import multiprocessing.context
 import os
 import re
 import sys
@@ -18,8 +20,8 @@ from typing import Any, Final
 # Variables that a process manager sets for one rank, and not those by which users set it up. A program that a call starts is no
 # rank.
 _OF_RANKS: Final = re.compile(
-    r"PMI\d?_|(PMIX|OMPI|PRTE|PRRTE)_(?!MCA_)|(OMPI|PRTE|PMIX)_MCA_(ess|orte|prte_(ess|launch|hnp|parent)|pmix|plm|\w*(_uri|jobid|vpid))"
-    r"|OPAL_|ORTE_|HYD|MPI_LOCAL|MPIR_CVAR_CH3_INTERFACE|I_MPI_(INFO|HYDRA|MPIRUN)|SLURM_(PROCID|LOCALID|STEP|TASK_PID|PMI)"
+    r"PMI\d?_|(PMIX|OMPI|PRTE|PRRTE)_(?!MCA_|PREFIX)|(OMPI|PRTE|PMIX)_MCA_(ess|orte|prte_(ess|launch|hnp|parent)|pmix|plm|\w*(_uri|jobid|vpid))"
+    r"|OPAL_(?!PREFIX)|ORTE_|HYDI_|MPI_LOCAL|MPIR_CVAR_CH3_INTERFACE|I_MPI_(INFO|HYDRA|MPIRUN)|SLURM_(PROCID|LOCALID|STEP|TASK_PID|PMI)"
 )
 _YIELDS: Final = "OMPI_MCA_mpi_yield_when_idle"  # which this package sets for its ranks
 
@@ -44,7 +46,7 @@ class Surroundings:
             list(getattr(sys, "argv", ())),
             _folder(),
             dict(os.environ),
-            {name: value for before in _BEFORE for name, value in _changes(before, os.environ).items() if not _is_of_rank(name)},
+            {name: value for before in _BEFORE for name, value in _changes(before, os.environ).items() if name != _YIELDS},
             sys.getrecursionlimit(),
             bytes(multiprocessing.current_process().authkey),
         )
@@ -78,6 +80,8 @@ class Kept:
         self._filters = list(warnings.filters)
         self._recursion_limit = sys.getrecursionlimit()
         self._authkey = multiprocessing.current_process().authkey
+        self._loggers = {logger: (list(logger.handlers), logger.level, logger.propagate) for logger in _loggers()}
+        self._start_method = _start_methods()._actual_context  # noqa: SLF001 - see there
 
     def restore(self) -> None:
         """Have them again."""
@@ -91,6 +95,20 @@ class Kept:
         set_filters(self._filters)
         sys.setrecursionlimit(self._recursion_limit)
         multiprocessing.current_process().authkey = self._authkey
+        for logger in _loggers():
+            logger.handlers[:], level, logger.propagate = self._loggers.get(logger, ([], logging.NOTSET, True))
+            logger.setLevel(level)
+        _start_methods()._actual_context = self._start_method  # noqa: SLF001 - the same
+
+
+def _loggers() -> list[logging.Logger]:
+    known = list(logging.root.manager.loggerDict.values())
+    return [logging.root, *(logger for logger in known if isinstance(logger, logging.Logger))]
+
+
+def _start_methods() -> Any:
+    """Return what knows which start method a script has set for multiprocessing."""
+    return multiprocessing.context._default_context  # noqa: SLF001 - nothing else can set it back
 
 
 def import_path() -> list[str]:

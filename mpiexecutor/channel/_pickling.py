@@ -48,7 +48,7 @@ class KeepingFilenames(cloudpickle.Pickler):  # type: ignore[misc]  # it has no 
 def writable(obj: Any) -> Any:
     """Return how to pickle a NumPy array that is read-only here, so that it arrives writable; NotImplemented for all else."""
     if type(obj).__module__ == "numpy" and isinstance(obj, sys.modules["numpy"].ndarray) and not obj.flags.writeable:
-        return obj.copy().__reduce_ex__(PROTOCOL)
+        return obj.copy(order="K").__reduce_ex__(PROTOCOL)
     return NotImplemented
 
 
