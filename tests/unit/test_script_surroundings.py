@@ -193,7 +193,7 @@ OF_RANKS = [
     "MPI_LOCALRANKID",
     "I_MPI_HYDRA_UUID",
     "SLURM_PROCID",
-    "SLURM_STEP_ID",
+    "SLURM_STEP_NUM_TASKS",
 ]
 SETTINGS = [
     "OMPI_MCA_btl",
@@ -204,6 +204,7 @@ SETTINGS = [
     "MPIR_CVAR_NOLOCAL",
     "I_MPI_FABRICS",
     "SLURM_JOB_ID",
+    "SLURM_STEP_ID",
     "SLURM_NTASKS",
     "PMI",
     "PATH",
