@@ -20,7 +20,7 @@ from typing import Any, Final
 # Variables that a process manager sets for one rank, and not those by which users set it up. A program that a call starts is no
 # rank.
 _OF_RANKS: Final = re.compile(
-    r"PMI\d?_|(PMIX|OMPI|PRTE|PRRTE)_(?!MCA_|PREFIX)|(OMPI|PRTE|PMIX)_MCA_(ess|orte|prte_(ess|launch|hnp|parent)|pmix|plm|\w*(_uri|jobid|vpid))"
+    r"PMI\d?_|(PMIX|PRTE|PRRTE)_(?!MCA_)|OMPI_(?!MCA_|PREFIX)|(OMPI|PRTE|PMIX)_MCA_(ess|orte|prte_(ess|launch|hnp|parent)|pmix|plm|\w*(_uri|jobid|vpid))"
     r"|OPAL_(?!PREFIX)|ORTE_|HYDI_|MPI_LOCAL|MPIR_CVAR_CH3_INTERFACE|I_MPI_(INFO|HYDRA|MPIRUN)|SLURM_(PROCID|LOCALID|STEP_NUM_TASKS|STEP_TASKS|TASK_PID|PMI)"
 )
 _YIELDS: Final = "OMPI_MCA_mpi_yield_when_idle"  # which this package sets for its ranks
