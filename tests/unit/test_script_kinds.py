@@ -433,3 +433,33 @@ def test_what_generates_random_numbers(value, generates):
 def test_kinds_are_looked_for_by_their_base():
     """A subclass is one, too."""
     assert all(isinstance(kind, type) for kind in kinds._KINDS)
+
+
+# -- what belongs to the script alone
+
+
+def test_a_temporary_file_of_the_script_is_opened_and_not_deleted(pair):
+    """A worker that lets go of it leaves it where it is."""
+    this = pair(
+        "import os, tempfile\nx = tempfile.NamedTemporaryFile('w+')\nname = x.name\ndef f(): return x.name == name, os.path.exists(name)\n"
+    )
+    assert this.call("f()") == (True, True)
+    assert this.call("f()") == (True, True)
+
+
+@pytest.mark.parametrize("array", ["np.frombuffer(raw)", "np.frombuffer(raw)[1:]"])
+def test_an_array_in_memory_that_processes_share_is_refused(pair, array):
+    """What a worker writes there the script would not see."""
+    this = pair(
+        f"import multiprocessing\nimport numpy as np\nraw = multiprocessing.RawArray('d', 4)\nx = {array}\ndef f(): return x\n"
+    )
+    with pytest.raises(NameError, match="'x' is not in this worker.*multiprocessing"):
+        this.call("f()")
+
+
+def test_what_is_only_set_keeps_what_it_was_set_to(pair):
+    """Though the script had another value: it was there before."""
+    this = pair("state = None\ndef clear():\n    global state\n    state = None\ndef f(): return state\n")
+    this.run("state = [1]")
+    this.call("clear()")
+    assert this.call("f()") is None
