@@ -441,7 +441,8 @@ def test_kinds_are_looked_for_by_their_base():
 def test_a_temporary_file_of_the_script_is_opened_and_not_deleted(pair):
     """A worker that lets go of it leaves it where it is."""
     this = pair(
-        "import os, tempfile\nx = tempfile.NamedTemporaryFile('w+')\nname = x.name\ndef f(): return x.name == name, os.path.exists(name)\n"
+        "import os, tempfile\nx = tempfile.NamedTemporaryFile('w+')\nname = x.name\n"
+        "def f(): return x.name == name, os.path.exists(name)\n"
     )
     assert this.call("f()") == (True, True)
     assert this.call("f()") == (True, True)
