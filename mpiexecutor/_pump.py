@@ -125,14 +125,15 @@ class Pump:
         function: Function | str | None,
         state: State | None,
     ) -> None:
-        """Queue a call, and send it at once if it is its turn. RuntimeError if the session takes no more.
+        """Queue a call, and send it at once if it is its turn. RuntimeError if the session takes no more, see check_open.
 
         Waits if the session is full, but not in a callback of a future, which is to be done with before there is room.
 
         The lock is taken only to send. Who makes room sends what it then finds queued, so either sees the other; and who closes
         the session, or breaks it, either finds the call queued or is found to have done so here.
         """
-        self.check_open(session)
+        if session.closed or session.broken:
+            self.check_open(session)
         task = Task(next(self._numbers), future, shipped, size, kind, function, state)
         if session.max_pending is None or self._is_settling():
             session.backlog.append(task)
@@ -142,11 +143,13 @@ class Pump:
                 self._changed.wait_for(lambda: not session.is_full)
                 self.check_open(session)
                 session.backlog.append(task)
-        if session.messages < self._limit(session, kind):
-            with self._lock:
-                self._dispatch()
-        elif session.messages < self._most(session):
-            self._sentry.watch()
+        messages = len(session.under_way)
+        if messages < session.limit and messages < self._most_messages:
+            if messages < self._limit(session, kind):
+                with self._lock:
+                    self._dispatch()
+            else:
+                self._sentry.watch()
         if session.closed or session.broken:
             with self._lock:
                 if session.withdraw(task):

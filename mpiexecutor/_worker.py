@@ -336,7 +336,7 @@ class Worker:
         self._slate.begin(number, 0.0)  # to get what it needs, and to import modules, is not to run
         began = time.monotonic()
         try:
-            if state:
+            if state and (self._module is None or state != self._module.state):  # the second is what nearly every call finds
                 self._bring_to(state)
             function, arguments, keywords = unship(shipped)
             del shipped

@@ -8,7 +8,6 @@ The executor itself is thin: it checks arguments, pickles calls in the thread th
 crew.
 """
 
-import functools
 import multiprocessing
 import threading
 import time
@@ -33,7 +32,7 @@ from ._options import Options
 from ._orders import ranks_text
 from ._outcomes import ship, with_cause
 from ._script.names import name_of, top_of
-from ._script.state import Script
+from ._script.state import Script, State
 from ._script.top_level import RUNNING, TopLevelEnd
 from ._worker import in_task, run_chunk
 from ._world import MAX_WORKERS_VARIABLE, STANDING, leave, started_world
@@ -167,19 +166,22 @@ class RMAChannelExecutor(Executor):
         return self._submit(fn, args, kwargs, _kind(fn), None)
 
     def _submit(
-        self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], kind: object, function: Function | str | None
+        self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], kind: object, function: Function | None
     ) -> Future[T]:
-        self._pump.check_open(self._session)
+        if self._session.closed or self._session.broken:
+            self._pump.check_open(self._session)
         future: Future[T] = slim_future()
         names: set[str] = set()
-        called = None if isinstance(function, str) and name_of(fn) != function else function
         try:
+            called: Function | str | None = None
+            state: State | None = None
+            if type(fn) is FunctionType:
+                called, state = (name_of(fn), None) if self._script is None else self._script.named(fn)
             if called is None:
-                called = name_of(fn) if type(fn) is FunctionType else None
-            if called is None:
-                called = self._catalogue.submitted(fn)
+                called = function or self._catalogue.submitted(fn)
             shipped, size = ship((None if called else fn, args, kwargs), names)
-            state = None if self._script is None else self._script.state(self._names(called, names))
+            if self._script is not None and (names or state is None):
+                state = self._script.state(_all_names(called, names))
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt) and not _raises_interrupt((fn, args, kwargs)):
                 raise  # from the keyboard
@@ -189,19 +191,6 @@ class RMAChannelExecutor(Executor):
             return future
         self._pump.submit(self._session, future, shipped, size, kind, called, state)
         return future
-
-    @staticmethod
-    def _names(called: Function | str | None, names: set[str]) -> frozenset[str]:
-        """Return the globals of the script that a call names."""
-        if isinstance(called, str):
-            if not names:
-                return _only_name(called)
-            names.add(top_of(called))
-        elif called is not None:
-            if not names:
-                return called.names
-            names |= called.names
-        return frozenset(names)
 
     def map(
         self,
@@ -241,18 +230,18 @@ class RMAChannelExecutor(Executor):
         if chunksize > 1:
             called, kind = partial(run_chunk, fn), ("chunk", kind)
             calls = ((chunk,) for chunk in _chunks(calls, chunksize))
-        submit = partial(_submit_weakly, weakref.ref(self), called, kind, self._mapped(called))
-        futures = deque(submit(call) for call in (calls if buffersize is None else islice(calls, buffersize)))
+        function = self._mapped(called)
+        first = calls if buffersize is None else islice(calls, buffersize)
+        futures = deque([self._submit(called, call, {}, kind, function) for call in first])
+        submit = partial(_submit_weakly, weakref.ref(self), called, kind, function)
         more = iter(()) if buffersize is None else calls
         results = _unordered(futures, submit, more, deadline) if unordered else _ordered(futures, submit, more, deadline)
         return results if chunksize == 1 else _flattened(results)
 
-    def _mapped(self, fn: Callable[..., Any]) -> Function | str | None:
-        """Have the function go to each worker once; None if it is as well sent with every call, or fails with it."""
+    def _mapped(self, fn: Callable[..., Any]) -> Function | None:
+        """Have the function go to each worker once; None if it has a name, is as well sent with every call, or fails with it."""
         try:
-            if type(fn) is FunctionType and (name := name_of(fn)) is not None:
-                return name
-            return self._catalogue.mapped(fn)
+            return None if type(fn) is FunctionType and name_of(fn) else self._catalogue.mapped(fn)
         except Exception:  # noqa: BLE001 - its own pickling: every call shows it
             return None
 
@@ -387,10 +376,11 @@ def _unkept(crew: Crew, ranks: list[int]) -> str:
     return "this job has one rank, and no workers" if crew.alone else f"{ranks_text(ranks)} have no keeper (see the README)"
 
 
-@functools.cache
-def _only_name(called: str) -> frozenset[str]:
-    """Return the global that a function of the script is found in."""
-    return frozenset([top_of(called)])
+def _all_names(called: Function | str | None, names: set[str]) -> frozenset[str]:
+    """Return the globals of the script that a call needs: those of its function and those in its arguments."""
+    if called is None:
+        return frozenset(names)
+    return called.names | names if isinstance(called, Function) else frozenset([top_of(called), *names])
 
 
 def _without_exit(error: BaseException) -> BaseException:
@@ -438,7 +428,7 @@ def _submit_weakly(
     executor: "weakref.ref[RMAChannelExecutor]",
     fn: Callable[..., Any],
     kind: object,
-    function: Function | str | None,
+    function: Function | None,
     args: tuple[Any, ...],
 ) -> Future[Any]:
     """Submit for an iterator, which must not keep its executor alive."""

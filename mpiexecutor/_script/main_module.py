@@ -93,7 +93,7 @@ class MainModule:
         self._module: ModuleType | None = None  # not before its first state
         self._surroundings: Kept | None = None  # while calls of another executor run
         self._filters: list[bytes] | None = None  # of warnings, until they can be loaded
-        self._state = 0
+        self.state = 0
         self._bytes = 0  # loaded
         self._numbers: dict[str, int] = {}  # of versions, by slot
         self._payloads: dict[str, int] = {}  # what each global was loaded from last
@@ -130,10 +130,10 @@ class MainModule:
 
     def bring_to(self, state: int) -> None:
         """Have the globals as they are in this state."""
-        if state == self._state:
+        if state == self.state:
             return
-        difference: Difference = self._fetch(state, self._state)[""]
-        self._state = 0  # should this fail, all is told once more
+        difference: Difference = self._fetch(state, self.state)[""]
+        self.state = 0  # should this fail, all is told once more
         self._forget(difference.ended)
         if difference.opening is not None and self._module is None:
             self._open(difference.opening)
@@ -148,7 +148,7 @@ class MainModule:
         if self._filters is not None:  # now that their categories are there
             filters, self._filters = self._filters, None
             load_filters(filters)
-        self._state = state
+        self.state = state
 
     def explain(self, error: BaseException) -> BaseException:
         """Return a clearer error if this one says that a global is not there which could not be had."""

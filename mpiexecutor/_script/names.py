@@ -76,12 +76,10 @@ def name_of(obj: Any) -> str | None:
     """Return the qualified name under which ``__main__`` has an object of one of the NAMED_KINDS; None if it has none."""
     if getattr(obj, "__module__", None) != MAIN:
         return None
-    if isinstance(obj, FunctionType):
-        qualified = obj.__qualname__
-        if vars(sys.modules[MAIN]).get(qualified) is obj:  # as most
-            return qualified
+    if isinstance(obj, FunctionType) and vars(sys.modules[MAIN]).get(obj.__qualname__, MISSING) is obj:  # as most
+        return obj.__qualname__
     name: Any = getattr(obj, "__qualname__", None) or getattr(obj, "__name__", None)
-    if type(name) is not str:
+    if type(name) is not str or "<" in name:  # of a lambda, or local to a function
         return None
     try:
         return name if found(name) is obj else None

@@ -37,11 +37,9 @@ _OF_SCRIPT: Final = {MAIN, None}
 Buffers = list[memoryview]
 
 
-class MainDict:
-    """Stands for the globals of the script in a pickle: those of the `__main__` that it is loaded in."""
-
-    def __reduce__(self) -> Any:
-        return main_dict, ()
+def function_of_script(code: CodeType, closure: tuple[Any, ...] | None) -> FunctionType:
+    """Make a function whose globals are those of the `__main__` that it is loaded in."""
+    return _cloudpickle._make_function(code, main_dict(), None, None, closure)  # type: ignore[no-any-return]  # noqa: SLF001
 
 
 def module_level(module: str, name: str) -> Any:
@@ -154,12 +152,13 @@ class CallPickler(KeepingFilenames):
         return any(name == whole or name.startswith(whole + ".") for whole in self._whole)
 
     def _dynamic_function_reduce(self, function: FunctionType) -> Any:
-        make, (code, others, *rest), (state, slots), *more = super()._dynamic_function_reduce(function)
+        reduced = super()._dynamic_function_reduce(function)
         if function.__globals__ is not self._main:
-            return make, (code, others, *rest), (state, slots), *more
+            return reduced
+        _, (code, _, _, _, closure), (state, slots), *more = reduced
         self.names |= globals_of(code)
         slots["__globals__"] = {}
-        return make, (code, MainDict(), *rest), (state, slots), *more
+        return function_of_script, (code, closure), (state, slots), *more
 
     def _reduce_class(self, kind: type, reduced: Any, *, is_local: bool) -> Any:
         make, arguments, state, *_ = reduced

@@ -20,6 +20,7 @@ import contextlib
 import itertools
 import pickle
 import re
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from .filters import filters_of
 from .kinds import NotShared
-from .names import ANY, MISSING, expanded, globals_of, main_dict, name_of, reads_any
+from .names import ANY, MAIN, MISSING, expanded, globals_of, main_dict, name_of, reads_any, top_of
 from .pickling import digest_of, dump_definitions, identities_of
 from .surroundings import Surroundings
 from .top_level import TopLevel, of_this_process
@@ -193,24 +194,28 @@ class _Needs:
         """`absent` are builtins, and what the script may come to have; `total` counts its names, if all are needed."""
         self._absent = absent
         self._total = total
-        self._values = [(each.name, each.value) for each in present]
-        functions = [each for each in present if isinstance(each.value, FunctionType) and each.attributes is not None]
-        self._functions = [(each.value, *(each.attributes or ())[:3]) for each in functions if not each.value.__dict__]
-        bare = {each.name for each in functions if not each.value.__dict__}
-        self._others = [each for each in present if each.attributes is not None and each.name not in bare]
+        bare: list[_Global] = []  # functions without attributes of their own
+        others: list[_Global] = []
+        for each in present:
+            is_bare = isinstance(each.value, FunctionType) and each.attributes is not None and not each.value.__dict__
+            (bare if is_bare else others).append(each)
+        self._functions = [(each.name, each.value, *(each.attributes or ())[:3]) for each in bare]
+        self._values = [(each.name, each.value) for each in others]
+        self._others = [each for each in others if each.attributes is not None]
 
     def are_unchanged(self, main: dict[str, Any]) -> bool:
         """Whether the script has bound nothing of it anew. Every submit comes through here."""
-        for name, value in self._values:
-            if main.get(name, MISSING) is not value:
-                return False
-        for function, code, defaults, keywords in self._functions:
+        for name, function, code, defaults, keywords in self._functions:
             if (
-                function.__code__ is not code
+                main.get(name, MISSING) is not function
+                or function.__code__ is not code
                 or function.__defaults__ is not defaults
                 or function.__kwdefaults__ is not keywords
                 or function.__dict__
             ):
+                return False
+        for name, value in self._values:
+            if main.get(name, MISSING) is not value:
                 return False
         if self._absent and not self._absent.isdisjoint(main):
             return False
@@ -240,6 +245,7 @@ class Script:
         self._globals: dict[str, _Global] = {}
         self._payloads: dict[int, Payload] = {}
         self._checked: dict[frozenset[str], _Needs] = {}  # by the names that calls need
+        self._named: dict[FunctionType, tuple[str, _Needs]] = {}  # functions that calls have named
         names: set[str] = set()
         self.opening = Opening(Surroundings.of_this_process(), origin, top_level, filters_of(names))
         self._extra = frozenset(names)
@@ -255,10 +261,28 @@ class Script:
         checked = self._checked.get(names)
         if checked is not None:
             state = self._state
-            if checked.are_unchanged(main_dict()):
+            if checked.are_unchanged(vars(sys.modules[MAIN])):
                 return state
         with self._lock:
             return self._define(names)
+
+    def named(self, function: FunctionType) -> tuple[str, State] | tuple[None, None]:
+        """Return the name of a function, and the state that it needs; None and None if the script has no name for it.
+
+        Most calls come through here: a function whose needs have not changed has its name still, as it is one of them.
+        """
+        known, state = self._named.get(function), self._state
+        if known is not None and known[1].are_unchanged(vars(sys.modules[MAIN])):
+            return known[0], state
+        name = name_of(function)
+        if name is None:
+            return None, None
+        names = frozenset([top_of(name)])
+        with self._lock:
+            state = self.state(names)
+            if name_of(function) == name:  # still: another thread may have bound it anew
+                self._named[function] = name, self._checked[names]
+        return name, state
 
     def _define(self, names: frozenset[str]) -> State:
         """Look at all that is needed, and make a new state if something of it is new."""
@@ -274,7 +298,7 @@ class Script:
             self._globals.update(new)
             self._payloads.update(look.payloads)  # only now: what is pickled may itself submit, and make a state
             self._state = self._next_state(new.values())
-            self._checked = {}
+            self._checked, self._named = {}, {}
         self._checked[names] = checked
         return self._state
 

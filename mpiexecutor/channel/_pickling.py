@@ -16,6 +16,7 @@ _OUT_OF_BAND = 64 << 10  # bytes: a smaller buffer is cheaper inside the pickle,
 
 _reduce_code = cloudpickle.Pickler.dispatch_table[CodeType]
 _PLAIN = {type(None), bool, int, float, complex, str, bytes}  # what needs none of the care below
+_PLAIN_IF_EMPTY = {tuple, list, dict}
 _FEW = 8  # elements that are looked at, whether they are plain
 _DEEP = 4  # levels of them
 
@@ -38,8 +39,7 @@ class KeepingFilenames(cloudpickle.Pickler):  # type: ignore[misc]  # it has no 
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, CodeType):
-            make, arguments = _reduce_code(obj)
-            return _code, (make, arguments, obj.co_filename)
+            return make_code, (_reduce_code(obj)[1], obj.co_filename)
         if (reduced := writable(obj)) is not NotImplemented:
             return reduced
         return super().reducer_override(obj)
@@ -52,8 +52,9 @@ def writable(obj: Any) -> Any:
     return NotImplemented
 
 
-def _code(make: Callable[..., CodeType], arguments: tuple[Any, ...], filename: str) -> CodeType:
-    return make(*arguments).replace(co_filename=filename)
+def make_code(arguments: tuple[Any, ...], filename: str) -> CodeType:
+    """Make code that was pickled."""
+    return CodeType(*arguments).replace(co_filename=filename)
 
 
 def dumps(obj: Any) -> tuple[bytes, list[memoryview]]:
@@ -94,8 +95,9 @@ def is_plain(obj: Any, depth: int = _DEEP) -> bool:
         return kind in _PLAIN or (kind is dict and not obj)
     if len(obj) > _FEW or not depth:
         return False
-    for part in obj:  # noqa: SIM110 - half the time of all(), and every call comes through here
-        if type(part) not in _PLAIN and not is_plain(part, depth - 1):
+    for part in obj:  # half the time of all(), and every call comes through here
+        kind = type(part)
+        if kind not in _PLAIN and (kind not in _PLAIN_IF_EMPTY or part) and not is_plain(part, depth - 1):
             return False
     return True
 
