@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Protocol
 
-from ._keeper import BYE, KILL, LEAVE, possible
+from ._keeper import BYE, KILL, LEAVE, possible, receive
 from ._seconds import COMING as _COMING
 from ._seconds import HELLO as _HELLO
 from ._seconds import LEAVING as _LEAVING
@@ -302,7 +302,7 @@ class Watch:
         """Hear from a keeper of a death; or it is going, or gone."""
         data = b""
         with contextlib.suppress(OSError):
-            data = keeper.recv(_LONGEST)
+            data = receive(keeper)
         rank = hello["rank"]
         if data in {b"", BYE}:
             self._selector.unregister(keeper)

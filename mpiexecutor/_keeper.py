@@ -218,7 +218,7 @@ class _Keeper:
     def _hear(self) -> bool:
         """Take in what the rank has said; False if there was nothing."""
         try:
-            data = self._line.recv(_LONGEST, socket.MSG_DONTWAIT)
+            data = receive(self._line, socket.MSG_DONTWAIT)
         except OSError:
             return False
         if not data:
@@ -315,7 +315,7 @@ class _Keeper:
         assert self._service is not None
         said = b""
         with contextlib.suppress(OSError):
-            said = self._watch.recv(_LONGEST)
+            said = receive(self._watch)
         if said in {KILL, TERMINATE}:
             if self._status is None:
                 os.kill(self._child, signal.SIGKILL if said == KILL else signal.SIGTERM)
@@ -365,6 +365,17 @@ class _Keeper:
             with contextlib.suppress(OSError):
                 os.write(descriptor, self._last_words)
         self._last_words = b""
+
+
+def receive(line: socket.socket, flags: int = 0) -> bytes:
+    """Receive a message of the other side; nothing if it has closed the line.
+
+    If it closed the line and had not read everything, the kernel reports that first (ECONNRESET), and then gives what it had said.
+    """
+    try:
+        return line.recv(_LONGEST, flags)
+    except ConnectionResetError:
+        return line.recv(_LONGEST, flags)
 
 
 def _be_keeper(child: int, line: socket.socket, slate: Slate, descriptor: int, last_words: bytes) -> NoReturn:

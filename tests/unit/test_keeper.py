@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import select
 import signal
 import socket
 import subprocess
@@ -203,6 +204,41 @@ def test_is_nobody_again_to_a_rank_that_was_dismissed():
         assert connection.recv(1000) == _keeper.BYE
         connection.close()
         assert keeper.wait(LIMIT) == 4
+
+
+UNTIL_NEWS = "import select; select.select([kept._line], [], [], 20); os.kill(os.getppid(), signal.SIGSTOP);"
+
+
+def test_is_dismissed_by_a_rank_that_has_not_read_all():
+    """News of deaths come at any time. The kernel tells of what is unread before it gives what was said."""
+    with root() as (address, listener), rank_that(SERVES + UNTIL_NEWS + "kept.dismiss(); os._exit(4)", address) as (keeper, rank):
+        connection, _, _ = greet(listener)
+        connection.send(_keeper.NEWS + b"[]")
+        await_zombie(rank)
+        keeper.send_signal(signal.SIGCONT)
+        assert connection.recv(1000) == _keeper.BYE
+        connection.close()
+        assert keeper.wait(LIMIT) == 4
+
+
+def test_may_leave_though_the_root_has_not_read_all():
+    """As above."""
+    with root() as (address, listener), rank_that(SERVES + "os._exit(3)", address) as (keeper, rank):
+        connection, _, _ = greet(listener)
+        assert select.select([connection], [], [], LIMIT)[0]  # told of the death
+        keeper.send_signal(signal.SIGSTOP)
+        connection.send(_keeper.LEAVE)
+        connection.close()
+        keeper.send_signal(signal.SIGCONT)
+        assert keeper.wait(LIMIT) == 0
+        assert not is_there(rank)
+
+
+def await_zombie(pid: int) -> None:
+    until = time.monotonic() + LIMIT
+    while is_alive(pid):
+        assert time.monotonic() < until
+        time.sleep(1e-3)
 
 
 def test_a_root_that_is_not_there_is_as_none():

@@ -1,5 +1,6 @@
 """The root's ear for keepers: who gets in, what they are told, what they tell. Here the test is the keepers."""
 
+import contextlib
 import json
 import os
 import secrets
@@ -14,7 +15,7 @@ from fakes import LIMIT, FakeClock, in_a_thread, until
 
 from mpiexecutor import _health
 from mpiexecutor._health import Loss, Watch, address_of
-from mpiexecutor._keeper import BYE, KILL, LEAVE, TERMINATE
+from mpiexecutor._keeper import BYE, KILL, LEAVE, NEWS, TERMINATE
 from mpiexecutor._seconds import PULSE
 from mpiexecutor._slate import NOTHING, Signs, Slate
 
@@ -207,6 +208,38 @@ def test_a_keeper_that_takes_its_leave_has_lost_nobody(watch, welcomed):
     no_more_losses(watch)
     assert not watch.dead
     assert not watch.tell(1, KILL)
+
+
+def test_a_keeper_that_takes_its_leave_need_not_have_read_all(watch, welcomed):
+    """It is told again and again of deaths, at its end, too."""
+    keeper = welcomed()
+    with held_up(watch):
+        watch.tell(1, NEWS + b"[]")
+        keeper.line.send(BYE)
+        keeper.go()
+    until(lambda: not watch._keepers)
+    no_more_losses(watch)
+
+
+@contextlib.contextmanager
+def held_up(watch):
+    """Have the watch hear nothing meanwhile."""
+    began, go_on = threading.Event(), threading.Event()
+
+    def wait():
+        began.set()
+        go_on.wait(LIMIT)
+
+    reading, writing = os.pipe()
+    os.write(writing, b"!")
+    watch.attend(reading, wait)
+    assert began.wait(LIMIT)
+    try:
+        yield
+    finally:
+        go_on.set()
+        os.close(reading)
+        os.close(writing)
 
 
 # -- what they are told
