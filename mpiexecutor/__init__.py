@@ -1,26 +1,27 @@
 """An executor over MPI one-sided communication.
 
-Layout, top to bottom; imports point down only:
+Rooms, top to bottom; imports point down only (setup.cfg says so to import-linter):
 
-    executor      RMAChannelExecutor: submit, map, shutdown        __main__  python -m mpiexecutor
-    _launch       how ranks come to be a crew, by their _orders    _world    how MPI begins, and how it ends
-    _pump         dispatcher and collector, on the root            _worker   the worker's loop
-    _health       which workers live, on the root                  _keeper   the parent of a worker, which tells of its death
-    _relay        the same of those on other nodes                 _slate    what a worker writes down of itself
-    _company      how all of them part in the end                  _spmd     --spmd: every rank runs the script
-    _futures      calls that are waited for, by executor           _outcomes what becomes of a call, as bytes
-    _script       the script's own names and state inside calls: a package of its own
-    channel       the raw channel: a package of its own, which knows nothing of the above
-    _seconds      how long anything that may never come is waited for
+    __main__   python -m mpiexecutor           _cli       what it does, and what the processes do that are started
+    executor   RMAChannelExecutor: submit, map, shutdown
+    _pool      the workers of a communicator: how they come together, and how they part
+    _calls     calls: the scheduler on the root, the worker's loop, what they tell each other
+    _start     how this process comes to be a rank of an MPI job, and how MPI ends in it
+    _script    the script's own names and state inside calls
+    _liveness  which ranks live: supervisors, and the recovery of channels after a death
+    channel    the raw channel, which knows nothing of the above
+    _rma       MPI's side of the channel: memory, notification, progress
+    _util      small things that know nothing of MPI
 
 Importing this initialises no MPI: that is done when the first executor, or channel, is made.
 """
 
 from typing import TYPE_CHECKING
 
-from ._adopt import StartError
-from ._health import WorkerStatus
-from ._outcomes import BrokenWorkerError, RemoteError, RemoteTraceback
+from mpiexecutor._calls.outcomes import BrokenWorkerError, RemoteError, RemoteTraceback
+from mpiexecutor._liveness.monitor import WorkerStatus
+from mpiexecutor._start.job import StartError
+
 from .executor import RMAChannelExecutor, RMACommExecutor
 
 __all__ = [

@@ -19,13 +19,21 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType, TracebackType
 
-from . import _info
-from ._adopt import StartError, interpreter_flags
-from ._keeper import keep
-from ._launch import dismiss, serve
-from ._mpiexec import Mpiexec, NoMpiexecError, have_waiting_give_way, in_srun, launched, rank_in_environment, usable_cores
-from ._spmd import run_everywhere
-from ._world import STANDING, check_company, initialise
+from mpiexecutor._cli import info
+from mpiexecutor._cli.spmd import run_everywhere
+from mpiexecutor._liveness.supervisor import keep
+from mpiexecutor._pool.crew import dismiss, serve
+from mpiexecutor._start.job import StartError, interpreter_flags
+from mpiexecutor._start.mpiexec import (
+    Mpiexec,
+    NoMpiexecError,
+    have_waiting_give_way,
+    in_srun,
+    launched,
+    rank_in_environment,
+    usable_cores,
+)
+from mpiexecutor._start.process import STANDING, check_company, initialise
 
 _ROOT = 0
 _WHAT = "script.py | -m module | -c code"
@@ -42,7 +50,7 @@ def main() -> None:
     else:
         options, program = _parse(sys.argv[1:])
     if options.info:
-        _info.show(options.mpiexec)
+        info.show(options.mpiexec)
     elif launched():
         _be_a_rank(program, spmd=options.spmd)
     else:

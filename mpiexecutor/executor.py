@@ -23,21 +23,21 @@ from queue import Empty
 from types import FunctionType, TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
-from ._functions import Catalogue, Function
-from ._futures import slim_future
-from ._health import WorkerStatus
-from ._keeper import KILL, TERMINATE
-from ._launch import Crew, enlist, has_crew, is_serving, muster, serve
-from ._options import Options
-from ._orders import ranks_text
-from ._outcomes import ship, with_cause
-from ._script.names import name_of, top_of
-from ._script.state import Script, State
-from ._script.top_level import RUNNING, TopLevelEnd
-from ._worker import in_task, run_chunk
-from ._world import MAX_WORKERS_VARIABLE, STANDING, leave, started_world
-from .channel._deaths import DEATHS
-from .channel._waiting import Inbox
+from mpiexecutor._calls.functions import Catalogue, Function
+from mpiexecutor._calls.options import Options
+from mpiexecutor._calls.outcomes import ship, with_cause
+from mpiexecutor._calls.session import slim_future
+from mpiexecutor._calls.worker import in_task, run_chunk
+from mpiexecutor._liveness.monitor import WorkerStatus
+from mpiexecutor._liveness.supervisor import KILL, TERMINATE
+from mpiexecutor._pool.crew import Crew, enlist, has_crew, is_serving, muster, serve
+from mpiexecutor._pool.registration import ranks_text
+from mpiexecutor._rma.failed_ranks import DEATHS
+from mpiexecutor._script.names import name_of, top_of
+from mpiexecutor._script.state import Script, State
+from mpiexecutor._script.top_level import RUNNING, TopLevelEnd
+from mpiexecutor._start.process import MAX_WORKERS_VARIABLE, STANDING, leave, started_world
+from mpiexecutor._util.inbox import Inbox
 
 if TYPE_CHECKING:
     from mpi4py import MPI

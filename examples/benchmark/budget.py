@@ -114,7 +114,7 @@ class Meter:
 
 def measured(comm, meter):
     """Give the parts in the order in which a call meets them, on the root."""
-    from mpiexecutor.channel._pickling import dumps, loads
+    from mpiexecutor._util.pickling import dumps, loads
 
     us = meter.us
     pickled, result = dumps(CALL)[0], dumps(None)[0]
@@ -192,7 +192,7 @@ def through_the_ring(comm, meter, message, putter):
 
 def woken_by_doorbell(comm, meter):
     """Give what it takes until the other rank runs that sleeps on its doorbell: half of there and back."""
-    from mpiexecutor.channel._waiting import Doorbell, Ringer, address_of
+    from mpiexecutor._rma.doorbell import Doorbell, Ringer, address_of
 
     token = comm.bcast(secrets.token_hex(8))
     own, other = (address_of(token, rank, "take") for rank in (comm.rank, 1 - comm.rank))

@@ -25,7 +25,7 @@ from typing import Any, Final
 
 from cloudpickle import cloudpickle as _cloudpickle
 
-from mpiexecutor.channel._pickling import PROTOCOL, KeepingFilenames, NeedsCloudpickle, is_plain, keeper_of, writable
+from mpiexecutor._util.pickling import PROTOCOL, KeepingFilenames, NeedsCloudpickle, is_plain, keeper_of, writable
 
 from .kinds import STREAM, is_generator, reduce_kind, reduce_named, reduce_weak
 from .names import LOOKUP, MAIN, NAMED_KINDS, by_name, globals_of, main_dict, name_of, top_of

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from operator import index
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
+from mpiexecutor._rma.doorbell import node_name
+from mpiexecutor._rma.failed_ranks import DEATHS, Dead
+from mpiexecutor._util.polling import wait_for_ranks
+from mpiexecutor.channel._ring.layout import MAX_SLOTS
+
 from ._codecs import Codec, codec_of
-from ._deaths import DEATHS, Dead
 from ._errors import ChannelBroken
-from ._ring import MAX_SLOTS
-from ._waiting import node_name, wait_for_ranks
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -5,8 +5,9 @@ from array import array
 from collections.abc import Sized
 from typing import TYPE_CHECKING, Any, Protocol
 
-from . import _frames, _pickling
-from ._ring import MAX_LENGTH, MAX_SLOTS
+from mpiexecutor._util import pickling
+from mpiexecutor.channel import _frames
+from mpiexecutor.channel._ring.layout import MAX_LENGTH, MAX_SLOTS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -142,7 +143,7 @@ class _ObjectCodec:
         self.slot_size = message_size
 
     def encode(self, message: Any) -> list[memoryview]:
-        parts = _frames.encode(*_pickling.dumps(message))
+        parts = _frames.encode(*pickling.dumps(message))
         limit = min(MAX_LENGTH, self.slot_size * MAX_SLOTS)
         _check_length(sum(map(len, parts)), limit, "bytes (through slots of this size: raise message_size)")
         return parts
@@ -152,7 +153,7 @@ class _ObjectCodec:
         pickled, buffers = _frames.decode(data)
         if shared:
             buffers = [memoryview(bytearray(buffer)) for buffer in buffers]
-        return _pickling.loads(pickled, buffers)
+        return pickling.loads(pickled, buffers)
 
 
 def _length(message: object) -> int:

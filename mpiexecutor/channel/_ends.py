@@ -25,16 +25,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
+from mpiexecutor._rma.doorbell import Doorbell, Ringer, address_of
+from mpiexecutor._rma.memory import Memory
+from mpiexecutor.channel._ring.consumer import Consumer, Incoming
+from mpiexecutor.channel._ring.layout import Layout, Progress, State
+from mpiexecutor.channel._ring.producer import Gather, Outgoing, Producer
+
 from ._background import Background, ChannelFuture
-from ._consumer import Consumer, Incoming
 from ._errors import ChannelBroken, ChannelClosed
-from ._memory import Memory
-from ._producer import Gather, Outgoing, Producer
-from ._ring import Layout, Progress, State
-from ._waiting import Doorbell, Ringer, Waiter, address_of
+from ._waiter import Waiter
 
 if TYPE_CHECKING:
-    from ._bells import FarBells
+    from mpiexecutor._rma.notifier import FarBells
 
 T = TypeVar("T")
 

@@ -3,7 +3,7 @@
     put ──> codec ──> PutEnd  ══ RMA ══>  ring in the host's window  ══ RMA ══>  TakeEnd ──> codec ──> take
 
 What is here: which operations there are, and what they say. How they wait and whom they wake is in _ends.py, how a message gets
-through the ring in _ring.py, what it looks like in _codecs.py.
+through the ring in layout.py, what it looks like in _codecs.py.
 
 Threads. Each end has one lock, held by the thread that is at work there; calls on the two ends do not hold each other up. A third
 handle, under a lock of its own, serves close, claim and statistics, so that they need not wait for a blocked put.
@@ -20,20 +20,20 @@ from operator import index
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, overload
 
-from mpiexecutor._seconds import REST as _REST
+from mpiexecutor._rma.doorbell import Ringer
+from mpiexecutor._rma.failed_ranks import DEATHS, Dead
+from mpiexecutor._rma.memory import Memory
+from mpiexecutor._util.seconds import REST as _REST
+from mpiexecutor.channel._ring.consumer import Consumer, Incoming
+from mpiexecutor.channel._ring.layout import Layout
+from mpiexecutor.channel._ring.producer import Producer
+from mpiexecutor.channel._ring.recovery import Heir, Position
 
 from ._agreement import Arguments, agree, all_come
 from ._background import ChannelFuture
 from ._codecs import Codec
-from ._consumer import Consumer, Incoming
-from ._deaths import DEATHS, Dead
 from ._ends import Parts, Place, PutEnd, Side, TakeEnd
 from ._errors import ChannelBroken, ChannelClosed, ChannelEmpty, ChannelFull, IncompletePut, Share
-from ._memory import Memory
-from ._producer import Producer
-from ._recovery import Heir, Position
-from ._ring import Layout
-from ._waiting import Ringer
 
 if TYPE_CHECKING:
     from array import array
@@ -153,8 +153,8 @@ class RemoteChannel(Generic[P, M]):
         # mpi4py.MPI initialises MPI when it is imported: not before a channel is made.
         from mpi4py import MPI  # noqa: PLC0415
 
-        from ._bells import FarBells  # noqa: PLC0415
-        from ._window import Window  # noqa: PLC0415
+        from mpiexecutor._rma.notifier import FarBells  # noqa: PLC0415
+        from mpiexecutor._rma.window import Window  # noqa: PLC0415
 
         comm = MPI.COMM_WORLD if comm is None else comm
         self._dead = Dead(comm.group.Translate_ranks(None, MPI.COMM_WORLD.group) if DEATHS.are_told else ())

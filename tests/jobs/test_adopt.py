@@ -398,7 +398,7 @@ def test_workers_that_do_not_come_are_an_error(alone, tmp_path, body, text):
 @pytest.mark.mpi
 def test_the_wrong_mpiexec_is_an_error(alone, tmp_path):
     """One of another MPI than mpi4py loads is told from the right one before MPI is initialised, and named."""
-    from mpiexecutor._mpiexec import Mpiexec
+    from mpiexecutor._start.mpiexec import Mpiexec
 
     other = "Intel(R) MPI Library" if mpi_name() != "impi" else "mpiexec (Open MPI)"
     folder = tmp_path / "bin"

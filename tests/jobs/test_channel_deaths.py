@@ -6,7 +6,7 @@ import pytest
 from bereaved import LIVING, RANKS, STEPS
 from jobs import PROGRAMS, run_job
 
-from mpiexecutor._seconds import REST, SCALE_VARIABLE
+from mpiexecutor._util.seconds import REST, SCALE_VARIABLE
 
 HALF = {SCALE_VARIABLE: "0.5"}
 SPMD = ["-m", "mpiexecutor", "--spmd"]
@@ -140,7 +140,7 @@ print(future.exception().ranks, len(full))
 def test_a_host_that_frees_the_channel_settles_it_for_those_who_do_not_yet(tmp_path):
     """What the dead rank was at is in the way of others, who go on; then all have freed it."""
     lines = """
-from mpiexecutor.channel._producer import Producer
+from mpiexecutor.channel._ring.producer import Producer
 channel = RemoteChannel(1, 1)
 swap = Producer._swap
 def swap_and_die(*arguments):
@@ -168,7 +168,7 @@ channel.free()
 
 # Of a script with a channel: rank 1 is stopped in the middle of a put; what follows is done by rank 0 then.
 STOPPED = """
-from mpiexecutor.channel._producer import Producer
+from mpiexecutor.channel._ring.producer import Producer
 swap = Producer._swap
 def swap_and_stop(*arguments):
     seen = swap(*arguments)
@@ -215,7 +215,7 @@ def test_one_that_was_given_up_and_is_killed_then_is_settled_for(tmp_path):
     """As long as it may live, and is in the middle of a message, the channel is of no use; then it goes on."""
     lines = (
         """
-from mpiexecutor.channel._deaths import DEATHS
+from mpiexecutor._rma.failed_ranks import DEATHS
 channel = RemoteChannel(1, 1)
 """
         + STOPPED

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from jobs import PROGRAMS, mpi_name, run_job
 
-from mpiexecutor._seconds import SCALE_VARIABLE
+from mpiexecutor._util.seconds import SCALE_VARIABLE
 
 MORTAL = str(PROGRAMS / "mortal.py")
 RANKS = 18  # what it needs
@@ -92,7 +92,7 @@ import os, signal
 from mpiexecutor import BrokenWorkerError, RMAChannelExecutor
 
 def stop_in_the_middle_of_a_put():
-    from mpiexecutor.channel._producer import Producer
+    from mpiexecutor.channel._ring.producer import Producer
     swap = Producer._swap
     def swap_and_stop(*arguments):
         seen = swap(*arguments)
@@ -127,7 +127,7 @@ import gc, os, signal
 from mpiexecutor import BrokenWorkerError, RMAChannelExecutor
 
 def scribble_and_die(data):
-    from mpiexecutor._slate import _HELD, Slate
+    from mpiexecutor._liveness.status_page import _HELD, Slate
     slate = next(each for each in gc.get_objects() if type(each) is Slate)
     slate._outcomes[:len(data)] = data
     slate._numbers[_HELD] = len(data)

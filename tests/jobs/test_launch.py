@@ -507,7 +507,7 @@ def test_another_root_is_refused_where_rank_0_alone_runs_the_script(script):
 LATE = """
     import logging, pathlib, sys, time
     from mpi4py import MPI
-    import mpiexecutor._orders
+    import mpiexecutor._pool.registration
     from mpiexecutor import RMAChannelExecutor
 
     told = pathlib.Path(sys.argv[1], "told")
@@ -519,7 +519,7 @@ LATE = """
 
     logging.getLogger("mpiexecutor").addHandler(Tell())
     logging.getLogger("mpiexecutor").addHandler(logging.{shown})
-    mpiexecutor._orders._PATIENCE = {patience} if rank == {patient} else 1000
+    mpiexecutor._pool.registration._PATIENCE = {patience} if rank == {patient} else 1000
     come = [pathlib.Path(sys.argv[1], f"come {{each}}") for each in range(MPI.COMM_WORLD.size)]
     if rank in {late}:
         while not told.exists():

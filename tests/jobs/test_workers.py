@@ -6,7 +6,7 @@ import re
 import pytest
 from jobs import run_job
 
-from mpiexecutor._seconds import SCALE_VARIABLE
+from mpiexecutor._util.seconds import SCALE_VARIABLE
 
 HEAD = """
 import ctypes, os, signal, sys, time
@@ -52,7 +52,7 @@ def run(tmp_path, body, *arguments, ranks=4, **options):
 
 STATES = """
 import socket
-from mpiexecutor._seconds import SILENT
+from mpiexecutor._util.seconds import SILENT
 with RMAChannelExecutor() as executor:
     sum(executor.map(abs, range(100)))
     assert [(worker.rank, worker.host) for worker in executor.workers()] == [(rank, socket.gethostname()) for rank in (1, 2, 3)]
@@ -374,7 +374,7 @@ def test_a_result_too_large_for_the_memory_of_the_script_fails_alone(tmp_path):
 
 
 LITTLE_ROOM = """
-from mpiexecutor.channel._window import _RemoteMemory
+from mpiexecutor._rma.window import _RemoteMemory
 
 allocate = _RemoteMemory.allocate
 room = int(sys.argv[2])
@@ -415,7 +415,7 @@ def test_a_result_that_just_does_not_fit_is_an_error(room, errors, tmp_path):
 
 FAULT = """
 from functools import partial
-from mpiexecutor._pump import Pump
+from mpiexecutor._calls.scheduler import Pump
 
 def make(size):
     until((FOLDER / "open").exists)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from mpiexecutor import BrokenWorkerError, RMAChannelExecutor, WorkerStatus
-from mpiexecutor._parcels import Parcels
+from mpiexecutor._calls.bulk import Parcels
 
 sys.path.append(str(Path(__file__).parent))
 

@@ -15,8 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mpiexecutor import BrokenWorkerError, RMAChannelExecutor, WorkerStatus, _orders
-from mpiexecutor._mpiexec import rank_in_environment
+from mpiexecutor import BrokenWorkerError, RMAChannelExecutor, WorkerStatus
+from mpiexecutor._pool import registration
+from mpiexecutor._start.mpiexec import rank_in_environment
 from mpiexecutor.channel import _agreement
 
 LIMIT = 60  # seconds until any future is done
@@ -29,7 +30,7 @@ def believe_to_be_apart() -> None:
     rank = rank_in_environment()
     assert rank is not None
     node = f"node {int(rank >= FAR)}"
-    for module in (_orders, _agreement):
+    for module in (registration, _agreement):
         module.node_name = lambda: node  # type: ignore[attr-defined]
 
 

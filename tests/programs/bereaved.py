@@ -21,8 +21,8 @@ import apart
 from mortal import arm, die
 from mpi4py import MPI
 
+from mpiexecutor._rma.doorbell import Doorbell
 from mpiexecutor.channel import ChannelBroken, RemoteChannel
-from mpiexecutor.channel._waiting import Doorbell
 
 FOLDER = Path(sys.argv[1]) if len(sys.argv) > 1 else Path()
 LIMIT = 60  # seconds until anything is done

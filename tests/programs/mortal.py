@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpiexecutor import BrokenWorkerError, RMAChannelExecutor
-from mpiexecutor._manager import mapped
+from mpiexecutor._liveness.process_manager import mapped
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -85,9 +85,9 @@ def die_once(mark: Path) -> str:
 
 def arm(name: str) -> bytes:
     """Have this worker die at a step, soon."""
-    from mpiexecutor.channel._consumer import Consumer
-    from mpiexecutor.channel._producer import Producer
-    from mpiexecutor.channel._ring import DONE_WITH
+    from mpiexecutor.channel._ring.consumer import Consumer
+    from mpiexecutor.channel._ring.layout import DONE_WITH
+    from mpiexecutor.channel._ring.producer import Producer
 
     {
         "before it claims": lambda: _before(Consumer, "take_short"),
@@ -132,7 +132,7 @@ def _was_fastest(seen: int, *arguments: Any) -> bool:
 
 
 def _in_swap(kind: Any) -> None:
-    from mpiexecutor.channel._window import _RemoteMemory
+    from mpiexecutor._rma.window import _RemoteMemory
 
     original = kind._swap
 

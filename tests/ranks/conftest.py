@@ -14,7 +14,8 @@ from collections.abc import Iterator
 import pytest
 from mpi4py import MPI
 
-from mpiexecutor.channel import _agreement, _ends, _window
+from mpiexecutor._rma import window
+from mpiexecutor.channel import _agreement, _ends
 
 _COMM = MPI.COMM_WORLD
 _GRACE = 2  # seconds in which the other ranks may say what they have to say, too
@@ -51,7 +52,7 @@ def _apart() -> Iterator[None]:
     """Have ranks share no memory, and each think that others are on another node, if that is asked for."""
     with pytest.MonkeyPatch.context() as patch:
         if os.environ.get("MPIEXECUTOR_TEST_APART"):
-            patch.setattr(_window, "on_one_node", lambda _: False)
+            patch.setattr(window, "on_one_node", lambda _: False)
             patch.setattr(_agreement, "node_name", lambda: f"node {_COMM.rank % 2}")
         yield
 

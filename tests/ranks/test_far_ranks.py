@@ -5,10 +5,10 @@ import threading
 import pytest
 from together import COMM, RANK, SIZE, until
 
-from mpiexecutor._outcomes import Blob
-from mpiexecutor._parcels import _PIECE, Parcels
-from mpiexecutor.channel._bells import Senders, _Bytes, _Messages
-from mpiexecutor.channel._window import Marks
+from mpiexecutor._calls.bulk import _PIECE, Parcels
+from mpiexecutor._calls.outcomes import Blob
+from mpiexecutor._rma.notifier import Senders, _Bytes, _Messages
+from mpiexecutor._rma.window import Marks
 
 OTHERS = {*range(SIZE)} - {RANK}
 

@@ -1,7 +1,7 @@
 """What some of the product knows as mpi4py.MPI: messages between ranks that are all in this process.
 
     with fake_mpi() as mpi:           # from here on `from mpi4py import MPI` gives that, to modules that are imported anew
-        relay = mpi.module("_relay")
+        relay = mpi.module("_liveness.forwarder")
         root, worker = mpi.comms(2)   # a communicator, as each of its ranks has it
 
 At the end everything is as before, and MPI itself has not been initialised.
@@ -25,7 +25,7 @@ import mpiexecutor.channel
 
 ANY = -1
 _DIED = 71  # an error class
-_THAT_KNOW_MPI = ("_relay", "channel._bells", "channel._progress", "channel._window")
+_THAT_KNOW_MPI = ("_liveness.forwarder", "_rma.notifier", "_rma.progress", "_rma.window")
 
 
 class Died(Exception):

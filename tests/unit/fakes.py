@@ -23,14 +23,14 @@ from typing import Any
 
 import pytest
 
-from mpiexecutor import _pump
-from mpiexecutor._functions import Catalogue, Function
-from mpiexecutor._futures import Session, slim_future
-from mpiexecutor._health import Loss
-from mpiexecutor._outcomes import Blob, Place, failure_of, ship, unship
-from mpiexecutor._pump import Pump
-from mpiexecutor._slate import NOTHING, Slate
-from mpiexecutor._worker import SPARE, UNREAD, Worker
+from mpiexecutor._calls import scheduler
+from mpiexecutor._calls.functions import Catalogue, Function
+from mpiexecutor._calls.outcomes import Blob, Place, failure_of, ship, unship
+from mpiexecutor._calls.scheduler import Pump
+from mpiexecutor._calls.session import Session, slim_future
+from mpiexecutor._calls.worker import SPARE, UNREAD, Worker
+from mpiexecutor._liveness.monitor import Loss
+from mpiexecutor._liveness.status_page import NOTHING, Slate
 from mpiexecutor.channel import ChannelClosed, ChannelFull, ChannelMemoryError, Share
 from mpiexecutor.channel._codecs import codec_of
 
@@ -358,7 +358,7 @@ class FakeCrew:
 def fake_crew(workers: int = 2) -> Iterator[FakeCrew]:
     """Make a crew; at the end its threads end."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_pump, "Sentry", StillSentry)
+        patch.setattr(scheduler, "Sentry", StillSentry)
         crew = FakeCrew(workers)
     try:
         yield crew

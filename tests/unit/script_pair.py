@@ -20,7 +20,7 @@ from textwrap import dedent
 from types import FunctionType, ModuleType
 from typing import Any
 
-from mpiexecutor._outcomes import Blob, Place, error_from, failure_of, ship, unship, with_cause
+from mpiexecutor._calls.outcomes import Blob, Place, error_from, failure_of, ship, unship, with_cause
 from mpiexecutor._script.kinds import STREAM, GeneratorStates
 from mpiexecutor._script.main_module import MainModules
 from mpiexecutor._script.names import LOOKUP, MAIN, by_name, name_of, top_of

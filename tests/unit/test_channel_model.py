@@ -16,11 +16,11 @@ import pytest
 from fake_memory import Death, FakeMemory, Life, Turnstile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mpiexecutor.channel._ring.layout import Layout
 
-from mpiexecutor.channel import ChannelEmpty, ChannelFull, IncompletePut, RemoteChannel, Share, Statistics, _ends, _remote, _waiting
+from mpiexecutor.channel import ChannelEmpty, ChannelFull, IncompletePut, RemoteChannel, Share, Statistics, _ends, _remote, _waiter
 from mpiexecutor.channel._codecs import codec_of
 from mpiexecutor.channel._ends import Place
-from mpiexecutor.channel._ring import Layout
 
 SLOT = 64  # bytes: a message of a few bytes takes one, the longest five
 RANKS = 5
@@ -152,12 +152,12 @@ class Job:
         nap = NAP if self.deaths else 10 * AGES
         for module in (_ends, _remote):
             patch.setattr(module, "threading", SimpleNamespace(Lock=partial(Lock, self.turnstile)))
-        for module in (_ends, _remote, _waiting):
+        for module in (_ends, _remote, _waiter):
             patch.setattr(module, "time", self.world)
         patch.setattr(_ends, "Doorbell", lambda address, _: Bell(self.world, address))
         patch.setattr(_ends, "_NAP", {"put": nap, "take": nap})
-        patch.setattr(_waiting, "give_way", self.turnstile.step)
-        patch.setattr(_waiting, "_LOOKING", 2 * TICK)
+        patch.setattr(_waiter, "give_way", self.turnstile.step)
+        patch.setattr(_waiter, "_LOOKING", 2 * TICK)
 
     def channel(self, rank: int, life: Life) -> Channel:
         channel: Channel = object.__new__(RemoteChannel)

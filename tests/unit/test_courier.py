@@ -5,9 +5,9 @@ import threading
 import pytest
 from fakes import LIMIT, FakeWorker, bare_call, bare_outcome, fake_crew, in_a_thread, new_slate, real_worker, until
 
-from mpiexecutor import _worker
-from mpiexecutor._slate import INITIALIZER, LARGE, outcomes_in
-from mpiexecutor._worker import Courier, Desk
+from mpiexecutor._calls import worker
+from mpiexecutor._calls.worker import Courier, Desk
+from mpiexecutor._liveness.status_page import INITIALIZER, LARGE, outcomes_in
 from mpiexecutor.channel import ChannelMemoryError
 
 
@@ -282,7 +282,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(_worker, "time", clock)
+    monkeypatch.setattr(worker, "time", clock)
     return clock
 
 

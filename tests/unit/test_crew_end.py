@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 from fakes import LIMIT, in_a_thread
 
-from mpiexecutor import _launch
-from mpiexecutor._launch import Crew
+from mpiexecutor._pool import crew as its_module
+from mpiexecutor._pool.crew import Crew
 
 
 class Exited(BaseException):
@@ -41,14 +41,14 @@ class Scene:
     def __init__(self, patch, *, sessions=(), whole=True, failed=False, started_here=False, patience=LIMIT):
         self.log = []
         self.standing = SimpleNamespace(deaths=[])
-        patch.setattr(_launch, "STANDING", self.standing)
-        patch.setattr(_launch, "Parting", lambda *_, for_good: Logged(self.log, "parting", part=whole))
-        patch.setattr(_launch, "_script_failed", lambda: failed)
-        patch.setattr(_launch, "comm_world", lambda: Logged(self.log, "world"))
-        patch.setattr(_launch, "_LAST_WORDS", 0.0)
-        patch.setattr(_launch, "_PATIENCE", patience)
-        patch.setattr(_launch, "mapped", lambda: (None, []))
-        patch.setattr(_launch, "os", SimpleNamespace(_exit=self.exit))
+        patch.setattr(its_module, "STANDING", self.standing)
+        patch.setattr(its_module, "Parting", lambda *_, for_good: Logged(self.log, "parting", part=whole))
+        patch.setattr(its_module, "_script_failed", lambda: failed)
+        patch.setattr(its_module, "comm_world", lambda: Logged(self.log, "world"))
+        patch.setattr(its_module, "_LAST_WORDS", 0.0)
+        patch.setattr(its_module, "_PATIENCE", patience)
+        patch.setattr(its_module, "mapped", lambda: (None, []))
+        patch.setattr(its_module, "os", SimpleNamespace(_exit=self.exit))
         self.crew = crew = Crew.__new__(Crew)
         crew.closed = crew._wedged = False
         crew.pump = self.pump = Logged(self.log, "pump", sessions=list(sessions), is_stuck=False)

@@ -7,11 +7,11 @@ import pytest
 from fake_mpi import fake_mpi
 from fakes import LIMIT, FakeClock, in_a_thread, until
 
-from mpiexecutor import _health
-from mpiexecutor._health import Loss
-from mpiexecutor._keeper import KILL, LEAVE
-from mpiexecutor._slate import Signs
-from mpiexecutor.channel._waiting import Inbox
+from mpiexecutor._liveness import monitor
+from mpiexecutor._liveness.monitor import Loss
+from mpiexecutor._liveness.status_page import Signs
+from mpiexecutor._liveness.supervisor import KILL, LEAVE
+from mpiexecutor._util.inbox import Inbox
 
 NEWS, WISHES = 0, 1  # tags
 LOST_AFTER = 30.0
@@ -26,13 +26,13 @@ def mpi():
 
 @pytest.fixture
 def relay(mpi):
-    return mpi.module("_relay")
+    return mpi.module("_liveness.forwarder")
 
 
 @pytest.fixture
 def clock(relay, monkeypatch):
     clock = FakeClock()
-    for module in (relay, _health):
+    for module in (relay, monitor):
         monkeypatch.setattr(module, "time", clock)
     return clock
 

@@ -12,10 +12,10 @@ import cloudpickle
 import pytest
 from script_pair import own_main, script_of
 
-from mpiexecutor import _functions
-from mpiexecutor._functions import Catalogue, Dependencies, Shelf
-from mpiexecutor._outcomes import Blob
-from mpiexecutor._parcels import Pages
+from mpiexecutor._calls import functions
+from mpiexecutor._calls.bulk import Pages
+from mpiexecutor._calls.functions import Catalogue, Dependencies, Shelf
+from mpiexecutor._calls.outcomes import Blob
 from mpiexecutor._script.state import Registry
 
 
@@ -323,13 +323,13 @@ def test_what_is_taken_is_not_kept():
 
 def test_a_worker_keeps_what_it_used_last(monkeypatch):
     """No more than so many, and no more bytes; the newest always."""
-    monkeypatch.setattr(_functions, "_KEPT", 2)
+    monkeypatch.setattr(functions, "_KEPT", 2)
     root = Root(len, abs, min)
     shelf = root.shelf()
     for number in (1, 2, 1, 3, 1, 2):
         shelf.get(number)
     assert root.asked == [1, 2, 3, 2]
-    monkeypatch.setattr(_functions, "_KEPT_BYTES", 1)
+    monkeypatch.setattr(functions, "_KEPT_BYTES", 1)
     shelf.get(3)
     shelf.get(3)
     shelf.get(1)
@@ -372,12 +372,12 @@ def test_pages_without_memory_files_are_copied(monkeypatch):
 
 def test_a_name_that_means_something_else_is_no_name():
     """Only what the worker finds under the same name goes by it."""
-    assert _functions._goes_by_name(dedent)
+    assert functions._goes_by_name(dedent)
     other = FunctionType(dedent.__code__, {}, "dedent")
     other.__module__ = dedent.__module__
-    assert not _functions._goes_by_name(other)
+    assert not functions._goes_by_name(other)
     other.__module__ = None
-    assert not _functions._goes_by_name(other)
+    assert not functions._goes_by_name(other)
 
 
 def test_modules_registered_to_go_by_value_do(request):
@@ -386,4 +386,4 @@ def test_modules_registered_to_go_by_value_do(request):
 
     cloudpickle.register_pickle_by_value(jobs)
     request.addfinalizer(lambda: cloudpickle.unregister_pickle_by_value(jobs))
-    assert not _functions._goes_by_name(jobs.run_job)
+    assert not functions._goes_by_name(jobs.run_job)

@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from mpiexecutor._futures import Batch, Session, Task, slim_future
+from mpiexecutor._calls.session import Batch, Session, Task, slim_future
 
 MANY, MUCH, LONG = 1000, 1 << 30, 1e9  # of calls, bytes and seconds: no limit
 

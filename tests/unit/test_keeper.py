@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from mpiexecutor import _keeper
-from mpiexecutor._slate import NOTHING, Slate
+from mpiexecutor._liveness import supervisor
+from mpiexecutor._liveness.status_page import NOTHING, Slate
 
 LIMIT = 20  # seconds that anything here may take
 RANK = """
 import os, signal, sys, time
-from mpiexecutor import _keeper
-from mpiexecutor._slate import NOTHING, Slate
-kept = _keeper.keep(b"last words")
+from mpiexecutor._liveness import supervisor
+from mpiexecutor._liveness.status_page import NOTHING, Slate
+kept = supervisor.keep(b"last words")
 print(os.getpid(), flush=True)
 """
 SERVES = (
@@ -103,8 +103,8 @@ def test_tells_the_root_of_a_death_and_stays_until_it_may_leave():
         assert slate.begun == 41
         assert not is_there(rank)
         assert keeper.poll() is None
-        connection.send(_keeper.LEAVE)
-        assert connection.recv(1000) == _keeper.BYE
+        connection.send(supervisor.LEAVE)
+        assert connection.recv(1000) == supervisor.BYE
         connection.close()
         assert keeper.wait(LIMIT) == 0
         assert keeper.stdout.read() == keeper.stderr.read() == b"last words"
@@ -114,7 +114,7 @@ def test_kills_its_rank_when_the_root_says_so():
     """And tells of that as of any death."""
     with root() as (address, listener), rank_that(SERVES + "signal.pthread_sigmask(0, range(1, 65)); time.sleep(60)", address):
         connection, _, _ = greet(listener)
-        connection.send(_keeper.KILL)
+        connection.send(supervisor.KILL)
         assert json.loads(connection.recv(1000))["end"] == "was killed by SIGKILL"
         connection.close()
 
@@ -125,7 +125,7 @@ def test_has_its_rank_end_when_the_root_says_so():
     with root() as (address, listener), rank_that(SERVES + handles, address) as (keeper, _):
         connection, _, _ = greet(listener)
         assert [keeper.stdout.readline() for _ in range(2)] == [b"serving\n", b"handles\n"]
-        connection.send(_keeper.TERMINATE)
+        connection.send(supervisor.TERMINATE)
         assert json.loads(connection.recv(1000))["end"] == "ended with exit code 6"
         connection.close()
 
@@ -164,7 +164,7 @@ def test_a_call_that_ends_at_the_last_moment_is_no_reason_to_kill():
     slate.limit(1.0)
     slate.begin(41, time.monotonic() - 2.0)
     mine, its = socket.socketpair()
-    keeper = _keeper._Keeper(process.pid, mine, slate, -1, b"")
+    keeper = supervisor._Keeper(process.pid, mine, slate, -1, b"")
     waited = os.waitid
     try:
         assert keeper._is_overdue()
@@ -201,7 +201,7 @@ def test_is_nobody_again_to_a_rank_that_was_dismissed():
         ),
     ):
         connection, _, _ = greet(listener)
-        assert connection.recv(1000) == _keeper.BYE
+        assert connection.recv(1000) == supervisor.BYE
         connection.close()
         assert keeper.wait(LIMIT) == 4
 
@@ -213,10 +213,10 @@ def test_is_dismissed_by_a_rank_that_has_not_read_all():
     """News of deaths come at any time. The kernel tells of what is unread before it gives what was said."""
     with root() as (address, listener), rank_that(SERVES + UNTIL_NEWS + "kept.dismiss(); os._exit(4)", address) as (keeper, rank):
         connection, _, _ = greet(listener)
-        connection.send(_keeper.NEWS + b"[]")
+        connection.send(supervisor.NEWS + b"[]")
         await_zombie(rank)
         keeper.send_signal(signal.SIGCONT)
-        assert connection.recv(1000) == _keeper.BYE
+        assert connection.recv(1000) == supervisor.BYE
         connection.close()
         assert keeper.wait(LIMIT) == 4
 
@@ -227,7 +227,7 @@ def test_may_leave_though_the_root_has_not_read_all():
         connection, _, _ = greet(listener)
         assert select.select([connection], [], [], LIMIT)[0]  # told of the death
         keeper.send_signal(signal.SIGSTOP)
-        connection.send(_keeper.LEAVE)
+        connection.send(supervisor.LEAVE)
         connection.close()
         keeper.send_signal(signal.SIGCONT)
         assert keeper.wait(LIMIT) == 0
@@ -258,7 +258,7 @@ def test_a_root_that_is_not_there_is_as_none():
 )
 def test_says_how_a_process_ended(status, text):
     """By the name of the signal, where it has one."""
-    assert _keeper.how(status) == text
+    assert supervisor.how(status) == text
 
 
 def test_a_rank_that_dies_as_it_begins_to_serve_is_a_loss_like_any_other():

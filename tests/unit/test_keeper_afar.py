@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from fakes import LIMIT, in_a_thread
 
-from mpiexecutor import _keeper
-from mpiexecutor._keeper import BYE, KILL, LEAVE, NEWS, TERMINATE, Service
-from mpiexecutor._slate import NOTHING, Slate
+from mpiexecutor._liveness import supervisor
+from mpiexecutor._liveness.status_page import NOTHING, Slate
+from mpiexecutor._liveness.supervisor import BYE, KILL, LEAVE, NEWS, TERMINATE, Service
 
-pytestmark = pytest.mark.skipif(not _keeper.possible(), reason="keepers need Linux 5.3")
+pytestmark = pytest.mark.skipif(not supervisor.possible(), reason="keepers need Linux 5.3")
 
 
 class Watch:
@@ -68,7 +68,7 @@ class Scene:
         self.slate, descriptor = Slate.new()
         mine, self.line = (stack.enter_context(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         self.line.settimeout(LIMIT)
-        self.keeper = _keeper._Keeper(self.rank, mine, self.slate, descriptor, b"")
+        self.keeper = supervisor._Keeper(self.rank, mine, self.slate, descriptor, b"")
         self.running = in_a_thread(self.keeper.run)
         stack.callback(os.close, descriptor)
         stack.callback(os.close, self.keeper._end)
@@ -143,7 +143,7 @@ class NoTimeAtFirst:
 
 def test_a_watch_that_does_not_welcome_it_is_passed_over(scene, monkeypatch):
     """Its worker is stopped, say."""
-    monkeypatch.setattr(_keeper, "_WELCOME", NoTimeAtFirst())
+    monkeypatch.setattr(supervisor, "_WELCOME", NoTimeAtFirst())
     scene.serve()
     scene.watches[0].accept()
     scene.watches[1].welcome()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mpiexecutor._mpiexec import Flavour, Mpiexec, in_srun, launched, rank_in_environment, size_in_environment
+from mpiexecutor._start.mpiexec import Flavour, Mpiexec, in_srun, launched, rank_in_environment, size_in_environment
 
 HYDRA = {"PMI_RANK": "2", "PMI_SIZE": "4"}
 PRTE = {"PMIX_RANK": "2", "OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "4"}
@@ -15,7 +15,7 @@ ALONE = {**SRUN, "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}
 @pytest.fixture
 def started(monkeypatch):
     """Give a function that has this process look as if it had been started in such an environment."""
-    monkeypatch.setattr("mpiexecutor._mpiexec.os.environ", environment := {})
+    monkeypatch.setattr("mpiexecutor._start.mpiexec.os.environ", environment := {})
     return environment.update
 
 

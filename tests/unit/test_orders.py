@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from mpiexecutor._orders import LOST_AFTER_VARIABLE, Orders, Report
+from mpiexecutor._pool.registration import LOST_AFTER_VARIABLE, Orders, Report
 
 
 def orders_of(*nodes: str) -> Orders:

@@ -10,7 +10,7 @@ import pytest
 from script_pair import own_main, script_of
 
 from mpiexecutor import BrokenWorkerError, RemoteError, RemoteTraceback
-from mpiexecutor._outcomes import Blob, Place, error_from, failure_of, ship, traceback_of, unship, with_cause
+from mpiexecutor._calls.outcomes import Blob, Place, error_from, failure_of, ship, traceback_of, unship, with_cause
 
 HERE = Place(2, 5, "host", 123)
 

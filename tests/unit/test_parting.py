@@ -7,12 +7,13 @@ import pytest
 from fake_mpi import fake_mpi
 from fakes import LIMIT, FakeClock, in_a_thread, until
 
-from mpiexecutor import _company, _orders, _spmd
-from mpiexecutor._company import Parting
-from mpiexecutor._health import Loss
-from mpiexecutor._keeper import KILL, NEWS
-from mpiexecutor._orders import Report
-from mpiexecutor.channel._waiting import Inbox
+from mpiexecutor._cli import spmd
+from mpiexecutor._liveness.monitor import Loss
+from mpiexecutor._liveness.supervisor import KILL, NEWS
+from mpiexecutor._pool import membership, registration
+from mpiexecutor._pool.membership import Parting
+from mpiexecutor._pool.registration import Report
+from mpiexecutor._util.inbox import Inbox
 
 REPORTS = {rank: Report("host", 1000 + rank, "node", kept=True) for rank in (1, 2, 3)}
 
@@ -27,8 +28,8 @@ def comms():
 def clock(monkeypatch):
     """The patience of the root is over from the start, and the time is the test's."""
     clock = FakeClock()
-    monkeypatch.setattr(_company, "time", clock)
-    monkeypatch.setattr(_orders, "_PATIENCE", 0.0)
+    monkeypatch.setattr(membership, "time", clock)
+    monkeypatch.setattr(registration, "_PATIENCE", 0.0)
     return clock
 
 
@@ -62,12 +63,12 @@ def watch():
 def leave(comms, *ranks):
     """Have these workers say that they have left their loops."""
     for rank in ranks:
-        comms[rank].send(None, 0, _orders._TAG)
+        comms[rank].send(None, 0, registration._TAG)
 
 
 def told(comms, rank):
     """What a worker is told: whether all live; None if nothing."""
-    return comms[rank].recv(0, _orders._TAG) if comms[rank].Iprobe(0, _orders._TAG) else None
+    return comms[rank].recv(0, registration._TAG) if comms[rank].Iprobe(0, registration._TAG) else None
 
 
 def test_all_part_when_all_have_left_their_loops(comms, watch):
@@ -170,7 +171,7 @@ def deaths(monkeypatch):
             self.told.append(death)
 
     deaths = Deaths()
-    monkeypatch.setattr(_spmd, "DEATHS", deaths)
+    monkeypatch.setattr(spmd, "DEATHS", deaths)
     return deaths
 
 
@@ -178,7 +179,7 @@ class Telling:
     """Rank 0 of a script with --spmd, without the rest of it."""
 
     def __init__(self, watch):
-        self.root = _spmd._Root.__new__(_spmd._Root)
+        self.root = spmd._Root.__new__(spmd._Root)
         self.root._reports, self.root._watch = REPORTS, watch
         self._passing = in_a_thread(self.root._pass_on)
         self._watch = watch
@@ -214,7 +215,7 @@ def test_all_who_live_are_told_of_a_death_by_their_keepers(watch, deaths, caplog
 
 def test_deaths_are_told_several_times(watch, deaths, monkeypatch):
     """Who was to pass it on may have died, too. But not for ever."""
-    monkeypatch.setattr(_spmd, "_ONCE_MORE", 0.0)
+    monkeypatch.setattr(spmd, "_ONCE_MORE", 0.0)
     telling = Telling(watch)
     telling.lose(2, "was killed by SIGKILL")
     until(lambda: len(watch.told) == 2 * 6)

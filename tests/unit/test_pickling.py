@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import mpiexecutor
-from mpiexecutor.channel._pickling import dumps, loads
+from mpiexecutor._util.pickling import dumps, loads
 
 OUT_OF_BAND = 64 << 10
 
@@ -228,6 +228,6 @@ def test_an_object_without_an_end_is_an_error():
 
 def test_pickling_does_not_import_mpi():
     """Whoever only pickles does not start MPI."""
-    script = "import sys; from mpiexecutor.channel import _pickling; _pickling.dumps(1); assert 'mpi4py.MPI' not in sys.modules"
+    script = "import sys; from mpiexecutor._util import pickling; pickling.dumps(1); assert 'mpi4py.MPI' not in sys.modules"
     root = str(Path(mpiexecutor.__file__).parents[1])
     subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {root!r}); {script}"], check=True, timeout=60)

@@ -12,7 +12,7 @@ LONG = 1.0  # seconds after which it is cold again, at the latest
 @pytest.fixture
 def progress():
     with fake_mpi() as mpi:
-        yield mpi.module("channel._progress")
+        yield mpi.module("_rma.progress")
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from concurrent.futures import CancelledError, Future
 import pytest
 from fakes import LIMIT, UNKNOWN, FakeWorker, fake_crew, in_a_thread, real_worker, until
 
-from mpiexecutor._outcomes import RemoteTraceback
+from mpiexecutor._calls.outcomes import RemoteTraceback
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from fakes import LIMIT, FakeWorker, fake_crew
 
 from mpiexecutor import BrokenWorkerError
-from mpiexecutor._slate import INITIALIZER
+from mpiexecutor._liveness.status_page import INITIALIZER
 from mpiexecutor.channel import Share
 
 

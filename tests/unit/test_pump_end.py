@@ -8,7 +8,7 @@ from concurrent.futures.process import BrokenProcessPool
 import pytest
 from fakes import LIMIT, FakeWorker, fake_crew, in_a_thread, until
 
-from mpiexecutor._outcomes import RemoteTraceback
+from mpiexecutor._calls.outcomes import RemoteTraceback
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from mpiexecutor._sentry import Sentry
-from mpiexecutor.channel._waiting import Inbox
+from mpiexecutor._util.inbox import Inbox
+from mpiexecutor._util.periodic import Sentry
 
 LIMIT = 20  # seconds that a look may be waited for
 

@@ -6,11 +6,11 @@ import sys
 import time
 from pickle import PickleBuffer
 
-from mpiexecutor._slate import INITIALIZER, NOTHING, Slate, outcomes_in
+from mpiexecutor._liveness.status_page import INITIALIZER, NOTHING, Slate, outcomes_in
 
 WRITER = """
 import sys
-from mpiexecutor._slate import Slate
+from mpiexecutor._liveness.status_page import Slate
 slate = Slate(int(sys.argv[1]))
 slate.limit(2.5)
 slate.begin(1 << 62, 7.25)

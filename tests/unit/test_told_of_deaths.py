@@ -7,13 +7,14 @@ from functools import partial
 import pytest
 from fake_memory import Death, FakeMemory, Life, Turnstile
 from fakes import LIMIT, in_a_thread, until
+from mpiexecutor.channel._ring.layout import Layout
 
-from mpiexecutor.channel import ChannelBroken, ChannelClosed, RemoteChannel, Share, _deaths, _remote
+from mpiexecutor._rma import failed_ranks
+from mpiexecutor._rma.doorbell import Ringer
+from mpiexecutor._rma.failed_ranks import Dead, Deaths
+from mpiexecutor.channel import ChannelBroken, ChannelClosed, RemoteChannel, Share, _remote
 from mpiexecutor.channel._codecs import codec_of
-from mpiexecutor.channel._deaths import Dead, Deaths
 from mpiexecutor.channel._ends import Place
-from mpiexecutor.channel._ring import Layout
-from mpiexecutor.channel._waiting import Ringer
 
 HOST = 0
 SLOTS = 4
@@ -31,7 +32,7 @@ def deaths(monkeypatch, ended):
     deaths = Deaths()
     deaths.are_told = True
     deaths._end_job = ended.append
-    monkeypatch.setattr(_deaths, "DEATHS", deaths)
+    monkeypatch.setattr(failed_ranks, "DEATHS", deaths)
     monkeypatch.setattr(_remote, "DEATHS", deaths)
     return deaths
 
@@ -308,7 +309,7 @@ def test_that_one_is_dead_indeed_is_news(deaths):
 
 def test_what_is_not_settled_is_tried_again(told, monkeypatch):
     """Until it is."""
-    monkeypatch.setattr(_deaths, "_AGAIN", 0.0)
+    monkeypatch.setattr(failed_ranks, "_AGAIN", 0.0)
     bereaved = Bereaved(False, False, True)
     told.attend(bereaved)
     told.tell(2, "rank 2 was killed")
@@ -327,13 +328,13 @@ def test_a_fault_of_ours_ends_the_job(told, ended, caplog):
 
 def test_a_process_that_is_stuck_ends_the_job(told, ended, monkeypatch):
     """The dead has a lock of the window, and nobody can take it any more."""
-    monkeypatch.setattr(_deaths, "_WEDGED", 0.01)
+    monkeypatch.setattr(failed_ranks, "_WEDGED", 0.01)
     over = threading.Event()
     bereaved = Bereaved(lambda: over.wait(LIMIT))
     told.attend(bereaved)
     told.tell(2, "rank 2 was killed")
     until(lambda: ended)
-    monkeypatch.setattr(_deaths, "_WEDGED", LIMIT)
+    monkeypatch.setattr(failed_ranks, "_WEDGED", LIMIT)
     over.set()
     assert ended == ["a rank has died inside MPI, holding a lock: the job is ended"]
 

@@ -7,10 +7,10 @@ import threading
 import pytest
 from fakes import LIMIT
 
-from mpiexecutor import _health
-from mpiexecutor._health import Loss, Undertaker, Watch
+from mpiexecutor._liveness import monitor
+from mpiexecutor._liveness.monitor import Loss, Undertaker, Watch
+from mpiexecutor._util.inbox import Inbox
 from mpiexecutor.channel import ChannelBroken, ChannelClosed, Share
-from mpiexecutor.channel._waiting import Inbox
 
 
 def loss_of(rank):
@@ -216,7 +216,7 @@ def test_if_this_process_is_stuck_inside_mpi_everything_is_given_up(which, monke
     scene = Scene(watch)
 
     def wait_for(seconds):
-        monkeypatch.setattr(_health, "_WEDGED", seconds)
+        monkeypatch.setattr(monitor, "_WEDGED", seconds)
 
     def be_stuck():
         assert scene.given_up.wait(LIMIT)

@@ -9,8 +9,12 @@ from queue import Empty
 
 import pytest
 
-from mpiexecutor.channel import _waiting
-from mpiexecutor.channel._waiting import Doorbell, Inbox, Ringer, Waiter, address_of, node_name
+from mpiexecutor._rma import doorbell
+from mpiexecutor._rma.doorbell import Doorbell, Ringer, address_of, node_name
+from mpiexecutor._util import polling
+from mpiexecutor._util.inbox import Inbox
+from mpiexecutor.channel import _waiter
+from mpiexecutor.channel._waiter import Waiter
 
 LOOKS = 9  # before sleeping, with a clock that moves by an eighth of the time for them at each yield
 
@@ -35,7 +39,7 @@ class World:
         return self.now
 
     def sched_yield(self) -> None:
-        self.now += _waiting._LOOKING * 1.001 / 8
+        self.now += _waiter._LOOKING * 1.001 / 8
 
     def sleep(self, seconds: float) -> bool:
         """Be the bell."""
@@ -61,8 +65,9 @@ class World:
 @pytest.fixture
 def world(monkeypatch):
     world = World()
-    monkeypatch.setattr(_waiting, "time", world)
-    monkeypatch.setattr(_waiting, "os", world)
+    for module in (_waiter, doorbell):
+        monkeypatch.setattr(module, "time", world)
+    monkeypatch.setattr(_waiter, "os", world)
     return world
 
 
@@ -186,10 +191,10 @@ class Bell(Doorbell):
 def test_who_can_be_rung_from_afar_looks_for_that_between_naps_that_grow(world):
     """Nothing wakes it: it naps shortly at first, then longer, up to a bound, until its time is over."""
     assert not Bell(world, lambda: False).sleep(1.0)
-    assert world.naps[0] == _waiting._SHORTEST
+    assert world.naps[0] == polling.SHORTEST
     assert world.naps[:-1] == sorted(world.naps[:-1])
-    assert all(b <= a * _waiting._GROWTH * 1.001 for a, b in itertools.pairwise(world.naps))
-    assert max(world.naps) == _waiting._LONGEST
+    assert all(b <= a * polling.GROWTH * 1.001 for a, b in itertools.pairwise(world.naps))
+    assert max(world.naps) == polling.LONGEST
     assert sum(world.naps) == pytest.approx(1.0)
 
 

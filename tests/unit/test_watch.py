@@ -13,13 +13,13 @@ from queue import Empty
 import pytest
 from fakes import LIMIT, FakeClock, in_a_thread, until
 
-from mpiexecutor import _health
-from mpiexecutor._health import Loss, Watch, address_of
-from mpiexecutor._keeper import BYE, KILL, LEAVE, NEWS, TERMINATE
-from mpiexecutor._seconds import PULSE
-from mpiexecutor._slate import NOTHING, Signs, Slate
+from mpiexecutor._liveness import monitor
+from mpiexecutor._liveness.monitor import Loss, Watch, address_of
+from mpiexecutor._liveness.status_page import NOTHING, Signs, Slate
+from mpiexecutor._liveness.supervisor import BYE, KILL, LEAVE, NEWS, TERMINATE
+from mpiexecutor._util.seconds import PULSE
 
-pytestmark = pytest.mark.skipif(not _health.possible(), reason="keepers need Linux 5.3")
+pytestmark = pytest.mark.skipif(not monitor.possible(), reason="keepers need Linux 5.3")
 TOKEN = "token"
 
 
@@ -122,7 +122,7 @@ def test_a_keeper_that_comes_is_welcomed_and_known(watch, welcomed):
 
 def test_keepers_that_never_come_are_not_waited_for_for_ever(watch, come, monkeypatch):
     """Nothing is known of their workers, and nobody can tell them anything."""
-    monkeypatch.setattr(_health, "_COMING", 0.0)
+    monkeypatch.setattr(monitor, "_COMING", 0.0)
     watch.await_keepers([1])
     assert watch.state_of(1) == ("unknown", None)
     assert not watch.kill(1)
@@ -157,9 +157,9 @@ def test_a_stranger_is_sent_away(watch, welcomed, come, stranger):
 
 def test_one_that_says_nothing_is_sent_away_after_a_while(watch, welcomed, come, monkeypatch):
     """Others do not wait for it for ever; nor for one that has gone again."""
-    monkeypatch.setattr(_health, "_HELLO", 0.01)
+    monkeypatch.setattr(monitor, "_HELLO", 0.01)
     assert come(7, hello=b"").hears() == b""
-    monkeypatch.setattr(_health, "_HELLO", LIMIT)
+    monkeypatch.setattr(monitor, "_HELLO", LIMIT)
     come(7, hello=b"").go()
     welcomed(1)
 
@@ -304,7 +304,7 @@ def test_only_some_are_seen_off(watch, welcomed):
 
 def test_one_that_does_not_go_is_not_waited_for_for_ever(watch, welcomed, monkeypatch):
     """It has been told."""
-    monkeypatch.setattr(_health, "_LEAVING", 0.0)
+    monkeypatch.setattr(monitor, "_LEAVING", 0.0)
     keeper = welcomed()
     watch.see_off()
     assert keeper.hears() == LEAVE
@@ -327,7 +327,7 @@ def test_the_end_of_a_watch_lets_its_keepers_go(watch, welcomed, name):
 @pytest.fixture
 def clock(monkeypatch):
     clock = FakeClock()
-    monkeypatch.setattr(_health, "time", clock)
+    monkeypatch.setattr(monitor, "time", clock)
     return clock
 
 

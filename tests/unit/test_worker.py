@@ -7,9 +7,9 @@ import pytest
 from fakes import bare_call as call
 from fakes import bare_outcome as outcome
 
-from mpiexecutor._outcomes import Place, error_from, ship
-from mpiexecutor._slate import LARGE, Slate, outcomes_in
-from mpiexecutor._worker import SPARE, Courier, Desk, Worker
+from mpiexecutor._calls.outcomes import Place, error_from, ship
+from mpiexecutor._calls.worker import SPARE, Courier, Desk, Worker
+from mpiexecutor._liveness.status_page import LARGE, Slate, outcomes_in
 
 LIMIT = 30  # seconds
 

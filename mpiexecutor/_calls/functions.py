@@ -1,0 +1,312 @@
+"""What calls have in common goes to each worker once: what a map calls, and closures that a script submits again and again.
+
+The root gives each a number and pickles it once; a call then names it by its number. A worker that does not know the number asks
+for the function, gets it as a parcel, and keeps it.
+
+    root: Catalogue ── call with a number ──> worker: Shelf
+              ^                                  |
+              └──────── wanted: the number ──────┘
+              └──────── parcel ─────────────────>
+
+A function of the script has a name: it needs no number, see _script. Nobody is to see a difference to pickling the function with
+every call. So submit sends by number only what is a function, and as long as nothing has changed that its pickle depends on. And a
+worker runs a plain function as it is, as with multiprocessing, but rebuilds anything else (a partial, an object that can be called)
+for every call, from copies of its buffers: what one call does to it, the next must not see.
+"""
+
+import sys
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import BuiltinFunctionType, CellType, FunctionType, ModuleType
+from typing import Any
+
+from cloudpickle.cloudpickle import list_registry_pickle_by_value
+
+from mpiexecutor._script.names import MAIN, MISSING, main_dict, name_of
+from mpiexecutor._script.pickling import dumps
+from mpiexecutor._script.state import Pickled, Registry
+from mpiexecutor._util.pickling import loads
+
+from .bulk import Pages, Parcels
+from .outcomes import Blob
+
+_LARGE = 16 << 10  # bytes: what is smaller, and no function, is pickled with every call
+_KEPT = 64  # functions that a worker keeps at most
+_KEPT_BYTES = 256 << 20  # of them together, unless the newest alone has more
+_ATOMS = (type(None), bool, int, float, complex, str, bytes, type(...))
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Function:
+    """Something to be called, on the root: there as long as somebody may still ask for it."""
+
+    number: int
+    blob: Blob
+    names: frozenset[str]  # globals of the script that it needs
+
+    def pickled(self, _known: int = 0, _ended: object = None) -> Pickled:
+        return Pickled(self.blob.data, self.blob.buffers)
+
+
+class Catalogue:
+    """One executor's functions, by number."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._known_functions: dict[int, _Known] = {}  # by id
+
+    def add(self, what: object) -> Function:
+        """Pickle something to be called, and give it a number; raise whatever its pickling raises."""
+        names: set[str] = set()
+        function = Function(self._registry.next(), Blob(*dumps(what, names)), frozenset(names))
+        self._registry.add(function.number, function)
+        return function
+
+    def mapped(self, fn: Callable[..., Any]) -> Function | None:
+        """Give what a map sends by number instead of this; None if it is as well pickled with every call."""
+        if type(fn) is FunctionType:
+            return self._known(fn).numbered(self.add) or self.add(fn)
+        function = self.add(fn)
+        return function if function.blob.size >= _LARGE else None
+
+    def submitted(self, fn: Callable[..., Any]) -> Function | None:
+        """Give what submit sends by number instead of this; None if it is to be pickled, as at first and after a change."""
+        if type(fn) is not FunctionType:
+            return None
+        known = self._known(fn)
+        if known.function is not None and known.is_unchanged():
+            return known.function
+        return known.numbered(self.add) if known.seen_before() else None
+
+    def _known(self, fn: FunctionType) -> "_Known":
+        known = self._known_functions.get(id(fn))
+        if known is None:
+            known = self._known_functions[id(fn)] = _Known(weakref.ref(fn, _without(self._known_functions, id(fn))))
+        return known
+
+
+class _Known:
+    """A function of the script."""
+
+    def __init__(self, reference: "weakref.ref[FunctionType]") -> None:
+        self._reference = reference
+        self._seen = False
+        self._dependencies: Dependencies | None = None
+        self.function: Function | None = None  # as it was sent by number last
+
+    def is_unchanged(self) -> bool:
+        """Whether it is as it was when it was looked at last."""
+        return self._dependencies is not None and self._dependencies.unchanged()
+
+    def seen_before(self) -> bool:
+        """Whether it was submitted before, as it is now."""
+        if self.is_unchanged():
+            return True
+        seen, self._seen = self._seen, True
+        if seen:  # most are submitted once: only now it is worth a closer look
+            self._look()
+        return False
+
+    def numbered(self, add: Callable[[object], Function]) -> Function | None:
+        """Give it with a number; None if it has to be pickled every time. Two threads may number it at once: that is as good."""
+        if not self.is_unchanged():
+            self._look()
+        function = self.function
+        if function is None and self._dependencies is not None and (fn := self._reference()) is not None:
+            function = self.function = add(fn)
+        return function
+
+    def _look(self) -> None:
+        fn = self._reference()
+        self.function = None
+        self._dependencies = None if fn is None else Dependencies.of(fn)
+
+
+def _without(table: dict[int, Any], key: int) -> Callable[[object], object]:
+    return lambda _: table.pop(key, None)
+
+
+class Dependencies:
+    """What the pickle of a function depends on, if that is nothing that can change unseen. It keeps no function alive.
+
+    Globals of the script are no part of its pickle: they have versions of their own.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[_Part] = []
+        self._named: list[weakref.ref[Any]] = []  # functions and classes that go by their names in the script
+
+    @classmethod
+    def of(cls, fn: FunctionType) -> "Dependencies | None":
+        """Find them, through the functions that this one refers to."""
+        found = cls()
+        waiting, seen = [fn], {fn}
+        while waiting:
+            function = waiting.pop()
+            if _goes_by_name(function):
+                found._note_names(function)
+                continue
+            if function.__dict__ or function.__globals__ is not main_dict():
+                return None
+            part = _Part(function)
+            found._parts.append(part)
+            for value in part.values(function):
+                if isinstance(value, FunctionType) and value not in seen:
+                    seen.add(value)
+                    waiting.append(value)
+                elif not isinstance(value, FunctionType):
+                    if not _never_changes(value):
+                        return None
+                    found._note_names(value)
+        return found
+
+    def _note_names(self, value: Any) -> None:
+        """Note what the script may give another name, or its name to something else."""
+        if type(value) is tuple:
+            for part in value:
+                self._note_names(part)
+        elif isinstance(value, (type, FunctionType)) and value.__module__ == MAIN:
+            self._named.append(weakref.ref(value))
+
+    def unchanged(self) -> bool:
+        """Whether everything is still what it was."""
+        for part in self._parts:  # no generator: every submit comes through here
+            if not part.unchanged():
+                return False
+        return not self._named or all(name_of(named()) is not None for named in self._named)
+
+
+class _Part:
+    """What a function that is pickled by value depends on itself."""
+
+    def __init__(self, fn: FunctionType) -> None:
+        self._fn = weakref.ref(fn)
+        self._code = fn.__code__
+        self._defaults = fn.__defaults__
+        self._keywords = fn.__kwdefaults__
+        self._contents = [_held(_content(cell)) for cell in fn.__closure__ or ()]
+
+    @staticmethod
+    def values(fn: FunctionType) -> list[object]:
+        """Give the values of closure and defaults."""
+        contents = [_content(cell) for cell in fn.__closure__ or ()]
+        defaults = [*(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).values()]
+        return [value for value in (*contents, *defaults) if value is not MISSING]
+
+    def unchanged(self) -> bool:
+        fn = self._fn()
+        if (
+            fn is None
+            or fn.__code__ is not self._code
+            or fn.__defaults__ is not self._defaults
+            or fn.__kwdefaults__ is not self._keywords
+            or fn.__dict__
+        ):
+            return False
+        return not self._contents or all(
+            _is(_content(cell), held) for cell, held in zip(fn.__closure__ or (), self._contents, strict=True)
+        )
+
+
+def _held(value: object) -> object:
+    """Hold on to a value, but to functions weakly: one may refer to itself."""
+    return weakref.ref(value) if isinstance(value, FunctionType) else value
+
+
+def _is(value: object, held: object) -> bool:
+    return value is held or (type(held) is weakref.ref and held() is value)
+
+
+def _never_changes(value: object) -> bool:
+    """Whether a value's pickle is the same at any time."""
+    if isinstance(value, ModuleType):
+        return sys.modules.get(value.__name__) is value
+    if type(value) is tuple:
+        return all(map(_never_changes, value))
+    return type(value) in _ATOMS or (isinstance(value, (type, FunctionType, BuiltinFunctionType)) and _goes_by_name(value))
+
+
+def _goes_by_name(value: Any) -> bool:
+    """Whether a function or class is pickled as a name."""
+    if type(value.__module__) is not str or list_registry_pickle_by_value():
+        return False
+    if value.__module__ == MAIN:
+        return name_of(value) is not None
+    found: object = sys.modules.get(value.__module__)
+    for name in value.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is value
+
+
+def _content(cell: CellType) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # empty
+        return MISSING
+
+
+class Shelf:
+    """The functions that a worker keeps."""
+
+    def __init__(self, parcels: Parcels, ask: Callable[[int], bool]) -> None:
+        """`ask` asks the root for a function; False if that cannot be."""
+        self._parcels = parcels
+        self._ask = ask
+        self._kept: OrderedDict[int, _Kept] = OrderedDict()  # the one used last at the end
+        self._executors: dict[int, int] = {}  # by number
+
+    def get(self, number: int, executor: int = 0) -> Any:
+        """Give the function of an executor; raise whatever its unpickling raises."""
+        kept = self._kept.get(number)
+        if kept is None:
+            kept = self._kept[number] = self._fetch(number)
+            self._executors[number] = executor
+            while len(self._kept) > _KEPT or (len(self._kept) > 1 and sum(map(len, self._kept.values())) > _KEPT_BYTES):
+                self._kept.popitem(last=False)
+        else:
+            self._kept.move_to_end(number)
+        return kept.get()
+
+    def take(self, number: int) -> Any:
+        """Give it, and keep it no longer."""
+        try:
+            return self.get(number)
+        finally:
+            self._kept.pop(number, None)
+            self._executors.pop(number, None)
+
+    def forget(self, executors: Iterable[int]) -> None:
+        """Keep nothing of executors that have ended."""
+        ended = set(executors)
+        for number in [number for number, executor in self._executors.items() if executor in ended or number not in self._kept]:
+            self._kept.pop(number, None)
+            del self._executors[number]
+
+    def _fetch(self, number: int) -> "_Kept":
+        parcel = self._parcels.receive() if self._ask(number) else None
+        if parcel is None:
+            raise LookupError("what this call was to run is wanted no more")  # nor is its outcome
+        return _Kept(*parcel)
+
+
+class _Kept:
+    """A pickled function, and the function itself if calls may share it."""
+
+    def __init__(self, data: memoryview, buffers: list[Pages]) -> None:
+        self._data = data
+        self._buffers = buffers
+        self._shared: Any = None
+
+    def __len__(self) -> int:
+        """Bytes."""
+        return len(self._data) + sum(map(len, self._buffers))
+
+    def get(self) -> Any:
+        if self._shared is not None:
+            return self._shared
+        function = loads(self._data, [buffer.copy() for buffer in self._buffers])
+        if isinstance(function, (FunctionType, BuiltinFunctionType, type)):
+            self._shared = function
+        return function

@@ -1,0 +1,182 @@
+"""What became of a call, on its way from the worker to its future: a value, or an error with the traceback it had there."""
+
+import os
+import socket
+import traceback
+from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pickle import PickleBuffer
+from typing import Any, NamedTuple
+
+from mpiexecutor._script.pickling import Has, always, dumps
+from mpiexecutor._util.pickling import loads
+
+_MOST_TEXT = 32 << 10  # characters of what is said of an error: the error itself may be as long as it likes
+_IN_BAND = 64 << 10  # bytes: what is larger goes beside the message's pickle, uncopied
+
+
+class RemoteTraceback(Exception):
+    """The traceback that an error had where it happened, as text: the ``__cause__`` of the error that a future raises."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+        self.tb = text  # as that of concurrent.futures.process
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class RemoteError(RuntimeError):
+    """A call raised an exception that could not be sent, or could not be rebuilt here; this one names its class and its text."""
+
+
+class BrokenWorkerError(BrokenProcessPool):
+    """A worker died while it ran this call, or before the call's result had come. Other workers go on.
+
+    `rank`, `host` and `pid` say which worker, `end` how it died: "was killed by SIGSEGV", "ended with exit code 3".
+    """
+
+    def __init__(self, text: str, rank: int, host: str, pid: int, end: str) -> None:
+        super().__init__(text, rank, host, pid, end)
+        self.rank = rank
+        self.host = host
+        self.pid = pid
+        self.end = end
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where something ran."""
+
+    rank: int
+    ranks: int
+    host: str
+    pid: int
+
+    @classmethod
+    def here(cls, rank: int, ranks: int) -> "Place":
+        return cls(rank, ranks, socket.gethostname(), os.getpid())
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} of {self.ranks} on {self.host} (pid {self.pid})"
+
+
+class Blob(NamedTuple):
+    """A pickled object and the large buffers that belong to it."""
+
+    data: bytes | memoryview
+    buffers: Sequence[memoryview] = ()
+
+    @classmethod
+    def of(cls, obj: Any, has: Has = always) -> "Blob":
+        return cls(*dumps(obj, set(), has))
+
+    def load(self) -> Any:
+        return loads(self.data, self.buffers)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.data) + sum(map(len, self.buffers)) if self.buffers else len(self.data)
+
+    def ship(self) -> tuple[Any, ...]:
+        """Give it as part of a message: what is large as buffers, which the channel copies once and does not pickle."""
+        data = PickleBuffer(self.data) if len(self.data) >= _IN_BAND else self.data
+        return (data, *map(PickleBuffer, self.buffers))
+
+    @classmethod
+    def unship(cls, shipped: tuple[Any, ...]) -> "Blob":
+        data, *buffers = shipped
+        return cls(data, buffers)
+
+
+def ship(obj: Any, names: set[str] | None = None, has: Has = always) -> tuple[tuple[Any, ...], int]:
+    """Pickle an object as part of a message; give also its size in bytes. `names` takes the globals of the script that it needs.
+
+    `has` says which functions and classes the receiver has under their names.
+    """
+    data, buffers = dumps(obj, set() if names is None else names, has)
+    if not buffers and len(data) < _IN_BAND:
+        return (data,), len(data)
+    blob = Blob(data, buffers)
+    return blob.ship(), blob.size
+
+
+def unship(shipped: tuple[Any, ...]) -> Any:
+    """Rebuild an object that was shipped."""
+    return loads(shipped[0], shipped[1:])
+
+
+# A failure in a message: the error's class, its text, the traceback, and the pickled error unless that could not be had.
+Failure = tuple[str, str, str, tuple[Any, ...] | None]
+
+
+def failure_of(error: BaseException, place: Place, has: Has = always) -> Failure:
+    """Describe an error that was caught by the caller of what raised it."""
+    try:
+        shipped = Blob.of(error, has).ship()
+    except BaseException:  # noqa: BLE001 - whatever its own pickling raises: the error still has a name and a text
+        shipped = None
+    return _name(type(error))[:_MOST_TEXT], _text(error)[:_MOST_TEXT], traceback_of(error, place)[-_MOST_TEXT:], shipped
+
+
+def size_of(failure: Failure) -> int:
+    """Give the bytes of a failure, about."""
+    _, text, trace, shipped = failure
+    parts = (text.encode("utf-8", "surrogatepass"), trace.encode("utf-8", "surrogatepass"), *(shipped or ()))
+    return sum(memoryview(part).nbytes for part in parts)
+
+
+def error_from(failure: Failure) -> BaseException:
+    """Rebuild an error, with the traceback it had as its cause."""
+    name, text, trace, shipped = failure
+    if shipped is None:
+        error: object = RemoteError(f"{name}: {text} (the exception itself cannot be pickled)")
+    else:
+        try:
+            error = Blob.unship(shipped).load()
+        except BaseException as reason:  # noqa: BLE001 - its own code again
+            error = RemoteError(f"{name}: {text} (the exception itself cannot be rebuilt from its pickle: {reason!r})")
+    if not isinstance(error, BaseException):
+        error = RemoteError(f"{name}: {text} (the exception's pickle gives {type(error).__name__} instead)")
+    _set(error, "__cause__", RemoteTraceback(trace))
+    return error
+
+
+def traceback_of(error: BaseException, place: Place) -> str:
+    """Format an error's traceback, without the frame that caught it, headed by the place."""
+    trace = error.__traceback__.tb_next if error.__traceback__ else None
+    try:
+        lines = traceback.format_exception(type(error), error, trace)
+    except BaseException:  # noqa: BLE001 - its own code, which may do anything
+        lines = ["Traceback (most recent call last):\n", *traceback.format_tb(trace), f"{_name(type(error))}: {_text(error)}\n"]
+    return f'\n"""\n{place}:\n{"".join(lines)}"""'
+
+
+def with_cause(error: BaseException, place: Place) -> BaseException:
+    """Give an error that happened here the same kind of cause as one that came from a worker."""
+    text = traceback_of(error, place)
+    _set(error, "__traceback__", None)  # its frames hold on to arguments and results
+    _set(error, "__cause__", RemoteTraceback(text))
+    return error
+
+
+def _set(error: BaseException, name: str, value: object) -> None:
+    """Set an attribute of an error even if its class refuses, as frozen dataclasses do."""
+    BaseException.__setattr__(error, name, value)
+
+
+def _name(kind: type[BaseException]) -> str:
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str.__str__(str(error))  # of no class of its own
+    except BaseException as reason:  # noqa: BLE001 - its own code
+        return f"<no text: {type(reason).__name__}>"

@@ -1,0 +1,171 @@
+"""python -m mpiexecutor --spmd: every rank runs the script, and outlives the others.
+
+Every rank but 0 has a keeper. Rank 0 hears of a death as the root of a crew does, and tells all others, by their keepers:
+
+    keeper ──> watch of rank 0 ──> keepers of the others ──> their ranks ──> their channels (see _rma/failed_ranks.py)
+
+Two things end the job, with a word: the death of rank 0, and an exception that a rank does not catch, or a status that is not 0, as
+with 'python -m mpi4py', because others may wait for that rank.
+"""
+
+import atexit
+import contextlib
+import gc
+import io
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from queue import Empty
+from typing import TYPE_CHECKING
+
+from mpiexecutor._liveness.monitor import Watch
+from mpiexecutor._liveness.supervisor import NEWS, Kept
+from mpiexecutor._pool.membership import Member, exchange_of, own_keeper
+from mpiexecutor._pool.registration import Orders, answer_reports, await_leavers, await_reports, part, report
+from mpiexecutor._rma.failed_ranks import DEATHS
+from mpiexecutor._start.process import STANDING
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+logger = logging.getLogger("mpiexecutor")
+
+_ROOT = 0
+_ONCE_MORE, _TIMES = 1.0, 5  # seconds until deaths are told again, and how often
+_MOST = 200  # deaths in a message
+_LAST_WORDS = 0.2  # seconds that what was printed has to get through before the job is ended
+
+
+def run_everywhere(comm: "MPI.Intracomm", run: Callable[[], None]) -> None:
+    """Run the script on this rank, as on every other, and tell its channels of deaths until it ends."""
+    from mpi4py import MPI  # noqa: PLC0415
+
+    if MPI.Query_thread() != MPI.THREAD_MULTIPLE:
+        sys.exit("python -m mpiexecutor: --spmd needs MPI with THREAD_MULTIPLE: leave mpi4py.rc.thread_level as it is")
+    DEATHS.will_be_told(_end_job)
+    part_from_others = _Root(comm).close if comm.rank == _ROOT else _follow(comm)
+    atexit.register(part_from_others)
+    os.register_at_fork(after_in_child=partial(atexit.unregister, part_from_others))  # it is no rank
+    process = os.getpid()
+    try:
+        run()
+    except SystemExit as ending:
+        if ending.code and os.getpid() == process:
+            if not isinstance(ending.code, int):
+                sys.stderr.write(f"{ending.code}\n")
+            _have_said()
+            comm.Abort(ending.code if isinstance(ending.code, int) else 1)
+        raise
+
+
+class _Root:
+    """Rank 0: it hears of all deaths, and says so."""
+
+    def __init__(self, comm: "MPI.Intracomm") -> None:
+        self._reports = await_reports(comm)
+        orders = Orders.of_this_process(_ROOT, self._reports)
+        answer_reports(comm, orders)
+        self._watch = Watch(orders.watch, orders.token)
+        self._watch.spans_job = True
+        self._watch.returned = self._tell_returned
+        self._comm = comm.Dup()
+        self._exchange = exchange_of(self._comm, orders, self._watch, self._reports)
+        self._watch.await_keepers([rank for rank, said in self._reports.items() if said.kept])
+        threading.Thread(target=self._pass_on, name="mpiexecutor news", daemon=True).start()
+
+    def close(self) -> None:
+        """Wait for all others to be done, and have all part."""
+        sys.stdout.flush()
+        dead = self._watch.dead
+        await_leavers(self._comm, dead)
+        with contextlib.nullcontext() if dead else DEATHS.all_needed("the end of the job"):
+            whole = not dead  # who dies from here on is noted there
+            part(self._comm, dead, whole=whole)
+            if whole:
+                if self._exchange is not None:
+                    self._exchange.stop()
+                self._comm.Barrier()  # all have dismissed their keepers, who would take the watch's end for this rank's
+                self._comm.Free()
+                self._watch.stop()
+        if not whole:
+            STANDING.deaths.append(self._watch)
+
+    def _pass_on(self) -> None:
+        """Tell all who live of each death, and now and then once more: who was to pass that on may have died, too."""
+        told: list[tuple[int, str, bool]] = []
+        left = 0  # times to tell again
+        while True:
+            try:
+                loss = self._watch.losses.get(timeout=_ONCE_MORE if left else None)
+            except Empty:
+                left -= 1
+            else:
+                left = _TIMES
+                if loss is None:
+                    return
+                end = f"rank {loss.rank}, host {loss.host}, pid {loss.pid}, {loss.end}"
+                logger.warning("%s", end)
+                told.append((loss.rank, end, loss.silent))
+                DEATHS.tell(*told[-1])
+            for rank in self._reports.keys() - self._watch.dead:
+                self._watch.tell(rank, NEWS + json.dumps(told[-_MOST:]).encode())
+
+    def _tell_returned(self, rank: int) -> None:
+        """Have a rank that was given up know that."""
+        said = self._reports[rank]
+        end = f"rank {rank}, host {said.host}, pid {said.pid}, was not heard of for long"
+        self._watch.tell(rank, NEWS + json.dumps([(rank, end, True)]).encode())
+
+
+def _follow(comm: "MPI.Intracomm") -> Callable[[], None]:
+    """Have this rank, which is not 0, be kept and told; give what parts it from the others in the end."""
+    keeper = own_keeper()
+    orders = report(comm, _ROOT, kept=keeper is not None)
+    assert orders is not None
+    own = comm.Dup()
+    member = Member(own, orders, keeper)
+    if keeper is not None:
+        threading.Thread(target=_hear, args=(keeper,), name="mpiexecutor news", daemon=True).start()
+
+    def part_from_others() -> None:
+        _write_out()
+        member.part()
+        own.Barrier()
+        own.Free()
+
+    return part_from_others
+
+
+def _write_out() -> None:
+    """Write out what the script has left open: after a death this rank is killed in the end, as MPI cannot be finalised."""
+    for each in gc.get_objects():
+        with contextlib.suppress(Exception):
+            if isinstance(each, io.IOBase):
+                each.flush()
+
+
+def _hear(keeper: Kept) -> None:
+    while news := keeper.news():
+        for death in json.loads(news):
+            DEATHS.tell(*death)
+
+
+def _end_job(reason: str) -> None:
+    """End this rank so that mpiexec ends the job. Not by MPI: if a rank has died inside it this one may be stuck there, too."""
+    logger.critical("%s", reason)
+    _have_said()
+    if STANDING.keeper is not None:
+        STANDING.keeper.dismiss()  # it ends as this rank does
+    os._exit(1)
+
+
+def _have_said() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    time.sleep(_LAST_WORDS)

@@ -1,0 +1,244 @@
+"""Between nodes: how the root hears of workers whose keepers cannot reach it, and how they hear of its wishes.
+
+    keeper ──> another worker of its node: watch ──> post ══ MPI ══> root: exchange ──> watch of the root
+
+Every worker on a node without the root has a watch, as the root has one, and a post that passes on what that hears: a death at
+once, and now and then which workers have given signs of life. A keeper turns to the watch of another worker than its own, if there
+is one, so that a death is told by somebody who lives.
+
+A worker of whom nobody has told anything for long is given up: its node is cut off, or it was the last there and has died. That is
+a mistake if all workers of a node hold the GIL for that long. Should it come back it does no harm, as it was not in the middle of a
+message: what it puts then is of no interest any more, and what it takes it runs. Nothing is sent to it until it does: MPI may wait
+for ever, or fail, if there is nobody.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from queue import Empty
+from typing import Any
+
+from mpi4py import MPI
+
+from mpiexecutor._rma.notifier import has_come, marks_instead, senders_instead, unless_dead
+from mpiexecutor._rma.progress import attendant
+from mpiexecutor._util.seconds import ASLEEP as _ASLEEP
+from mpiexecutor._util.seconds import PULSE
+
+from .monitor import Loss, Watch
+from .status_page import Signs
+from .supervisor import LEAVE
+
+_NEWS, _WISHES = 0, 1  # tags of messages to the root, and from it
+_LOOK = 0.05  # seconds between two looks of a post at what the root wants
+_LAST_LOOK = 1e-3  # and of the root at what comes last
+_BEATS = 6  # messages in which nobody tells of a worker until it is given up
+_LONGEST = PULSE  # seconds between two of them, at the most
+_SHORT = 4 << 10  # bytes of a message that any MPI sends at once
+
+
+class Post:
+    """A worker's side: passes on what its watch hears, and does what the root wants."""
+
+    def __init__(self, comm: MPI.Intracomm, root: int, watch: Watch, lost_after: float, leave: Callable[[], None]) -> None:
+        self._comm = comm
+        self._root = root
+        self._watch = watch
+        self._pause = min(_LONGEST, lost_after / _BEATS)  # seconds between two messages of who lives
+        self._leave = leave  # ends this process, as it has nothing to do any more
+        self._told: frozenset[int] = frozenset()  # of whom the root knows
+        self._next = 0.0  # when to tell of those who live
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="mpiexecutor post", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Pass on nothing any more: all workers live, and are done."""
+        self._stopped = True
+        self._thread.join()
+        self._watch.stop()
+        self._comm.send(("gone", None), self._root, _NEWS)
+
+    def _run(self) -> None:
+        while not self._stopped:
+            with contextlib.suppress(Empty):
+                loss = self._watch.losses.get(timeout=_LOOK)
+                assert loss is not None
+                self._tell_of(loss)
+            self._tell_of_living()
+            while self._comm.Iprobe(self._root, _WISHES):
+                self._obey(*self._comm.recv(source=self._root, tag=_WISHES))
+
+    def _tell_of(self, loss: Loss) -> None:
+        """Tell of a death, in messages so short that each has come as a whole once it is seen: this process may die, too."""
+        for start in range(0, len(loss.held), _SHORT):
+            self._comm.send(("held", (loss.rank, loss.held[start : start + _SHORT])), self._root, _NEWS)
+        self._comm.send(("lost", asdict(replace(loss, held=b""))), self._root, _NEWS)
+
+    def _tell_of_living(self) -> None:
+        """Tell who has given signs of life: now and then, and as soon as there is somebody new."""
+        now = time.monotonic()
+        if now >= self._next or self._watch.known != self._told:
+            self._next = now + self._pause
+            self._told = self._watch.known
+            signs = {rank: (sign.running_since and now - sign.running_since, now - sign.seen) for rank, sign in self._watch.signs()}
+            self._comm.send(("alive", signs), self._root, _NEWS)
+
+    def _obey(self, rank: int, wish: bytes) -> None:
+        if wish != LEAVE:
+            self._watch.tell(rank, wish)
+            return
+        self._watch.see_off(self._watch.dead)
+        self._comm.ssend(("gone", None), self._root, _NEWS)
+        self._leave()
+
+
+class News:
+    """What news and wishes go by. Collective to make and to free."""
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        self.comm = comm.Dup()
+        self._marks = marks_instead(self.comm, 1)  # nobody looks at them: they are for who sets one
+        self._senders = senders_instead()
+        self._on_their_way: list[MPI.Request] = []  # few
+        self._sending = threading.Lock()
+
+    def send(self, wish: tuple[int, bytes], rank: int) -> bool:
+        """Send a rank a wish, and never wait for it; False if nobody is there, as far as can be found out."""
+        if self._marks is not None and not self._marks.set(rank, 0):
+            return False
+        if self._senders is None:
+            self._send(wish, rank)
+        else:
+            self._senders.do(partial(self._send, wish, rank))
+        return True
+
+    def _send(self, wish: tuple[int, bytes], rank: int) -> None:
+        with unless_dead():
+            request = self.comm.isend(wish, rank, _WISHES)
+            with self._sending:
+                self._on_their_way = [each for each in self._on_their_way if not _is_over(each)]
+                self._on_their_way.append(request)
+
+    def free(self) -> None:
+        if self._senders is not None:
+            self._senders.stop()
+        if self._marks is not None:
+            self._marks.free()
+        self.comm.Free()
+
+
+def _is_over(request: MPI.Request) -> bool:
+    try:
+        return request.Test()
+    except MPI.Exception:  # whoever was to get it has died
+        return True
+
+
+class Exchange:
+    """The root's side: tells its watch what comes from other nodes, and who is silent."""
+
+    def __init__(self, news: News, watch: Watch, workers: dict[int, tuple[str, int]], lost_after: float) -> None:
+        self._news = news
+        self._comm = news.comm
+        self._watch = watch
+        self._workers = workers  # on other nodes: host and pid, by rank
+        self._lost_after = lost_after
+        self._looked = time.monotonic()
+        self._heard = dict.fromkeys(workers, self._looked)  # when anybody told something of a worker
+        self._there = set(workers)  # who may still tell something
+        self._pieces: dict[tuple[int, int], bytes] = {}  # of what dead workers held, by who tells of it and by rank
+        self._holding = threading.Lock()
+        self._held: list[tuple[int, bytes]] = []  # for ranks whose watcher is dead, until another tells of them
+        attendant().attend(self.look)
+        watch.hear_by(self.look)
+
+    def look(self) -> bool:
+        """Hear what has come, and give up who is silent. It is no reason to attend to anybody for longer."""
+        status = MPI.Status()
+        while has_come(self._comm, _NEWS):
+            with unless_dead():
+                message = self._comm.improbe(MPI.ANY_SOURCE, _NEWS, status)
+                if message is not None:
+                    self._hear(status.source, *message.recv())
+        now = time.monotonic()
+        if now - self._looked < _ASLEEP:
+            for rank in [rank for rank, heard in self._heard.items() if now - heard > self._lost_after]:
+                self._give_up(rank)
+        else:
+            self._heard = {rank: heard + now - self._looked for rank, heard in self._heard.items()}
+        self._looked = now
+        return False
+
+    def stop(self) -> None:
+        """Hear the last of what comes: all workers live, and have said that they are gone, or will."""
+        attendant().leave(self.look)
+        while self._there:
+            self.look()
+            time.sleep(_LAST_LOOK)
+        self._news.free()
+
+    def _hear(self, source: int, what: str, said: Any) -> None:
+        if source in self._heard or source in self._watch.silent:
+            self._heard[source] = time.monotonic()
+        if source in self._watch.silent:
+            self._watch.take_back(source, _FarLine(self._send, source, source))
+        if what == "gone":
+            self._there.discard(source)
+            self._heard.pop(source, None)
+            self._watch.forget_keeper(source)
+        elif what == "held":
+            rank, piece = said
+            self._pieces[source, rank] = self._pieces.get((source, rank), b"") + piece
+        elif what == "lost":
+            loss = Loss(**said)
+            self._lose(replace(loss, held=self._pieces.pop((source, loss.rank), b"")))
+        else:
+            self._note_living(source, said)
+
+    def _note_living(self, source: int, signs: dict[int, tuple[float | None, float]]) -> None:
+        now = time.monotonic()
+        for rank in self._heard.keys() & signs.keys():
+            self._heard[rank] = now
+            running, unseen = signs[rank]
+            sign = Signs(running and now - running, now - unseen, now)
+            self._watch.admit(rank, _FarLine(self._send, rank, source), sign)
+        with self._holding:
+            due = [wish for wish in self._held if wish[0] in signs]
+            self._held = [wish for wish in self._held if wish not in due]
+        for wish in due:
+            self._send(source, wish)
+
+    def _send(self, to: int, wish: tuple[int, bytes]) -> None:
+        """Send a wish, and never wait: whoever is to get it may be dead, or cut off. Nothing is sent to who is known to be."""
+        if to in self._watch.dead or not self._news.send(wish, to):
+            with self._holding:
+                self._held.append(wish)
+
+    def _give_up(self, rank: int) -> None:
+        host, pid = self._workers[rank]
+        self._watch.silent.add(rank)
+        self._lose(Loss(rank, host, pid, f"was not heard of for {self._lost_after:g} s", None, silent=True))
+
+    def _lose(self, loss: Loss) -> None:
+        self._heard.pop(loss.rank, None)
+        self._watch.lose(loss)
+        self._watch.forget_keeper(loss.rank)  # it stays until its watcher is told to leave
+
+
+class _FarLine:
+    """The way to a keeper on another node: by the worker that watches over it. To leave is for each worker itself."""
+
+    def __init__(self, send: Callable[[int, tuple[int, bytes]], None], rank: int, watcher: int) -> None:
+        self._send = send
+        self._rank = rank
+        self._watcher = watcher
+
+    def send(self, wish: bytes) -> None:
+        self._send(self._rank if wish == LEAVE else self._watcher, (self._rank, wish))
+
+    def close(self) -> None:
+        """Leave it as it is: there is nothing that would be its own."""

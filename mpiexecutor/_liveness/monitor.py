@@ -1,0 +1,380 @@
+"""Who of the workers lives: the root's ear for their keepers, and what it does when one has died.
+
+    keeper ──"was killed by SIGKILL"──> watch ──> undertaker: settles both channels ──> pump: whose calls were these?
+
+The watch listens to keepers. The undertaker has both channels forget the dead, which may take a moment: whatever a living rank has
+begun to put or take is finished first. More may die meanwhile, so the watch goes on listening.
+"""
+
+import contextlib
+import hmac
+import json
+import logging
+import os
+import selectors
+import socket
+import struct
+import threading
+import time
+import weakref
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, Protocol
+
+from mpiexecutor._util.inbox import Inbox
+from mpiexecutor._util.polling import wait_for_ranks
+from mpiexecutor._util.seconds import COMING as _COMING
+from mpiexecutor._util.seconds import HELLO as _HELLO
+from mpiexecutor._util.seconds import LEAVING as _LEAVING
+from mpiexecutor._util.seconds import SILENT as _SILENT
+from mpiexecutor._util.seconds import WEDGED as _WEDGED
+from mpiexecutor.channel import ChannelBroken, ChannelClosed, RemoteChannel, Share
+
+from .status_page import Signs, Slate
+from .supervisor import BYE, KILL, LEAVE, possible, receive
+
+logger = logging.getLogger("mpiexecutor")
+
+_LONGEST = 1 << 16  # bytes of a message
+_MOST = 4096  # keepers that may come at once
+_LOOK = 1e-3  # seconds between two looks whether they have
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A worker that has died."""
+
+    rank: int
+    host: str
+    pid: int
+    end: str  # how
+    begun: int | None  # the number of the call that it began last, NOTHING or INITIALIZER: see status_page.py; None: not known
+    overdue: float = 0.0  # the seconds that its calls might run, if it was killed as that call ran longer
+    silent: bool = False  # given up: perhaps it lives
+    held: bytes = b""  # outcomes that it had perhaps not put yet: see outcomes_in
+
+    def __str__(self) -> str:
+        return f"the worker on rank {self.rank}, host {self.host}, pid {self.pid}, {self.end}"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """What is known of a worker, at a moment: its rank, host and pid, and what it does.
+
+    `state` is "idle"; "running", a call, since the time `since` (as time.time() gives it); "silent", which means that since then it
+    had no time for a sign of life, because it was stopped, or its call holds the GIL; "lost", as it has died; or "unknown", of a
+    worker without keeper. `done` counts its calls whose results have come.
+    """
+
+    rank: int
+    host: str
+    pid: int
+    state: Literal["idle", "running", "silent", "lost", "unknown"]
+    since: float | None
+    done: int
+
+
+class Line(Protocol):
+    """A way to tell a keeper something."""
+
+    def send(self, wish: bytes, /) -> object: ...
+
+    def close(self) -> None: ...
+
+
+def address_of(name: str) -> str:
+    """Give the address of a watch, which is no file, and vanishes with its process."""
+    return f"\0mpiexecutor-watch-{name}"
+
+
+class Watch:
+    """Listens to the keepers of this node. Nobody else gets in: see _start/job.py."""
+
+    def __init__(self, name: str, token: str) -> None:
+        """Listen, under a name that is hard to guess, to those who know the token."""
+        self._token = token
+        self.losses: Inbox[Loss | None] = Inbox()  # None: there will be none any more
+        self.dead: set[int] = set()
+        self.silent: set[int] = set()  # of these: perhaps they live
+        self.returned: Callable[[int], object] = lambda _rank: None  # called if one of them lives
+        self.spans_job = False  # nobody else is in this job but these workers
+        self._keepers: dict[int, Line] = {}  # by rank
+        self._slates: dict[int, Slate | Signs] = {}  # by rank
+        self._doomed: dict[int, bytes] = {}  # whom this process wants to end, and how it has put that
+        self._selector = selectors.DefaultSelector()
+        self._here, self._there = socket.socketpair()  # wakes the thread
+        self._selector.register(self._here, selectors.EVENT_READ, lambda _: self._here.recv(1))
+        self._listener: socket.socket | None = None
+        if possible():
+            self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._listener.bind(address_of(name))
+            self._listener.listen(_MOST)
+            self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._look: Callable[[], object] = lambda: None  # hears what comes from other nodes
+        self._alarm: tuple[float, Callable[[], None]] | None = None
+        self._stopped = False
+        self._thread = threading.Thread(target=self._listen, name="mpiexecutor watch", daemon=True)
+        self._thread.start()
+        os.register_at_fork(after_in_child=partial(_close_in_child, weakref.ref(self)))
+
+    def await_keepers(self, ranks: Collection[int]) -> None:
+        """Wait until the keepers of these ranks have come, who are on their way."""
+        until = time.monotonic() + _COMING
+        wait_for_ranks(lambda: self._slates.keys() >= set(ranks) or time.monotonic() > until)
+
+    def kill(self, rank: int) -> bool:
+        """Have a worker killed; False if it has no keeper."""
+        return rank not in self.dead and self.tell(rank, KILL)
+
+    def doom(self, rank: int, how: bytes) -> None:
+        """Have a worker end, by KILL or TERMINATE: if its keeper is still to come, then."""
+        self._doomed[rank] = how  # before the look for its keeper, who is noted before a look here
+        self.tell(rank, how)
+
+    def tell(self, rank: int, wish: bytes) -> bool:
+        """Tell a worker's keeper something; False if it has none, or that has gone."""
+        keeper = self._keepers.get(rank)
+        if keeper is None:
+            return False
+        with contextlib.suppress(OSError):
+            keeper.send(wish)
+        return True
+
+    def foresee_deaths(self) -> None:
+        """Note that this process ends the job, and all workers with it."""
+        self._doomed |= dict.fromkeys(self._slates, KILL)
+
+    def is_doomed(self, rank: int) -> bool:
+        """Whether this process has wanted a worker to end."""
+        return rank in self._doomed
+
+    def state_of(self, rank: int) -> tuple[Literal["idle", "running", "silent", "lost", "unknown"], float | None]:
+        """Say what a worker does, and since when: see WorkerStatus."""
+        if rank in self.dead:
+            return "lost", None
+        slate = self._slates.get(rank)
+        if slate is None:
+            return "unknown", None
+        now, wall = time.monotonic(), time.time()
+        if now - (seen := slate.seen) > _SILENT:
+            return "silent", wall - now + seen
+        since = slate.running_since
+        return ("idle", None) if since is None else ("running", wall - now + since)
+
+    def is_stopped(self, rank: int) -> bool:
+        """Whether a worker is heard of, and gives no signs of life."""
+        slate = self._slates.get(rank)
+        now = time.monotonic()
+        if slate is None or rank in self.dead or (isinstance(slate, Signs) and now - slate.told > _SILENT):
+            return False
+        return now - slate.seen > _SILENT
+
+    @property
+    def known(self) -> frozenset[int]:
+        """Whose keepers have come."""
+        return frozenset(self._slates)
+
+    def signs(self) -> Iterator[tuple[int, Signs]]:
+        """Give what the workers that live say of themselves."""
+        for rank, slate in list(self._slates.items()):
+            if rank not in self.dead:
+                yield rank, Signs(slate.running_since, slate.seen, time.monotonic())
+
+    def admit(self, rank: int, keeper: Line, slate: Slate | Signs) -> None:
+        """Note a keeper, and its worker's slate, or what is known of that now."""
+        self._slates[rank] = slate
+        self._keepers[rank] = keeper
+        if rank in self._doomed:
+            self.tell(rank, self._doomed[rank])
+
+    def forget_keeper(self, rank: int) -> None:
+        """Note that a keeper has gone, or can be told nothing any more."""
+        if (keeper := self._keepers.pop(rank, None)) is not None:
+            keeper.close()
+
+    def lose(self, loss: Loss) -> None:
+        """Note a death, once."""
+        if loss.rank not in self.dead:
+            self.dead.add(loss.rank)
+            self.losses.put(loss)
+
+    def take_back(self, rank: int, keeper: Line) -> None:
+        """Note that a worker lives that was silent."""
+        logger.warning("the worker on rank %d was heard of again", rank)
+        self.dead.discard(rank)  # first: it is not to be taken for one that is dead for sure
+        self.silent.discard(rank)
+        self._keepers[rank] = keeper
+        self.returned(rank)
+
+    def hear_by(self, look: Callable[[], object]) -> None:
+        """Have this called while keepers of other nodes are awaited: see forwarder.py."""
+        self._look = look
+
+    def attend(self, descriptor: int, happened: Callable[[], None]) -> None:
+        """Have something called, once, when there is something to read."""
+
+        def once(_: object) -> None:
+            self._selector.unregister(descriptor)
+            happened()
+
+        self._selector.register(descriptor, selectors.EVENT_READ, once)
+        self._there.send(b"!")
+
+    def set_alarm(self, seconds: float, ring: Callable[[], None]) -> None:
+        """Have something called if it is not unset within so many seconds."""
+        self._alarm = time.monotonic() + seconds, ring
+        self._there.send(b"!")
+
+    def unset_alarm(self) -> None:
+        self._alarm = None
+
+    def see_off(self, ranks: Collection[int] | None = None) -> None:
+        """Have all keepers end, or those of some ranks, with their ranks, and wait until they have taken leave of the job."""
+        leaving = set(self._keepers if ranks is None else ranks)
+        for rank in leaving:
+            self.tell(rank, LEAVE)
+        until = time.monotonic() + _LEAVING
+        while leaving & self._keepers.keys() and time.monotonic() < until:
+            self._look()
+            time.sleep(_LOOK)
+
+    def stop(self) -> None:
+        """Let the keepers go, who have been told by their ranks that this is no death."""
+        self._stopped = True
+        self._there.send(b"!")
+        self._thread.join()
+        self.losses.put(None)
+        self.close()
+        self._slates.clear()
+
+    def close(self) -> None:
+        """Close the connections, without a word: in a forked child they are its parent's."""
+        for connection in (self._here, self._there, self._listener, *self._keepers.values()):
+            if connection is not None:
+                connection.close()
+        self._selector.close()
+
+    def _listen(self) -> None:
+        while not self._stopped:
+            alarm = self._alarm
+            left = None if alarm is None else alarm[0] - time.monotonic()
+            if alarm is not None and left is not None and left <= 0:
+                self._alarm = None
+                alarm[1]()
+                continue
+            for key, _ in self._selector.select(left):
+                key.data(key.fileobj)
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            connection = listener.accept()[0]
+        except OSError:  # it has gone away again, or there are too many files
+            time.sleep(_LOOK)
+            return
+        try:
+            hello, slate = self._hello(connection)
+        except Exception:  # noqa: BLE001 - a stranger, whatever it has sent
+            connection.close()
+            return
+        with contextlib.suppress(OSError):
+            connection.send(b"!")  # before anything else that it may be sent
+        self._selector.register(connection, selectors.EVENT_READ, partial(self._hear, hello, slate))
+        self.admit(hello["rank"], connection, slate)
+
+    def _hello(self, connection: socket.socket) -> tuple[dict[str, Any], Slate]:
+        """Receive what a keeper has to say of itself, and its rank's slate; any error if it is a stranger."""
+        _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+        if uid != os.geteuid():
+            raise PermissionError
+        connection.settimeout(_HELLO)
+        data, descriptors, _, _ = socket.recv_fds(connection, _LONGEST, 1)
+        try:
+            hello: dict[str, Any] = json.loads(data)
+            if not hmac.compare_digest(str(hello.pop("token")), self._token):
+                raise PermissionError
+            slate = Slate(*descriptors)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        connection.settimeout(None)
+        return hello, slate
+
+    def _hear(self, hello: dict[str, Any], slate: Slate, keeper: socket.socket) -> None:
+        """Hear from a keeper of a death; or it is going, or gone."""
+        data = b""
+        with contextlib.suppress(OSError):
+            data = receive(keeper)
+        rank = hello["rank"]
+        if data in {b"", BYE}:
+            self._selector.unregister(keeper)
+            self.forget_keeper(rank)
+        if data != BYE:
+            said = json.loads(data) if data else {"end": "was lost together with its keeper", "begun": None}
+            held = slate.held if data else b""  # else it may still write
+            self.lose(Loss(**hello, **said, held=held))
+
+
+def _close_in_child(reference: "weakref.ref[Watch]") -> None:
+    if (watch := reference()) is not None:
+        watch.close()
+
+
+class Undertaker:
+    """Has the channels of a crew forget the dead, in a thread."""
+
+    def __init__(
+        self,
+        watch: Watch,
+        channels: tuple[RemoteChannel[Any, Any], ...],
+        *,
+        renumber: Callable[[list[int], int], None],
+        bury: Callable[[Loss, Share | None], None],
+        give_up: Callable[[str], None],
+        note: Callable[[], None],
+    ) -> None:
+        self._watch = watch
+        self._work, self._replies = channels
+        self._renumber = renumber  # told of the work that is left: see RemoteChannel.settle
+        self._bury = bury  # told of each loss when what it has left behind is settled, and what it had claimed of the work
+        self._give_up = give_up
+        self._note = note  # told of each loss, first
+        self._shares: dict[int, Share] = {}  # of work, by rank: of those whose loss is still to be looked at
+        self._thread = threading.Thread(target=self._run, name="mpiexecutor undertaker", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while (loss := self._watch.losses.get()) is not None:
+            logger.log(logging.INFO if self._watch.is_doomed(loss.rank) else logging.WARNING, "%s", loss)
+            self._note()
+            try:
+                self._settle(loss)
+            except ChannelClosed:  # freed
+                continue
+            except Exception as error:
+                logger.exception("what a dead worker has left behind was not settled")
+                self._give_up(f"{loss}, and what it has left behind cannot be settled: {error}")
+                continue
+            finally:
+                self._watch.unset_alarm()
+            self._bury(loss, self._shares.pop(loss.rank, None))
+
+    def _settle(self, loss: Loss) -> None:
+        self._settle_channel(loss, lambda: self._shares.update({share.rank: share for share in self._settle_work()}))
+        self._settle_channel(loss, lambda: self._replies.settle(self._watch.dead, silent=self._watch.silent))
+
+    def _settle_work(self) -> list[Share]:
+        return self._work.settle(self._watch.dead, renumber=self._renumber, silent=self._watch.silent)
+
+    def _settle_channel(self, loss: Loss, settle: Callable[[], object]) -> None:
+        """Settle a channel. Who lives, and keeps that from being done, is killed: nobody can do anything meanwhile."""
+        why = f"{loss}, inside MPI, where it holds a lock that nobody can take any more"
+        while True:
+            self._watch.set_alarm(_WEDGED, partial(self._give_up, why))
+            try:
+                settle()
+            except ChannelBroken as error:
+                if not [rank for rank in error.ranks if self._watch.kill(rank)]:
+                    raise
+            else:
+                return

@@ -1,0 +1,122 @@
+"""The process manager, as a rank sees it without MPI: how to take leave of it.
+
+A process manager takes a rank that ends without a word for a failure, and ends the job. MPI_Finalize says that word, but waits for
+all ranks, and so for ever once one is dead. After a death each rank's word is said without MPI, a dead one's by its keeper.
+
+With Hydra, the mpiexec of MPICH and Intel MPI, the word is a line of PMI-1's protocol. Open MPI's process manager wants to be
+connected to by PMIx: it takes a second process of a rank, such as its keeper, for the rank (tried with Open MPI 5.0).
+"""
+
+import contextlib
+import ctypes
+import functools
+import logging
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mpiexecutor._util.seconds import ANSWER as _ANSWER
+from mpiexecutor._util.seconds import WAITING as _WAITING
+
+logger = logging.getLogger("mpiexecutor")
+
+_LAUNCHERS = "mpiexec", "mpirun", "prterun", "orterun"  # how its process's name begins,
+_BETWEEN = "hydra_", "sh", "bash", "dash"  # and those between it and its ranks on the same host
+_PATIENT_KILLER = """
+import select, signal, sys
+process = int(sys.argv[1])
+if not select.select([process], [], [], float(sys.argv[2]))[0]:
+    signal.pidfd_send_signal(process, signal.SIGKILL)
+"""
+_SHARED = tuple(f"/dev/shm/{name}" for name in ("mpich_shm_", "sm_segment.", "vader_segment."))  # noqa: S108 - MPI's own
+_DELETED = " (deleted)"
+_INITIALISED = 8  # times that a library can have initialised PMIx, at the most
+
+
+class _PmixProcess(ctypes.Structure):
+    """pmix_proc_t."""
+
+    _fields_ = (("namespace", ctypes.c_char * 256), ("rank", ctypes.c_uint32))
+
+
+@functools.cache  # the environment of a worker says so at first only
+def connection() -> int | None:
+    """Give the descriptor by which this rank talks to its process manager, if that is an mpiexec of MPICH's kind (Hydra)."""
+    is_hydra = any(name.startswith(("HYDI_", "HYDRA_")) for name in os.environ)
+    return int(os.environ["PMI_FD"]) if is_hydra and "PMI_FD" in os.environ else None
+
+
+def mapped() -> tuple[str | None, list[str]]:
+    """Give the paths of the PMIx library that this process has loaded, if it has, and of shared memory that MPI would remove."""
+    library, files = None, []
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            path = "/" + line.partition("/")[2]
+            if "/libpmix.so" in path:
+                library = path
+            if path.startswith(_SHARED) and not path.endswith(_DELETED):
+                files.append(path)
+    return library, sorted(set(files))
+
+
+def remove(files: Sequence[str]) -> None:
+    """Remove files that MPI would have removed."""
+    for file in files:
+        with contextlib.suppress(OSError):
+            Path(file).unlink()
+
+
+def take_leave(descriptor: int | None, library: str | None, *, initialise: bool) -> None:
+    """Say that this rank is done, without MPI. With `initialise` the process has not initialised PMIx itself: it is a keeper."""
+    if descriptor is not None:
+        with contextlib.suppress(OSError):
+            os.write(descriptor, b"cmd=finalize\n")
+            if select.select((descriptor,), (), (), _ANSWER)[0]:
+                os.read(descriptor, 256)
+    if library is not None:
+        with contextlib.suppress(OSError, AttributeError):
+            _finalize_pmix(library, initialise=initialise)
+
+
+def end_launcher() -> None:
+    """Have the launcher killed, if it still runs some time after this process has ended: it would wait for a lost host for ever."""
+    launcher = _launcher()
+    if launcher is None:
+        return
+    try:
+        descriptor = os.pidfd_open(launcher)
+    except (AttributeError, OSError):
+        return
+    logger.warning("mpiexec is killed if it still waits for a lost host %g s after the script", _WAITING)
+    nothing: Any = subprocess.DEVNULL  # whoever reads what this process has printed waits for its end
+    command = [sys.executable, "-I", "-S", "-c", _PATIENT_KILLER, str(descriptor), str(_WAITING)]
+    subprocess.Popen(command, pass_fds=(descriptor,), start_new_session=True, stdin=nothing, stdout=nothing, stderr=nothing)  # noqa: S603
+    os.close(descriptor)
+
+
+def _launcher() -> int | None:
+    """Find the mpiexec of this job, if it is on this host: above this process, and above what it has here to start processes."""
+    above = os.getppid()
+    with contextlib.suppress(OSError):
+        while True:
+            name, _, rest = Path(f"/proc/{above}/stat").read_text().partition("(")[2].rpartition(")")
+            if name.startswith(_LAUNCHERS):
+                return above
+            if not name.startswith(_BETWEEN):
+                break
+            above = int(rest.split()[1])
+    return None
+
+
+def _finalize_pmix(library: str, *, initialise: bool) -> None:
+    pmix = ctypes.CDLL(library)
+    if initialise and pmix.PMIx_Init(ctypes.byref(_PmixProcess()), None, ctypes.c_size_t(0)) != 0:
+        return
+    for _ in range(_INITIALISED):
+        if not pmix.PMIx_Initialized():
+            return
+        pmix.PMIx_Finalize(None, ctypes.c_size_t(0))

@@ -1,0 +1,446 @@
+"""A worker's keeper: hides its death from the process manager, which would end the job, and tells the root.
+
+    process manager ── started ──> keeper ── forked, before MPI ──> rank
+                                     |  <─── "serving", "dismissed" ──┘
+                                     └── "it was killed by SIGKILL" ──> a watch: the root's (see monitor.py)
+
+The process that was started as a rank forks, and the child is the rank. The parent, its keeper, has the same connection to the
+process manager, and never touches MPI. As long as the rank serves nobody it is as if there were no keeper: it ends as the rank
+ends. If the rank dies while it serves, the keeper stays in its place until the root has done all it wants to. A rank whose call
+runs longer than it may is killed by its keeper.
+
+Life and death. If the keeper dies the kernel kills its rank. The keeper is connected to the root as long as that lives. When the
+root says so the keeper kills its rank, if that still lives, takes leave, and ends; when the kernel closes the connection, because
+the root has died, it does so without taking leave.
+
+On another node than the root's the watches are those of other ranks there, which pass on what they hear (see forwarder.py). When
+one is gone the keeper turns to the next. If its rank dies, and there is none any more, the keeper takes leave, and ends: the root
+will miss them both.
+
+Only Linux has what this takes (pidfd_open, PR_SET_PDEATHSIG).
+"""
+
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from mpiexecutor._util.seconds import PULSE
+from mpiexecutor._util.seconds import WELCOME as _WELCOME
+
+from . import process_manager
+from .status_page import Slate
+
+logger = logging.getLogger("mpiexecutor")
+
+VARIABLE: Final = "MPIEXECUTOR_KEEPER"
+KILL: Final = b"kill"  # what the root may say: to end the rank,
+TERMINATE: Final = b"terminate"  # to have it end, by SIGTERM,
+LEAVE: Final = b"leave"  # or to end the rank and its keeper;
+NEWS: Final = b"news "  # or something else, for the rank itself
+BYE: Final = b"{}"  # what a keeper says when it goes, and nothing is wrong
+_LONGEST = 1 << 16  # bytes of a message
+_PATIENCE = 1.0  # seconds that a child of the script has to end by SIGTERM
+_LONGEST_WAIT = 3600.0  # seconds: a poll counts in milliseconds, in 32 bits
+_LOST = 1 << 8  # the status of a keeper whose root is dead, as waitpid would give it
+_PR_SET_PDEATHSIG = 1
+_FORK_SHY = "libgomp", "libomp", "libiomp5", "libcuda"  # libraries that hang, or fail, in a child if the parent has used them
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """Whom a rank serves."""
+
+    addresses: list[str]  # of watches: the first that is there is the one
+    token: str
+    rank: int
+    far: bool  # from the root: the watches are other workers'
+    pmix: str | None  # the library's path, if this rank has loaded it
+    files: list[str]  # that are to be removed in the end: see process_manager.py
+
+
+class Kept:
+    """A rank's side of its keeper."""
+
+    def __init__(self, line: socket.socket, slate: Slate) -> None:
+        self._line = line
+        self.slate = slate
+        self.serves = False
+        self._resting = threading.Event()  # no longer to give signs of life, for the root that is served
+
+    def serve(self, addresses: Sequence[str], token: str, rank: int, *, far: bool = False) -> None:
+        """From now on this rank serves the root that listens there, or through others, and is not to take the job with it."""
+        self.serves = True
+        self.slate.limit(0.0)
+        self.slate.let_go()
+        self.slate.pulse()
+        self._say(asdict(Service(list(addresses), token, rank, far, *process_manager.mapped())))
+        self._line.recv(1)  # the root knows its keeper: only now may the rank begin
+        self._resting = threading.Event()
+        threading.Thread(target=self._pulse, args=(self._resting,), name="mpiexecutor pulse", daemon=True).start()
+
+    def news(self) -> bytes:
+        """Wait for something that the root has to say to this rank, while it serves; nothing: its keeper has gone."""
+        return self._line.recv(_LONGEST).removeprefix(NEWS)
+
+    def limit(self, seconds: float) -> None:
+        """Have calls killed that run longer, together with this rank; 0: none."""
+        self.slate.limit(seconds)
+        self._say("limit")
+
+    def dismiss(self) -> None:
+        """From now on this rank serves nobody."""
+        self.serves = False
+        self._resting.set()
+        self._say(None)
+
+    def stay(self) -> NoReturn:
+        """Have nothing left to do, and be ended when the root has: MPI_Finalize would wait for the dead."""
+        self._say("staying")
+        while True:
+            signal.pause()
+
+    def _say(self, what: Any) -> None:
+        self._line.send(json.dumps(what).encode())
+
+    def _pulse(self, resting: threading.Event) -> None:
+        """Give signs of life: none while a call holds the GIL, or this process is stopped."""
+        while not resting.is_set():
+            self.slate.pulse()
+            resting.wait(PULSE)
+
+
+def keep(last_words: bytes = b"") -> Kept | None:
+    """Become the child of a keeper, who returns never; None if there can be none, or is to be none.
+
+    `last_words` are for both streams, from the keeper if the rank cannot end as it should.
+    """
+    if os.environ.get(VARIABLE) == "0":
+        return None
+    if why := _obstacle():
+        logger.info("this worker has no keeper, as %s: if it dies the job ends", why)
+        return None
+    sys.stdout.flush()
+    sys.stderr.flush()
+    slate, descriptor = Slate.new()
+    mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    before = os.getpid()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the libraries of NumPy have threads; the keeper needs none
+        child = os.fork()
+    if child:
+        its.close()
+        _be_keeper(child, mine, slate, descriptor, last_words)
+    mine.close()
+    os.close(descriptor)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != before:
+        os._exit(1)
+    return Kept(its, slate)
+
+
+def possible() -> bool:
+    """Whether this system has what a keeper needs: Linux 5.3 has, and lets everybody use it who is not forbidden to."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+        os.close(os.memfd_create("mpiexecutor-trial"))
+    except (AttributeError, OSError):
+        return False
+    return True
+
+
+def _obstacle() -> str:
+    """Say why there can be no keeper, if so."""
+    if not possible():
+        return "this system has not both of pidfd_open and memfd_create, as Linux 5.3 has"
+    if threading.active_count() > 1:
+        return "the script has started threads already"
+    if "mpi4py.MPI" in sys.modules:
+        return "the script has initialised MPI already, by importing mpi4py.MPI"
+    loaded = Path("/proc/self/maps").read_text()
+    found = next((name for name in _FORK_SHY if f"/{name}" in loaded), None)
+    return f"the script has loaded {found}, which does not bear a fork" if found else ""
+
+
+class _Keeper:
+    """The keeper itself."""
+
+    def __init__(self, child: int, line: socket.socket, slate: Slate, descriptor: int, last_words: bytes) -> None:
+        self._child = child
+        self._line = line
+        self._slate = slate
+        self._descriptor = descriptor  # of the slate
+        self._overdue = 0.0  # the limit, in seconds, if the rank was killed because its call ran longer
+        self._last_words = last_words
+        self._end = os.pidfd_open(child)
+        self._service: Service | None = None
+        self._watch: socket.socket | None = None
+        self._status: int | None = None  # of the child, once it has ended
+        self._poll = select.poll()
+        self._poll.register(self._end, select.POLLIN)
+        self._poll.register(line, select.POLLIN)
+
+    def run(self) -> int:
+        """Keep the rank; give the status to end with."""
+        while self._status is None or self._watch is not None:
+            self._wait()
+        return self._status
+
+    def _wait(self) -> None:
+        """Wait for something to happen, and see to it; first to what the rank has said."""
+        enforced = self._service is not None and self._status is None and not self._overdue
+        left = self._slate.left(time.monotonic()) if enforced else None
+        milliseconds = None if left is None else 1e3 * min(max(0.0, left), _LONGEST_WAIT)
+        ready = {descriptor for descriptor, _ in self._poll.poll(milliseconds)}
+        if not ready:
+            self._enforce_limit()
+        if self._line.fileno() in ready:
+            while self._hear():
+                pass
+        if self._end in ready:
+            self._see_end()
+        if self._watch is not None and self._watch.fileno() in ready:
+            self._obey()
+
+    def _hear(self) -> bool:
+        """Take in what the rank has said; False if there was nothing."""
+        try:
+            data = receive(self._line, socket.MSG_DONTWAIT)
+        except OSError:
+            return False
+        if not data:
+            self._poll.unregister(self._line)
+            return False
+        said = json.loads(data)
+        if said == "staying":
+            self._speak_last()
+        elif said == "limit":
+            pass  # what matters is to have been woken: the limit itself is on the slate
+        elif said is None:
+            self._leave_watch()
+            self._service = None
+        else:
+            self._service = Service(**said)
+            self._meet_watch()
+            with contextlib.suppress(OSError):  # the rank has died since
+                self._line.send(b"!")
+        return True
+
+    def _meet_watch(self) -> None:
+        """Meet the first watch that is there, and trouble the others before it no more."""
+        assert self._service is not None
+        addresses = self._service.addresses
+        while addresses and not self._meet(addresses[0], self._service):
+            addresses.pop(0)
+
+    def _meet(self, address: str, service: Service) -> bool:
+        watch = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            watch.settimeout(_WELCOME if service.far else None)
+            watch.connect(address)
+            hello = {"token": service.token, "rank": service.rank, "pid": self._child, "host": socket.gethostname()}
+            socket.send_fds(watch, [json.dumps(hello).encode()], [self._descriptor])
+            if not watch.recv(1):
+                raise ConnectionRefusedError
+            watch.settimeout(None)
+        except OSError:
+            watch.close()
+            return False
+        self._watch = watch
+        self._poll.register(watch, select.POLLIN)
+        return True
+
+    def _leave_watch(self) -> None:
+        """Say that all is well, and go."""
+        if self._watch is not None:
+            with contextlib.suppress(OSError):
+                self._watch.send(BYE)
+            self._poll.unregister(self._watch)
+            self._watch.close()
+            self._watch = None
+
+    def _see_end(self) -> None:
+        """Note that the rank has ended; if it was not to, tell the root, and stay, or go if nobody can tell it."""
+        self._poll.unregister(self._end)
+        _, self._status = os.waitpid(self._child, 0)
+        if self._watch is not None:
+            self._tell_end()
+            self._speak_last()
+        elif self._service is not None and self._service.far:
+            self._take_leave()
+
+    def _tell_end(self) -> None:
+        assert self._watch is not None
+        assert self._status is not None
+        with contextlib.suppress(OSError):
+            self._watch.send(json.dumps(self._last_of_rank(self._status)).encode())
+
+    def _last_of_rank(self, status: int) -> dict[str, Any]:
+        """Say how the rank ended."""
+        end = f"was killed, as its call ran longer than {self._overdue:g} s" if self._overdue else how(status)
+        return {"end": end, "begun": self._slate.begun, "overdue": self._overdue}
+
+    def _enforce_limit(self) -> None:
+        """Kill the rank if its call is overdue. It may come to its end in this moment: so the rank is stopped first."""
+        if not self._is_overdue():
+            return
+        os.kill(self._child, signal.SIGSTOP)
+        os.waitid(os.P_PID, self._child, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        if self._is_overdue():
+            self._overdue = self._slate.most
+            os.kill(self._child, signal.SIGKILL)
+        else:
+            os.kill(self._child, signal.SIGCONT)
+
+    def _is_overdue(self) -> bool:
+        left = self._slate.left(time.monotonic())
+        return self._slate.running_since is not None and left is not None and left <= 0
+
+    def _obey(self) -> None:
+        """Do with the rank as the root wants; if the root is dead, or done, there is nothing left to do."""
+        assert self._watch is not None
+        assert self._service is not None
+        said = b""
+        with contextlib.suppress(OSError):
+            said = receive(self._watch)
+        if said in {KILL, TERMINATE}:
+            if self._status is None:
+                os.kill(self._child, signal.SIGKILL if said == KILL else signal.SIGTERM)
+        elif said == LEAVE:
+            self._end_rank()
+            self._take_leave()
+        elif said.startswith(NEWS):
+            with contextlib.suppress(OSError):  # the rank is dead, or has more to read than it reads
+                self._line.send(said, socket.MSG_DONTWAIT)
+        elif self._service.far:
+            self._turn_elsewhere(self._service)
+        else:  # the job is being ended: that is no time to turn to its process manager
+            self._end_rank()
+            self._status = _LOST
+            self._speak_last()
+            process_manager.remove(self._service.files)
+            self._leave_watch()
+
+    def _end_rank(self) -> None:
+        if self._status is None:
+            os.kill(self._child, signal.SIGKILL)
+            self._poll.unregister(self._end)
+            os.waitpid(self._child, 0)
+
+    def _take_leave(self) -> None:
+        """Say to the process manager that all is well with this rank, and end."""
+        assert self._service is not None
+        self._status = 0
+        self._speak_last()
+        process_manager.remove(self._service.files)
+        process_manager.take_leave(process_manager.connection(), self._service.pmix, initialise=True)
+        self._leave_watch()
+
+    def _turn_elsewhere(self, service: Service) -> None:
+        """Turn to another watch: the one there was has gone, with its worker."""
+        self._leave_watch()
+        service.addresses.pop(0)
+        self._meet_watch()
+        if self._status is not None:
+            if self._watch is not None:
+                self._tell_end()  # perhaps once more
+            else:
+                self._take_leave()
+
+    def _speak_last(self) -> None:
+        for descriptor in (1, 2):
+            with contextlib.suppress(OSError):
+                os.write(descriptor, self._last_words)
+        self._last_words = b""
+
+
+def receive(line: socket.socket, flags: int = 0) -> bytes:
+    """Receive a message of the other side; nothing if it has closed the line.
+
+    If it closed the line and had not read everything, the kernel reports that first (ECONNRESET), and then gives what it had said.
+    """
+    try:
+        return line.recv(_LONGEST, flags)
+    except ConnectionResetError:
+        return line.recv(_LONGEST, flags)
+
+
+def _be_keeper(child: int, line: socket.socket, slate: Slate, descriptor: int, last_words: bytes) -> NoReturn:
+    """Be the keeper of a rank, and end as it does: whatever happens, the script is not to go on here."""
+    code = 1
+    try:
+        _leave_signals_to_rank()
+        status = _Keeper(child, line, slate, descriptor, last_words).run()
+        if os.WIFSIGNALED(status):
+            end_children()
+            _die_by(os.WTERMSIG(status))
+        code = os.waitstatus_to_exitcode(status)
+    except BaseException:  # noqa: BLE001 - the rank goes with it
+        traceback.print_exc()
+    finally:
+        end_children()
+        os._exit(code)
+
+
+def end_children() -> None:
+    """End what the script has started on this rank before it became a worker: nobody else would, and the job would wait for it."""
+    for number, patience in ((signal.SIGTERM, _PATIENCE), (signal.SIGKILL, 0.0)):
+        until = time.monotonic() + patience
+        for child in _children():
+            with contextlib.suppress(OSError):
+                os.kill(child, number)
+        while _children() and time.monotonic() < until:
+            time.sleep(_PATIENCE / 100)
+
+
+def _children() -> list[int]:
+    """Return the processes that this one has started and that run, and reap those that have ended."""
+    with contextlib.suppress(OSError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state, parent = (process / "stat").read_text().rpartition(")")[2].split()[:2]
+            if int(parent) == os.getpid() and state != "Z":
+                found.append(int(process.name))
+    return found
+
+
+def _leave_signals_to_rank() -> None:
+    """Ignore Ctrl-C, what the script has a handler for, and SIGUSR1, by which MPICH tells of deaths; end by SIGTERM."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        if callable(signal.getsignal(number)) or number == signal.SIGUSR1:
+            signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _die_by(number: int) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if number != signal.SIGKILL:
+        signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+def how(status: int) -> str:
+    """Say how a process ended."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+        return f"was killed by {name}"
+    return f"ended with exit code {os.waitstatus_to_exitcode(status)}"

@@ -1,0 +1,60 @@
+"""The seam between the ring, which is pure, and whatever memory it lives in."""
+
+import errno
+import mmap
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+WORD: Final = 8  # bytes
+
+
+class Memory(Protocol):
+    """A flat piece of memory that several parties share; one handle serves one thread at a time.
+
+    Offsets are in bytes. A word is eight bytes, signed, aligned to eight. Between two calls of ``flush`` the effects of
+    ``read``, ``store``, ``write`` and ``hand_over`` come in any order; after it they are complete, and seen by every party.
+    ``load`` and ``fetch`` are complete when they return, and come in the order in which they are called; when ``fetch`` returns, so
+    is all that was asked for before.
+
+    Until that flush ``store`` and ``write`` may set a word more than once: copying does, the C library's for one, where pieces that
+    it moves at a time overlap. Another party that sees the word, and sets it in turn, may find its own overwritten. So they are
+    for words that one party alone sets, and for bytes that no other looks at before that flush; ``hand_over`` is for the rest.
+    (A sleeper's byte is set by itself and by whoever wakes it, who then rings after the flush: being set twice does no harm.)
+    """
+
+    def load(self, at: int) -> int:
+        """Give the word at `at`."""
+
+    def fetch(self, at: int, into: memoryview) -> None:
+        """Fill `into` with the bytes from `at` on; each word of them is of some moment during the call."""
+
+    def read(self, at: int, into: memoryview) -> None:
+        """Have `into` filled with the bytes from `at` on, by the next flush."""
+
+    def store(self, at: int, word: int) -> None:
+        """Set the word at `at`, by the next flush."""
+
+    def hand_over(self, at: int, olds: Sequence[int], words: Sequence[int]) -> None:
+        """Set the words from `at` on, once each, by the next flush. They are `olds`: nobody else sets one before that is seen."""
+
+    def write(self, at: int, data: memoryview) -> None:
+        """Copy `data` to `at`, by the next flush; until then it must not change."""
+
+    def compare_swap(self, at: int, expected: int, word: int) -> int:
+        """Set the word at `at` if it is `expected`, in one step; give what it was. A flush of its own."""
+
+    def allocate(self, size: int) -> memoryview:
+        """Give memory of this party's own to read into, with whatever was in it before. MemoryError if there is none."""
+
+    def flush(self) -> None:
+        """Complete all that was asked for: a full fence between what comes before and what comes after."""
+
+
+def mapped(file: int, size: int, **options: int) -> mmap.mmap:
+    """Map a file, or with -1 as its descriptor fresh pages; MemoryError if there is no room for that."""
+    try:
+        return mmap.mmap(file, size, **options)
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+        raise MemoryError(f"there is no room for {size} bytes") from error

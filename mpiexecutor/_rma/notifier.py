@@ -1,0 +1,289 @@
+"""Between nodes: how a rank is woken, and how the host is asked to attend.
+
+What is sent waits until it is looked for, so that nothing is missed; looking costs a microsecond, needs nobody else, and is
+progress. It is an empty message, which does what a datagram does on one node. But to send one to a rank of another node that has
+died, and nobody may know yet that it has, does harm:
+
+    MPICH, up to 5.0 at least, crashes: MPID_Isend uses a request that its network module has not made. A Put is an error
+    instead. There each rank has a few bytes in a window, which the others set.
+
+    Intel MPI, over TCP, tries for ever to connect again, whatever is called. There threads send that nobody waits for.
+"""
+
+import _thread
+import contextlib
+import itertools
+import logging
+import threading
+import time
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Final, Literal
+
+from mpi4py import MPI
+
+from .memory import Memory
+from .progress import attendant
+from .window import Marks
+
+logger = logging.getLogger("mpiexecutor")
+
+Which = Literal["put", "take", "knock"]
+
+_TAGS: Final[dict[Which, int]] = {"put": 0, "take": 1, "knock": 2}
+_KNOCK = 0.02  # seconds between two knocks of a rank that goes on using the host's memory
+_NOTHING: Final = [None, 0, MPI.BYTE]
+_DEATHS: Final = {MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING} - {MPI.ERR_UNKNOWN}  # of other ranks, where MPI tells of them
+
+
+@contextlib.contextmanager
+def unless_dead() -> Iterator[None]:
+    """Do something with another rank; if that is dead, nothing, where MPI says so."""
+    try:
+        yield
+    except MPI.Exception as error:
+        if error.Get_error_class() not in _DEATHS:
+            raise
+
+
+def has_come(comm: MPI.Intracomm, tag: int) -> bool:
+    """Whether there is a message from anybody. The first look may only have MPI read it, and the second find it.
+
+    It is to be taken out then, by a matched probe for anybody's. If its sender has died Open MPI waits for ever for it by name, or
+    fails, and finds it again; and a Recv of anybody's may wait for ever in MPICH 5, where only some ranks are on this node.
+    """
+    try:
+        return comm.Iprobe(MPI.ANY_SOURCE, tag) or comm.Iprobe(MPI.ANY_SOURCE, tag)
+    except MPI.Exception as error:
+        if error.Get_error_class() not in _DEATHS:
+            raise
+        comm.Ack_failed()  # or every further look would fail, too
+        return False
+
+
+def marks_instead(comm: MPI.Intracomm, size: int) -> Marks | None:
+    """Make bytes that are set without fear of the dead, where a message to them crashes the sender; together with every rank."""
+    return Marks(comm, size) if "MPICH" in MPI.Get_library_version() else None
+
+
+def senders_instead() -> "Senders | None":
+    """Give what sends without waiting for the dead, where a message to them is waited for for ever."""
+    return Senders() if MPI.Get_library_version().startswith("Intel") else None
+
+
+class FarBells:
+    """The bells of a channel whose ranks live on several nodes. Collective to make and to free."""
+
+    def __init__(self, comm: MPI.Intracomm, host: int) -> None:
+        own = comm.Dup()
+        marks = marks_instead(own, len(_TAGS))
+        self._carrier = _Messages(own, host) if marks is None else _Bytes(own, marks)
+        self._host = host
+        self._is_host = comm.rank == host
+        # Two threads of it are inside MPI at a time. Where that must not be, the host attends when it uses the channel itself.
+        self._attendant = attendant() if self._is_host and MPI.Query_thread() == MPI.THREAD_MULTIPLE else None
+        self._attended_until = 0.0
+        if self._attendant is not None:
+            self._attendant.attend(self._knocked)
+
+    def ring(self, rank: int, which: Which) -> None:
+        """Have a rank find that it was rung, some time; never waits."""
+        self._carrier.send(rank, which)
+
+    def rung(self, which: Which) -> bool:
+        """Whether somebody has rung this rank; one look serves all who have."""
+        if self._is_host and self._attendant is None:
+            self._carrier.receive("knock")  # nobody else does
+        return self._carrier.receive(which)
+
+    def stir(self) -> None:
+        """Have the host attend to its memory for a while: this rank, or one that it has rung, is about to use it."""
+        if time.monotonic() < self._attended_until:
+            return
+        self._attended_until = time.monotonic() + _KNOCK
+        if self._attendant is not None:
+            self._attendant.poke()
+        elif not self._is_host:
+            self.ring(self._host, "knock")
+
+    def attended(self, memory: Memory) -> Memory:
+        """Give a handle on the host's memory that has it attend whenever it is waited for."""
+        return memory if self._is_host else _AttendedMemory(memory, self.stir)
+
+    def leave(self) -> None:
+        """Attend to the others no more."""
+        if self._attendant is not None:
+            self._attendant.leave(self._knocked)
+
+    def free(self) -> None:
+        self._carrier.free()
+
+    def _knocked(self) -> bool:
+        return self.rung("knock")
+
+
+class _Bytes:
+    """Bytes that are set."""
+
+    def __init__(self, comm: MPI.Intracomm, marks: Marks) -> None:
+        self._comm = comm
+        self._marks = marks
+
+    def send(self, rank: int, which: Which) -> None:
+        self._marks.set(rank, _TAGS[which])  # or nobody is there
+
+    def receive(self, which: Which) -> bool:
+        self._comm.Iprobe()  # is progress
+        return self._marks.unset(_TAGS[which])
+
+    def free(self) -> None:
+        self._marks.free()
+        self._comm.Free()
+
+
+class _Messages:
+    """Empty messages."""
+
+    def __init__(self, comm: MPI.Intracomm, host: int) -> None:
+        self._comm = comm
+        self._host = host  # who lives, or all is over
+        self._senders = senders_instead()
+        # No lock: who rings may hold one that a finalizer wants, which the collector of garbage may run under a lock of ours.
+        self._sent = [itertools.count() for _ in range(comm.size)]  # by rank
+        # Not freed at once: if one of those fails Open MPI aborts this process.
+        self._on_their_way: deque[MPI.Request] = deque()
+        self._receiving = threading.Lock()
+        self._received = 0
+
+    def send(self, rank: int, which: Which) -> None:
+        next(self._sent[rank])
+        if self._senders is None or rank == self._host:
+            self._send(rank, which)
+        else:
+            self._senders.do(partial(self._send, rank, which))
+
+    def receive(self, which: Which) -> bool:
+        found = False
+        with self._receiving:
+            while self._receive(_TAGS[which]):
+                found = True
+        return found
+
+    def free(self) -> None:
+        """Receive all that was sent: a communicator made later may look the same to MPI, and must not find it."""
+        if self._senders is not None:
+            self._senders.stop()
+        expected = array("q", [0])
+        self._comm.Reduce_scatter_block(array("q", map(next, self._sent)), expected)
+        while self._received < expected[0]:
+            self._receive(MPI.ANY_TAG)
+        while self._on_their_way:
+            self._clear_away()
+        self._comm.Free()
+
+    def _send(self, rank: int, which: Which) -> None:
+        with unless_dead():
+            self._on_their_way.append(self._comm.Isend(_NOTHING, rank, _TAGS[which]))
+        self._clear_away()
+
+    def _clear_away(self) -> None:
+        """Forget what has been sent."""
+        for _ in range(len(self._on_their_way)):
+            with contextlib.suppress(IndexError):  # another thread does so, too
+                request = self._on_their_way.popleft()
+                with unless_dead():
+                    if not request.Test():
+                        self._on_their_way.append(request)
+
+    def _receive(self, tag: int) -> bool:
+        """Receive a message if there is one."""
+        if not has_come(self._comm, tag):
+            return False
+        self._received += 1  # before an interrupt can come between: it is there
+        with unless_dead():
+            message = self._comm.Improbe(MPI.ANY_SOURCE, tag)
+            if message is not None:
+                message.Recv(_NOTHING)
+        return True
+
+
+class Senders:
+    """Threads that do something each, of which some may never come back: one more whenever all others are at work."""
+
+    def __init__(self) -> None:
+        # Queues, and no lock: see _Messages.
+        self._due: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._idle: SimpleQueue[None] = SimpleQueue()  # as many as there are threads that nothing is due for
+        self._ended: SimpleQueue[None] = SimpleQueue()  # one for each thread
+        self._threads = 0
+
+    def do(self, task: Callable[[], None]) -> None:
+        """Have a thread do it."""
+        try:
+            self._idle.get_nowait()
+        except Empty:
+            # Not threading.Thread, whose start waits for the thread, perhaps under a lock that a finalizer there wants.
+            with contextlib.suppress(RuntimeError):  # the process is ending, and starts none any more
+                _thread.start_new_thread(self._run, ())
+                self._threads += 1
+        if self._threads:
+            self._due.put(task)
+        else:
+            task()
+
+    def stop(self) -> None:
+        """Wait until all is done; none of those that were to be sent something has died."""
+        for _ in range(self._threads):
+            self._due.put(None)
+            self._ended.get()
+
+    def _run(self) -> None:
+        while (task := self._due.get()) is not None:
+            try:
+                task()
+            except Exception:
+                logger.exception("a rank on another node was not sent what it is for")
+            self._idle.put(None)
+        self._ended.put(None)
+
+
+class _AttendedMemory:
+    """Another rank's memory; calls that wait for the host have it attend first."""
+
+    def __init__(self, memory: Memory, stir: Callable[[], None]) -> None:
+        self._memory = memory
+        self._stir = stir
+
+    def load(self, at: int) -> int:
+        self._stir()
+        return self._memory.load(at)
+
+    def fetch(self, at: int, into: memoryview) -> None:
+        self._stir()
+        self._memory.fetch(at, into)
+
+    def read(self, at: int, into: memoryview) -> None:
+        self._memory.read(at, into)
+
+    def store(self, at: int, word: int) -> None:
+        self._memory.store(at, word)
+
+    def hand_over(self, at: int, olds: Sequence[int], words: Sequence[int]) -> None:
+        self._memory.hand_over(at, olds, words)
+
+    def write(self, at: int, data: memoryview) -> None:
+        self._memory.write(at, data)
+
+    def compare_swap(self, at: int, expected: int, word: int) -> int:
+        self._stir()
+        return self._memory.compare_swap(at, expected, word)
+
+    def allocate(self, size: int) -> memoryview:
+        return self._memory.allocate(size)
+
+    def flush(self) -> None:
+        self._stir()
+        self._memory.flush()

@@ -1,0 +1,220 @@
+"""Memory on an RMA window: the only file of the channel that calls MPI.Win.
+
+One passive-target epoch, opened at birth with ``Lock_all`` and closed by ``free``. Where all ranks are on one node the window is
+shared memory, and every rank loads and stores plainly, a tenth of what an MPI call costs; else the host alone does, and the others
+use Put, Get and Flush, which every MPI has had to make work. What has to be one step is Compare_and_swap everywhere; and so is what
+one rank sets and then another, where it goes through MPI: a Put is a copy, which may set a word twice (see memory.py). Words that
+are swapped are swapped or loaded only, and words that are put have one writer: the MPI standard promises no more. Marks need less:
+whoever puts one puts the same byte.
+"""
+
+import contextlib
+import mmap
+import platform
+import sys
+import threading
+from array import array
+from collections.abc import Sequence
+from typing import Final
+
+from mpi4py import MPI
+
+from .memory import WORD, Memory, mapped
+
+# Both stacks lay 8-byte words on 8-byte boundaries of an allocated window, and move them whole.
+_WORD: Final = MPI.INT64_T
+# Bytes. The first touch of fresh pages costs more than copying to them. Below this they are few; up to the next bound the C library
+# gives memory that was used before, which nobody has to clear; beyond it gives fresh pages always, of which huge ones are fewer.
+_SMALL: Final = 64 << 10
+_MAPPED: Final = 32 << 20
+
+
+class Window:
+    """A window whose memory is on one rank, and handles to it. Collective to make and to free."""
+
+    def __init__(self, comm: MPI.Intracomm, host: int, size: int) -> None:
+        self._host = host
+        own = size if comm.rank == host else 0
+        self._memory: memoryview | None = None  # where this rank reaches it without MPI
+        if on_one_node(comm):
+            self._win = MPI.Win.Allocate_shared(own, 1, comm=comm)
+            self._memory = self._win.Shared_query(host)[0].cast("B")
+        else:
+            self._win = MPI.Win.Allocate(own, 1, comm=comm)
+            if comm.rank == host:
+                self._memory = self._win.tomemory().cast("B")
+        self._win.Lock_all(MPI.MODE_NOCHECK)
+
+    def memory(self) -> Memory:
+        """Give a handle for one thread."""
+        if self._memory is None:
+            return _RemoteMemory(self._win, self._host)
+        ordered = platform.machine() in {"x86_64", "AMD64"} and self._win.Get_attr(MPI.WIN_MODEL) == MPI.WIN_UNIFIED
+        return (_OrderedMemory if ordered else _DirectMemory)(self._win, self._host, self._memory)
+
+    def free(self) -> None:
+        self._memory = None
+        self._win.Unlock_all()
+        self._win.Free()
+
+
+class Marks:
+    """Some bytes on each rank that all others can set. Collective to make and to free.
+
+    A byte is set by others, at any time, and unset by its own rank, which then looks at whatever it was set for: so it may be set
+    twice, or again while it is unset, and nothing is missed.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, size: int) -> None:
+        self._win = MPI.Win.Allocate(size, 1, comm=comm)
+        self._own = self._win.tomemory().cast("B")
+        self._own[:] = bytes(size)
+        self._set: Final = [bytearray(b"\1"), 1, MPI.BYTE]
+        self._win.Lock_all(MPI.MODE_NOCHECK)
+        comm.Barrier()  # nobody sets one that is still to be made
+
+    def set(self, rank: int, index: int) -> bool:
+        """Set a rank's byte, and never wait; False if that cannot be, as the rank has died."""
+        try:
+            self._win.Put(self._set, rank, index)
+        except MPI.Exception:  # MPICH has no class of its own for that
+            return False
+        return True
+
+    def unset(self, index: int) -> bool:
+        """Unset a byte of this rank; whether it was set."""
+        self._win.Sync()
+        if not self._own[index]:
+            return False
+        self._own[index] = 0
+        self._win.Sync()
+        return True
+
+    def free(self) -> None:
+        self._own.release()
+        self._win.Unlock_all()
+        self._win.Free()
+
+
+def on_one_node(comm: MPI.Intracomm) -> bool:
+    """Whether all ranks can share memory."""
+    near = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    size = near.size
+    near.Free()
+    return size == comm.size
+
+
+class _RemoteMemory:
+    """Another rank's memory, through one-sided calls."""
+
+    def __init__(self, win: MPI.Win, host: int) -> None:
+        self._win = win
+        self._host = host
+        self._loaded, self._expected, self._new, self._old = (memoryview(array("q", [0])) for _ in range(4))
+        self._specs = [[word, 1, _WORD] for word in (self._loaded, self._expected, self._new, self._old)]
+        self._kept: list[memoryview] = []  # what MPI may still be using until the next flush
+
+    def load(self, at: int) -> int:
+        self._win.Get(self._specs[0], self._host, at)
+        self.flush()
+        return self._loaded[0]
+
+    def fetch(self, at: int, into: memoryview) -> None:
+        self.read(at, into)
+        self.flush()
+
+    def read(self, at: int, into: memoryview) -> None:
+        self._win.Get([into, MPI.BYTE], self._host, at)
+
+    def store(self, at: int, word: int) -> None:
+        self.write(at, memoryview(word.to_bytes(WORD, sys.byteorder, signed=True)))
+
+    def hand_over(self, at: int, olds: Sequence[int], words: Sequence[int]) -> None:
+        for index, numbers in enumerate(zip(words, olds, strict=True)):
+            origin, compare, result = (memoryview(array("q", (number,))) for number in (*numbers, 0))
+            self._kept += (origin, compare, result)
+            place = at + WORD * index
+            self._win.Compare_and_swap([origin, 1, _WORD], [compare, 1, _WORD], [result, 1, _WORD], self._host, place)
+
+    def write(self, at: int, data: memoryview) -> None:
+        self._kept.append(data)
+        self._win.Put([data, MPI.BYTE], self._host, at)
+
+    def compare_swap(self, at: int, expected: int, word: int) -> int:
+        self._expected[0] = expected
+        self._new[0] = word
+        _, compare, origin, result = self._specs
+        self._win.Compare_and_swap(origin, compare, result, self._host, at)
+        self._win.Flush(self._host)  # also where flush is something lighter
+        return self._old[0]
+
+    def allocate(self, size: int) -> memoryview:
+        if size < _SMALL:
+            return memoryview(bytearray(size))
+        if size < _MAPPED:
+            return MPI.buffer.allocate(size).cast("B")
+        pages = mapped(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):
+                pages.madvise(mmap.MADV_HUGEPAGE)
+        return memoryview(pages)
+
+    def flush(self) -> None:
+        self._win.Flush(self._host)
+        self._kept.clear()
+
+
+class _DirectMemory(_RemoteMemory):
+    """Memory that this rank can reach: loads and stores are plain, and only what has to be one step goes through MPI."""
+
+    def __init__(self, win: MPI.Win, host: int, memory: memoryview) -> None:
+        super().__init__(win, host)
+        self._bytes = memory
+        self._words = memory.cast("q")
+
+    def load(self, at: int) -> int:
+        self._win.Sync()
+        word = self._words[at // WORD]
+        self._win.Sync()
+        return word
+
+    def fetch(self, at: int, into: memoryview) -> None:
+        self._win.Sync()
+        into[:] = self._bytes[at : at + len(into)]
+        self._win.Sync()
+
+    def read(self, at: int, into: memoryview) -> None:
+        into[:] = self._bytes[at : at + len(into)]
+
+    def store(self, at: int, word: int) -> None:
+        self._words[at // WORD] = word
+
+    def hand_over(self, at: int, olds: Sequence[int], words: Sequence[int]) -> None:  # noqa: ARG002 - for who has to swap
+        for index, word in enumerate(words, at // WORD):
+            self._words[index] = word  # one instruction, unlike the copy of a slice
+
+    def write(self, at: int, data: memoryview) -> None:
+        self._bytes[at : at + len(data)] = data
+
+    def flush(self) -> None:
+        self._win.Sync()
+
+
+class _OrderedMemory(_DirectMemory):
+    """The same where the processor keeps loads, and stores, in order among themselves: only a flush has to be a fence.
+
+    Any locked instruction of an x86 is one. Taking a lock that is free is such an instruction, and keeps the GIL, which every
+    MPI call drops: beside a busy thread each retake can cost the switch interval.
+    """
+
+    def __init__(self, win: MPI.Win, host: int, memory: memoryview) -> None:
+        super().__init__(win, host, memory)
+        self._fence = threading.Lock()
+        self.fetch = self.read  # type: ignore[method-assign]
+
+    def load(self, at: int) -> int:
+        return self._words[at // WORD]
+
+    def flush(self) -> None:
+        self._fence.acquire()
+        self._fence.release()

@@ -1,0 +1,163 @@
+"""MPI of this process: how it is initialised, and how it ends.
+
+Whatever starts a process, `started_world` gives its MPI.COMM_WORLD: mpiexec may have started it, or it starts a job of workers
+itself and is their rank 0. MPI is finalised as the last of what the exit handlers do. After a death it cannot be, since that would
+wait for the dead: then all that live take leave of the process manager without it, and so do the keepers (see process_manager.py).
+"""
+
+import atexit
+import ctypes
+import os
+import sys
+import threading
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from mpiexecutor._liveness.monitor import Watch
+from mpiexecutor._liveness.process_manager import connection, end_launcher, mapped, remove, take_leave
+from mpiexecutor._liveness.supervisor import Kept, end_children, keep
+
+from .job import Job, StartError
+from .mpiexec import Flavour, flavour_of, have_waiting_give_way, launched, rank_in_environment, size_in_environment, usable_cores
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+MAX_WORKERS_VARIABLE = "MPIEXECUTOR_MAX_WORKERS"
+_starting = threading.Lock()  # a job is started once
+
+
+@dataclass(slots=True)
+class Standing:
+    """What this process is in its job. No attribute of MPI's: once a rank has died inside MPI, any call of it may wait for ever."""
+
+    job: Job | None = None  # that it has started, and is rank 0 of
+    keeper: Kept | None = None
+    serves: bool = False  # it is a worker: its environment does not say any more that it is a rank
+    runs_alone: bool = False  # the others wait to serve it: 'python -m mpiexecutor'
+    deaths: list[Watch] = field(default_factory=list)  # the watches that have seen workers die: MPI cannot be finalised any more
+
+
+STANDING: Final = Standing()
+
+
+def started_world(max_workers: int | None, root: int) -> "MPI.Intracomm":
+    """Give MPI.COMM_WORLD; if no mpiexec has started this process, start a job of workers first, and be its rank 0.
+
+    Ranks other than the root get keepers, unless MPI is initialised already.
+
+    StartError if that fails, or if this process is alone: because the script has initialised MPI already, or because MPI does not
+    find those that were started with it.
+    """
+    with _starting:
+        if "mpi4py.MPI" in sys.modules and _is_finalized():
+            raise RuntimeError("cannot make an executor at interpreter shutdown")
+        if not launched() and "mpi4py.MPI" not in sys.modules:
+            job = Job(_crew_size(max_workers))
+            atexit.register(_end, job)
+            STANDING.job = job
+        elif not launched() and STANDING.job is None and not STANDING.serves:
+            raise StartError(
+                "this script has initialised MPI already, by importing mpi4py.MPI: workers cannot join it any more. Import it "
+                "after the first executor is made, or start the script with 'python -m mpiexecutor'"
+            )
+        elif launched():
+            keeper = keep() if rank_in_environment() not in {None, root} else None
+            if "mpi4py.MPI" not in sys.modules:
+                have_waiting_give_way()
+                initialise(keeper)
+        check_company(comm_world())
+    return comm_world()
+
+
+def initialise(keeper: Kept | None) -> "MPI.Intracomm":
+    """Initialise MPI in a rank that something has started, and which has this keeper; give MPI.COMM_WORLD."""
+    import mpi4py  # noqa: PLC0415
+
+    mpi4py.rc.finalize = False  # by _end: after a death that would wait for ever
+    STANDING.keeper = keeper
+    atexit.register(_end, None)
+    os.register_at_fork(after_in_child=partial(atexit.unregister, _end))  # it has no MPI to be done with
+    return comm_world()
+
+
+def _end(job: Job | None) -> None:
+    """Be done with MPI, and have the job end: as the last of what the exit handlers do."""
+    if job is not None and job.aborted:
+        return
+    if STANDING.deaths:
+        for watch in STANDING.deaths:
+            watch.see_off()
+        library, files = mapped()
+        remove(files)
+        if any(watch.silent and watch.spans_job for watch in STANDING.deaths):
+            end_launcher()
+        take_leave(connection() if job is None else job.connection, library, initialise=False)
+    elif not _is_finalized():
+        from mpi4py import MPI  # noqa: PLC0415
+
+        MPI.Finalize()
+    if job is not None:
+        job.end()
+
+
+def _is_finalized() -> bool:
+    from mpi4py import MPI  # noqa: PLC0415
+
+    return MPI.Is_finalized()
+
+
+def check_company(comm: "MPI.Intracomm") -> None:
+    """Raise StartError if this process is alone in its MPI.COMM_WORLD though it was started as one of several."""
+    from mpi4py import MPI  # noqa: PLC0415
+
+    started = size_in_environment()
+    if comm.size > 1 or started == 1:
+        return
+    flavour = flavour_of(MPI.Get_library_version())
+    if os.environ.get("SLURM_STEP_NUM_TASKS") == str(started):
+        who, remedy = "srun", f"'srun --mpi={'pmix' if flavour is Flavour.OPEN_MPI else 'pmi2'}'"
+    else:
+        who, remedy = "an mpiexec", "the mpiexec that belongs to it"
+    raise StartError(
+        f"{who} has started {started} processes, but {flavour.value} finds each of them alone: start them with {remedy}"
+    )
+
+
+def leave() -> None:
+    """End a worker's process: its script goes no further, and runs none of its exit handlers."""
+    from mpi4py import MPI  # noqa: PLC0415
+
+    MPI.Finalize()
+    _end_multiprocessing()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if STANDING.keeper is None:
+        end_children()  # else they are the keeper's
+    # Not os._exit: MPICH takes leave of its process manager in an exit handler of the C library.
+    ctypes.CDLL(None).exit(0)
+
+
+def _end_multiprocessing() -> None:
+    """Do what multiprocessing does at the end of a process: daemonic children that calls have left end, others are waited for."""
+    util: Any = sys.modules.get("multiprocessing.util")
+    process: Any = sys.modules.get("multiprocessing.process")
+    if util is not None and process is not None:
+        process._children -= {child for child in process._children if child._parent_pid != os.getpid()}  # noqa: SLF001 - the keeper's
+        util._exit_function()  # noqa: SLF001 - what it registers for the end of Python
+
+
+def comm_world() -> "MPI.Intracomm":
+    from mpi4py import MPI  # noqa: PLC0415 - initialises MPI: not before it is needed
+
+    return MPI.COMM_WORLD
+
+
+def _crew_size(max_workers: int | None) -> int:
+    wanted = os.environ.get(MAX_WORKERS_VARIABLE)
+    if not wanted:
+        return max_workers or usable_cores()
+    if not wanted.isdecimal() or int(wanted) < 1:
+        raise ValueError(f"{MAX_WORKERS_VARIABLE} is the number of workers to start, at least 1, not {wanted!r}")
+    return int(wanted)

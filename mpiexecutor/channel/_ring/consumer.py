@@ -1,0 +1,394 @@
+"""The end of a ring at which messages are taken out. The theory is in layout.py."""
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mpiexecutor._rma.memory import Memory
+from mpiexecutor.channel._errors import ChannelMemoryError
+
+from .layout import (
+    AHEAD,
+    CLAIMING,
+    CLOSED,
+    CUT,
+    DONE_WITH,
+    LINE,
+    MESSAGE,
+    NOTHING,
+    PARKED,
+    PAUSED,
+    PIECE,
+    PUBLISHED,
+    RESERVING,
+    SAYS,
+    TICKET,
+    TURN,
+    WORD,
+    End,
+    Layout,
+    Progress,
+    State,
+    parts_of,
+)
+
+
+@dataclass(slots=True)
+class Incoming:
+    """Messages that this consumer has claimed, on their way out: one of any length, or several that are there as a whole."""
+
+    position: int  # of HEAD before them
+    lengths: Sequence[int]
+    span: int
+    data: memoryview  # the bytes: of one message without the padding, of several with it
+    ready: int = 0  # slots from here on that were seen published
+    read: int = 0  # slots from here on whose bytes are in data already
+    got: int = 0  # slots read and freed
+    cut: "Cut | None" = None  # the producer gave up: the slots from got on are passed on unread
+    skipped: bool = False  # thrown away unread
+
+    @property
+    def ticket(self) -> int:
+        return self.position & TICKET
+
+    @property
+    def number(self) -> int:
+        """Of the first message."""
+        return self.position // MESSAGE
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Who cut a message, and how far its slots are to be passed on: those that it uses several times once only."""
+
+    rank: int
+    until: int
+    voids: int  # cut messages that the consumer will have passed on, this one too
+
+
+class Consumer(End):
+    """The end of a ring at which one rank takes messages out."""
+
+    def __init__(self, memory: Memory, layout: Layout, rank: int, *, sole: bool = False) -> None:
+        super().__init__(memory, layout, rank, sole=sole)
+        self._claiming_at = self._record(CLAIMING)
+        self._state_at = self._claiming_at + WORD * SAYS
+        self._first_words = array("q", (0, 0, 0))  # HEAD, TAIL and CLAIMED
+        self._first = memoryview(self._first_words).cast("B")
+        self._head = 0  # as last seen
+        self._voids = 0
+        self._limit = 0  # messages that were claimed, as last seen
+        self._too_large: Incoming | None = None  # the next message, when there was last no memory for it
+        self.interrupted: Incoming | None = None  # what was claimed, and the caller may not know of, if it was interrupted
+        self.own_claims: int | None = None  # what this rank itself has claimed: true even before the host's claim is seen
+
+    def take_short(self, *, alone: bool = False) -> memoryview | None:
+        """Claim and receive the next message if it fits into one slot, and is there; None if not, or none is left to take.
+
+        None, too, if there is no memory for it. With `alone`, also None if another message seems to be there behind it: they are
+        better claimed together. The same steps as claim and receive, without what only longer messages need. Interrupted in the
+        middle it leaves what it has claimed in `interrupted`.
+        """
+        memory, layout = self._memory, self._layout
+        while not self._parked or self.resumed():
+            position = self._head
+            ticket = position & TICKET
+            slot = ticket % layout.slots
+            turn_at = layout.turns + WORD * slot
+            length = memory.load(turn_at) - ticket * TURN - PUBLISHED
+            short = 0 <= length <= 2 * layout.slot_size and not length & 1 and not position & PAUSED
+            if not short or not self._may_take_one(position):
+                if self._refresh():
+                    continue
+                self._give_up()
+                return None
+            if alone and memory.load(layout.turns + WORD * ((slot + 1) % layout.slots)) & PUBLISHED:
+                self._give_up()
+                return None
+            try:
+                data = memory.allocate(length >> 1)
+            except MemoryError:  # claim says so
+                self._give_up()
+                return None
+            memory.read(layout.bytes + layout.slot_size * slot, data)  # complete before the swap is, see _incoming
+            new = layout.advance(position, 1, 1)
+            seen = self._swap(layout.head, self._claiming_at, position, new, 1, 1)
+            if seen != position:
+                self._head = seen
+                continue
+            try:
+                self._head = new
+                published = ticket * TURN + length + PUBLISHED
+                memory.hand_over(turn_at, (published,), ((ticket + layout.slots) % layout.modulus * TURN,))
+                memory.flush()
+                self._say(DONE_WITH)
+            except BaseException:
+                self.interrupted = Incoming(position, (length >> 1,), 1, data)
+                raise
+            return data
+        return None
+
+    def _may_take_one(self, position: int) -> bool:
+        """Whether the next message may be taken: so it is while nobody has claimed any."""
+        if position // MESSAGE < self._limit:
+            return True
+        if self.own_claims is None and self._memory.load(self._layout.claimed) == 0:
+            return True
+        return self._allowed(position, 1) > 0
+
+    def claim(self, most: int = 1) -> Incoming | None:
+        """Claim the next message, or up to `most` that are there as a whole; None if there is none, or none is left to take.
+
+        ChannelMemoryError if there is no memory for the next one, which stays where it is.
+        """
+        self._too_large = None
+        while not self._parked or self.resumed():
+            position = self._head
+            lengths, span, ready = ((), 0, 0) if position & PAUSED else self._look(position & TICKET, most)
+            allowed = self._allowed(position, len(lengths)) if lengths else 0
+            if allowed <= 0:
+                if self._refresh():
+                    continue
+                self._give_up()
+                return None
+            if allowed < len(lengths):
+                lengths = lengths[:allowed]
+                span = ready = sum(map(self._layout.span, lengths))
+            try:
+                incoming = self._incoming(position, lengths, span, ready)
+            except MemoryError:
+                if self._refresh():  # another has claimed it meanwhile
+                    continue
+                if len(lengths) > 1:
+                    most = 1
+                    continue
+                self._too_large = Incoming(position, lengths, span, memoryview(b""), skipped=True)
+                self._give_up()
+                raise ChannelMemoryError(self._too_large.number, lengths[0]) from None
+            if self._has_claimed(incoming):
+                return incoming
+        return None
+
+    def skip(self, number: int) -> Incoming | None:
+        """Claim a message for which there was no memory, to receive it without its bytes; None if it is not the next any more."""
+        incoming = self._too_large
+        if incoming is None or (incoming.number, incoming.position) != (number, self._head):
+            return None
+        self._too_large = None
+        if self._has_claimed(incoming):
+            return incoming
+        self._give_up()
+        return None
+
+    def _has_claimed(self, incoming: Incoming) -> bool:
+        """Swap HEAD; whether this rank was the fastest."""
+        position = incoming.position
+        messages = len(incoming.lengths)
+        new = self._layout.advance(position, messages, incoming.span)
+        seen = self._swap(self._layout.head, self._claiming_at, position, new, messages, incoming.span)
+        if seen == position:
+            self.interrupted = incoming
+        self._head = new if seen == position else seen
+        return seen == position
+
+    def receive(self, incoming: Incoming) -> Progress:
+        """Read what has been published by now, and free its slots."""
+        if incoming.cut is not None:
+            return self._pass_on(incoming, incoming.cut)
+        if incoming.got == incoming.span:
+            return self._moved(incoming)
+        layout = self._layout
+        count = min(max(1, PIECE // layout.slot_size), incoming.span - incoming.got)
+        ready = min(count, incoming.ready) or self._count(incoming.ticket + incoming.got, count, PUBLISHED)
+        incoming.ready = max(0, incoming.ready - ready)
+        if not ready:
+            return self._stalled(incoming)
+        if ready > incoming.read and not incoming.skipped:
+            self._read(incoming, ready)
+            self._memory.flush()  # the bytes are here before any turn says that the slots are free
+        incoming.read = max(0, incoming.read - ready)
+        self._release(incoming, ready)
+        self._memory.flush()
+        incoming.got += ready
+        return self._moved(incoming)
+
+    def _moved(self, incoming: Incoming) -> Progress:
+        if incoming.got < incoming.span:
+            return Progress.MOVED
+        self._say(DONE_WITH)
+        return Progress.DONE
+
+    def resume(self, incoming: Incoming) -> None:
+        """Find out how far an interrupted receive came."""
+        if incoming.cut is None:
+            left = min(incoming.span - incoming.got, self._layout.slots)
+            incoming.got += self._settled(incoming.ticket + incoming.got, left, published=True)
+            incoming.ready = incoming.read = 0
+
+    def pause(self) -> None:
+        """Set the pausing bit: nobody claims until the ring is resumed."""
+        while not self._head & PAUSED:
+            self._head = self._set_bit(self._layout.head, self._head, PAUSED)
+
+    def go_on(self, position: int) -> None:
+        """Have the ring go on at another position, by whoever has paused it."""
+        if self._sole:
+            self._memory.store(self._layout.head, position)
+            self._memory.flush()
+        else:
+            self._memory.compare_swap(self._layout.head, self._head, position)
+        self._head = position
+
+    def is_over(self) -> bool:
+        """Look whether no message will come any more."""
+        self._memory.fetch(0, self._first)
+        _, tail, claimed = self._first_words
+        return bool(tail & CLOSED or claimed or self.own_claims is not None) and self.ended(self.state())
+
+    def ended(self, state: State) -> bool:
+        """Whether no message will come any more: all that were claimed are taken, or the channel is closed and empty."""
+        limit = self._claimed(state)
+        return (limit is not None and state.taken >= limit) or (state.closed and not state.waiting)
+
+    def _claimed(self, state: State) -> int | None:
+        claims = [n for n in (state.claimed, self.own_claims) if n is not None]
+        return max(claims) + state.void if claims else None
+
+    def _allowed(self, position: int, wanted: int) -> int:
+        """How many messages may be taken from a position on: those claimed, and any number while nobody has claimed."""
+        taken = position // MESSAGE
+        if taken + wanted > self._limit:
+            limit = self._claimed(self.state())
+            if limit is None:
+                return wanted
+            self._limit = limit
+        return min(wanted, self._limit - taken)
+
+    def _look(self, ticket: int, most: int) -> tuple[Sequence[int], int, int]:
+        """Look at what is published from a ticket on: lengths of the messages, their slots, how many of these are there.
+
+        A first message whose end is not there yet counts, too, alone.
+        """
+        layout = self._layout
+        words: Sequence[int] = (self._memory.load(layout.turn_at(ticket)),)
+        if most > 1 and words[0] & 1:  # published: there may be more
+            count = min(most, AHEAD, layout.slots - ticket % layout.slots)
+            words = array("q", bytes(WORD * count))
+            self._memory.fetch(layout.turn_at(ticket), memoryview(words).cast("B"))
+        lengths: list[int] = []
+        done = 0
+        while done < len(words) and len(lengths) < most:
+            length = words[done] - (ticket + done) * TURN - PUBLISHED
+            if not 0 <= length < TURN or length & 1:
+                break
+            span = layout.span(length >> 1)
+            ready = 1
+            while ready < min(span, len(words) - done) and words[done + ready] == (ticket + done + ready) * TURN + PUBLISHED:
+                ready += 1
+            if ready < span:
+                return (lengths, done, done) if lengths else ([length >> 1], span, ready)
+            lengths.append(length >> 1)
+            done += span
+        return lengths, done, done
+
+    def _incoming(self, position: int, lengths: Sequence[int], span: int, ready: int) -> Incoming:
+        """Make room for the bytes, and ask for them at once if they are few: the swap's own flush completes that, too.
+
+        They cannot change before the swap: only who has claimed a slot frees it. If the swap fails they are thrown away.
+        """
+        size = lengths[0] if len(lengths) == 1 else span * self._layout.slot_size
+        incoming = Incoming(position, lengths, span, self._memory.allocate(size), ready)
+        if ready == span and size <= PIECE:
+            self._read(incoming, ready)
+            incoming.read = ready
+        return incoming
+
+    def _read(self, incoming: Incoming, ready: int) -> None:
+        size = self._layout.slot_size
+        for first, count in self._layout.pieces(incoming.ticket + incoming.got, ready):
+            done = (incoming.got + (first - incoming.ticket - incoming.got) % self._layout.modulus) * size
+            self._memory.read(self._layout.bytes_at(first), incoming.data[done : done + count * size])
+
+    def _release(self, incoming: Incoming, ready: int) -> None:
+        """Hand the next slots over to who will reserve them a round later."""
+        ticket = incoming.ticket + incoming.got
+        if incoming.span == 1:  # by far the most messages: the same without what only several slots need
+            published = ticket * TURN + 2 * incoming.lengths[0] + PUBLISHED
+            free = (ticket + self._layout.slots) % self._layout.modulus * TURN
+            self._memory.hand_over(self._layout.turn_at(ticket), (published,), (free,))
+            return
+        turns = self._published(incoming.ticket, incoming.lengths, incoming.got, ready)
+        self._hand_over(ticket, turns, self._turns(ticket + self._layout.slots, ready))
+
+    def _refresh(self) -> bool:
+        """Look at HEAD; whether it moved since."""
+        if self._sole:
+            return False
+        before, self._head = self._head, self._memory.load(self._layout.head)
+        return self._head != before
+
+    def _stalled(self, incoming: Incoming) -> Progress:
+        """Nothing further is published: the producer is slow, or has cut the message."""
+        records = self._records()
+        for rank in range(self._layout.ranks):
+            line = records[rank * LINE // WORD : (rank + 1) * LINE // WORD]
+            # A cut further on: some slots were published since we looked, and are to be read first.
+            if line[CUT] - 1 == incoming.got and line[RESERVING] == incoming.position and self._is_cut(rank, incoming):
+                until = min(incoming.span, incoming.got + self._layout.slots)
+                incoming.cut = Cut(rank, until, voids=self._voids + 1)
+                return self._pass_on(incoming, incoming.cut)
+        return Progress.PARKED if self._is_abandoned(incoming, records) else Progress.STALLED
+
+    def _is_abandoned(self, incoming: Incoming, records: memoryview) -> bool:
+        """Whether the message's producer has parked, or is dead; then this end parks, too.
+
+        Others may have tried for the same position in vain, and be dead: if there is one at work, that is the producer; and if it
+        is done, it was so before the records were read, and there is more to receive.
+        """
+        states = set()
+        for start in range(RESERVING, len(records), LINE // WORD):
+            if records[start] == incoming.position and (parts := parts_of(records[start], records[start + SAYS])):
+                states.add(parts[-1])
+        if states != {PARKED} or self._count(incoming.ticket + incoming.got, 1, PUBLISHED):
+            return False
+        self._park()
+        return True
+
+    def _is_cut(self, rank: int, incoming: Incoming) -> bool:
+        """Whether the cut that was seen is of this message.
+
+        The record may have been read before the cut was set, and be one of a vain attempt. It is read once more: a rank that
+        has cut a message leaves its record alone, and nobody can try for this position again.
+        """
+        return self._memory.load(self._record(RESERVING, rank)) == incoming.position
+
+    def _pass_on(self, incoming: Incoming, cut: Cut) -> Progress:
+        """Free the slots that a cut message holds and never used, once those who had them before are done with them.
+
+        A slot that the message was to use several times is freed for the first ticket after the message at once. Each step
+        may be taken again after an interrupt.
+        """
+        slots = self._layout.slots
+        while incoming.got < cut.until:
+            ticket = incoming.ticket + incoming.got
+            turn = self._memory.load(self._layout.turn_at(ticket))
+            if not self._past(turn, ticket):
+                if turn != ticket % self._layout.modulus * TURN:
+                    if not self._memory.load(self._layout.head) & PAUSED:
+                        return Progress.STALLED
+                    self._park()
+                    return Progress.PARKED
+                rounds = -(-(incoming.span - incoming.got) // slots)
+                free = (ticket + rounds * slots) % self._layout.modulus * TURN
+                self._memory.hand_over(self._layout.turn_at(ticket), (turn,), (free,))
+                self._memory.flush()
+            incoming.got += 1
+        self._voids = cut.voids
+        self._memory.store(self._layout.voids + WORD * self._rank, cut.voids)
+        self._memory.flush()
+        record = self._record(CUT, cut.rank)
+        if self._is_cut(cut.rank, incoming) and (sent := self._memory.load(record)):
+            self._memory.hand_over(record, (sent,), (0,))
+            self._memory.flush()
+        self._say(NOTHING)
+        return Progress.CUT

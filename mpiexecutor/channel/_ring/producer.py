@@ -1,0 +1,302 @@
+"""The end of a ring at which messages are put in. The theory is in layout.py."""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+from mpiexecutor._rma.memory import Memory
+from mpiexecutor.channel._errors import ChannelClosed
+
+from .layout import (
+    AHEAD,
+    CLOSED,
+    CUT,
+    LINE,
+    MESSAGE,
+    NOTHING,
+    PAUSED,
+    PEAK,
+    PIECE,
+    PUBLISHED,
+    RESERVING,
+    SAYS,
+    TICKET,
+    TURN,
+    WORD,
+    End,
+    Layout,
+    Progress,
+    State,
+)
+
+
+class Gather:
+    """Several buffers, read as if they were one."""
+
+    def __init__(self, parts: Sequence[memoryview]) -> None:
+        self._parts = parts
+        self._starts = list(accumulate(map(len, parts), initial=0))
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
+        """Give the bytes from `start` to `stop`, or to the end, in pieces that lie together."""
+        index = max(0, bisect_right(self._starts, start) - 1)
+        while index < len(self._parts) and self._starts[index] < stop:
+            begin = self._starts[index]
+            yield self._parts[index][max(0, start - begin) : stop - begin]
+            index += 1
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """Messages that this producer has reserved tickets for, on their way in."""
+
+    position: int  # of TAIL before them
+    lengths: Sequence[int]
+    span: int
+    data: Gather = field(default_factory=lambda: Gather(()))  # of several messages with the padding between them
+    room: int = 0  # slots from here on that were seen free
+    sent: int = 0  # slots published
+
+    @property
+    def ticket(self) -> int:
+        return self.position & TICKET
+
+
+class Producer(End):
+    """The end of a ring at which one rank puts messages in."""
+
+    def __init__(self, memory: Memory, layout: Layout, rank: int, *, sole: bool = False) -> None:
+        super().__init__(memory, layout, rank, sole=sole)
+        self._tail = 0  # as last seen
+        self._reserving_at = self._record(RESERVING)
+        self._state_at = self._reserving_at + WORD * SAYS
+        self._cut: int | None = None  # the position of a message that this rank cut and nobody has passed on yet
+        self.peak = 0  # the most slots in use that were seen
+
+    def put_short(self, parts: Sequence[memoryview], length: int) -> bool:
+        """Reserve and send one message that fits into one slot; False if there is no room now.
+
+        The same steps as reserve and send, without what only longer messages need: most messages are short.
+        """
+        memory, layout = self._memory, self._layout
+        while self._cut is None and (not self._parked or self.resumed()):
+            position = self._tail
+            self._check_open()
+            ticket = position & TICKET
+            slot = ticket % layout.slots
+            turn_at = layout.turns + WORD * slot
+            if position & PAUSED or memory.load(turn_at) != ticket * TURN:
+                if self._refresh():
+                    continue
+                self._give_up()
+                return False
+            new = layout.advance(position, 1, 1)
+            seen = self._swap(layout.tail, self._reserving_at, position, new, 1, 1)
+            if seen != position:
+                self._tail = seen
+                continue
+            try:
+                self._tail = new
+                at = layout.bytes + layout.slot_size * slot
+                for part in parts:
+                    memory.write(at, part)
+                    at += len(part)
+                memory.flush()
+                memory.hand_over(turn_at, (ticket * TURN,), (ticket * TURN + 2 * length + PUBLISHED,))
+                memory.flush()
+                self._say(NOTHING)
+            except BaseException:
+                self.cut(Outgoing(position, (length,), 1, Gather(parts)))
+                raise
+            return True
+        return False
+
+    def reserve(self, lengths: Sequence[int], *, whole: bool) -> Outgoing | None:
+        """Reserve tickets for as many of the messages as have room now; None if the first has not.
+
+        With `whole`, a message has room if all its slots are free; without it, the first one is enough if no message
+        fits: the rest is sent as others are taken.
+        """
+        if self._parked and not self.resumed():
+            return None
+        if self._cut is not None and not self._passed():
+            self._refresh()
+            self._check_open()
+            return None
+        layout = self._layout
+        while True:
+            position = self._tail
+            self._check_open()
+            room = 0
+            if not position & PAUSED:
+                room = self._count(position & TICKET, min(sum(map(layout.span, lengths)), AHEAD, layout.slots), 0)
+            fitting, span = _fitting(map(layout.span, lengths), room)
+            if room and not fitting:
+                span = layout.span(lengths[0])
+                # A message longer than was looked at may have room all the same: look at the whole of it.
+                room = self._count(position & TICKET, min(span, layout.slots), 0) if span > AHEAD else room
+                fitting = int(span <= room or not whole)
+            if not fitting:
+                if self._refresh():
+                    continue  # others have been here: the slot looked at is not the next one
+                self._give_up()
+                return None
+            new = layout.advance(position, fitting, span)
+            seen = self._swap(layout.tail, self._reserving_at, position, new, fitting, span)
+            if seen == position:
+                self._tail = new
+                return Outgoing(position, lengths[:fitting], span, room=min(room, span))
+            self._tail = seen
+
+    def send(self, out: Outgoing) -> Progress:
+        """Write what has room now, and publish it at once."""
+        count = min(max(1, PIECE // self._layout.slot_size), out.span - out.sent)
+        room = min(count, out.room) or self._count(out.ticket + out.sent, count, 0)
+        out.room = max(0, out.room - room)
+        if not room:
+            if not self._memory.load(self._layout.tail) & PAUSED:
+                return Progress.STALLED
+            self._park()
+            return Progress.PARKED
+        self._write(out, room)
+        self._memory.flush()  # the bytes are there before any turn says so
+        self._publish(out, room)
+        self._memory.flush()
+        out.sent += room
+        if out.sent < out.span:
+            return Progress.MOVED
+        self._say(NOTHING)
+        return Progress.DONE
+
+    def unsent(self, out: Outgoing) -> int:
+        """Count those of the messages, at the end, that have not been published as a whole: to be put anew after a pause."""
+        ends = accumulate(map(self._layout.span, out.lengths))
+        return sum(end > out.sent for end in ends)
+
+    def cut(self, out: Outgoing) -> None:
+        """Give up, having been interrupted or run out of time: no further slot will be published.
+
+        Several messages have all the room they need: they are sent after all.
+        """
+        # The interrupt may have come between a publication and the note of it, or before the first.
+        out.room = 0
+        out.sent += self._settled(out.ticket + out.sent, min(out.span - out.sent, self._layout.slots), published=False)
+        while out.sent < out.span and (out.sent == 0 or len(out.lengths) > 1):
+            self.send(out)
+        if out.sent == out.span:
+            self._give_up()
+            return
+        self._cut = out.position
+        if self._sole:  # it has recorded nothing so far: who has nobody beside him needs no record before
+            self._memory.store(self._reserving_at, out.position)
+            self._memory.flush()
+        self._memory.hand_over(self._record(CUT), (0,), (1 + out.sent,))
+        self._memory.flush()
+        self._say(NOTHING)
+        self._memory.flush()
+
+    @property
+    def count(self) -> int:
+        """How many messages have been reserved: if this end is the only one."""
+        return self._tail // MESSAGE
+
+    def close(self) -> None:
+        """Set the closing bit: whoever has reserved may still send, nobody reserves any more."""
+        while not self._tail & CLOSED:
+            self._tail = self._set_bit(self._layout.tail, self._tail, CLOSED)
+
+    def pause(self) -> None:
+        """Set the pausing bit: nobody reserves until the ring is resumed."""
+        while not self._tail & PAUSED:
+            self._tail = self._set_bit(self._layout.tail, self._tail, PAUSED)
+
+    def go_on(self, position: int) -> None:
+        """Have the ring go on at another position, by whoever has paused it."""
+        if not self._sole:
+            self._tail = self._memory.load(self._layout.tail)
+        position |= self._tail & CLOSED
+        if self._sole:
+            self._memory.store(self._layout.tail, position)
+            self._memory.flush()
+        else:
+            while (seen := self._memory.compare_swap(self._layout.tail, self._tail, position)) != self._tail:
+                self._tail = seen  # closed in between
+                position |= seen & CLOSED
+        self._tail = position
+
+    def claim(self, total: int) -> None:
+        """Say how many messages will come in all; for the host."""
+        self._memory.store(self._layout.claimed, 1 + total)
+        self._memory.flush()
+
+    def note_peak(self, out: Outgoing, state: State) -> None:
+        """Remember how many slots were in use when these messages had been put."""
+        end = out.ticket + out.span
+        used = (end - (state.head & TICKET)) % self._layout.modulus
+        self._note_used(min(max(out.span, used if used <= self._layout.slots + out.span else 0), self._layout.slots))
+
+    def note_peak_of_short(self) -> None:
+        """Do so for the short message that was put last, by the first words as they were last read."""
+        used = ((self._tail & TICKET) - (self._words[0] & TICKET)) % self._layout.modulus
+        if self.peak < used <= self._layout.slots:
+            self._note_used(used)
+
+    def _note_used(self, used: int) -> None:
+        if used > self.peak:
+            self.peak = used
+            self._memory.store(self._record(PEAK), used)
+            self._memory.flush()
+
+    def peak_of_all(self) -> int:
+        """Give the most slots in use that any producer has seen."""
+        return max(self._records()[PEAK :: LINE // WORD])
+
+    def _check_open(self) -> None:
+        if self._tail & CLOSED:
+            self._give_up()
+            raise ChannelClosed("the channel is closed: it takes no more messages")
+
+    def _refresh(self) -> bool:
+        """Look at TAIL; whether it moved since."""
+        if self._sole:
+            return False
+        before, self._tail = self._tail, self._memory.load(self._layout.tail)
+        return self._tail != before
+
+    def _passed(self) -> bool:
+        """Whether the message that this rank cut has been passed on: only then may its record be used again."""
+        if self._memory.load(self._record(CUT)) != 0:
+            return False
+        self._cut = None
+        return True
+
+    def _write(self, out: Outgoing, room: int) -> None:
+        """Write the next slots' bytes."""
+        done = out.sent * self._layout.slot_size
+        for first, count in self._layout.pieces(out.ticket + out.sent, room):
+            at = self._layout.bytes_at(first)
+            size = count * self._layout.slot_size
+            for piece in out.data.pieces(done, done + size):
+                self._memory.write(at, piece)
+                at += len(piece)
+            done += size
+
+    def _publish(self, out: Outgoing, room: int) -> None:
+        """Hand the next slots over to who will claim them."""
+        turns = self._published(out.ticket, out.lengths, out.sent, room)
+        self._hand_over(out.ticket + out.sent, self._turns(out.ticket + out.sent, room), turns)
+
+
+def _fitting(spans: Iterable[int], room: int) -> tuple[int, int]:
+    """Count the messages that fit into so many slots, in order, and the slots that they take."""
+    fitting = used = 0
+    for span in spans:
+        if used + span > room:
+            break
+        fitting += 1
+        used += span
+    return fitting, used

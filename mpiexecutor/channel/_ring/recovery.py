@@ -1,0 +1,276 @@
+"""What dead ranks have left behind in a ring, and how that is settled: no MPI, no waiting, no threads.
+
+Theory of operation
+    The ring is *paused*, settled by one party that has it for itself, and resumed.
+
+    pause    set the pausing bit of TAIL and HEAD. Every swap under way fails, as it expects a position without it; nobody begins
+             another. Who has reserved or claimed goes on, as long as that gets anywhere. A producer that is stalled then *parks*:
+             it will put its message anew, as whoever was to make room may be dead. The dead are parked by the host. A consumer
+             parks when the producer of its message has.
+    quiet    wait until no living rank's record says that it is at work. Now nobody touches the ring.
+    settle   keep the messages that are there as a whole and not claimed; drop the others. A dead rank's are lost with it; a living
+             one, which has parked, puts its message once more. Write the ring anew, behind all tickets that there were.
+    resume   count the generation up, which is what those who parked look at; clear the pausing bit.
+
+    Why all are known that touch the ring: a record says that its rank is at work before the swap that makes it so, and says so
+    until what that rank has stored is there. A rank that dies, before or after, leaves its record as it is.
+    Why nothing living is lost: what is there as a whole is kept, in order. What is not, and is a living rank's, is put again by it;
+    and whoever has claimed it, and lives, has not given any of it to anybody.
+    Why nothing is doubled: a message that was claimed and was there as a whole is received, or thrown away, by its consumer, who is
+    waited for if it lives. If that is dead, its share says so.
+"""
+
+from array import array
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from mpiexecutor._rma.memory import Memory
+from mpiexecutor.channel._errors import Share
+
+from .layout import (
+    AT_WORK,
+    CLAIMING,
+    CUT,
+    DONE_WITH,
+    LINE,
+    MESSAGE,
+    PARKED,
+    PUBLISHED,
+    RESERVING,
+    SAYS,
+    TICKET,
+    TURN,
+    WORD,
+    Layout,
+    parts_of,
+    said_of,
+    turns_of,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """What a rank was about to reserve, or to claim, when it last tried."""
+
+    rank: int
+    position: int
+    messages: int
+    span: int
+    state: int
+
+    @property
+    def ticket(self) -> int:
+        return self.position & TICKET
+
+    @property
+    def first(self) -> int:
+        """The number of its first message."""
+        return self.position // MESSAGE
+
+
+class Position(Protocol):
+    """One of the two positions, as whoever may write it does."""
+
+    def pause(self) -> None: ...
+
+    def go_on(self, position: int) -> None: ...
+
+
+class Heir:
+    """Settles what dead ranks have left behind in a ring; for the host. One at a time."""
+
+    def __init__(self, memory: Memory, layout: Layout, tail: Position, head: Position) -> None:
+        self._memory = memory
+        self._layout = layout
+        self._tail = tail  # by the host's own end, if it is alone there: it keeps the position to itself
+        self._head = head
+
+    def pause(self) -> None:
+        """Have nobody reserve or claim any more. Whoever sleeps in the middle of a message has to be woken then."""
+        self._tail.pause()
+        self._head.pause()
+
+    def at_work(self, dead: Collection[int]) -> list[int]:
+        """Give the living ranks that are at work still. To be asked until there are none, with all that have died by then."""
+        for record in self._records(RESERVING):
+            if record.rank in dead and record.state == AT_WORK:
+                at = self._layout.records + LINE * record.rank + WORD * (RESERVING + SAYS)
+                self._memory.store(at, said_of(record.position, record.messages, record.span) + PARKED)
+        self._memory.flush()
+        return [record.rank for what in (RESERVING, CLAIMING) for record in self._records(what, dead) if record.state == AT_WORK]
+
+    def settle(self, dead: Collection[int], renumber: Callable[[list[int], int], None]) -> list[Share]:
+        """Drop what the dead were at work on, and resume; give what each of them claimed last. Everybody has to be woken then.
+
+        Before it resumes `renumber` is told the numbers of the messages that are kept, and the new number of the first of them.
+        """
+        layout, memory = self._layout, self._memory
+        head, tail = memory.load(layout.head), memory.load(layout.tail)
+        turns = array("q", bytes(WORD * layout.slots))
+        memory.fetch(layout.turns, memoryview(turns).cast("B"))
+        shares = list(self._shares(dead, turns))
+        kept = list(self._survivors(head, tail, turns))
+        survivors = [self._read(ticket, length) for _, ticket, length in kept]
+        voids = self._unfinished(dead, turns)
+        start = -(-(tail & TICKET) // layout.slots) * layout.slots % layout.modulus
+        used = self._write(start, survivors, turns)
+        self._clear_records(dead, voids)
+        generation = memory.load(layout.generation)
+        memory.store(layout.generation, generation + 1)
+        memory.flush()
+        number = head // MESSAGE
+        renumber([old for old, _, _ in kept], number)
+        self._tail.go_on((number + len(survivors)) * MESSAGE + (start + used) % layout.modulus)
+        self._head.go_on(number * MESSAGE + start)
+        return shares
+
+    # -- what there is -----------------------------------------------------------------------------------------------------------
+
+    def _records(self, what: int, without: Collection[int] = ()) -> list[_Record]:
+        lines = memoryview(bytearray(LINE * self._layout.ranks))
+        self._memory.fetch(self._layout.records, lines)
+        words = lines.cast("q")
+        found = []
+        for rank in range(self._layout.ranks):
+            position, said = words[rank * LINE // WORD + what : rank * LINE // WORD + what + 2]
+            parts = parts_of(position, said)
+            if parts is not None and rank not in without:
+                found.append(_Record(rank, position, *parts))
+        return found
+
+    def _survivors(self, head: int, tail: int, turns: "array[int]") -> Iterator[tuple[int, int, int]]:
+        """Give number, ticket and length of each message that is there as a whole, and was not claimed."""
+        layout = self._layout
+        ticket, end, number = head & TICKET, tail & TICKET, head // MESSAGE
+        while ticket != end:
+            length = turns[ticket % layout.slots] - ticket * TURN - PUBLISHED
+            if 0 <= length < TURN and not length & 1:
+                span = layout.span(length >> 1)
+                if self._is_there(ticket, span, turns):
+                    yield number, ticket, length >> 1
+                number += 1
+            else:
+                record = self._owner(ticket, number, turns)
+                span = (record.ticket + record.span - ticket) % layout.modulus
+                number = record.first + record.messages
+            ticket = (ticket + span) % layout.modulus
+
+    def _is_there(self, ticket: int, span: int, turns: "array[int]") -> bool:
+        layout = self._layout
+        return span <= layout.slots and all(
+            turns[(ticket + index) % layout.slots] == (ticket + index) % layout.modulus * TURN + PUBLISHED
+            for index in range(1, span)
+        )
+
+    def _owner(self, ticket: int, number: int, turns: "array[int]") -> _Record:
+        """Give the record of who has reserved a ticket and not published it: it is dead, and its record says so.
+
+        Others that died may have tried for the same ticket in vain. The one that has it ends where something else begins.
+        """
+        modulus = self._layout.modulus
+        records = self._records(RESERVING)
+        tail = self._memory.load(self._layout.tail)
+        ends = {record.ticket for record in records} | {tail & TICKET}
+        found = [
+            record
+            for record in records
+            if (ticket - record.ticket) % modulus < record.span and record.first + record.messages > number
+        ]
+        fitting = [record for record in found if self._begins((record.ticket + record.span) % modulus, ends, turns)]
+        return max(fitting or found, key=lambda record: record.position)
+
+    def _begins(self, ticket: int, ends: Collection[int], turns: "array[int]") -> bool:
+        length = turns[ticket % self._layout.slots] - ticket * TURN - PUBLISHED
+        return ticket in ends or (0 <= length < TURN and not length & 1)
+
+    def _shares(self, dead: Collection[int], turns: "array[int]") -> Iterator[Share]:
+        claims = self._records(CLAIMING)
+        for record in claims:
+            if record.rank not in dead:
+                continue
+            others = [other for other in claims if other.position == record.position and other.rank != record.rank]
+            messages = range(record.first, record.first + record.messages)
+            if record.state == DONE_WITH:
+                yield Share(record.rank, messages, received=True)
+            elif any(other.state in {PARKED, DONE_WITH} for other in others):
+                continue  # it was another's
+            elif self._was_claimed(record) and self._is_whole(record, turns):
+                yield Share(record.rank, messages, received=False if self._is_held(record, turns) else None)
+
+    def _was_claimed(self, claim: _Record) -> bool:
+        return self._memory.load(self._layout.head) // MESSAGE >= claim.first + claim.messages
+
+    def _is_held(self, claim: _Record, turns: "array[int]") -> bool:
+        """Whether the slots of a claim are not all free for those who come after it."""
+        end = claim.ticket + claim.span
+        return any(self._rounds(ticket, turns) <= 0 for ticket in range(end - min(claim.span, self._layout.slots), end))
+
+    def _is_whole(self, claim: _Record, turns: "array[int]") -> bool:
+        """Whether all of what was claimed has been published."""
+        last = claim.ticket + claim.span - 1
+        rounds = self._rounds(last, turns)
+        return rounds > 0 or (rounds == 0 and bool(turns[last % self._layout.modulus % self._layout.slots] & PUBLISHED))
+
+    def _rounds(self, ticket: int, turns: "array[int]") -> int:
+        """Give how many rounds the slot of a ticket is ahead of it."""
+        layout = self._layout
+        ahead = (turns[ticket % layout.modulus % layout.slots] // TURN - ticket) % layout.modulus
+        return (ahead if ahead < layout.modulus // 2 else ahead - layout.modulus) // layout.slots
+
+    def _unfinished(self, dead: Collection[int], turns: "array[int]") -> int:
+        """Count the messages that were claimed, and never will be there as a whole."""
+        claims = self._records(CLAIMING)
+        unfinished = {record.position for record in claims if record.state == PARKED}
+        for record in claims:
+            if record.rank in dead and record.state == AT_WORK and self._was_claimed(record) and not self._is_whole(record, turns):
+                unfinished.add(record.position)
+        return len(unfinished)
+
+    def _cutters(self) -> list[int]:
+        return [rank for rank in range(self._layout.ranks) if self._memory.load(self._layout.records + LINE * rank + WORD * CUT)]
+
+    # -- what there will be ------------------------------------------------------------------------------------------------------
+
+    def _read(self, ticket: int, length: int) -> bytes:
+        layout = self._layout
+        data = memoryview(bytearray(layout.span(length) * layout.slot_size))
+        done = 0
+        for first, count in layout.pieces(ticket, layout.span(length)):
+            self._memory.fetch(layout.bytes_at(first), data[done : done + count * layout.slot_size])
+            done += count * layout.slot_size
+        return bytes(data[:length])
+
+    def _write(self, start: int, messages: Collection[bytes], olds: "array[int]") -> int:
+        """Write messages into the ring, from a ticket on whose slot is the first; give how many slots they take."""
+        layout = self._layout
+        turns = turns_of(start, layout.slots)
+        used = 0
+        for message in messages:
+            self._memory.write(layout.bytes_at(start + used), memoryview(message))
+            span = layout.span(len(message))
+            turns[used : used + span] = turns_of(start + used, span, PUBLISHED)
+            turns[used] += 2 * len(message)
+            used += span
+        self._memory.flush()
+        self._memory.hand_over(layout.turns, olds, turns)
+        self._memory.flush()
+        return used
+
+    def _clear_records(self, dead: Collection[int], voids: int) -> None:
+        """Forget what everybody was at, and who of the dead slept."""
+        layout, memory = self._layout, self._memory
+        for rank in self._cutters():
+            at = layout.records + LINE * rank + WORD * CUT
+            memory.hand_over(at, (memory.load(at),), (0,))
+        for what in (RESERVING, CLAIMING):
+            for record in self._records(what):
+                if record.rank in dead or record.state == PARKED:
+                    memory.store(layout.records + LINE * record.rank + WORD * (what + SAYS), 0)
+        for rank in dead:
+            memory.write(layout.takers + rank, memoryview(b"\0"))
+            memory.write(layout.putters + rank, memoryview(b"\0"))
+        if voids:
+            at = layout.voids + WORD * min(dead)
+            memory.store(at, memory.load(at) + voids)
+        memory.flush()
