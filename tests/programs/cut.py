@@ -14,9 +14,8 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpiexecutor.channel._ring.producer import Producer
-
 from mpiexecutor import BrokenWorkerError, RMAChannelExecutor
+from mpiexecutor.channel._ring.producer import Producer
 
 sys.path.append(str(Path(__file__).parent))
 

@@ -4,11 +4,11 @@ from array import array
 
 import numpy as np
 import pytest
-from mpiexecutor.channel._ring.consumer import Consumer
 from together import COMM, LAST, RANK, SIZE, channel_of, needs_two, still_works
 
 from mpiexecutor._rma.window import _RemoteMemory
 from mpiexecutor.channel import ChannelBroken, ChannelMemoryError, RemoteChannel
+from mpiexecutor.channel._ring.consumer import Consumer
 
 
 class Unpicklable:

@@ -3,11 +3,11 @@
 from functools import partial
 
 import pytest
-from mpiexecutor.channel._ring.producer import Gather
-from mpiexecutor.channel._ring.recovery import Share
 from together import COMM, LAST, RANK, SIZE, asleep, channel_of, needs_three, needs_two, threads, until
 
 from mpiexecutor.channel import ChannelBroken
+from mpiexecutor.channel._ring.producer import Gather
+from mpiexecutor.channel._ring.recovery import Share
 
 LONG = bytes(range(256)) * 4  # of 1,024 bytes, in slots of 64
 

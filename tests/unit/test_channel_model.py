@@ -16,11 +16,11 @@ import pytest
 from fake_memory import Death, FakeMemory, Life, Turnstile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mpiexecutor.channel._ring.layout import Layout
 
 from mpiexecutor.channel import ChannelEmpty, ChannelFull, IncompletePut, RemoteChannel, Share, Statistics, _ends, _remote, _waiter
 from mpiexecutor.channel._codecs import codec_of
 from mpiexecutor.channel._ends import Place
+from mpiexecutor.channel._ring.layout import Layout
 
 SLOT = 64  # bytes: a message of a few bytes takes one, the longest five
 RANKS = 5

@@ -1,9 +1,9 @@
 """Who is woken by a step at one end of a channel: the ring and the bells are fakes."""
 
 import pytest
-from mpiexecutor.channel._ring.layout import Layout
 
 from mpiexecutor.channel._ends import _AWAKE, _LOOKS_OUT, _TO_BEGIN, _TO_GO_ON, Place
+from mpiexecutor.channel._ring.layout import Layout
 
 RANKS = 5
 

@@ -9,12 +9,12 @@ import pytest
 from fake_memory import Death, FakeMemory, Life, Turnstile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from mpiexecutor.channel import ChannelMemoryError
 from mpiexecutor.channel._ring.consumer import Consumer, Incoming
 from mpiexecutor.channel._ring.layout import CLOSED, TICKET, TURN, Layout, Progress
 from mpiexecutor.channel._ring.producer import Gather, Producer
 from mpiexecutor.channel._ring.recovery import Heir, Share
-
-from mpiexecutor.channel import ChannelMemoryError
 
 SLOT = 2
 RANKS = 5

@@ -7,7 +7,6 @@ from functools import partial
 import pytest
 from fake_memory import Death, FakeMemory, Life, Turnstile
 from fakes import LIMIT, in_a_thread, until
-from mpiexecutor.channel._ring.layout import Layout
 
 from mpiexecutor._rma import failed_ranks
 from mpiexecutor._rma.doorbell import Ringer
@@ -15,6 +14,7 @@ from mpiexecutor._rma.failed_ranks import Dead, Deaths
 from mpiexecutor.channel import ChannelBroken, ChannelClosed, RemoteChannel, Share, _remote
 from mpiexecutor.channel._codecs import codec_of
 from mpiexecutor.channel._ends import Place
+from mpiexecutor.channel._ring.layout import Layout
 
 HOST = 0
 SLOTS = 4

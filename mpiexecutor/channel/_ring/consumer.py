@@ -4,7 +4,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mpiexecutor._rma.memory import Memory
+from mpiexecutor._rma.memory import WORD, Memory
 from mpiexecutor.channel._errors import ChannelMemoryError
 
 from .layout import (
@@ -24,7 +24,6 @@ from .layout import (
     SAYS,
     TICKET,
     TURN,
-    WORD,
     End,
     Layout,
     Progress,

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from mpiexecutor._rma.memory import Memory
+from mpiexecutor._rma.memory import WORD, Memory
 from mpiexecutor.channel._errors import ChannelClosed
 
 from .layout import (
@@ -23,7 +23,6 @@ from .layout import (
     SAYS,
     TICKET,
     TURN,
-    WORD,
     End,
     Layout,
     Progress,

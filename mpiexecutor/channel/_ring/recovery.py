@@ -25,7 +25,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from mpiexecutor._rma.memory import Memory
+from mpiexecutor._rma.memory import WORD, Memory
 from mpiexecutor.channel._errors import Share
 
 from .layout import (
@@ -41,7 +41,6 @@ from .layout import (
     SAYS,
     TICKET,
     TURN,
-    WORD,
     Layout,
     parts_of,
     said_of,
