@@ -1,15 +1,17 @@
 """The raw channel: a bounded queue of messages in an RMA window, for any rank to put into and to take from.
 
-Layout, top to bottom; nothing here knows of executors:
+Layout, top to bottom. Its MPI side is the room _rma.
 
-    _remote       RemoteChannel: the operations       _agreement  what the ranks check before they make one
-    _ends         a rank's two ends: how they wait, whom they wake
-    _background   putf and takef                      _waiting    look, yield, sleep until woken
-    _codecs       messages <-> bytes, by dtype        _frames, _pickling  those of any object
-    _producer, _consumer  the two ends of the ring    _window     its memory, on MPI.Win
-    _recovery    what the dead leave behind in it        _deaths  who has died, as told by whoever knows
-    _ring         the ring itself: its theory, its layout; pure, over
-    _memory       the little that it asks of a memory _errors
+    _remote     RemoteChannel: made, claimed, closed and freed
+    _putting    its operations that put,
+    _taking     that take,
+    _losses     and that settle what failed ranks have left in the ring
+    _base       the parts that these have in common
+    _agreement  what the ranks check together before they make one
+    _ends       a rank's two ends: how they wait, and whom they wake
+    _codecs     messages <-> bytes, by dtype
+    _ring       the ring itself: its theory and its layout
+    _errors     one for each way to fail
 """
 
 from ._errors import (

@@ -1,13 +1,23 @@
-"""What may be a message, by the channel's dtype: messages to bytes and back."""
+"""What may be a message, by the channel's dtype: messages to bytes and back.
+
+An object is pickled. Its pickle and its large buffers make up a *frame*, one run of bytes:
+
+    magic (4) | number of buffers (4) | size of the pickle (8) | size of each buffer (8 each) | pickle | buffers
+
+in the machine's byte order. The pickle and the buffers begin at multiples of 64 bytes if there are buffers, so that arrays are
+aligned as they lie.
+"""
 
 import contextlib
+import struct
 from array import array
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mpiexecutor._util import pickling
-from mpiexecutor.channel import _frames
 from mpiexecutor.channel._ring.layout import MAX_LENGTH, MAX_SLOTS
+
+from ._errors import ChannelBroken
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,6 +25,9 @@ if TYPE_CHECKING:
 # The typecodes of the array module that are numbers.
 _TYPECODES = "bBhHiIlLqQfd"
 _NUMPY_KINDS = "biufc"
+_MAGIC = b"mpx1"
+_HEAD = struct.Struct("=4sIQ")
+_ALIGNMENT = 64
 
 
 class Codec(Protocol):
@@ -143,14 +156,14 @@ class _ObjectCodec:
         self.slot_size = message_size
 
     def encode(self, message: Any) -> list[memoryview]:
-        parts = _frames.encode(*pickling.dumps(message))
+        parts = encode_frame(*pickling.dumps(message))
         limit = min(MAX_LENGTH, self.slot_size * MAX_SLOTS)
         _check_length(sum(map(len, parts)), limit, "bytes (through slots of this size: raise message_size)")
         return parts
 
     def decode(self, data: memoryview, *, shared: bool) -> Any:
         # What is rebuilt may refer to the frame's own memory: with large buffers that is what saves the copy.
-        pickled, buffers = _frames.decode(data)
+        pickled, buffers = decode_frame(data)
         if shared:
             buffers = [memoryview(bytearray(buffer)) for buffer in buffers]
         return pickling.loads(pickled, buffers)
@@ -165,3 +178,41 @@ def _length(message: object) -> int:
 def _check_length(length: int, limit: int, unit: str) -> None:
     if length > limit:
         raise ValueError(f"this message has {length} {unit}, the channel's messages have at most {limit}")
+
+
+def encode_frame(pickled: bytes, buffers: Sequence[memoryview]) -> list[memoryview]:
+    """Give the parts that make up the frame, one after another. The buffers are not copied."""
+    head = _HEAD.pack(_MAGIC, len(buffers), len(pickled))
+    if not buffers:
+        return [memoryview(head + pickled)]
+    head += struct.pack(f"={len(buffers)}Q", *map(len, buffers))
+    parts = []
+    for view in (memoryview(head), memoryview(pickled), *buffers):
+        parts.append(view)
+        if pad := -len(view) % _ALIGNMENT:
+            parts.append(memoryview(bytes(pad)))
+    return parts
+
+
+def decode_frame(frame: memoryview) -> tuple[memoryview, list[memoryview]]:
+    """Give the pickle and the buffers, as views of the frame. ChannelBroken if the bytes are no frame."""
+    if len(frame) < _HEAD.size:
+        raise ChannelBroken(f"a frame has at least {_HEAD.size} bytes, this one has {len(frame)}")
+    magic, count, size = _HEAD.unpack_from(frame)
+    if magic != _MAGIC:
+        raise ChannelBroken(f"a frame begins with {_MAGIC!r}, this one with {magic!r}")
+    if not count and len(frame) == _HEAD.size + size:
+        return frame[_HEAD.size :], []
+    start = _HEAD.size + 8 * count
+    if start > len(frame):
+        raise ChannelBroken(f"a frame of {len(frame)} bytes has no room for the sizes of {count} buffers")
+    sizes = (size, *struct.unpack_from(f"={count}Q", frame, _HEAD.size))
+    views = []
+    for part in sizes:
+        start += -start % _ALIGNMENT if count else 0
+        views.append(frame[start : start + part])
+        start += part
+    end = start + (-start % _ALIGNMENT if count else 0)
+    if end != len(frame):
+        raise ChannelBroken(f"a frame whose parts have {sizes} bytes takes {end} bytes, this one has {len(frame)}")
+    return views[0], views[1:]

@@ -86,8 +86,8 @@ def die_once(mark: Path) -> str:
 def arm(name: str) -> bytes:
     """Have this worker die at a step, soon."""
     from mpiexecutor.channel._ring.consumer import Consumer
-    from mpiexecutor.channel._ring.layout import DONE_WITH
     from mpiexecutor.channel._ring.producer import Producer
+    from mpiexecutor.channel._ring.records import DONE_WITH
 
     {
         "before it claims": lambda: _before(Consumer, "take_short"),

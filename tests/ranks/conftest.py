@@ -15,7 +15,8 @@ import pytest
 from mpi4py import MPI
 
 from mpiexecutor._rma import window
-from mpiexecutor.channel import _agreement, _ends
+from mpiexecutor.channel import _agreement
+from mpiexecutor.channel._ends import end
 
 _COMM = MPI.COMM_WORLD
 _GRACE = 2  # seconds in which the other ranks may say what they have to say, too
@@ -43,7 +44,7 @@ def _asleep_until_woken() -> Iterator[None]:
     """Have sleepers wait for ever, so that a wake-up that is lost hangs its test."""
     with pytest.MonkeyPatch.context() as patch:
         for naps in ("_NAP", "_FAR_NAP"):
-            patch.setattr(_ends, naps, {"put": 1000.0, "take": 1000.0})
+            patch.setattr(end, naps, {"put": 1000.0, "take": 1000.0})
         yield
 
 

@@ -29,7 +29,8 @@ from together import (
 )
 
 from mpiexecutor._rma.progress import Attendant
-from mpiexecutor.channel import ChannelClosed, ChannelEmpty, ChannelFull, IncompletePut, RemoteChannel, _waiter
+from mpiexecutor.channel import ChannelClosed, ChannelEmpty, ChannelFull, IncompletePut, RemoteChannel
+from mpiexecutor.channel._ends import waiter as waiter_module
 
 ALL = set(range(SIZE))
 
@@ -248,7 +249,7 @@ def test_who_gives_up_looking_out_does_not_keep_a_message_from_others(monkeypatc
             until(lambda: channel.statistics().taken == 1)
             channel.close()
         elif RANK == 1:
-            monkeypatch.setattr(_waiter, "_LOOKING", 1000.0)
+            monkeypatch.setattr(waiter_module, "_LOOKING", 1000.0)
             waiting = channel.takef()
             until(lambda: looking_out(channel) == {1})
             waiter._mark = partial(mark_when_told, waiter, waiter._mark)
@@ -275,7 +276,7 @@ def test_who_looks_out_and_was_counted_on_twice_wakes_another(monkeypatch):
             until(lambda: channel.statistics().taken == 2)
             channel.close()
         elif RANK == 1:
-            monkeypatch.setattr(_waiter, "_LOOKING", 1000.0)
+            monkeypatch.setattr(waiter_module, "_LOOKING", 1000.0)
             waiter._mark = partial(mark_when_told, waiter, waiter._mark)
             taken = [channel.take()]
         else:

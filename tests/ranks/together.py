@@ -11,7 +11,7 @@ import pytest
 from mpi4py import MPI
 
 from mpiexecutor.channel import ChannelEmpty, RemoteChannel
-from mpiexecutor.channel._ends import _LOOKS_OUT, _TO_BEGIN, _TO_GO_ON
+from mpiexecutor.channel._ends.place import LOOKS_OUT, TO_BEGIN, TO_GO_ON
 
 COMM = MPI.COMM_WORLD
 RANK, SIZE = COMM.rank, COMM.size
@@ -63,13 +63,13 @@ def asleep(channel: RemoteChannel[Any, Any], side: str) -> set[int]:
     """Tell which ranks sleep at an end of the channel: they have looked in vain and wait to be woken."""
     with channel._aside_lock:
         state = channel._aside.state()
-    return {rank for rank, flag in enumerate(state.takers if side == "take" else state.putters) if flag in {_TO_BEGIN, _TO_GO_ON}}
+    return {rank for rank, flag in enumerate(state.takers if side == "take" else state.putters) if flag in {TO_BEGIN, TO_GO_ON}}
 
 
 def looking_out(channel: RemoteChannel[Any, Any]) -> set[int]:
     """Tell which ranks look out for messages, before they sleep."""
     with channel._aside_lock:
-        return {rank for rank, flag in enumerate(channel._aside.state().takers) if flag == _LOOKS_OUT}
+        return {rank for rank, flag in enumerate(channel._aside.state().takers) if flag == LOOKS_OUT}
 
 
 def exchange(channel: RemoteChannel[Any, Any], message: Any) -> list[Any]:

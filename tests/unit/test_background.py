@@ -5,7 +5,7 @@ from concurrent.futures import CancelledError, Future, wait
 
 import pytest
 
-from mpiexecutor.channel._background import Background, ChannelFuture
+from mpiexecutor.channel._ends.background import Background, ChannelFuture
 
 LONG = 30  # seconds: what a deadlock costs a test that fails, no less
 

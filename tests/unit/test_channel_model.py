@@ -17,9 +17,10 @@ from fake_memory import Death, FakeMemory, Life, Turnstile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpiexecutor.channel import ChannelEmpty, ChannelFull, IncompletePut, RemoteChannel, Share, Statistics, _ends, _remote, _waiter
+from mpiexecutor.channel import ChannelEmpty, ChannelFull, IncompletePut, RemoteChannel, Share, Statistics, _base, _losses
 from mpiexecutor.channel._codecs import codec_of
-from mpiexecutor.channel._ends import Place
+from mpiexecutor.channel._ends import end, waiter
+from mpiexecutor.channel._ends.place import Place
 from mpiexecutor.channel._ring.layout import Layout
 
 SLOT = 64  # bytes: a message of a few bytes takes one, the longest five
@@ -150,14 +151,14 @@ class Job:
 
     def fake(self, patch: pytest.MonkeyPatch) -> None:
         nap = NAP if self.deaths else 10 * AGES
-        for module in (_ends, _remote):
+        for module in (_base, end):
             patch.setattr(module, "threading", SimpleNamespace(Lock=partial(Lock, self.turnstile)))
-        for module in (_ends, _remote, _waiter):
+        for module in (_base, _losses, end, waiter):
             patch.setattr(module, "time", self.world)
-        patch.setattr(_ends, "Doorbell", lambda address, _: Bell(self.world, address))
-        patch.setattr(_ends, "_NAP", {"put": nap, "take": nap})
-        patch.setattr(_waiter, "give_way", self.turnstile.step)
-        patch.setattr(_waiter, "_LOOKING", 2 * TICK)
+        patch.setattr(end, "Doorbell", lambda address, _: Bell(self.world, address))
+        patch.setattr(end, "_NAP", {"put": nap, "take": nap})
+        patch.setattr(waiter, "give_way", self.turnstile.step)
+        patch.setattr(waiter, "_LOOKING", 2 * TICK)
 
     def channel(self, rank: int, life: Life) -> Channel:
         channel: Channel = object.__new__(RemoteChannel)

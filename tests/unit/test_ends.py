@@ -2,7 +2,7 @@
 
 import pytest
 
-from mpiexecutor.channel._ends import _AWAKE, _LOOKS_OUT, _TO_BEGIN, _TO_GO_ON, Place
+from mpiexecutor.channel._ends.place import AWAKE, LOOKS_OUT, TO_BEGIN, TO_GO_ON, Place
 from mpiexecutor.channel._ring.layout import Layout
 
 RANKS = 5
@@ -41,7 +41,7 @@ def woken():
 
 def test_as_many_are_woken_as_can_begin(woken):
     """Those behind this rank first, so that it is not always the same."""
-    asleep = [_TO_BEGIN, _AWAKE, _TO_BEGIN, _AWAKE, _TO_BEGIN]
+    asleep = [TO_BEGIN, AWAKE, TO_BEGIN, AWAKE, TO_BEGIN]
     assert woken(asleep, 0) == []
     assert woken(asleep, 1) == [2]
     assert woken(asleep, 2) == [2, 4]
@@ -50,13 +50,13 @@ def test_as_many_are_woken_as_can_begin(woken):
 
 def test_all_are_woken_who_wait_in_the_middle_of_a_message(woken):
     """And do not count among those who begin."""
-    assert woken([_TO_GO_ON, _AWAKE, _TO_GO_ON, _TO_BEGIN, _AWAKE], 0) == [2, 0]
-    assert woken([_TO_GO_ON, _AWAKE, _TO_GO_ON, _TO_BEGIN, _AWAKE], 1) == [2, 3, 0]
+    assert woken([TO_GO_ON, AWAKE, TO_GO_ON, TO_BEGIN, AWAKE], 0) == [2, 0]
+    assert woken([TO_GO_ON, AWAKE, TO_GO_ON, TO_BEGIN, AWAKE], 1) == [2, 3, 0]
 
 
 def test_who_looks_out_has_the_first_message_and_is_not_rung(woken):
     """Nobody else is woken for that one."""
-    asleep = [_TO_BEGIN, _AWAKE, _TO_BEGIN, _LOOKS_OUT, _AWAKE]
+    asleep = [TO_BEGIN, AWAKE, TO_BEGIN, LOOKS_OUT, AWAKE]
     assert woken(asleep, 1) == []
     assert woken(asleep, 2) == [2]
     assert woken(asleep, 3) == [2, 0]
@@ -64,4 +64,4 @@ def test_who_looks_out_has_the_first_message_and_is_not_rung(woken):
 
 def test_two_who_look_out_by_chance_count_as_one(woken):
     """Both may have looked for another at the same moment; that one is woken too many does no harm."""
-    assert woken([_TO_BEGIN, _LOOKS_OUT, _AWAKE, _LOOKS_OUT, _AWAKE], 2) == [0]
+    assert woken([TO_BEGIN, LOOKS_OUT, AWAKE, LOOKS_OUT, AWAKE], 2) == [0]

@@ -7,21 +7,21 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mpiexecutor.channel import ChannelBroken
-from mpiexecutor.channel._frames import decode, encode
+from mpiexecutor.channel._codecs import decode_frame, encode_frame
 
 SAME = settings(deadline=None, derandomize=True, database=None)  # the same examples in every run
 BUFFERS = st.lists(st.binary(max_size=200), max_size=4)
 
 
 def frame_of(pickled: bytes, buffers: list[bytes]) -> bytes:
-    return b"".join(encode(pickled, [memoryview(buffer) for buffer in buffers]))
+    return b"".join(encode_frame(pickled, [memoryview(buffer) for buffer in buffers]))
 
 
 @SAME
 @given(st.binary(max_size=200), BUFFERS)
 def test_a_frame_gives_back_what_went_in(pickled, buffers):
     """The pickle and each buffer, in order, byte by byte; empty ones, too."""
-    found, rest = decode(memoryview(frame_of(pickled, buffers)))
+    found, rest = decode_frame(memoryview(frame_of(pickled, buffers)))
     assert bytes(found) == pickled
     assert [bytes(each) for each in rest] == buffers
 
@@ -31,7 +31,7 @@ def test_a_frame_gives_back_what_went_in(pickled, buffers):
 def test_buffers_begin_at_multiples_of_64_bytes(pickled, buffers):
     """So that arrays are aligned as they lie."""
     offset = 0
-    for part in encode(pickled, [memoryview(buffer) for buffer in buffers]):
+    for part in encode_frame(pickled, [memoryview(buffer) for buffer in buffers]):
         if any(part.obj is buffer for buffer in buffers):
             assert offset % 64 == 0
         offset += len(part)
@@ -41,10 +41,10 @@ def test_buffers_begin_at_multiples_of_64_bytes(pickled, buffers):
 def test_buffers_are_not_copied():
     """Neither on the way in nor on the way out."""
     buffer = bytearray(b"x" * 100)
-    parts = encode(b"pickle", [memoryview(buffer)])
+    parts = encode_frame(b"pickle", [memoryview(buffer)])
     assert any(part.obj is buffer for part in parts)
     frame = bytearray(b"".join(parts))
-    pickled, (found,) = decode(memoryview(frame))
+    pickled, (found,) = decode_frame(memoryview(frame))
     assert pickled.obj is frame
     assert found.obj is frame
 
@@ -55,7 +55,7 @@ def test_a_frame_that_is_cut_short_is_broken(pickled, buffers, missing):
     """However little is missing."""
     frame = frame_of(pickled, buffers)
     with pytest.raises(ChannelBroken):
-        decode(memoryview(frame)[: max(0, len(frame) - missing)])
+        decode_frame(memoryview(frame)[: max(0, len(frame) - missing)])
 
 
 @SAME
@@ -63,12 +63,12 @@ def test_a_frame_that_is_cut_short_is_broken(pickled, buffers, missing):
 def test_a_frame_with_something_behind_it_is_broken(pickled, buffers, more):
     """However little it is."""
     with pytest.raises(ChannelBroken):
-        decode(memoryview(frame_of(pickled, buffers) + more))
+        decode_frame(memoryview(frame_of(pickled, buffers) + more))
 
 
 def decoded_or_broken(data: bytes) -> None:
     try:
-        pickled, buffers = decode(memoryview(data))
+        pickled, buffers = decode_frame(memoryview(data))
     except ChannelBroken as error:
         assert str(error)
     else:
@@ -117,5 +117,5 @@ def test_a_frame_with_a_byte_changed_is_broken_or_a_frame(pickled, buffers, data
 def test_the_error_says_what_was_found_and_what_was_expected(frame, text):
     """Each way to be no frame has its text."""
     with pytest.raises(ChannelBroken) as caught:
-        decode(memoryview(frame))
+        decode_frame(memoryview(frame))
     assert str(caught.value) == text

@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpiexecutor.channel import ChannelMemoryError
-from mpiexecutor.channel._ring.consumer import Consumer, Incoming
-from mpiexecutor.channel._ring.layout import CLOSED, TICKET, TURN, Layout, Progress
+from mpiexecutor.channel._ring.consumer import Consumer
+from mpiexecutor.channel._ring.layout import CLOSED, TICKET, TURN, Layout
+from mpiexecutor.channel._ring.participant import Progress
 from mpiexecutor.channel._ring.producer import Gather, Producer
+from mpiexecutor.channel._ring.receiver import Incoming
 from mpiexecutor.channel._ring.recovery import Heir, Share
 
 SLOT = 2

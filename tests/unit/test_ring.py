@@ -14,9 +14,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from mpiexecutor.channel import ChannelClosed, ChannelMemoryError
-from mpiexecutor.channel._ring.consumer import Consumer, Incoming
-from mpiexecutor.channel._ring.layout import CLOSED, MAX_LENGTH, MAX_SLOTS, TICKET_BITS, WORD, Layout, Progress, State
+from mpiexecutor.channel._ring.consumer import Consumer
+from mpiexecutor.channel._ring.layout import CLOSED, MAX_LENGTH, MAX_SLOTS, TICKET_BITS, WORD, Layout
+from mpiexecutor.channel._ring.participant import Progress, State
 from mpiexecutor.channel._ring.producer import Gather, Outgoing, Producer
+from mpiexecutor.channel._ring.receiver import Incoming
 
 # The same examples in every run: what fails here failed because of the last change.
 RACES = settings(max_examples=500, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))

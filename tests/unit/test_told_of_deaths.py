@@ -11,9 +11,9 @@ from fakes import LIMIT, in_a_thread, until
 from mpiexecutor._rma import failed_ranks
 from mpiexecutor._rma.doorbell import Ringer
 from mpiexecutor._rma.failed_ranks import Dead, Deaths
-from mpiexecutor.channel import ChannelBroken, ChannelClosed, RemoteChannel, Share, _remote
+from mpiexecutor.channel import ChannelBroken, ChannelClosed, RemoteChannel, Share, _losses, _remote
 from mpiexecutor.channel._codecs import codec_of
-from mpiexecutor.channel._ends import Place
+from mpiexecutor.channel._ends.place import Place
 from mpiexecutor.channel._ring.layout import Layout
 
 HOST = 0
@@ -32,8 +32,8 @@ def deaths(monkeypatch, ended):
     deaths = Deaths()
     deaths.are_told = True
     deaths._end_job = ended.append
-    monkeypatch.setattr(failed_ranks, "DEATHS", deaths)
-    monkeypatch.setattr(_remote, "DEATHS", deaths)
+    for module in (failed_ranks, _losses, _remote):
+        monkeypatch.setattr(module, "DEATHS", deaths)
     return deaths
 
 
@@ -55,9 +55,7 @@ class Job:
         place = Place(self._layout, rank, self._token, ["node"] * len(self.lives), Ringer(), None)
         memory = partial(FakeMemory, self._shared, self._turnstile, self.lives[rank])
         channel._begin(codec_of(object, 64), place, memory, HOST, only_host={"put": False, "take": False})
-        channel._dead = Dead(range(len(self.lives)))
-        channel._settled = set()
-        channel._threads = True
+        channel._begin_losses(Dead(range(len(self.lives))))
         settle = channel.settle
         channel.settle = lambda dead, **how: settle(dead, timeout=self.patience, **how)
         return channel

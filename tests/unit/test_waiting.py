@@ -13,8 +13,8 @@ from mpiexecutor._rma import doorbell
 from mpiexecutor._rma.doorbell import Doorbell, Ringer, address_of, node_name
 from mpiexecutor._util import polling
 from mpiexecutor._util.inbox import Inbox
-from mpiexecutor.channel import _waiter
-from mpiexecutor.channel._waiter import Waiter
+from mpiexecutor.channel._ends import waiter
+from mpiexecutor.channel._ends.waiter import Waiter
 
 LOOKS = 9  # before sleeping, with a clock that moves by an eighth of the time for them at each yield
 
@@ -39,7 +39,7 @@ class World:
         return self.now
 
     def sched_yield(self) -> None:
-        self.now += _waiter._LOOKING * 1.001 / 8
+        self.now += waiter._LOOKING * 1.001 / 8
 
     def sleep(self, seconds: float) -> bool:
         """Be the bell."""
@@ -65,9 +65,9 @@ class World:
 @pytest.fixture
 def world(monkeypatch):
     world = World()
-    for module in (_waiter, doorbell):
+    for module in (waiter, doorbell):
         monkeypatch.setattr(module, "time", world)
-    monkeypatch.setattr(_waiter, "os", world)
+    monkeypatch.setattr(waiter, "os", world)
     return world
 
 

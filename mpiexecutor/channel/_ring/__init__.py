@@ -1,7 +1,10 @@
-"""The ring buffer: the algorithm alone, over any memory.
+"""The ring buffer: the algorithm alone, over any memory. No MPI, no waiting, no threads.
 
-layout    where everything lies, and the words of the ring
-producer  reserves slots, writes and publishes messages
-consumer  claims messages and reads them
-recovery  gives a ring back its order after a rank has died
+layout       the theory, and where everything lies
+records      what a rank notes before it reserves or claims
+participant  what producers and consumers have in common
+producer     reserves slots, writes and publishes messages
+consumer     claims messages,
+receiver     and reads them
+recovery     restores the order of a ring after a rank has died
 """

@@ -1,81 +1,25 @@
-"""The end of a ring at which messages are taken out. The theory is in layout.py."""
+"""The end of a ring at which messages are taken out: how they are claimed. The theory is in layout.py."""
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from mpiexecutor._rma.memory import WORD, Memory
 from mpiexecutor.channel._errors import ChannelMemoryError
 
-from .layout import (
-    AHEAD,
-    CLAIMING,
-    CLOSED,
-    CUT,
-    DONE_WITH,
-    LINE,
-    MESSAGE,
-    NOTHING,
-    PARKED,
-    PAUSED,
-    PIECE,
-    PUBLISHED,
-    RESERVING,
-    SAYS,
-    TICKET,
-    TURN,
-    End,
-    Layout,
-    Progress,
-    State,
-    parts_of,
-)
+from .layout import AHEAD, CLOSED, MESSAGE, PAUSED, PIECE, PUBLISHED, TICKET, TURN, Layout
+from .participant import State
+from .receiver import Incoming, Receiver
+from .records import DONE_WITH
 
 
-@dataclass(slots=True)
-class Incoming:
-    """Messages that this consumer has claimed, on their way out: one of any length, or several that are there as a whole."""
-
-    position: int  # of HEAD before them
-    lengths: Sequence[int]
-    span: int
-    data: memoryview  # the bytes: of one message without the padding, of several with it
-    ready: int = 0  # slots from here on that were seen published
-    read: int = 0  # slots from here on whose bytes are in data already
-    got: int = 0  # slots read and freed
-    cut: "Cut | None" = None  # the producer gave up: the slots from got on are passed on unread
-    skipped: bool = False  # thrown away unread
-
-    @property
-    def ticket(self) -> int:
-        return self.position & TICKET
-
-    @property
-    def number(self) -> int:
-        """Of the first message."""
-        return self.position // MESSAGE
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """Who cut a message, and how far its slots are to be passed on: those that it uses several times once only."""
-
-    rank: int
-    until: int
-    voids: int  # cut messages that the consumer will have passed on, this one too
-
-
-class Consumer(End):
+class Consumer(Receiver):
     """The end of a ring at which one rank takes messages out."""
 
     def __init__(self, memory: Memory, layout: Layout, rank: int, *, sole: bool = False) -> None:
         super().__init__(memory, layout, rank, sole=sole)
-        self._claiming_at = self._record(CLAIMING)
-        self._state_at = self._claiming_at + WORD * SAYS
         self._first_words = array("q", (0, 0, 0))  # HEAD, TAIL and CLAIMED
         self._first = memoryview(self._first_words).cast("B")
         self._head = 0  # as last seen
-        self._voids = 0
         self._limit = 0  # messages that were claimed, as last seen
         self._too_large: Incoming | None = None  # the next message, when there was last no memory for it
         self.interrupted: Incoming | None = None  # what was claimed, and the caller may not know of, if it was interrupted
@@ -190,40 +134,6 @@ class Consumer(End):
         self._head = new if seen == position else seen
         return seen == position
 
-    def receive(self, incoming: Incoming) -> Progress:
-        """Read what has been published by now, and free its slots."""
-        if incoming.cut is not None:
-            return self._pass_on(incoming, incoming.cut)
-        if incoming.got == incoming.span:
-            return self._moved(incoming)
-        layout = self._layout
-        count = min(max(1, PIECE // layout.slot_size), incoming.span - incoming.got)
-        ready = min(count, incoming.ready) or self._count(incoming.ticket + incoming.got, count, PUBLISHED)
-        incoming.ready = max(0, incoming.ready - ready)
-        if not ready:
-            return self._stalled(incoming)
-        if ready > incoming.read and not incoming.skipped:
-            self._read(incoming, ready)
-            self._memory.flush()  # the bytes are here before any turn says that the slots are free
-        incoming.read = max(0, incoming.read - ready)
-        self._release(incoming, ready)
-        self._memory.flush()
-        incoming.got += ready
-        return self._moved(incoming)
-
-    def _moved(self, incoming: Incoming) -> Progress:
-        if incoming.got < incoming.span:
-            return Progress.MOVED
-        self._say(DONE_WITH)
-        return Progress.DONE
-
-    def resume(self, incoming: Incoming) -> None:
-        """Find out how far an interrupted receive came."""
-        if incoming.cut is None:
-            left = min(incoming.span - incoming.got, self._layout.slots)
-            incoming.got += self._settled(incoming.ticket + incoming.got, left, published=True)
-            incoming.ready = incoming.read = 0
-
     def pause(self) -> None:
         """Set the pausing bit: nobody claims until the ring is resumed."""
         while not self._head & PAUSED:
@@ -302,92 +212,9 @@ class Consumer(End):
             incoming.read = ready
         return incoming
 
-    def _read(self, incoming: Incoming, ready: int) -> None:
-        size = self._layout.slot_size
-        for first, count in self._layout.pieces(incoming.ticket + incoming.got, ready):
-            done = (incoming.got + (first - incoming.ticket - incoming.got) % self._layout.modulus) * size
-            self._memory.read(self._layout.bytes_at(first), incoming.data[done : done + count * size])
-
-    def _release(self, incoming: Incoming, ready: int) -> None:
-        """Hand the next slots over to who will reserve them a round later."""
-        ticket = incoming.ticket + incoming.got
-        if incoming.span == 1:  # by far the most messages: the same without what only several slots need
-            published = ticket * TURN + 2 * incoming.lengths[0] + PUBLISHED
-            free = (ticket + self._layout.slots) % self._layout.modulus * TURN
-            self._memory.hand_over(self._layout.turn_at(ticket), (published,), (free,))
-            return
-        turns = self._published(incoming.ticket, incoming.lengths, incoming.got, ready)
-        self._hand_over(ticket, turns, self._turns(ticket + self._layout.slots, ready))
-
     def _refresh(self) -> bool:
         """Look at HEAD; whether it moved since."""
         if self._sole:
             return False
         before, self._head = self._head, self._memory.load(self._layout.head)
         return self._head != before
-
-    def _stalled(self, incoming: Incoming) -> Progress:
-        """Nothing further is published: the producer is slow, or has cut the message."""
-        records = self._records()
-        for rank in range(self._layout.ranks):
-            line = records[rank * LINE // WORD : (rank + 1) * LINE // WORD]
-            # A cut further on: some slots were published since we looked, and are to be read first.
-            if line[CUT] - 1 == incoming.got and line[RESERVING] == incoming.position and self._is_cut(rank, incoming):
-                until = min(incoming.span, incoming.got + self._layout.slots)
-                incoming.cut = Cut(rank, until, voids=self._voids + 1)
-                return self._pass_on(incoming, incoming.cut)
-        return Progress.PARKED if self._is_abandoned(incoming, records) else Progress.STALLED
-
-    def _is_abandoned(self, incoming: Incoming, records: memoryview) -> bool:
-        """Whether the message's producer has parked, or is dead; then this end parks, too.
-
-        Others may have tried for the same position in vain, and be dead: if there is one at work, that is the producer; and if it
-        is done, it was so before the records were read, and there is more to receive.
-        """
-        states = set()
-        for start in range(RESERVING, len(records), LINE // WORD):
-            if records[start] == incoming.position and (parts := parts_of(records[start], records[start + SAYS])):
-                states.add(parts[-1])
-        if states != {PARKED} or self._count(incoming.ticket + incoming.got, 1, PUBLISHED):
-            return False
-        self._park()
-        return True
-
-    def _is_cut(self, rank: int, incoming: Incoming) -> bool:
-        """Whether the cut that was seen is of this message.
-
-        The record may have been read before the cut was set, and be one of a vain attempt. It is read once more: a rank that
-        has cut a message leaves its record alone, and nobody can try for this position again.
-        """
-        return self._memory.load(self._record(RESERVING, rank)) == incoming.position
-
-    def _pass_on(self, incoming: Incoming, cut: Cut) -> Progress:
-        """Free the slots that a cut message holds and never used, once those who had them before are done with them.
-
-        A slot that the message was to use several times is freed for the first ticket after the message at once. Each step
-        may be taken again after an interrupt.
-        """
-        slots = self._layout.slots
-        while incoming.got < cut.until:
-            ticket = incoming.ticket + incoming.got
-            turn = self._memory.load(self._layout.turn_at(ticket))
-            if not self._past(turn, ticket):
-                if turn != ticket % self._layout.modulus * TURN:
-                    if not self._memory.load(self._layout.head) & PAUSED:
-                        return Progress.STALLED
-                    self._park()
-                    return Progress.PARKED
-                rounds = -(-(incoming.span - incoming.got) // slots)
-                free = (ticket + rounds * slots) % self._layout.modulus * TURN
-                self._memory.hand_over(self._layout.turn_at(ticket), (turn,), (free,))
-                self._memory.flush()
-            incoming.got += 1
-        self._voids = cut.voids
-        self._memory.store(self._layout.voids + WORD * self._rank, cut.voids)
-        self._memory.flush()
-        record = self._record(CUT, cut.rank)
-        if self._is_cut(cut.rank, incoming) and (sent := self._memory.load(record)):
-            self._memory.hand_over(record, (sent,), (0,))
-            self._memory.flush()
-        self._say(NOTHING)
-        return Progress.CUT

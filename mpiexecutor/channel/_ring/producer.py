@@ -8,26 +8,9 @@ from itertools import accumulate
 from mpiexecutor._rma.memory import WORD, Memory
 from mpiexecutor.channel._errors import ChannelClosed
 
-from .layout import (
-    AHEAD,
-    CLOSED,
-    CUT,
-    LINE,
-    MESSAGE,
-    NOTHING,
-    PAUSED,
-    PEAK,
-    PIECE,
-    PUBLISHED,
-    RESERVING,
-    SAYS,
-    TICKET,
-    TURN,
-    End,
-    Layout,
-    Progress,
-    State,
-)
+from .layout import AHEAD, CLOSED, LINE, MESSAGE, PAUSED, PIECE, PUBLISHED, TICKET, TURN, Layout
+from .participant import Participant, Progress, State
+from .records import CUT, NOTHING, PEAK, RESERVING, SAYS
 
 
 class Gather:
@@ -65,7 +48,7 @@ class Outgoing:
         return self.position & TICKET
 
 
-class Producer(End):
+class Producer(Participant):
     """The end of a ring at which one rank puts messages in."""
 
     def __init__(self, memory: Memory, layout: Layout, rank: int, *, sole: bool = False) -> None:

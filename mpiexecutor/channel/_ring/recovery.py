@@ -28,24 +28,8 @@ from typing import Protocol
 from mpiexecutor._rma.memory import WORD, Memory
 from mpiexecutor.channel._errors import Share
 
-from .layout import (
-    AT_WORK,
-    CLAIMING,
-    CUT,
-    DONE_WITH,
-    LINE,
-    MESSAGE,
-    PARKED,
-    PUBLISHED,
-    RESERVING,
-    SAYS,
-    TICKET,
-    TURN,
-    Layout,
-    parts_of,
-    said_of,
-    turns_of,
-)
+from .layout import LINE, MESSAGE, PUBLISHED, TICKET, TURN, Layout, turns_of
+from .records import AT_WORK, CLAIMING, CUT, DONE_WITH, PARKED, RESERVING, SAYS, parts_of, said_of
 
 
 @dataclass(frozen=True, slots=True)

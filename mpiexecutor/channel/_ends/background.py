@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 
-from ._errors import ChannelClosed
+from mpiexecutor.channel._errors import ChannelClosed
 
 logger = logging.getLogger("mpiexecutor")
 

@@ -1,0 +1,84 @@
+"""What the operations of a channel have in common: its parts, and the checks before anything is done."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from mpiexecutor._rma.memory import Memory
+from mpiexecutor.channel._ends.background import ChannelFuture
+from mpiexecutor.channel._ends.place import Place, Side
+from mpiexecutor.channel._ends.put_end import PutEnd
+from mpiexecutor.channel._ends.take_end import TakeEnd
+from mpiexecutor.channel._ring.producer import Producer
+
+from ._codecs import Codec
+
+T = TypeVar("T")
+
+
+class ChannelBase:
+    """The parts of a channel, as one rank has them.
+
+    Each end has one lock, held by the thread that is at work there; calls on the two ends do not hold each other up. A third handle
+    on the ring, under a lock of its own, serves close, claim, statistics and settle: they need not wait for a blocked put.
+    """
+
+    def _begin(
+        self, codec: Codec, place: Place, memory: Callable[[], Memory], host: int, *, only_host: Mapping[Side, bool]
+    ) -> None:
+        """Make the parts over some memory. Each call of `memory` returns a handle on it for one thread."""
+        self._codec = codec
+        self._layout = place.layout
+        self._place = place
+        self._memory = memory
+        self._host = host
+        self._rank = place.rank
+        self._only_host = only_host
+        self._puts = PutEnd(place, memory(), sole=only_host["put"])
+        self._takes = TakeEnd(place, memory(), sole=only_host["take"])
+        self._aside = Producer(memory(), place.layout, place.rank)
+        self._aside_lock = threading.Lock()
+        self._threads = True  # whether MPI lets several threads call it
+        self._gone = False  # its memory is not to be touched any more
+
+    def _wake_all(self) -> None:
+        state = self._aside.state()
+        self._place.wake(self._aside, "take", state.takers, begin=len(state.takers))
+        self._place.wake(self._aside, "put", state.putters, begin=len(state.putters))
+
+    def _check_side(self, side: Side) -> None:
+        self._place.check()
+        if self._only_host[side] and self._rank != self._host:
+            who = "producers" if side == "put" else "consumers"
+            raise ValueError(f"this channel was made with {who}='host': rank {self._host} may {side}, rank {self._rank} may not")
+
+    def _check_threads(self) -> None:
+        self._place.check()
+        if not self._threads:
+            raise RuntimeError("putf and takef need MPI with THREAD_MULTIPLE: leave mpi4py.rc.thread_level as it is")
+
+
+def deadline_of(timeout: float | None) -> float | None:
+    """Return when a time-out of so many seconds is over, as time.monotonic tells it; None if never."""
+    if timeout is None:
+        return None
+    if not timeout >= 0:
+        raise ValueError(f"timeout is a number of seconds, at least 0, or None, not {timeout!r}")
+    return time.monotonic() + timeout
+
+
+def result_of(future: ChannelFuture[T], deadline: float | None) -> T:
+    """Wait for a future of our own; when out of time, or interrupted, cancel it, unless its message has begun."""
+    try:
+        return future.result(None if deadline is None else max(0.0, deadline - time.monotonic()))
+    except TimeoutError:
+        if future.cancel():
+            raise
+        with contextlib.suppress(TimeoutError):
+            return future.result()
+        raise
+    except BaseException:
+        future.cancel()
+        raise

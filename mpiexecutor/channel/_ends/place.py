@@ -1,0 +1,98 @@
+"""A rank's place in a channel: what its two ends share, and how a rank wakes the others."""
+
+import contextlib
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from mpiexecutor._rma.doorbell import Ringer, address_of
+from mpiexecutor.channel._errors import ChannelBroken, ChannelClosed
+from mpiexecutor.channel._ring.consumer import Consumer
+from mpiexecutor.channel._ring.layout import Layout
+from mpiexecutor.channel._ring.producer import Producer
+
+Side = Literal["put", "take"]
+
+# What the byte of a rank that waits says.
+AWAKE, TO_BEGIN, TO_GO_ON, LOOKS_OUT = 0, 1, 2, 3
+
+
+class FarBells(Protocol):
+    """Wakes ranks on other nodes: see notifier.py of RMA."""
+
+    def ring(self, rank: int, which: Side, /) -> None:
+        """Wake a rank that sleeps at this end."""
+
+    def rung(self, which: Side, /) -> bool:
+        """Whether this rank was woken at this end."""
+
+    def stir(self) -> None:
+        """Have the host make progress for a while."""
+
+    def leave(self) -> None:
+        """Make progress for the others no more."""
+
+    def free(self) -> None:
+        """Free what it takes; together with every rank."""
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """A rank's place in the channel: what both its ends share."""
+
+    layout: Layout
+    rank: int
+    token: str
+    nodes: Sequence[str]
+    ringer: Ringer
+    bells: FarBells | None  # if there are several nodes
+    freed: bool = False
+    dead: frozenset[int] = frozenset()  # as far as this rank knows; some MPIs crash if a message is sent to them
+    host_lost: ChannelBroken | None = None
+    losses: deque[ChannelBroken] = field(default_factory=deque)  # that this rank has to be told of
+
+    def address(self, side: Side, rank: int) -> str:
+        return address_of(self.token, rank, side)
+
+    def asleep_at(self, side: Side, rank: int) -> int:
+        return (self.layout.putters if side == "put" else self.layout.takers) + rank
+
+    def wake(self, ring: Producer | Consumer, side: Side, asleep: bytes, *, begin: int) -> None:
+        """Wake all who sleep in the middle of a message, and so many of those who wait to begin; those behind this rank first."""
+        if not any(asleep):
+            return
+        begin -= LOOKS_OUT in asleep
+        for rank in (*range(self.rank + 1, len(asleep)), *range(self.rank + 1)):
+            if asleep[rank] in {AWAKE, LOOKS_OUT} or (asleep[rank] == TO_BEGIN and begin <= 0):
+                continue
+            begin -= asleep[rank] == TO_BEGIN
+            ring.mark(self.asleep_at(side, rank), flag_of(AWAKE))
+            self._ring(side, rank)
+
+    def _ring(self, side: Side, rank: int) -> None:
+        if self.bells is None or self.nodes[rank] == self.nodes[self.rank]:
+            self.ringer.ring(self.address(side, rank))
+        elif rank not in self.dead:
+            self.bells.ring(rank, side)
+            self.bells.stir()
+
+    def check(self) -> None:
+        """Raise the error, if the channel is of no use any more."""
+        if self.freed:
+            raise ChannelClosed("the channel was freed")
+        if self.host_lost is not None:
+            raise ChannelBroken(*self.host_lost.args)
+
+    def check_losses(self) -> None:
+        """Do so, or raise that of a loss that this rank has to be told of: once, and before it begins something."""
+        self.check()
+        while self.losses:
+            with contextlib.suppress(IndexError):  # another thread was told
+                error = self.losses.popleft()
+                raise error
+
+
+def flag_of(flag: int) -> memoryview:
+    """Return a flag as the byte of a rank that waits."""
+    return memoryview(bytes((flag,)))

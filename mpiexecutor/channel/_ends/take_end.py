@@ -1,0 +1,167 @@
+"""The end of a channel at which this rank takes. How it waits, and whom it wakes, is in end.py."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Final, TypeVar
+
+from mpiexecutor._rma.memory import Memory
+from mpiexecutor.channel._ring.consumer import Consumer
+from mpiexecutor.channel._ring.participant import Progress, State
+from mpiexecutor.channel._ring.receiver import Incoming
+
+from .background import ChannelFuture
+from .end import Begin, End, at_once
+from .place import LOOKS_OUT, TO_BEGIN, TO_GO_ON, Place
+
+T = TypeVar("T")
+
+_WORTH = 4  # a producer is woken to begin when this fraction of the ring is free: for one slot alone it would sleep again at once
+
+
+# What is taken when no message will come any more: no messages.
+END: Final = Incoming(0, (), 0, memoryview(b""))
+
+
+class TakeEnd(End):
+    """Where this rank takes."""
+
+    ring: Consumer
+
+    def __init__(self, place: Place, memory: Memory, *, sole: bool) -> None:
+        ring = Consumer(memory, place.layout, place.rank, sole=sole)
+        super().__init__("take", place, ring, None if sole or place.bells is not None else self._look_out)
+        self._incoming: Incoming | None = None  # claimed, and not received yet: taken up again after an interrupt
+
+    def take(self, most: int, deadline: float | None) -> Incoming | None:
+        """Take what is there, up to so many messages, once something is; None when out of time."""
+        if not self.acquire(deadline):
+            return None
+        try:
+            self._place.check_losses()
+            if most == 1 and self._incoming is None and (data := self._take_short()) is not None:
+                return Incoming(0, (len(data),), 1, data)
+            return self._take(most, deadline, at_once)
+        finally:
+            self.lock.release()
+
+    def skip(self, number: int) -> bool:
+        """Throw a message away for which there was no memory; False if it is not the next any more, or another thread takes."""
+        if not self.lock.acquire(blocking=False):
+            return False
+        try:
+            self._place.check()
+            incoming = self._incoming  # of a call that was interrupted
+            if incoming is None:
+                incoming = self._claimed(partial(self.ring.skip, number))
+            elif incoming.skipped and incoming.number == number:
+                self.ring.resume(incoming)
+            else:
+                return False
+            return incoming is not None and self._has_received(incoming)
+        finally:
+            self.lock.release()
+
+    def take_later(self, decode: Callable[[Incoming], T]) -> ChannelFuture[T]:
+        """Take a message in the background."""
+
+        def operation(future: ChannelFuture[T]) -> T:
+            with self.lock:
+                self._place.check()
+                found = self._take(1, None, future.begin)
+            assert found is not None
+            return decode(found)
+
+        return self.background.submit(operation)
+
+    def _look_out(self, flag: int) -> bool:
+        """Look out for messages, for all ranks, unless another rank does."""
+        if flag != TO_BEGIN:
+            return True
+        if LOOKS_OUT in self.ring.state().takers:
+            return False
+        self._mark(LOOKS_OUT)
+        return True
+
+    def _take_short(self) -> memoryview | None:
+        """Take a message at once if it takes one slot, and is there."""
+        data = None
+        try:
+            data = self._receive_short()
+        finally:
+            if data is not None and self.ring.glance():
+                self._wake_by(self.ring.glanced())
+        return data
+
+    def _receive_short(self, *, alone: bool = False) -> memoryview | None:
+        try:
+            with self._moving:
+                return self.ring.take_short(alone=alone)
+        finally:
+            self._incoming, self.ring.interrupted = self.ring.interrupted, None
+
+    def _claimed(self, claim: Callable[[], Incoming | None]) -> Incoming | None:
+        """Claim something. It is noted at once: if this is interrupted the next call takes it up again."""
+        try:
+            with self._moving:
+                return claim()
+        finally:
+            self._incoming, self.ring.interrupted = self.ring.interrupted, None
+
+    def _take(self, most: int, deadline: float | None, begin: Begin[Incoming]) -> Incoming | None:
+        while True:
+            incoming = None
+            try:
+                incoming = self._waiter.wait(partial(begin, partial(self._claim, most)), deadline, TO_BEGIN)
+            finally:
+                if incoming is None:
+                    self._wake()
+            if incoming is None or incoming is END:
+                return incoming
+            if self._has_received(incoming) and not incoming.skipped:
+                return incoming
+            begin = at_once  # the message was cut, or is put anew: the next one is taken instead
+
+    def _has_received(self, incoming: Incoming) -> bool:
+        """Receive what was claimed; False if that was cut, or is put anew."""
+        self._incoming = incoming
+        progress = self._receive(incoming)
+        self._incoming = None
+        if self.ring.glance():
+            self._wake_by(self.ring.glanced())
+        if progress is Progress.PARKED:
+            self._wait_for_resumption()
+        return progress is Progress.DONE
+
+    def _claim(self, most: int) -> Incoming | None:
+        self._place.check_losses()
+        if self._incoming is not None:
+            self.ring.resume(self._incoming)
+            return self._incoming
+        if (data := self._receive_short(alone=most > 1)) is not None:
+            return Incoming(0, (len(data),), 1, data, got=1)
+        incoming = self._claimed(partial(self.ring.claim, most))
+        if incoming is None and self.ring.is_over():
+            return END
+        return incoming
+
+    def _receive(self, incoming: Incoming) -> Progress:
+        def step() -> Progress | None:
+            self._place.check()
+            progress = self.ring.receive(incoming)
+            return None if progress is Progress.STALLED else progress
+
+        # No deadline: a message that has begun is there, or is being written, or is cut.
+        while (progress := self._waiter.wait(step, None, TO_GO_ON)) is Progress.MOVED:
+            self._wake()
+        assert progress is not None
+        return progress
+
+    def _wake(self) -> None:
+        self._wake_by(self.ring.state())
+
+    def _wake_by(self, state: State) -> None:
+        slots = self._place.layout.slots
+        room = slots - self.ring.used(state)
+        self._place.wake(self.ring, "put", state.putters, begin=room if room * _WORTH >= slots else 0)
+        begin = len(state.takers) if self.ring.ended(state) else int(state.waiting)
+        self._place.wake(self.ring, "take", state.takers, begin=begin)

@@ -1,0 +1,117 @@
+"""What a channel does when ranks have failed: the host settles what they have left in the ring, and the next operation says so.
+
+The channel does not notice failures: the program that started the ranks reports them, by DEATHS of failed_ranks.py, or calls
+`settle` itself.
+"""
+
+import time
+from collections.abc import Callable, Collection
+
+from mpiexecutor._rma.failed_ranks import DEATHS, Dead
+from mpiexecutor._util.seconds import REST as _REST
+from mpiexecutor.channel._ring.consumer import Consumer
+from mpiexecutor.channel._ring.recovery import Heir, Position
+
+from ._base import ChannelBase
+from ._errors import ChannelBroken, ChannelClosed, Share
+
+_BREATH = 1e-3  # seconds between two looks whether the living have come to a rest
+
+
+class Losses(ChannelBase):
+    """A channel's operations after a failure."""
+
+    def _begin_losses(self, dead: Dead) -> None:
+        """Begin with the ranks that have failed so far; they may become more."""
+        self._dead = dead
+        self._settled: set[tuple[int, bool]] = set()  # of the dead, and whether that perhaps lives
+
+    def settle(
+        self,
+        dead: Collection[int],
+        timeout: float = _REST,
+        renumber: Callable[[list[int], int], None] = lambda _kept, _first: None,
+        *,
+        silent: Collection[int] = (),
+    ) -> list[Share]:
+        """On the host: settle what failed ranks have left in the ring. Nobody else can put or take meanwhile.
+
+        Args:
+            dead: All ranks that have failed so far: they will never touch the channel again. It may grow meanwhile.
+            timeout: Seconds that the living ranks have to finish what they are in the middle of.
+            renumber: Is called at the end, before anybody can put or take, with the numbers of the messages that are kept, and the
+                new number of the first of them; these differ only if a message among them was given up half-way.
+            silent: Ranks of `dead` that perhaps live: they count as failed only if they are not in the middle of a message.
+
+        Returns:
+            What each of the failed ranks claimed last, if it claimed anything.
+
+        Raises:
+            ChannelBroken: Living ranks have not come to a rest in time: one was stopped in the middle of a message. The channel is
+                of no use until this is called again, and succeeds.
+            ChannelClosed: The channel is freed.
+
+        """
+        deadline = time.monotonic() + timeout
+        with self._aside_lock:
+            if self._gone:
+                raise ChannelClosed("the channel was freed")
+            tail: Position = self._puts if self._only_host["put"] else self._aside
+            head: Position = self._takes if self._only_host["take"] else Consumer(self._memory(), self._layout, self._rank)
+            heir = Heir(self._memory(), self._layout, tail, head)
+            heir.pause()
+            known: frozenset[int] = frozenset()
+            while (busy := heir.at_work((now := frozenset(dead)) - frozenset(silent))) or now != known:
+                self._place.dead = now - frozenset(silent)
+                if now != known:
+                    self._wake_all()  # only now can they see who is dead
+                    known = now
+                elif time.monotonic() > deadline:
+                    raise ChannelBroken(f"ranks {busy} live, or may, and have not come to a rest within {timeout} s", busy)
+                else:
+                    time.sleep(_BREATH)
+            shares = heir.settle(known, renumber)
+            self._wake_all()
+        return shares
+
+    def lose(self) -> bool:
+        """Take in which ranks have failed: as the host, settle what they have left and tell the next operation.
+
+        Returns:
+            False if living ranks have not come to a rest: to be tried again.
+
+        """
+        dead, silent = frozenset(self._dead), frozenset(self._dead.silent)
+        new = {(rank, rank in silent) for rank in dead} - self._settled
+        self._place.dead = dead - silent
+        if self._gone or not new:
+            return True
+        if self._host in dead:
+            self._settled |= new
+            self._place.host_lost = ChannelBroken(f"{self._dead.ends([self._host])}: it was the channel's host", [self._host])
+            if self._place.bells is not None:
+                DEATHS.end_job(f"{self._place.host_lost}, and ranks on other nodes may wait for its memory for ever")
+        elif self._rank == self._host:
+            try:
+                shares = self.settle(self._dead, silent=self._dead.silent)  # more may die meanwhile
+            except ChannelClosed:  # freed meanwhile
+                return True
+            except ChannelBroken as error:
+                if not self._place.losses:  # or it would be told as often as it is tried
+                    self._tell(error)
+                return False
+            told = {rank for rank, _ in self._settled} - {rank for rank, _ in new}
+            shares = [share for share in shares if share.rank not in told]
+            new |= {(share.rank, False) for share in shares if share.rank not in dead}
+            self._settled |= new
+            ranks = sorted({rank for rank, _ in new})
+            text = "; ".join([self._dead.ends(ranks), *map(str, shares)])
+            self._tell(ChannelBroken(f"{text}. The channel goes on", ranks, shares))
+        self._puts.interrupt()
+        self._takes.interrupt()
+        return True
+
+    def _tell(self, error: ChannelBroken) -> None:
+        self._place.losses.append(error)
+        self._puts.interrupt()
+        self._takes.interrupt()

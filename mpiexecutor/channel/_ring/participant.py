@@ -1,0 +1,224 @@
+"""What the producer and the consumer of a ring have in common. The theory is in layout.py."""
+
+import enum
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mpiexecutor._rma.memory import WORD, Memory
+
+from .layout import CLOSED, LINE, MESSAGE, PAUSED, PUBLISHED, TICKET, TURN, WHOSE, Layout, turns_of
+from .records import AT_WORK, NOTHING, PARKED, said_of
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the first words of the ring say; each is true of its own moment."""
+
+    head: int
+    tail: int
+    claimed: int | None
+    void: int
+    takers: bytes
+    putters: bytes
+
+    @property
+    def closed(self) -> bool:
+        return bool(self.tail & CLOSED)
+
+    @property
+    def put(self) -> int:
+        """Messages that tickets were reserved for."""
+        return self.tail // MESSAGE
+
+    @property
+    def taken(self) -> int:
+        """Messages that were claimed."""
+        return self.head // MESSAGE
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something reserved has not been claimed."""
+        return (self.head ^ self.tail) & ~(CLOSED | PAUSED) != 0
+
+
+class Progress(enum.Enum):
+    """What a step of sending or receiving came to."""
+
+    MOVED = enum.auto()  # some of it: there may be more at once
+    STALLED = enum.auto()  # nothing: the other side has to move first
+    PARKED = enum.auto()  # nothing: the ring is paused, and what was begun is to be begun anew when it is no more
+    DONE = enum.auto()  # all of it is sent, or received
+    CUT = enum.auto()  # the producer gave up: there is no message to receive
+
+
+class Participant:
+    """What both ends have in common."""
+
+    def __init__(self, memory: Memory, layout: Layout, rank: int, *, sole: bool) -> None:
+        self._memory = memory
+        self._layout = layout
+        self._rank = rank
+        self._sole = sole  # nobody else writes this end's position: stores will do
+        self._state_at = 0
+        self._said = 0  # what the record says, but for the state, while that is AT_WORK
+        self._generation = 0
+        self._parked = False
+        self._control_bytes = bytearray(layout.records)
+        self._control = memoryview(self._control_bytes)
+        self._words = self._control[: layout.takers].cast("q")
+        self._attempt = array("q", (0, 0))
+        self._attempt_bytes = memoryview(self._attempt).cast("B")
+
+    def glance(self) -> bool:
+        """Read the first words of the ring; whether any rank sleeps."""
+        self._memory.fetch(0, self._control)
+        start, stop = self._layout.takers, self._layout.putters + self._layout.ranks
+        return self._control_bytes.count(0, start, stop) != stop - start
+
+    def state(self) -> State:
+        """Read the first words of the ring."""
+        self._memory.fetch(0, self._control)
+        return self.glanced()
+
+    def glanced(self) -> State:
+        """Give what the first words said when they were last read."""
+        head, tail, claimed, _, *voids = self._words
+        layout = self._layout
+        takers = bytes(self._control[layout.takers : layout.putters])
+        putters = bytes(self._control[layout.putters : layout.putters + layout.ranks])
+        return State(head, tail, claimed - 1 if claimed else None, sum(voids), takers, putters)
+
+    def used(self, state: State) -> int:
+        """How many tickets are reserved and not claimed: more than there are slots while a long message is in the way."""
+        return ((state.tail & TICKET) - (state.head & TICKET)) % self._layout.modulus
+
+    def mark(self, at: int, flag: memoryview) -> None:
+        """Set a sleeper's byte; a full fence after it."""
+        self._memory.write(at, flag)
+        self._memory.flush()
+
+    def _record(self, what: int, rank: int | None = None) -> int:
+        return self._layout.records + LINE * (self._rank if rank is None else rank) + WORD * what
+
+    def _records(self) -> memoryview:
+        """Read all ranks' records, as words."""
+        lines = memoryview(bytearray(LINE * self._layout.ranks))
+        self._memory.fetch(self._layout.records, lines)
+        return lines.cast("q")
+
+    def _swap(self, at: int, record: int, position: int, new: int, messages: int, span: int) -> int:
+        """Move a position over what was seen ready; give what the position was found to be."""
+        memory = self._memory
+        attempt = self._attempt
+        self._said = said = said_of(position, messages, span)
+        attempt[0], attempt[1] = position, said + AT_WORK
+        memory.write(record, self._attempt_bytes)
+        memory.flush()  # the record is there before anybody can see the position moved: a dead rank's share is known
+        if self._sole:
+            memory.store(at, new)
+            memory.flush()
+            return position
+        return memory.compare_swap(at, position, new)
+
+    def _set_bit(self, at: int, position: int, bit: int) -> int:
+        """Try to set a bit of a position; give what it is then."""
+        new = position | bit
+        if self._sole:
+            self._memory.store(at, new)
+            self._memory.flush()
+            return new
+        seen = self._memory.compare_swap(at, position, new)
+        return new if seen == position else seen
+
+    def _say(self, state: int) -> None:
+        """Set the state of this end's record, by the next flush, if it says that this end is at work."""
+        if self._said:
+            self._memory.store(self._state_at, self._said + state if state else 0)
+            if state != PARKED:
+                self._said = 0
+
+    def _give_up(self) -> None:
+        """Be at work no more, having tried in vain."""
+        if self._said:
+            self._say(NOTHING)
+            self._memory.flush()
+
+    def _park(self) -> None:
+        """Touch the ring, which is paused, no more until it is resumed."""
+        self._generation = self._memory.load(self._layout.generation)
+        self._parked = True
+        self._say(PARKED)
+        self._memory.flush()
+
+    def resumed(self) -> bool:
+        """Whether the ring has been resumed since this end parked: before that nothing can be begun."""
+        if self._parked and self._memory.load(self._layout.generation) != self._generation:
+            self._parked = False
+            self._said = 0  # its record was cleared
+        return not self._parked
+
+    def _count(self, ticket: int, want: int, published: int) -> int:
+        """Count the slots from a ticket on, up to `want`, whose turn is free (0) or published (1), lengths apart."""
+        ticket %= self._layout.modulus
+        if want == 1:
+            word = self._memory.load(self._layout.turn_at(ticket))
+            return int(word & WHOSE == ticket * TURN + published)
+        want = min(want, self._layout.slots)
+        words = array("q", bytes(WORD * want))
+        view = memoryview(words).cast("B")
+        done = 0
+        for first, count in self._layout.pieces(ticket, want):
+            self._memory.fetch(self._layout.turn_at(first), view[WORD * done : WORD * (done + count)])
+            done += count
+        for index, word in enumerate(words):
+            if word & WHOSE != (ticket + index) % self._layout.modulus * TURN + published:
+                return index
+        return want
+
+    def _published(self, ticket: int, lengths: Sequence[int], done: int, count: int) -> "array[int]":
+        """Give the turns of messages from `ticket` on when they are published: `count` of them, after the first `done`."""
+        turns = self._turns(ticket + done, count, PUBLISHED)
+        start = 0
+        for length in lengths:  # each belongs on its own first slot
+            if 0 <= start - done < count:
+                turns[start - done] += 2 * length
+            start += self._layout.span(length)
+        return turns
+
+    def _turns(self, ticket: int, count: int, published: int = 0) -> "array[int]":
+        """Give the turns of so many tickets, free (0) or published (1), lengths left out."""
+        turns = array("q")
+        for first, here in self._layout.pieces(ticket, count):
+            turns.extend(turns_of(first, here, published))
+        return turns
+
+    def _hand_over(self, ticket: int, olds: "array[int]", turns: "array[int]") -> None:
+        """Hand the slots from a ticket's on over."""
+        done = 0
+        for first, count in self._layout.pieces(ticket, len(turns)):
+            here = slice(done, done + count)
+            self._memory.hand_over(self._layout.turn_at(first), olds[here], turns[here])
+            done += count
+
+    def _settled(self, ticket: int, limit: int, *, published: bool) -> int:
+        """Count the slots from a ticket on that are past being free (or past being published) already.
+
+        Whoever was interrupted between a store and the note of it finds out here how far it came.
+        """
+        modulus = self._layout.modulus
+        self._memory.flush()  # what the interrupt left half done
+        for index in range(limit):
+            word = self._memory.load(self._layout.turn_at(ticket + index))
+            past_published = self._past(word, ticket + index)
+            past_free = past_published or word & WHOSE == (ticket + index) % modulus * TURN + PUBLISHED
+            if not (past_published if published else past_free):
+                return index
+        return limit
+
+    def _past(self, word: int, ticket: int) -> bool:
+        """Whether a turn is one of a later ticket than this one, which uses the same slot.
+
+        Others may be several rounds ahead, or behind if a long message was cut; but not by half of all tickets.
+        """
+        return 0 < (word // TURN - ticket) % self._layout.modulus < self._layout.modulus // 2

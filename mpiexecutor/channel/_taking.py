@@ -1,0 +1,133 @@
+"""How messages are taken: the operations, over the end at which this rank takes."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Generic, TypeVar
+
+from mpiexecutor.channel._ring.receiver import Incoming
+
+from ._base import ChannelBase, deadline_of, result_of
+from ._errors import ChannelEmpty
+
+M = TypeVar("M")  # what is taken
+
+_BATCH = 256  # messages that take_many claims in one step
+
+
+class Taking(ChannelBase, Generic[M]):
+    """A channel's operations that take messages."""
+
+    def take(self, timeout: float | None = None) -> M | None:
+        """Take the next message, and wait for one if there is none.
+
+        In a channel of objects None may be a message, too: `take_many` or a for loop tells it from the end.
+
+        Args:
+            timeout: Seconds to wait at most until a message begins; None waits without a limit. A message that has begun is
+                received whole.
+
+        Returns:
+            The message. None if no message will come any more: as many as were claimed are taken, or the channel is closed and
+            empty. A channel that nobody has claimed anything of, and nobody has closed, is waited on.
+
+        Raises:
+            TimeoutError: No message has begun in time. Nothing was taken.
+            ChannelClosed: The channel is freed.
+            ChannelBroken: A rank has failed, or the next message is none of the channel's dtype.
+            ChannelMemoryError: The next message does not fit into this rank's memory. It stays in the channel, see `skip`.
+            ValueError: Only the host may take, and this rank is not the host.
+
+        """
+        messages = self.take_many(1, timeout)
+        return messages[0] if messages else None
+
+    def take_nowait(self) -> M | None:
+        """Take the next message if one has come.
+
+        Returns:
+            The message; None if no message will come any more.
+
+        Raises:
+            ChannelEmpty: No message has come yet, or other takes of this rank wait for one.
+
+        """
+        self._check_side("take")
+        if self._takes.background.busy:
+            raise ChannelEmpty("other takes of this rank are waiting")
+        found = self._takes.take(1, 0)
+        if found is None:
+            raise ChannelEmpty("no message has come yet")
+        return self._decode_one(found)
+
+    def takef(self) -> Future[M | None]:
+        """Take the next message in the background, after all that this rank has asked for before.
+
+        Returns:
+            A future of what `take` returns. It can be cancelled until it gets a message; then nothing is taken.
+
+        Raises:
+            RuntimeError: MPI was initialised without THREAD_MULTIPLE.
+
+        """
+        self._check_threads()
+        self._check_side("take")
+        return self._takes.take_later(self._decode_one)
+
+    def take_many(self, most: int, timeout: float | None = None) -> list[M]:
+        """Take several messages: wait for the first, then take those that are there.
+
+        Args:
+            most: Messages to take at most.
+            timeout: Seconds to wait at most for the first message; None waits without a limit.
+
+        Returns:
+            The messages. Empty if no message will come any more.
+
+        Raises:
+            TimeoutError: No message has begun in time. Nothing was taken.
+
+        """
+        self._check_side("take")
+        if most < 1:
+            raise ValueError(f"take_many takes at least 1 message, not {most}")
+        deadline = deadline_of(timeout)
+        if self._takes.background.busy:
+            return result_of(self._takes.take_later(self._decode), deadline)
+        found = self._takes.take(min(most, _BATCH), deadline)
+        if found is None:
+            raise TimeoutError(f"no message within {timeout} s")
+        return self._decode(found)
+
+    def skip(self, number: int) -> bool:
+        """Throw a message away unread, after a ChannelMemoryError has said that it does not fit into this rank's memory.
+
+        Waits for the rest of a message that is still being put, as `take` does.
+
+        Args:
+            number: The `number` of the ChannelMemoryError.
+
+        Returns:
+            Whether the message was thrown away. If not, take again: it is not the next message any more, since it was taken or will
+            perhaps be put anew, or another thread of this rank is taking.
+
+        """
+        self._check_side("take")
+        return self._takes.skip(number)
+
+    def __iter__(self) -> Iterator[M]:
+        """Take messages until no message will come any more."""
+        while messages := self.take_many(1):
+            yield messages.pop()
+
+    def _decode(self, found: Incoming) -> list[M]:
+        if len(found.lengths) == 1:
+            return [self._codec.decode(found.data, shared=False)]
+        messages, start = [], 0
+        for length in found.lengths:
+            messages.append(self._codec.decode(found.data[start : start + length], shared=True))
+            start += self._layout.span(length) * self._layout.slot_size
+        return messages
+
+    def _decode_one(self, found: Incoming) -> M | None:
+        messages = self._decode(found)
+        return messages[0] if messages else None
