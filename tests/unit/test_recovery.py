@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mpiexecutor.channel import ChannelMemoryError
 from mpiexecutor.channel._ring.consumer import Consumer
-from mpiexecutor.channel._ring.layout import CLOSED, TICKET, TURN, Layout
+from mpiexecutor.channel._ring.layout import CLOSED, STAMP, TICKET, Layout
 from mpiexecutor.channel._ring.participant import Progress
 from mpiexecutor.channel._ring.producer import Gather, Producer
 from mpiexecutor.channel._ring.receiver import Incoming
@@ -197,9 +197,9 @@ class Job:
         head, tail = (int.from_bytes(self.shared[at : at + 8], "little") for at in (self.layout.head, self.layout.tail))
         assert head == tail & ~CLOSED
         for index in range(self.layout.slots):
-            at = self.layout.turn_at((tail & TICKET) + index)
-            turn = ((tail & TICKET) + index) % self.layout.modulus * TURN
-            assert int.from_bytes(self.shared[at : at + 8], "little") == turn
+            at = self.layout.stamp_at((tail & TICKET) + index)
+            stamp = ((tail & TICKET) + index) % self.layout.modulus * STAMP
+            assert int.from_bytes(self.shared[at : at + 8], "little") == stamp
 
 
 def ignore(_kept: list[int], _first: int) -> None:

@@ -29,7 +29,7 @@ SLOT = 8  # bytes: a message of several slots is short, and moves in several wor
 RANKS = 4
 RECORD = 64  # bytes, a rank
 MESSAGE = 1 << (TICKET_BITS + 2)  # one message, in a position
-TURN = 1 << 40  # one ticket, in a turn
+STAMP = 1 << 40  # one ticket, in a stamp
 
 SLOTS = st.sampled_from([1, 2, 3, 5])
 SCHEDULES = st.binary(min_size=100, max_size=100)
@@ -104,7 +104,7 @@ class Ring:
         memory.store(self.layout.head, self.start)
         memory.store(self.layout.tail, self.start)
         for index in range(self.layout.slots):
-            memory.store(self.layout.turn_at(ticket + index), (ticket + index) % self.layout.modulus * TURN)
+            memory.store(self.layout.stamp_at(ticket + index), (ticket + index) % self.layout.modulus * STAMP)
         memory.flush()
 
     def word(self, at: int) -> int:
@@ -254,7 +254,7 @@ class Ring:
         assert head == tail
         ticket = tail & (CLOSED - 1)
         for index in range(self.layout.slots):
-            assert self.word(self.layout.turn_at(ticket + index)) == (ticket + index) % self.layout.modulus * TURN
+            assert self.word(self.layout.stamp_at(ticket + index)) == (ticket + index) % self.layout.modulus * STAMP
         assert tail // MESSAGE - self.start // MESSAGE == self.put.total() + self.cuts
         assert sum(self.word(self.layout.voids + 8 * rank) for rank in range(self.layout.ranks)) == self.cuts
 
@@ -376,7 +376,7 @@ class PublishesFirst(Producer):
 
 
 class PublishesAtOnce(Producer):
-    """Leaves out the flush between the bytes and the turns."""
+    """Leaves out the flush between the bytes and the stamps."""
 
     def _write(self, out: Outgoing, room: int) -> None:
         super()._write(out, room)
@@ -434,7 +434,7 @@ class Forgetful(FakeMemory):
 
 
 class SendsShortAtOnce(Producer):
-    """Leaves out the flush between the bytes of a short message and their turn."""
+    """Leaves out the flush between the bytes of a short message and their stamp."""
 
     def put_short(self, parts: Sequence[memoryview], length: int) -> bool:
         self._memory.__class__ = Forgetful
@@ -453,8 +453,8 @@ class SwapsShortAfterAStore(Consumer):
 
         def free_first(at: int, expected: int, word: int) -> int:
             ticket = expected & (CLOSED - 1)
-            turn_at = self._layout.turn_at(ticket)
-            hand_over(turn_at, [memory.load(turn_at)], [(ticket + self._layout.slots) % self._layout.modulus * TURN])
+            stamp_at = self._layout.stamp_at(ticket)
+            hand_over(stamp_at, [memory.load(stamp_at)], [(ticket + self._layout.slots) % self._layout.modulus * STAMP])
             memory.flush()
             return swap(at, expected, word)
 
@@ -467,11 +467,11 @@ class SwapsShortAfterAStore(Consumer):
 
 
 class PublishesByCopy(Producer):
-    """Sets turns by what may set them twice."""
+    """Sets stamps by what may set them twice."""
 
-    def _hand_over(self, ticket: int, olds: Sequence[int], turns: Sequence[int]) -> None:
-        for index, turn in enumerate(turns):
-            self._memory.store(self._layout.turn_at(ticket + index), turn)
+    def _hand_over(self, ticket: int, olds: Sequence[int], stamps: Sequence[int]) -> None:
+        for index, stamp in enumerate(stamps):
+            self._memory.store(self._layout.stamp_at(ticket + index), stamp)
 
 
 class FreesByCopy(Consumer):
@@ -1074,20 +1074,20 @@ LAYOUTS = st.builds(Layout, st.integers(1, 5000), st.integers(1, 5000), st.integ
 @PURE
 @given(LAYOUTS)
 def test_no_two_regions_overlap_and_words_are_aligned(layout):
-    """Head words, sleepers, records, turns, bytes: one after another; words at multiples of eight, each rank's line on its own."""
+    """Head words, sleepers, records, stamps, bytes: one after another; words at multiples of eight, each rank's line on its own."""
     regions = [
         (0, 3 * WORD),
         (layout.voids, WORD * layout.ranks),
         (layout.takers, layout.ranks),
         (layout.putters, layout.ranks),
         (layout.records, 64 * layout.ranks),
-        (layout.turns, WORD * layout.slots),
+        (layout.stamps, WORD * layout.slots),
         (layout.bytes, layout.slots * layout.slot_size),
     ]
     for (start, size), (following, _) in itertools.pairwise([*regions, (layout.size, 0)]):
         assert start + size <= following
     assert sorted([layout.head, layout.tail, layout.claimed, layout.generation, layout.voids]) == [0, 8, 16, 24, 32]
-    assert layout.records % 64 == layout.turns % 64 == layout.bytes % 4096 == 0
+    assert layout.records % 64 == layout.stamps % 64 == layout.bytes % 4096 == 0
 
 
 @PURE
@@ -1095,9 +1095,9 @@ def test_no_two_regions_overlap_and_words_are_aligned(layout):
 def test_a_ticket_is_served_by_one_slot(layout, ticket, rounds):
     """Ticket t, and t plus any number of rounds, by slot t mod N, inside the ring, also where tickets begin anew."""
     later = (ticket + rounds * layout.slots) % layout.modulus
-    assert layout.turn_at(ticket) == layout.turn_at(later)
+    assert layout.stamp_at(ticket) == layout.stamp_at(later)
     assert layout.bytes_at(ticket) == layout.bytes_at(later)
-    assert layout.turns <= layout.turn_at(ticket) <= layout.bytes - WORD
+    assert layout.stamps <= layout.stamp_at(ticket) <= layout.bytes - WORD
     assert layout.bytes <= layout.bytes_at(ticket) <= layout.size - layout.slot_size
 
 
@@ -1138,7 +1138,7 @@ def test_pieces_lie_together_and_cover_the_tickets_in_order(layout, ticket, data
 @PURE
 @given(st.one_of(st.integers(1, MAX_SLOTS), st.sampled_from([1, 2, MAX_SLOTS // 2 + 1, MAX_SLOTS - 1, MAX_SLOTS])))
 def test_turns_of_three_rounds_are_told_apart(slots):
-    """A slot's turn of a round before, of this one and of the next are three different words, whatever the ring's size."""
+    """A slot's stamp of a round before, of this one and of the next are three different words, whatever the ring's size."""
     layout = Layout(slots, 1, 1)
     assert layout.modulus <= 1 << TICKET_BITS
     assert len({(5 + rounds * slots) % layout.modulus for rounds in range(3)}) == 3
@@ -1146,9 +1146,9 @@ def test_turns_of_three_rounds_are_told_apart(slots):
 
 def test_a_turn_has_room_for_every_ticket_and_every_length():
     """The largest word of all is still a signed one of eight bytes."""
-    turn = ((1 << TICKET_BITS) - 1) * TURN + 2 * MAX_LENGTH + 1
-    assert 2 * MAX_LENGTH + 1 < TURN
-    assert turn.to_bytes(WORD, sys.byteorder, signed=True)
+    stamp = ((1 << TICKET_BITS) - 1) * STAMP + 2 * MAX_LENGTH + 1
+    assert 2 * MAX_LENGTH + 1 < STAMP
+    assert stamp.to_bytes(WORD, sys.byteorder, signed=True)
 
 
 @PURE

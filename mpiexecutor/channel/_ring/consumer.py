@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from mpiexecutor._rma.memory import WORD, Memory
 from mpiexecutor.channel._errors import ChannelMemoryError
 
-from .layout import AHEAD, CLOSED, MESSAGE, PAUSED, PIECE, PUBLISHED, TICKET, TURN, Layout
+from .layout import AHEAD, CLOSED, MESSAGE, PAUSED, PIECE, PUBLISHED, STAMP, TICKET, Layout
 from .participant import State
 from .receiver import Incoming, Receiver
 from .records import DONE_WITH
@@ -37,15 +37,15 @@ class Consumer(Receiver):
             position = self._head
             ticket = position & TICKET
             slot = ticket % layout.slots
-            turn_at = layout.turns + WORD * slot
-            length = memory.load(turn_at) - ticket * TURN - PUBLISHED
+            stamp_at = layout.stamps + WORD * slot
+            length = memory.load(stamp_at) - ticket * STAMP - PUBLISHED
             short = 0 <= length <= 2 * layout.slot_size and not length & 1 and not position & PAUSED
             if not short or not self._may_take_one(position):
                 if self._refresh():
                     continue
                 self._give_up()
                 return None
-            if alone and memory.load(layout.turns + WORD * ((slot + 1) % layout.slots)) & PUBLISHED:
+            if alone and memory.load(layout.stamps + WORD * ((slot + 1) % layout.slots)) & PUBLISHED:
                 self._give_up()
                 return None
             try:
@@ -61,8 +61,8 @@ class Consumer(Receiver):
                 continue
             try:
                 self._head = new
-                published = ticket * TURN + length + PUBLISHED
-                memory.hand_over(turn_at, (published,), ((ticket + layout.slots) % layout.modulus * TURN,))
+                published = ticket * STAMP + length + PUBLISHED
+                memory.hand_over(stamp_at, (published,), ((ticket + layout.slots) % layout.modulus * STAMP,))
                 memory.flush()
                 self._say(DONE_WITH)
             except BaseException:
@@ -179,20 +179,20 @@ class Consumer(Receiver):
         A first message whose end is not there yet counts, too, alone.
         """
         layout = self._layout
-        words: Sequence[int] = (self._memory.load(layout.turn_at(ticket)),)
+        words: Sequence[int] = (self._memory.load(layout.stamp_at(ticket)),)
         if most > 1 and words[0] & 1:  # published: there may be more
             count = min(most, AHEAD, layout.slots - ticket % layout.slots)
             words = array("q", bytes(WORD * count))
-            self._memory.fetch(layout.turn_at(ticket), memoryview(words).cast("B"))
+            self._memory.fetch(layout.stamp_at(ticket), memoryview(words).cast("B"))
         lengths: list[int] = []
         done = 0
         while done < len(words) and len(lengths) < most:
-            length = words[done] - (ticket + done) * TURN - PUBLISHED
-            if not 0 <= length < TURN or length & 1:
+            length = words[done] - (ticket + done) * STAMP - PUBLISHED
+            if not 0 <= length < STAMP or length & 1:
                 break
             span = layout.span(length >> 1)
             ready = 1
-            while ready < min(span, len(words) - done) and words[done + ready] == (ticket + done + ready) * TURN + PUBLISHED:
+            while ready < min(span, len(words) - done) and words[done + ready] == (ticket + done + ready) * STAMP + PUBLISHED:
                 ready += 1
             if ready < span:
                 return (lengths, done, done) if lengths else ([length >> 1], span, ready)

@@ -1,7 +1,7 @@
 """A bounded ring of messages in shared memory: no MPI, no waiting, no threads.
 
 Any number of producers and consumers; each method takes one step and says whether it got anywhere. After Dmitry Vyukov's bounded
-MPMC queue (a turn number in every slot), with Crossbeam's closing bit in the tail; messages of several slots and the
+MPMC queue (a stamp number in every slot), with Crossbeam's closing bit in the tail; messages of several slots and the
 batches are our own.
 
 Theory of operation
@@ -14,34 +14,34 @@ Theory of operation
     multiple of N;
     the number of messages makes every position unique, so that a compare-and-swap never takes an old one for a new one.
 
-    Each slot has a *turn*, one word that says whose it is::
+    Each slot has a *stamp*, one word that says whose it is::
 
         free(t)              the producer that reserved ticket t may write the slot
         published(t, length) the consumer that claims ticket t may read it; length is that of the message, in bytes, on the first
                              of its slots, and 0 on the others
 
-    reserve   see the turn of TAIL's slot free; record the attempt; swap TAIL forward
-    send      write the bytes; flush; publish the turns; flush
-    claim     see the turn of HEAD's slot published, and learn the length from it; record the attempt; swap HEAD forward
-    receive   read the bytes; flush; free the turns for the tickets N later; flush. Without the first two to throw a message away
+    reserve   see the stamp of TAIL's slot free; record the attempt; swap TAIL forward
+    send      write the bytes; flush; publish the stamps; flush
+    claim     see the stamp of HEAD's slot published, and learn the length from it; record the attempt; swap HEAD forward
+    receive   read the bytes; flush; free the stamps for the tickets N later; flush. Without the first two to throw a message away
 
 Invariants, word by word
     TAIL      written by producers with compare-and-swap only, or, where the host alone produces, by the host with stores only.
     HEAD      the same for consumers.
     CLAIMED   written by the host. 0: nobody has claimed yet; else one more than the messages that will come.
     voids     one word a rank, written by that rank: messages that it claimed and found cut.
-    turns     handed over: by the one that reserved the ticket when it publishes, then by the one that claimed it when it frees
+    stamps     handed over: by the one that reserved the ticket when it publishes, then by the one that claimed it when it frees
               it. Nobody else writes it, because only one party can have swapped the position over it.
     records   three words a rank and end, written by that rank before it swaps: what it is about to reserve or claim. If it dies,
-              its share is what the record says, provided that the position has moved past it, that the first slot's turn is still
+              its share is what the record says, provided that the position has moved past it, that the first slot's stamp is still
               free (or published), and that no other rank has the same record.
     cuts      one word a rank: handed over by a rank that cuts a message, and back by the consumer that has passed it on; until
               then the rank reserves nothing, so that its record stays.
     peaks     one word a rank, written by that rank.
     sleepers  one byte a rank and end: set by the rank before it sleeps, cleared by it when it wakes or by whoever wakes it.
 
-Why a reader never sees bytes that are not there: the bytes are flushed before the turn is published, and the turn is seen published
-before the bytes are asked for. Why no message is lost or doubled: a swap succeeds for one party only, and the slot cannot
+Why a reader never sees bytes that are not there: the bytes are flushed before the stamp is published, and the stamp is seen
+published before the bytes are asked for. Why no message is lost or doubled: a swap succeeds for one party only, and the slot cannot
 come round again before that party has freed it. Why nobody who waits holds a ticket: a swap is tried only over a slot that was
 seen free (or published), and what was seen stays so until somebody's swap succeeds, which makes all others fail.
 
@@ -56,15 +56,15 @@ from dataclasses import dataclass, field
 from mpiexecutor._rma.memory import WORD, Memory
 
 TICKET_BITS = 23
-MAX_SLOTS = 1 << (TICKET_BITS - 2)  # at least four rounds of tickets: a turn behind and a turn ahead are told apart
+MAX_SLOTS = 1 << (TICKET_BITS - 2)  # at least four rounds of tickets: a stamp behind and a stamp ahead are told apart
 CLOSED = 1 << TICKET_BITS
 PAUSED = 1 << (TICKET_BITS + 1)
 TICKET = CLOSED - 1
 MESSAGE = 1 << (TICKET_BITS + 2)  # one message, in a position
-TURN = 1 << 40  # one ticket, in a turn
+STAMP = 1 << 40  # one ticket, in a stamp
 PUBLISHED = 1
-WHOSE = ~(TURN - 2)  # of a turn, all but the length
-MAX_LENGTH = (1 << 39) - 1  # what a turn has room for, in bytes
+WHOSE = ~(STAMP - 2)  # of a stamp, all but the length
+MAX_LENGTH = (1 << 39) - 1  # what a stamp has room for, in bytes
 PIECE = 256 << 10  # bytes copied between two publications: small enough to be read from cache on the other side
 AHEAD = 256  # slots looked at in one go
 
@@ -86,7 +86,7 @@ class Layout:
     takers: int = field(init=False)  # a byte a rank: asleep until there is something to take
     putters: int = field(init=False)  # a byte a rank: asleep until there is room
     records: int = field(init=False)  # a line a rank: see _Record
-    turns: int = field(init=False)
+    stamps: int = field(init=False)
     bytes: int = field(init=False)
     size: int = field(init=False)
     modulus: int = field(init=False)  # tickets count modulo this
@@ -96,8 +96,8 @@ class Layout:
         put(self, "takers", self.voids + WORD * self.ranks)
         put(self, "putters", self.takers + self.ranks)
         put(self, "records", _aligned(self.putters + self.ranks, LINE))
-        put(self, "turns", self.records + LINE * self.ranks)
-        put(self, "bytes", _aligned(self.turns + WORD * self.slots, 4096))
+        put(self, "stamps", self.records + LINE * self.ranks)
+        put(self, "bytes", _aligned(self.stamps + WORD * self.slots, 4096))
         put(self, "size", _aligned(self.bytes + self.slots * self.slot_size, WORD))
         put(self, "modulus", self.slots * ((1 << TICKET_BITS) // self.slots))
 
@@ -105,9 +105,9 @@ class Layout:
         """Give the number of slots of a message of `length` bytes: an empty one has one, too."""
         return max(1, -(-length // self.slot_size))
 
-    def turn_at(self, ticket: int) -> int:
-        """Give where the turn of the slot of a ticket is."""
-        return self.turns + WORD * (ticket % self.slots)
+    def stamp_at(self, ticket: int) -> int:
+        """Give where the stamp of the slot of a ticket is."""
+        return self.stamps + WORD * (ticket % self.slots)
 
     def bytes_at(self, ticket: int) -> int:
         """Give where the slot of a ticket is."""
@@ -129,8 +129,8 @@ class Layout:
 
     def prepare(self, memory: Memory) -> None:
         """Make the memory an empty ring; by the host, before anybody else looks."""
-        memory.write(0, memoryview(bytes(self.turns)))
-        memory.write(self.turns, memoryview(turns_of(0, self.slots)).cast("B"))
+        memory.write(0, memoryview(bytes(self.stamps)))
+        memory.write(self.stamps, memoryview(stamps_of(0, self.slots)).cast("B"))
         memory.flush()
 
 
@@ -138,7 +138,7 @@ def _aligned(offset: int, to: int) -> int:
     return -(-offset // to) * to
 
 
-def turns_of(ticket: int, count: int, published: int = 0) -> "array[int]":
-    """Give the turns of consecutive tickets, lengths left out."""
-    first = ticket * TURN + published
-    return array("q", range(first, first + count * TURN, TURN))
+def stamps_of(ticket: int, count: int, published: int = 0) -> "array[int]":
+    """Give the stamps of consecutive tickets, lengths left out."""
+    first = ticket * STAMP + published
+    return array("q", range(first, first + count * STAMP, STAMP))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mpiexecutor._rma.memory import WORD, Memory
 
-from .layout import CLOSED, LINE, MESSAGE, PAUSED, PUBLISHED, TICKET, TURN, WHOSE, Layout, turns_of
+from .layout import CLOSED, LINE, MESSAGE, PAUSED, PUBLISHED, STAMP, TICKET, WHOSE, Layout, stamps_of
 from .records import AT_WORK, NOTHING, PARKED, said_of
 
 
@@ -159,46 +159,46 @@ class Participant:
         return not self._parked
 
     def _count(self, ticket: int, want: int, published: int) -> int:
-        """Count the slots from a ticket on, up to `want`, whose turn is free (0) or published (1), lengths apart."""
+        """Count the slots from a ticket on, up to `want`, whose stamp is free (0) or published (1), lengths apart."""
         ticket %= self._layout.modulus
         if want == 1:
-            word = self._memory.load(self._layout.turn_at(ticket))
-            return int(word & WHOSE == ticket * TURN + published)
+            word = self._memory.load(self._layout.stamp_at(ticket))
+            return int(word & WHOSE == ticket * STAMP + published)
         want = min(want, self._layout.slots)
         words = array("q", bytes(WORD * want))
         view = memoryview(words).cast("B")
         done = 0
         for first, count in self._layout.pieces(ticket, want):
-            self._memory.fetch(self._layout.turn_at(first), view[WORD * done : WORD * (done + count)])
+            self._memory.fetch(self._layout.stamp_at(first), view[WORD * done : WORD * (done + count)])
             done += count
         for index, word in enumerate(words):
-            if word & WHOSE != (ticket + index) % self._layout.modulus * TURN + published:
+            if word & WHOSE != (ticket + index) % self._layout.modulus * STAMP + published:
                 return index
         return want
 
     def _published(self, ticket: int, lengths: Sequence[int], done: int, count: int) -> "array[int]":
-        """Give the turns of messages from `ticket` on when they are published: `count` of them, after the first `done`."""
-        turns = self._turns(ticket + done, count, PUBLISHED)
+        """Give the stamps of messages from `ticket` on when they are published: `count` of them, after the first `done`."""
+        stamps = self._stamps(ticket + done, count, PUBLISHED)
         start = 0
         for length in lengths:  # each belongs on its own first slot
             if 0 <= start - done < count:
-                turns[start - done] += 2 * length
+                stamps[start - done] += 2 * length
             start += self._layout.span(length)
-        return turns
+        return stamps
 
-    def _turns(self, ticket: int, count: int, published: int = 0) -> "array[int]":
-        """Give the turns of so many tickets, free (0) or published (1), lengths left out."""
-        turns = array("q")
+    def _stamps(self, ticket: int, count: int, published: int = 0) -> "array[int]":
+        """Give the stamps of so many tickets, free (0) or published (1), lengths left out."""
+        stamps = array("q")
         for first, here in self._layout.pieces(ticket, count):
-            turns.extend(turns_of(first, here, published))
-        return turns
+            stamps.extend(stamps_of(first, here, published))
+        return stamps
 
-    def _hand_over(self, ticket: int, olds: "array[int]", turns: "array[int]") -> None:
+    def _hand_over(self, ticket: int, olds: "array[int]", stamps: "array[int]") -> None:
         """Hand the slots from a ticket's on over."""
         done = 0
-        for first, count in self._layout.pieces(ticket, len(turns)):
+        for first, count in self._layout.pieces(ticket, len(stamps)):
             here = slice(done, done + count)
-            self._memory.hand_over(self._layout.turn_at(first), olds[here], turns[here])
+            self._memory.hand_over(self._layout.stamp_at(first), olds[here], stamps[here])
             done += count
 
     def _settled(self, ticket: int, limit: int, *, published: bool) -> int:
@@ -209,16 +209,16 @@ class Participant:
         modulus = self._layout.modulus
         self._memory.flush()  # what the interrupt left half done
         for index in range(limit):
-            word = self._memory.load(self._layout.turn_at(ticket + index))
+            word = self._memory.load(self._layout.stamp_at(ticket + index))
             past_published = self._past(word, ticket + index)
-            past_free = past_published or word & WHOSE == (ticket + index) % modulus * TURN + PUBLISHED
+            past_free = past_published or word & WHOSE == (ticket + index) % modulus * STAMP + PUBLISHED
             if not (past_published if published else past_free):
                 return index
         return limit
 
     def _past(self, word: int, ticket: int) -> bool:
-        """Whether a turn is one of a later ticket than this one, which uses the same slot.
+        """Whether a stamp is one of a later ticket than this one, which uses the same slot.
 
         Others may be several rounds ahead, or behind if a long message was cut; but not by half of all tickets.
         """
-        return 0 < (word // TURN - ticket) % self._layout.modulus < self._layout.modulus // 2
+        return 0 < (word // STAMP - ticket) % self._layout.modulus < self._layout.modulus // 2

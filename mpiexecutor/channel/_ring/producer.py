@@ -8,7 +8,7 @@ from itertools import accumulate
 from mpiexecutor._rma.memory import WORD, Memory
 from mpiexecutor.channel._errors import ChannelClosed
 
-from .layout import AHEAD, CLOSED, LINE, MESSAGE, PAUSED, PIECE, PUBLISHED, TICKET, TURN, Layout
+from .layout import AHEAD, CLOSED, LINE, MESSAGE, PAUSED, PIECE, PUBLISHED, STAMP, TICKET, Layout
 from .participant import Participant, Progress, State
 from .records import CUT, NOTHING, PEAK, RESERVING, SAYS
 
@@ -70,8 +70,8 @@ class Producer(Participant):
             self._check_open()
             ticket = position & TICKET
             slot = ticket % layout.slots
-            turn_at = layout.turns + WORD * slot
-            if position & PAUSED or memory.load(turn_at) != ticket * TURN:
+            stamp_at = layout.stamps + WORD * slot
+            if position & PAUSED or memory.load(stamp_at) != ticket * STAMP:
                 if self._refresh():
                     continue
                 self._give_up()
@@ -88,7 +88,7 @@ class Producer(Participant):
                     memory.write(at, part)
                     at += len(part)
                 memory.flush()
-                memory.hand_over(turn_at, (ticket * TURN,), (ticket * TURN + 2 * length + PUBLISHED,))
+                memory.hand_over(stamp_at, (ticket * STAMP,), (ticket * STAMP + 2 * length + PUBLISHED,))
                 memory.flush()
                 self._say(NOTHING)
             except BaseException:
@@ -145,7 +145,7 @@ class Producer(Participant):
             self._park()
             return Progress.PARKED
         self._write(out, room)
-        self._memory.flush()  # the bytes are there before any turn says so
+        self._memory.flush()  # the bytes are there before any stamp says so
         self._publish(out, room)
         self._memory.flush()
         out.sent += room
@@ -269,8 +269,8 @@ class Producer(Participant):
 
     def _publish(self, out: Outgoing, room: int) -> None:
         """Hand the next slots over to who will claim them."""
-        turns = self._published(out.ticket, out.lengths, out.sent, room)
-        self._hand_over(out.ticket + out.sent, self._turns(out.ticket + out.sent, room), turns)
+        stamps = self._published(out.ticket, out.lengths, out.sent, room)
+        self._hand_over(out.ticket + out.sent, self._stamps(out.ticket + out.sent, room), stamps)
 
 
 def _fitting(spans: Iterable[int], room: int) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from mpiexecutor._rma.memory import WORD, Memory
 
-from .layout import LINE, MESSAGE, PAUSED, PIECE, PUBLISHED, TICKET, TURN, Layout
+from .layout import LINE, MESSAGE, PAUSED, PIECE, PUBLISHED, STAMP, TICKET, Layout
 from .participant import Participant, Progress
 from .records import CLAIMING, CUT, DONE_WITH, NOTHING, PARKED, RESERVING, SAYS, parts_of
 
@@ -66,7 +66,7 @@ class Receiver(Participant):
             return self._stalled(incoming)
         if ready > incoming.read and not incoming.skipped:
             self._read(incoming, ready)
-            self._memory.flush()  # the bytes are here before any turn says that the slots are free
+            self._memory.flush()  # the bytes are here before any stamp says that the slots are free
         incoming.read = max(0, incoming.read - ready)
         self._release(incoming, ready)
         self._memory.flush()
@@ -96,12 +96,12 @@ class Receiver(Participant):
         """Hand the next slots over to who will reserve them a round later."""
         ticket = incoming.ticket + incoming.got
         if incoming.span == 1:  # by far the most messages: the same without what only several slots need
-            published = ticket * TURN + 2 * incoming.lengths[0] + PUBLISHED
-            free = (ticket + self._layout.slots) % self._layout.modulus * TURN
-            self._memory.hand_over(self._layout.turn_at(ticket), (published,), (free,))
+            published = ticket * STAMP + 2 * incoming.lengths[0] + PUBLISHED
+            free = (ticket + self._layout.slots) % self._layout.modulus * STAMP
+            self._memory.hand_over(self._layout.stamp_at(ticket), (published,), (free,))
             return
-        turns = self._published(incoming.ticket, incoming.lengths, incoming.got, ready)
-        self._hand_over(ticket, turns, self._turns(ticket + self._layout.slots, ready))
+        stamps = self._published(incoming.ticket, incoming.lengths, incoming.got, ready)
+        self._hand_over(ticket, stamps, self._stamps(ticket + self._layout.slots, ready))
 
     def _stalled(self, incoming: Incoming) -> Progress:
         """Nothing further is published: the producer is slow, or has cut the message."""
@@ -147,16 +147,16 @@ class Receiver(Participant):
         slots = self._layout.slots
         while incoming.got < cut.until:
             ticket = incoming.ticket + incoming.got
-            turn = self._memory.load(self._layout.turn_at(ticket))
-            if not self._past(turn, ticket):
-                if turn != ticket % self._layout.modulus * TURN:
+            stamp = self._memory.load(self._layout.stamp_at(ticket))
+            if not self._past(stamp, ticket):
+                if stamp != ticket % self._layout.modulus * STAMP:
                     if not self._memory.load(self._layout.head) & PAUSED:
                         return Progress.STALLED
                     self._park()
                     return Progress.PARKED
                 rounds = -(-(incoming.span - incoming.got) // slots)
-                free = (ticket + rounds * slots) % self._layout.modulus * TURN
-                self._memory.hand_over(self._layout.turn_at(ticket), (turn,), (free,))
+                free = (ticket + rounds * slots) % self._layout.modulus * STAMP
+                self._memory.hand_over(self._layout.stamp_at(ticket), (stamp,), (free,))
                 self._memory.flush()
             incoming.got += 1
         self._voids = cut.voids

@@ -28,7 +28,7 @@ from typing import Protocol
 from mpiexecutor._rma.memory import WORD, Memory
 from mpiexecutor.channel._errors import Share
 
-from .layout import LINE, MESSAGE, PUBLISHED, TICKET, TURN, Layout, turns_of
+from .layout import LINE, MESSAGE, PUBLISHED, STAMP, TICKET, Layout, stamps_of
 from .records import AT_WORK, CLAIMING, CUT, DONE_WITH, PARKED, RESERVING, SAYS, parts_of, said_of
 
 
@@ -90,14 +90,14 @@ class Heir:
         """
         layout, memory = self._layout, self._memory
         head, tail = memory.load(layout.head), memory.load(layout.tail)
-        turns = array("q", bytes(WORD * layout.slots))
-        memory.fetch(layout.turns, memoryview(turns).cast("B"))
-        shares = list(self._shares(dead, turns))
-        kept = list(self._survivors(head, tail, turns))
+        stamps = array("q", bytes(WORD * layout.slots))
+        memory.fetch(layout.stamps, memoryview(stamps).cast("B"))
+        shares = list(self._shares(dead, stamps))
+        kept = list(self._survivors(head, tail, stamps))
         survivors = [self._read(ticket, length) for _, ticket, length in kept]
-        voids = self._unfinished(dead, turns)
+        voids = self._unfinished(dead, stamps)
         start = -(-(tail & TICKET) // layout.slots) * layout.slots % layout.modulus
-        used = self._write(start, survivors, turns)
+        used = self._write(start, survivors, stamps)
         self._clear_records(dead, voids)
         generation = memory.load(layout.generation)
         memory.store(layout.generation, generation + 1)
@@ -122,31 +122,31 @@ class Heir:
                 found.append(_Record(rank, position, *parts))
         return found
 
-    def _survivors(self, head: int, tail: int, turns: "array[int]") -> Iterator[tuple[int, int, int]]:
+    def _survivors(self, head: int, tail: int, stamps: "array[int]") -> Iterator[tuple[int, int, int]]:
         """Give number, ticket and length of each message that is there as a whole, and was not claimed."""
         layout = self._layout
         ticket, end, number = head & TICKET, tail & TICKET, head // MESSAGE
         while ticket != end:
-            length = turns[ticket % layout.slots] - ticket * TURN - PUBLISHED
-            if 0 <= length < TURN and not length & 1:
+            length = stamps[ticket % layout.slots] - ticket * STAMP - PUBLISHED
+            if 0 <= length < STAMP and not length & 1:
                 span = layout.span(length >> 1)
-                if self._is_there(ticket, span, turns):
+                if self._is_there(ticket, span, stamps):
                     yield number, ticket, length >> 1
                 number += 1
             else:
-                record = self._owner(ticket, number, turns)
+                record = self._owner(ticket, number, stamps)
                 span = (record.ticket + record.span - ticket) % layout.modulus
                 number = record.first + record.messages
             ticket = (ticket + span) % layout.modulus
 
-    def _is_there(self, ticket: int, span: int, turns: "array[int]") -> bool:
+    def _is_there(self, ticket: int, span: int, stamps: "array[int]") -> bool:
         layout = self._layout
         return span <= layout.slots and all(
-            turns[(ticket + index) % layout.slots] == (ticket + index) % layout.modulus * TURN + PUBLISHED
+            stamps[(ticket + index) % layout.slots] == (ticket + index) % layout.modulus * STAMP + PUBLISHED
             for index in range(1, span)
         )
 
-    def _owner(self, ticket: int, number: int, turns: "array[int]") -> _Record:
+    def _owner(self, ticket: int, number: int, stamps: "array[int]") -> _Record:
         """Give the record of who has reserved a ticket and not published it: it is dead, and its record says so.
 
         Others that died may have tried for the same ticket in vain. The one that has it ends where something else begins.
@@ -160,14 +160,14 @@ class Heir:
             for record in records
             if (ticket - record.ticket) % modulus < record.span and record.first + record.messages > number
         ]
-        fitting = [record for record in found if self._begins((record.ticket + record.span) % modulus, ends, turns)]
+        fitting = [record for record in found if self._begins((record.ticket + record.span) % modulus, ends, stamps)]
         return max(fitting or found, key=lambda record: record.position)
 
-    def _begins(self, ticket: int, ends: Collection[int], turns: "array[int]") -> bool:
-        length = turns[ticket % self._layout.slots] - ticket * TURN - PUBLISHED
-        return ticket in ends or (0 <= length < TURN and not length & 1)
+    def _begins(self, ticket: int, ends: Collection[int], stamps: "array[int]") -> bool:
+        length = stamps[ticket % self._layout.slots] - ticket * STAMP - PUBLISHED
+        return ticket in ends or (0 <= length < STAMP and not length & 1)
 
-    def _shares(self, dead: Collection[int], turns: "array[int]") -> Iterator[Share]:
+    def _shares(self, dead: Collection[int], stamps: "array[int]") -> Iterator[Share]:
         claims = self._records(CLAIMING)
         for record in claims:
             if record.rank not in dead:
@@ -178,35 +178,35 @@ class Heir:
                 yield Share(record.rank, messages, received=True)
             elif any(other.state in {PARKED, DONE_WITH} for other in others):
                 continue  # it was another's
-            elif self._was_claimed(record) and self._is_whole(record, turns):
-                yield Share(record.rank, messages, received=False if self._is_held(record, turns) else None)
+            elif self._was_claimed(record) and self._is_whole(record, stamps):
+                yield Share(record.rank, messages, received=False if self._is_held(record, stamps) else None)
 
     def _was_claimed(self, claim: _Record) -> bool:
         return self._memory.load(self._layout.head) // MESSAGE >= claim.first + claim.messages
 
-    def _is_held(self, claim: _Record, turns: "array[int]") -> bool:
+    def _is_held(self, claim: _Record, stamps: "array[int]") -> bool:
         """Whether the slots of a claim are not all free for those who come after it."""
         end = claim.ticket + claim.span
-        return any(self._rounds(ticket, turns) <= 0 for ticket in range(end - min(claim.span, self._layout.slots), end))
+        return any(self._rounds(ticket, stamps) <= 0 for ticket in range(end - min(claim.span, self._layout.slots), end))
 
-    def _is_whole(self, claim: _Record, turns: "array[int]") -> bool:
+    def _is_whole(self, claim: _Record, stamps: "array[int]") -> bool:
         """Whether all of what was claimed has been published."""
         last = claim.ticket + claim.span - 1
-        rounds = self._rounds(last, turns)
-        return rounds > 0 or (rounds == 0 and bool(turns[last % self._layout.modulus % self._layout.slots] & PUBLISHED))
+        rounds = self._rounds(last, stamps)
+        return rounds > 0 or (rounds == 0 and bool(stamps[last % self._layout.modulus % self._layout.slots] & PUBLISHED))
 
-    def _rounds(self, ticket: int, turns: "array[int]") -> int:
+    def _rounds(self, ticket: int, stamps: "array[int]") -> int:
         """Give how many rounds the slot of a ticket is ahead of it."""
         layout = self._layout
-        ahead = (turns[ticket % layout.modulus % layout.slots] // TURN - ticket) % layout.modulus
+        ahead = (stamps[ticket % layout.modulus % layout.slots] // STAMP - ticket) % layout.modulus
         return (ahead if ahead < layout.modulus // 2 else ahead - layout.modulus) // layout.slots
 
-    def _unfinished(self, dead: Collection[int], turns: "array[int]") -> int:
+    def _unfinished(self, dead: Collection[int], stamps: "array[int]") -> int:
         """Count the messages that were claimed, and never will be there as a whole."""
         claims = self._records(CLAIMING)
         unfinished = {record.position for record in claims if record.state == PARKED}
         for record in claims:
-            if record.rank in dead and record.state == AT_WORK and self._was_claimed(record) and not self._is_whole(record, turns):
+            if record.rank in dead and record.state == AT_WORK and self._was_claimed(record) and not self._is_whole(record, stamps):
                 unfinished.add(record.position)
         return len(unfinished)
 
@@ -227,16 +227,16 @@ class Heir:
     def _write(self, start: int, messages: Collection[bytes], olds: "array[int]") -> int:
         """Write messages into the ring, from a ticket on whose slot is the first; give how many slots they take."""
         layout = self._layout
-        turns = turns_of(start, layout.slots)
+        stamps = stamps_of(start, layout.slots)
         used = 0
         for message in messages:
             self._memory.write(layout.bytes_at(start + used), memoryview(message))
             span = layout.span(len(message))
-            turns[used : used + span] = turns_of(start + used, span, PUBLISHED)
-            turns[used] += 2 * len(message)
+            stamps[used : used + span] = stamps_of(start + used, span, PUBLISHED)
+            stamps[used] += 2 * len(message)
             used += span
         self._memory.flush()
-        self._memory.hand_over(layout.turns, olds, turns)
+        self._memory.hand_over(layout.stamps, olds, stamps)
         self._memory.flush()
         return used
 
