@@ -59,10 +59,10 @@ class PutEnd(End):
             with self._moving:
                 return self.ring.put_short(parts, length)
         finally:
-            sleepers = self.ring.glance()
+            sleepers = self.ring.read_header()
             self.ring.note_peak_of_short()
             if sleepers:
-                self._place.wake(self.ring, "take", self.ring.glanced().takers, begin=1)
+                self._place.wake(self.ring, "take", self.ring.header().takers, begin=1)
 
     def _put(self, messages: Sequence[Parts], deadline: float | None, begin: Begin[Outgoing], *, whole: bool = False) -> int:
         lengths = [sum(map(len, parts)) for parts in messages]

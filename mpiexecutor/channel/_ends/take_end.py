@@ -88,8 +88,8 @@ class TakeEnd(End):
         try:
             data = self._receive_short()
         finally:
-            if data is not None and self.ring.glance():
-                self._wake_by(self.ring.glanced())
+            if data is not None and self.ring.read_header():
+                self._wake_by(self.ring.header())
         return data
 
     def _receive_short(self, *, alone: bool = False) -> memoryview | None:
@@ -126,8 +126,8 @@ class TakeEnd(End):
         self._incoming = incoming
         progress = self._receive(incoming)
         self._incoming = None
-        if self.ring.glance():
-            self._wake_by(self.ring.glanced())
+        if self.ring.read_header():
+            self._wake_by(self.ring.header())
         if progress is Progress.PARKED:
             self._wait_for_resumption()
         return progress is Progress.DONE

@@ -13,7 +13,7 @@ from .records import AT_WORK, NOTHING, PARKED, said_of
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What the first words of the ring say; each is true of its own moment."""
+    """What the header of the ring says; each word is of a moment of its own."""
 
     head: int
     tail: int
@@ -70,19 +70,19 @@ class Participant:
         self._attempt = array("q", (0, 0))
         self._attempt_bytes = memoryview(self._attempt).cast("B")
 
-    def glance(self) -> bool:
-        """Read the first words of the ring; whether any rank sleeps."""
+    def read_header(self) -> bool:
+        """Read the first words of the ring, its header; return whether any rank sleeps."""
         self._memory.fetch(0, self._control)
         start, stop = self._layout.takers, self._layout.putters + self._layout.ranks
         return self._control_bytes.count(0, start, stop) != stop - start
 
     def state(self) -> State:
-        """Read the first words of the ring."""
+        """Read the header, and return what it says."""
         self._memory.fetch(0, self._control)
-        return self.glanced()
+        return self.header()
 
-    def glanced(self) -> State:
-        """Give what the first words said when they were last read."""
+    def header(self) -> State:
+        """Return what the header said when it was last read."""
         head, tail, claimed, _, *voids = self._words
         layout = self._layout
         takers = bytes(self._control[layout.takers : layout.putters])
