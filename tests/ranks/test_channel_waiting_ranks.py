@@ -18,11 +18,11 @@ from together import (
     every_host,
     every_rank,
     in_turn,
-    looking_out,
-    needs_a_lookout,
+    needs_a_spinner,
     needs_three,
     needs_two,
     result_of,
+    spinning,
     still_works,
     threads,
     until,
@@ -235,40 +235,40 @@ def test_who_gives_up_does_not_keep_a_wake_up_to_itself(way):
 
 
 @needs_three
-@needs_a_lookout
-def test_who_gives_up_looking_out_does_not_keep_a_message_from_others(monkeypatch):
-    """Rank 0 counts on rank 1, which looks out, just when that is cancelled: one of those who sleep gets the message."""
+@needs_a_spinner
+def test_who_gives_up_spinning_does_not_keep_a_message_from_others(monkeypatch):
+    """Rank 0 counts on rank 1, which spins, just when that is cancelled: one of those who sleep gets the message."""
     with channel_of(2, 1) as channel:
         waiter = channel._takes._waiter
         taken = []
         if RANK == 0:
-            COMM.recv(source=1)  # it has looked for the last time, and its byte still says that it looks out
+            COMM.recv(source=1)  # it has looked for the last time, and its byte still says that it spins
             until(lambda: asleep(channel, "take") == ALL - {0, 1})
             channel.put((7,))
             COMM.send("go on", 1)
             until(lambda: channel.statistics().taken == 1)
             channel.close()
         elif RANK == 1:
-            monkeypatch.setattr(waiter_module, "_LOOKING", 1000.0)
+            monkeypatch.setattr(waiter_module, "_SPIN", 1000.0)
             waiting = channel.takef()
-            until(lambda: looking_out(channel) == {1})
+            until(lambda: spinning(channel) == {1})
             waiter._mark = partial(mark_when_told, waiter, waiter._mark)
             assert waiting.cancel()
         else:
-            until(lambda: looking_out(channel) == {1})
+            until(lambda: spinning(channel) == {1})
             taken = list(channel)
         assert [message[0] for part in COMM.allgather(taken) for message in part] == [7]
 
 
 @needs_three
-@needs_a_lookout
-def test_who_looks_out_and_was_counted_on_twice_wakes_another(monkeypatch):
-    """Rank 1 has found a message, and its byte still says that it looks out, when rank 0 puts a second one, and wakes nobody."""
+@needs_a_spinner
+def test_who_spins_and_was_counted_on_twice_wakes_another(monkeypatch):
+    """Rank 1 has found a message, and its byte still says that it spins, when rank 0 puts a second one, and wakes nobody."""
     with channel_of(2, 1) as channel:
         waiter = channel._takes._waiter
         taken = []
         if RANK == 0:
-            until(lambda: looking_out(channel) == {1} and asleep(channel, "take") == ALL - {0, 1})
+            until(lambda: spinning(channel) == {1} and asleep(channel, "take") == ALL - {0, 1})
             channel.put((1,))
             COMM.recv(source=1)
             channel.put((2,))
@@ -276,11 +276,11 @@ def test_who_looks_out_and_was_counted_on_twice_wakes_another(monkeypatch):
             until(lambda: channel.statistics().taken == 2)
             channel.close()
         elif RANK == 1:
-            monkeypatch.setattr(waiter_module, "_LOOKING", 1000.0)
+            monkeypatch.setattr(waiter_module, "_SPIN", 1000.0)
             waiter._mark = partial(mark_when_told, waiter, waiter._mark)
             taken = [channel.take()]
         else:
-            until(lambda: looking_out(channel) == {1})
+            until(lambda: spinning(channel) == {1})
             taken = list(channel)
         assert sorted(message[0] for part in COMM.allgather(taken) for message in part) == [1, 2]
 

@@ -11,7 +11,7 @@ import pytest
 from mpi4py import MPI
 
 from mpiexecutor.channel import ChannelEmpty, RemoteChannel
-from mpiexecutor.channel._ends.place import LOOKS_OUT, TO_BEGIN, TO_GO_ON
+from mpiexecutor.channel._ends.place import SPINNING, TO_BEGIN, TO_GO_ON
 
 COMM = MPI.COMM_WORLD
 RANK, SIZE = COMM.rank, COMM.size
@@ -20,7 +20,7 @@ LAST = SIZE - 1
 every_host = pytest.mark.parametrize("host", range(SIZE))
 every_rank = pytest.mark.parametrize("who", range(SIZE))
 needs_two = pytest.mark.skipif(SIZE < 2, reason="one rank has nobody to differ from")
-needs_a_lookout = pytest.mark.skipif("MPIEXECUTOR_TEST_APART" in os.environ, reason="nobody looks out over a network")
+needs_a_spinner = pytest.mark.skipif("MPIEXECUTOR_TEST_APART" in os.environ, reason="nobody spins over a network")
 needs_three = pytest.mark.skipif(SIZE < 3, reason="takes one that puts and two that take")
 
 
@@ -66,10 +66,10 @@ def asleep(channel: RemoteChannel[Any, Any], side: str) -> set[int]:
     return {rank for rank, flag in enumerate(state.takers if side == "take" else state.putters) if flag in {TO_BEGIN, TO_GO_ON}}
 
 
-def looking_out(channel: RemoteChannel[Any, Any]) -> set[int]:
-    """Tell which ranks look out for messages, before they sleep."""
+def spinning(channel: RemoteChannel[Any, Any]) -> set[int]:
+    """Tell which ranks spin before they sleep."""
     with channel._aside_lock:
-        return {rank for rank, flag in enumerate(channel._aside.state().takers) if flag == LOOKS_OUT}
+        return {rank for rank, flag in enumerate(channel._aside.state().takers) if flag == SPINNING}
 
 
 def exchange(channel: RemoteChannel[Any, Any], message: Any) -> list[Any]:

@@ -157,8 +157,8 @@ class Job:
             patch.setattr(module, "time", self.world)
         patch.setattr(end, "Doorbell", lambda address, _: Bell(self.world, address))
         patch.setattr(end, "_NAP", {"put": nap, "take": nap})
-        patch.setattr(waiter, "give_way", self.turnstile.step)
-        patch.setattr(waiter, "_LOOKING", 2 * TICK)
+        patch.setattr(waiter, "yield_processor", self.turnstile.step)
+        patch.setattr(waiter, "_SPIN", 2 * TICK)
 
     def channel(self, rank: int, life: Life) -> Channel:
         channel: Channel = object.__new__(RemoteChannel)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mpiexecutor.channel._ends.place import AWAKE, LOOKS_OUT, TO_BEGIN, TO_GO_ON, Place
+from mpiexecutor.channel._ends.place import AWAKE, SPINNING, TO_BEGIN, TO_GO_ON, Place
 from mpiexecutor.channel._ring.layout import Layout
 
 RANKS = 5
@@ -54,14 +54,14 @@ def test_all_are_woken_who_wait_in_the_middle_of_a_message(woken):
     assert woken([TO_GO_ON, AWAKE, TO_GO_ON, TO_BEGIN, AWAKE], 1) == [2, 3, 0]
 
 
-def test_who_looks_out_has_the_first_message_and_is_not_rung(woken):
+def test_who_spins_has_the_first_message_and_is_not_rung(woken):
     """Nobody else is woken for that one."""
-    asleep = [TO_BEGIN, AWAKE, TO_BEGIN, LOOKS_OUT, AWAKE]
+    asleep = [TO_BEGIN, AWAKE, TO_BEGIN, SPINNING, AWAKE]
     assert woken(asleep, 1) == []
     assert woken(asleep, 2) == [2]
     assert woken(asleep, 3) == [2, 0]
 
 
-def test_two_who_look_out_by_chance_count_as_one(woken):
+def test_two_who_spin_by_chance_count_as_one(woken):
     """Both may have looked for another at the same moment; that one is woken too many does no harm."""
-    assert woken([TO_BEGIN, LOOKS_OUT, AWAKE, LOOKS_OUT, AWAKE], 2) == [0]
+    assert woken([TO_BEGIN, SPINNING, AWAKE, SPINNING, AWAKE], 2) == [0]

@@ -39,7 +39,7 @@ class World:
         return self.now
 
     def sched_yield(self) -> None:
-        self.now += waiter._LOOKING * 1.001 / 8
+        self.now += waiter._SPIN * 1.001 / 8
 
     def sleep(self, seconds: float) -> bool:
         """Be the bell."""
@@ -58,8 +58,8 @@ class World:
         self.log.append("look")
         return "found" if next(self.looks) == self.found_at else None
 
-    def waiter(self, *, longest: float = 1.0, look_out=None) -> Waiter:
-        return Waiter(self, self.mark, longest=longest, look_out=look_out)
+    def waiter(self, *, longest: float = 1.0, may_spin=None) -> Waiter:
+        return Waiter(self, self.mark, longest=longest, may_spin=may_spin)
 
 
 @pytest.fixture
@@ -152,28 +152,28 @@ def test_near_sleeps_stay_as_long_as_they_may_be(world):
 
 
 def test_who_may_not_look_out_sleeps_at_once(world):
-    """Another rank looks out for all: this one is asked with its flag."""
+    """Another rank spins for all: this one is asked with its flag."""
     world.rung = {1}
     world.found_at = 3
-    assert world.waiter(look_out=lambda flag: flag != 2).wait(world.look, None, 2) == "found"
+    assert world.waiter(may_spin=lambda flag: flag != 2).wait(world.look, None, 2) == "found"
     assert world.log == ["look", "mark 2", "look", "sleep", "mark 2", "look", "mark 0"]
 
 
-def test_who_looks_out_says_when_it_does_no_more(world):
+def test_who_spins_says_when_it_does_no_more(world):
     """When it has found something, and when it fails; the mark for its sleep says so otherwise."""
 
-    def look_out(flag):
+    def may_spin(flag):
         world.mark(flag + 10)
         return True
 
     world.found_at = 3
-    assert world.waiter(look_out=look_out).wait(world.look, None, 1) == "found"
+    assert world.waiter(may_spin=may_spin).wait(world.look, None, 1) == "found"
     assert world.log == ["look", "mark 11", "look", "look", "mark 0"]
 
 
 def test_who_is_out_of_time_does_not_look_out(world):
     """One look is what it gets."""
-    assert world.waiter(look_out=pytest.fail).wait(world.look, 0, 1) is None
+    assert world.waiter(may_spin=pytest.fail).wait(world.look, 0, 1) is None
     assert world.log == ["look"]
 
 

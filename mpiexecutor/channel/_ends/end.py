@@ -1,19 +1,30 @@
-"""The two ends of a channel, as one rank has them: a handle on the ring, a lock, a way to wait, a queue for the background.
+"""What the two ends of a channel have in common, as one rank has them: a lock, a way to wait, a queue for the background.
 
-Blocking is: try, and wait until another try may succeed. Every operation ends by waking whom it may have made room, or a message,
-for.
+Theory of operation
+    An operation that blocks tries a step of the ring, and waits until another try may succeed. When it has changed the ring, it
+    wakes the ranks for which it may have made room, or a message. A rank's byte in the ring's memory says what it waits for:
 
-Who is woken, and why nobody sleeps on. After a put: as many of those that wait to begin taking as messages were put. After a
-take: those that wait to begin putting, if there is room worth waking for; one that waits to begin taking, if more is there,
-because two who put may have chosen the same sleeper; all of them, if no message will come any more. After each step, on both
-sides: whoever waits in the middle of a message, because it may be this one, or one that was cut, whose slots others still use. A
-rank clears its own byte before it looks whom to wake: who put before that is seen by it, who puts after that does not count on
-it. Who stops waiting with nothing passes a wake-up on that it may have got.
+    TO_BEGIN    to reserve, or to claim, its next message
+    TO_GO_ON    in the middle of a message
+    SPINNING    to claim its next message, and looks again and again: it need not be notified
 
-Before it sleeps, one rank of those that wait to begin taking *looks out* for a moment, and the others go to sleep at once. Who puts
-counts on it for the first message, and need not ring. Its byte is cleared by itself alone, before it looks whom to wake: so if it
-was counted on twice, it wakes another for what it leaves. If it dies, or is stopped, while it looks out, the others find the
-message when their sleep ends by itself.
+    after a put   wake one rank that waits to begin taking for each message put
+    after a take  wake the ranks that wait to begin putting, if there is room worth waking for; and one that waits to begin taking,
+                  if there are more messages, because two producers may have chosen the same sleeper; all of them, if no message
+                  will come any more
+    after both    wake each rank that waits in the middle of a message: it may be this one, or an aborted one, whose slots others
+                  still use
+
+    Before it sleeps, one of the ranks that wait to begin taking spins for a moment, and the others sleep at once. Producers count
+    on it for the first message. It alone clears its byte, before it reads the bytes of the others: if two producers have counted
+    on it, it wakes another rank for the message that it leaves. If it fails, or is stopped, while it spins, the others find the
+    message when their sleep times out.
+
+Invariants
+    - A rank clears its own byte before it reads the bytes of the others. So it sees what was put before; and a rank that puts after
+      that does not count on it.
+    - A rank that stops waiting with nothing in hand passes a wake-up on that it may have got.
+    - The position of an end is moved under `_moving`; if the host alone moves it, its load and its store are two steps.
 """
 
 import threading
@@ -35,8 +46,8 @@ T = TypeVar("T")
 Step = Callable[[], T | None]
 Begin = Callable[[Step[T]], T | None]  # takes the step that reserves or claims, unless it is not wanted any more
 
-_NAP: Final = {"put": 0.05, "take": 1.0}  # seconds that a rank sleeps at most before it looks by itself
-_FAR_NAP: Final = {"put": 0.5, "take": 30.0}  # the same where the host has to wake up for that look, too
+_NAP: Final = {"put": 0.05, "take": 1.0}  # seconds of the longest sleep
+_FAR_NAP: Final = {"put": 0.5, "take": 30.0}  # the same where the host, too, has to wake up for the look that follows
 
 
 class End:
@@ -44,24 +55,22 @@ class End:
 
     ring: Producer | Consumer
 
-    def __init__(self, side: Side, place: Place, ring: Producer | Consumer, look_out: Callable[[int], bool] | None = None) -> None:
+    def __init__(self, side: Side, place: Place, ring: Producer | Consumer, may_spin: Callable[[int], bool] | None = None) -> None:
         self._side = side
         self._place = place
         self.ring = ring
-        self._moving = (
-            threading.Lock()
-        )  # held to move the position: where the host alone does, its load and its store are two steps
+        self._moving = threading.Lock()  # held to move this end's position
         self.lock = threading.Lock()
         self._bell = Doorbell(place.address(side, place.rank), None if place.bells is None else partial(place.bells.rung, side))
         asleep_at = place.asleep_at(side, place.rank)
         nap = _NAP if place.bells is None else _FAR_NAP
         self._resumed = ring.resumed
         self._mark: Callable[[int], None] = lambda flag: ring.mark(asleep_at, flag_of(flag))
-        self._waiter = Waiter(self._bell, self._mark, longest=nap[side], look_out=look_out)
+        self._waiter = Waiter(self._bell, self._mark, longest=nap[side], may_spin=may_spin)
         self.background = Background(f"mpiexecutor {side}f", self.interrupt)
 
     def _wait_for_resumption(self) -> None:
-        """Wait while what the dead have left behind is settled. Nothing can be begun before, and nothing has to be given up."""
+        """Wait until the ring is recovered. Nothing can be begun before, and nothing has to be given up."""
 
         def look() -> bool | None:
             self._place.check()
@@ -80,15 +89,15 @@ class End:
             self.ring.go_on(position)
 
     def interrupt(self) -> None:
-        """Have this rank's own thread that sleeps here look again."""
+        """Wake this rank's own thread that sleeps here."""
         self._place.ringer.ring(self._place.address(self._side, self._place.rank))
 
     def acquire(self, deadline: float | None) -> bool:
-        """Take the lock: other threads of this rank may be waiting here. False if it could not be had in time."""
+        """Acquire the lock, which another thread of this rank may hold while it waits. False if that was not possible in time."""
         return self.lock.acquire(timeout=-1 if deadline is None else max(0.0, deadline - time.monotonic()))
 
     def stop(self) -> None:
-        """End the background thread; the place is marked as freed, so that whoever waits gives up."""
+        """End the background thread. The place is marked as freed already, so that an operation under way ends."""
         self.background.stop()
         self.interrupt()
 

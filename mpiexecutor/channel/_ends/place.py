@@ -15,7 +15,7 @@ from mpiexecutor.channel._ring.producer import Producer
 Side = Literal["put", "take"]
 
 # What the byte of a rank that waits says.
-AWAKE, TO_BEGIN, TO_GO_ON, LOOKS_OUT = 0, 1, 2, 3
+AWAKE, TO_BEGIN, TO_GO_ON, SPINNING = 0, 1, 2, 3
 
 
 class FarBells(Protocol):
@@ -59,12 +59,12 @@ class Place:
         return (self.layout.putters if side == "put" else self.layout.takers) + rank
 
     def wake(self, ring: Producer | Consumer, side: Side, asleep: bytes, *, begin: int) -> None:
-        """Wake all who sleep in the middle of a message, and so many of those who wait to begin; those behind this rank first."""
+        """Wake the ranks in the middle of a message, and `begin` of those that wait to begin; those after this one first."""
         if not any(asleep):
             return
-        begin -= LOOKS_OUT in asleep
+        begin -= SPINNING in asleep
         for rank in (*range(self.rank + 1, len(asleep)), *range(self.rank + 1)):
-            if asleep[rank] in {AWAKE, LOOKS_OUT} or (asleep[rank] == TO_BEGIN and begin <= 0):
+            if asleep[rank] in {AWAKE, SPINNING} or (asleep[rank] == TO_BEGIN and begin <= 0):
                 continue
             begin -= asleep[rank] == TO_BEGIN
             ring.mark(self.asleep_at(side, rank), flag_of(AWAKE))

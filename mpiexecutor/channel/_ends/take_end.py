@@ -11,7 +11,7 @@ from mpiexecutor.channel._ring.receiver import Incoming
 
 from .background import ChannelFuture
 from .end import Begin, End, at_once
-from .place import LOOKS_OUT, TO_BEGIN, TO_GO_ON, Place
+from .place import SPINNING, TO_BEGIN, TO_GO_ON, Place
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ class TakeEnd(End):
 
     def __init__(self, place: Place, memory: Memory, *, sole: bool) -> None:
         ring = Consumer(memory, place.layout, place.rank, sole=sole)
-        super().__init__("take", place, ring, None if sole or place.bells is not None else self._look_out)
+        super().__init__("take", place, ring, None if sole or place.bells is not None else self._may_spin)
         self._incoming: Incoming | None = None  # claimed, and not received yet: taken up again after an interrupt
 
     def take(self, most: int, deadline: float | None) -> Incoming | None:
@@ -73,13 +73,13 @@ class TakeEnd(End):
 
         return self.background.submit(operation)
 
-    def _look_out(self, flag: int) -> bool:
+    def _may_spin(self, flag: int) -> bool:
         """Look out for messages, for all ranks, unless another rank does."""
         if flag != TO_BEGIN:
             return True
-        if LOOKS_OUT in self.ring.state().takers:
+        if SPINNING in self.ring.state().takers:
             return False
-        self._mark(LOOKS_OUT)
+        self._mark(SPINNING)
         return True
 
     def _take_short(self) -> memoryview | None:

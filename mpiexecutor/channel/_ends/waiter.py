@@ -1,8 +1,17 @@
-"""Waiting that costs nothing: look for a moment, then sleep until woken.
+"""How a thread waits at one end of a channel: spin for a moment, then sleep until woken.
 
-A rank that is about to sleep sets its byte in the ring's memory, looks once more, and blocks on its doorbell. Whoever changes the
-ring looks at the bytes afterwards and rings. Both put a full fence between their store and their load, so that one of them sees the
-other: a wake-up can be lost only if the waker dies between the change and the ring. The longest sleep bounds what that costs.
+Theory of operation
+    Sleeping is a store/load handshake, as in Dekker's algorithm (https://en.wikipedia.org/wiki/Dekker%27s_algorithm).
+
+    sleeper  set my byte in the ring's memory; full fence; look at the ring again; block on my doorbell
+    waker    change the ring; full fence; read the bytes of all ranks; clear those to be woken, and notify their doorbells
+
+    At least one of the two sees what the other has written. So a wake-up is lost only if the waker fails between the change and the
+    notification, and the longest sleep bounds that delay. A notification carries no data: one too many costs a look.
+
+Invariants
+    - A rank's byte is 0 whenever `wait` is not under way, and while the rank spins without being counted on.
+    - The doorbell is open before the byte is set: a waker that finds no doorbell has cleared the byte in vain.
 """
 
 import os
@@ -15,17 +24,21 @@ from mpiexecutor._rma.doorbell import Doorbell
 
 T = TypeVar("T")
 
-_LOOKING = 500e-6  # seconds before sleeping: who is asked again within that answers in a third of the time
+_SPIN = 500e-6  # seconds before a sleep: a rank that is still spinning answers in a third of the time
 
 
-def give_way() -> None:
-    """Let others have the processor, and other threads of this process the GIL (which sched_yield keeps before Python 3.13)."""
+def yield_processor() -> None:
+    """Yield the processor, and the GIL to other threads of this process (sched_yield keeps it before Python 3.13)."""
     os.sched_yield()
     select.select((), (), (), 0)
 
 
 class Waiter:
-    """One thread's way to wait, at one end of a channel."""
+    """Waits for one thread, at one end of a channel.
+
+    `mark` sets this rank's byte to what it waits for, 0 for nothing. `longest` is the longest sleep in seconds. `may_spin`, given
+    the byte, says whether to spin before a sleep, and then has told the other ranks so; without it every wait spins.
+    """
 
     def __init__(
         self,
@@ -33,24 +46,24 @@ class Waiter:
         mark: Callable[[int], None],
         *,
         longest: float,
-        look_out: Callable[[int], bool] | None = None,
+        may_spin: Callable[[int], bool] | None = None,
     ) -> None:
         self._bell = bell
-        self._mark = mark  # tell the others what this rank waits for; 0: nothing
-        self._longest = longest  # seconds asleep before a look that nobody has asked for
-        self._look_out = look_out  # whether to look before sleeping, given the flag; then the others are told so, too
+        self._mark = mark
+        self._longest = longest
+        self._may_spin = may_spin
 
     def wait(self, look: Callable[[], T | None], deadline: float | None, flag: int) -> T | None:
-        """Look until there is something, and give it; None once the deadline is over, which may be past already."""
+        """Look until there is something, and return it; None once the deadline is over, which may be past already."""
         found = look()
         if found is not None or (deadline is not None and time.monotonic() >= deadline):
             return found
-        if self._look_out is None:
-            found = self._look_on(look, deadline)
-        elif self._look_out(flag):
+        if self._may_spin is None:
+            found = self._spin(look, deadline)
+        elif self._may_spin(flag):
             vain = False
             try:
-                found = self._look_on(look, deadline)
+                found = self._spin(look, deadline)
                 vain = found is None
             finally:
                 if not vain:  # else the mark for the sleep replaces this one
@@ -58,19 +71,19 @@ class Waiter:
         return self._sleep(look, deadline, flag) if found is None else found
 
     @staticmethod
-    def _look_on(look: Callable[[], T | None], deadline: float | None) -> T | None:
-        """Look for a moment."""
-        until = time.monotonic() + _LOOKING
+    def _spin(look: Callable[[], T | None], deadline: float | None) -> T | None:
+        """Look again and again for a moment."""
+        until = time.monotonic() + _SPIN
         if deadline is not None:
             until = min(until, deadline)
         found = None
         while found is None and time.monotonic() < until:
-            give_way()
+            yield_processor()
             found = look()
         return found
 
     def _sleep(self, look: Callable[[], T | None], deadline: float | None, flag: int) -> T | None:
-        self._bell.open()  # before the mark: who rings a bell that is not there yet has cleared the mark in vain
+        self._bell.open()  # before the mark: see the invariants
         try:
             while True:
                 self._mark(flag)
