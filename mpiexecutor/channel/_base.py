@@ -36,8 +36,8 @@ class ChannelBase:
         self._host = host
         self._rank = place.rank
         self._only_host = only_host
-        self._puts = PutEnd(place, memory(), sole=only_host["put"])
-        self._takes = TakeEnd(place, memory(), sole=only_host["take"])
+        self._puts = PutEnd(place, memory(), single=only_host["put"])
+        self._takes = TakeEnd(place, memory(), single=only_host["take"])
         self._aside = Producer(memory(), place.layout, place.rank)
         self._aside_lock = threading.Lock()
         self._threads = True  # whether MPI lets several threads call it

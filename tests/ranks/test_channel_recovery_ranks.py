@@ -13,10 +13,10 @@ LONG = bytes(range(256)) * 4  # of 1,024 bytes, in slots of 64
 
 
 @needs_two
-@pytest.mark.parametrize("sole", [{}, {"producers": "host"}], ids=["any", "host alone puts"])
-def test_a_message_that_a_dead_rank_had_claimed_is_named_and_its_slot_is_free_again(sole):
+@pytest.mark.parametrize("single", [{}, {"producers": "host"}], ids=["any", "host alone puts"])
+def test_a_message_that_a_dead_rank_had_claimed_is_named_and_its_slot_is_free_again(single):
     """The last rank claims the second of three messages and stops: the others get the rest, and no room is lost."""
-    with channel_of(4, 1, **sole) as channel:
+    with channel_of(4, 1, **single) as channel:
         if RANK == 0:
             channel.put_many([(1,), (2,), (3,)])
             assert channel.take()[0] == 1

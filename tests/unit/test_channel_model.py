@@ -114,7 +114,7 @@ class Job:
     """All ranks of a channel, each in a thread, and the host in one more, which settles and closes."""
 
     def __init__(
-        self, slots: int, consumers: int, schedule: bytes, orders: bytes, deaths: Mapping[int, tuple[int, int]], *, sole: bool
+        self, slots: int, consumers: int, schedule: bytes, orders: bytes, deaths: Mapping[int, tuple[int, int]], *, single: bool
     ) -> None:
         self.turnstile = Turnstile(schedule, orders)
         self.world = World(self.turnstile)
@@ -122,11 +122,11 @@ class Job:
         self.layout = Layout(slots, SLOT, RANKS)
         self.shared = bytearray(self.layout.size)
         self.layout.prepare(FakeMemory(self.shared, self.turnstile))
-        self.sole = sole
+        self.single = single
         self.put: Counter[Message] = Counter()
         self.perhaps: set[Message] = set()  # put, by who has died in the middle of that
         self.taken: dict[int, list[Message]] = {rank: [] for rank in CONSUMERS[:consumers]}
-        self.producers = PRODUCERS[:1] if sole else PRODUCERS
+        self.producers = PRODUCERS[:1] if single else PRODUCERS
         self.going = {*self.producers, *self.taken}
         self.dead: set[int] = set()
         self.settled: set[int] = set()
@@ -165,7 +165,7 @@ class Job:
         nothing: Any = self.world  # rings
         place = Place(self.layout, rank, "token", ["node"] * RANKS, nothing, None)
         memory = partial(FakeMemory, self.shared, self.turnstile, life)
-        channel._begin(codec_of(object, SLOT), place, memory, HOST, only_host={"put": self.sole, "take": False})
+        channel._begin(codec_of(object, SLOT), place, memory, HOST, only_host={"put": self.single, "take": False})
         return channel
 
     # -- parties -----------------------------------------------------------------------------------------------------------------
@@ -270,13 +270,13 @@ RUNS = settings(max_examples=400, deadline=None)
 
 @RUNS
 @given(*RUN)
-def test_a_channel_is_a_queue(slots, puts, takes, sole, schedule, orders):
+def test_a_channel_is_a_queue(slots, puts, takes, single, schedule, orders):
     """Whatever is put, and however long anybody waits; no wake-up is lost."""
-    Job(slots, len(takes), schedule, orders, {}, sole=sole).run(puts, takes)
+    Job(slots, len(takes), schedule, orders, {}, single=single).run(puts, takes)
 
 
 @RUNS
 @given(*RUN, DEATHS)
-def test_a_channel_is_a_queue_for_those_who_live(slots, puts, takes, sole, schedule, orders, deaths):
+def test_a_channel_is_a_queue_for_those_who_live(slots, puts, takes, single, schedule, orders, deaths):
     """Ranks die at any step of anything; the host settles what they leave."""
-    Job(slots, len(takes), schedule, orders, deaths, sole=sole).run(puts, takes)
+    Job(slots, len(takes), schedule, orders, deaths, single=single).run(puts, takes)

@@ -33,7 +33,7 @@ class Job:
         orders: bytes,
         lives: dict[int, Life],
         *,
-        sole: tuple[bool, bool],
+        single: tuple[bool, bool],
         room: int | None = None,
     ) -> None:
         """`room` is how many bytes consumer 2 can allocate."""
@@ -42,7 +42,7 @@ class Job:
         self.shared = bytearray(self.layout.size)
         self.layout.prepare(self.memory(HOST))
         self.lives = lives
-        self.sole = sole
+        self.single = single
         self.put: list[list[bytes]] = [[], []]  # by producer
         self.tried: list[bytes | None] = [None, None]  # what each was at last
         self.taken: dict[int, list[bytes]] = {2: [], 3: []}
@@ -52,8 +52,8 @@ class Job:
         self.shares: list[Share] = []
         self.settled: set[int] = set()
         self.closed = False
-        self.producers = {rank: Producer(self.memory(rank), self.layout, rank, sole=sole[0]) for rank in (0, 1)}
-        self.consumers = {rank: Consumer(self.memory(rank), self.layout, rank, sole=sole[1]) for rank in (2, 3)}
+        self.producers = {rank: Producer(self.memory(rank), self.layout, rank, single=single[0]) for rank in (0, 1)}
+        self.consumers = {rank: Consumer(self.memory(rank), self.layout, rank, single=single[1]) for rank in (2, 3)}
         memory: Any = self.consumers[2]._memory
         memory.room = room
 
@@ -234,7 +234,7 @@ def test_the_living_lose_nothing(slots, first, second, most, poor, deaths, sched
     A consumer that has memory for short messages only skips the others.
     """
     lives = {rank: Life(*death) for rank, death in deaths.items()}
-    job = Job(slots, schedule, orders, lives, sole=(False, False), room=6 if poor else None)
+    job = Job(slots, schedule, orders, lives, single=(False, False), room=6 if poor else None)
     parties = {
         "producer 0": job.mortal(0, job.produce(messages_of(0, first))),
         "producer 1": job.mortal(1, job.produce(messages_of(1, second))),
@@ -250,7 +250,7 @@ def test_the_living_lose_nothing(slots, first, second, most, poor, deaths, sched
 @pytest.mark.parametrize("state", ["claimed", "received"])
 def test_a_share_says_what_the_dead_rank_had(state):
     """By number: the third message, which it was at work on, or had received."""
-    job = Job(4, b"", b"", {}, sole=(False, False))
+    job = Job(4, b"", b"", {}, single=(False, False))
     producer, consumer = job.producers[0], job.consumers[2]
     for number in range(3):
         assert producer.put_short([memoryview(bytes((0, number)))], 2)

@@ -87,14 +87,14 @@ class Ring:
     def memory(self) -> FakeMemory:
         return FakeMemory(self.shared, self.turnstile)
 
-    def producer(self, rank: int = 0, kind: type[Producer] = Producer, *, sole: bool = False) -> Producer:
-        producer = kind(self.memory(), self.layout, rank, sole=sole)
-        producer._tail = self.start if sole else 0
+    def producer(self, rank: int = 0, kind: type[Producer] = Producer, *, single: bool = False) -> Producer:
+        producer = kind(self.memory(), self.layout, rank, single=single)
+        producer._tail = self.start if single else 0
         return producer
 
-    def consumer(self, rank: int = 2, kind: type[Consumer] = Consumer, *, sole: bool = False) -> Consumer:
-        consumer = kind(self.memory(), self.layout, rank, sole=sole)
-        consumer._head = self.start if sole else 0
+    def consumer(self, rank: int = 2, kind: type[Consumer] = Consumer, *, single: bool = False) -> Consumer:
+        consumer = kind(self.memory(), self.layout, rank, single=single)
+        consumer._head = self.start if single else 0
         return consumer
 
     def begin_at(self, ticket: int, messages: int) -> None:
@@ -295,11 +295,11 @@ def test_what_a_consumer_has_no_memory_for_is_skipped_or_taken_by_another(
     assert all(length > 16 for length in ring.skipped)
 
 
-@pytest.mark.parametrize("sole", [False, True])
-def test_who_has_no_memory_for_a_message_is_told_which_it_is(sole):
+@pytest.mark.parametrize("single", [False, True])
+def test_who_has_no_memory_for_a_message_is_told_which_it_is(single):
     """It can be taken later, or be skipped, once; another's is not."""
     ring = Ring(5)
-    producer, consumer = ring.producer(0), ring.consumer(2, sole=sole)
+    producer, consumer = ring.producer(0), ring.consumer(2, single=single)
     memory: Any = consumer._memory
     for number in range(3):
         assert producer.put_short([memoryview(bytes([number] * 8))], 8)
@@ -329,11 +329,11 @@ def test_who_has_no_memory_for_a_message_is_told_which_it_is(sole):
 
 @FEW
 @given(SLOTS, BATCHES, st.integers(1, 4), st.tuples(st.booleans(), st.booleans()), STARTS, SCHEDULES, ORDERS)
-def test_a_host_that_is_alone_at_its_end_needs_no_swap(slots, batches, most, sole, before_wrap, schedule, orders):
+def test_a_host_that_is_alone_at_its_end_needs_no_swap(slots, batches, most, single, before_wrap, schedule, orders):
     """One producer that stores TAIL, or one consumer that stores HEAD, or both; two where the others may be several."""
     ring = Ring(slots, schedule=schedule, orders=orders, before_wrap=before_wrap)
-    producers = [ring.producer(rank, sole=sole[0]) for rank in range(1 if sole[0] else 2)]
-    consumers = [ring.consumer(2 + rank, sole=sole[1]) for rank in range(1 if sole[1] else 2)]
+    producers = [ring.producer(rank, single=single[0]) for rank in range(1 if single[0] else 2)]
+    consumers = [ring.consumer(2 + rank, single=single[1]) for rank in range(1 if single[1] else 2)]
     left = [len(producers)]
 
     def put(rank: int) -> None:

@@ -20,8 +20,8 @@ class PutEnd(End):
 
     ring: Producer
 
-    def __init__(self, place: Place, memory: Memory, *, sole: bool) -> None:
-        super().__init__("put", place, Producer(memory, place.layout, place.rank, sole=sole))
+    def __init__(self, place: Place, memory: Memory, *, single: bool) -> None:
+        super().__init__("put", place, Producer(memory, place.layout, place.rank, single=single))
 
     def put(self, messages: Sequence[Parts], deadline: float | None, *, whole: bool = False) -> int:
         """Put as many of the messages as have room once the first has; how many, 0 when out of time."""

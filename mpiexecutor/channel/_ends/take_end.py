@@ -27,9 +27,9 @@ class TakeEnd(End):
 
     ring: Consumer
 
-    def __init__(self, place: Place, memory: Memory, *, sole: bool) -> None:
-        ring = Consumer(memory, place.layout, place.rank, sole=sole)
-        super().__init__("take", place, ring, None if sole or place.bells is not None else self._may_spin)
+    def __init__(self, place: Place, memory: Memory, *, single: bool) -> None:
+        ring = Consumer(memory, place.layout, place.rank, single=single)
+        super().__init__("take", place, ring, None if single or place.bells is not None else self._may_spin)
         self._incoming: Incoming | None = None  # claimed, and not received yet: taken up again after an interrupt
 
     def take(self, most: int, deadline: float | None) -> Incoming | None:

@@ -15,8 +15,8 @@ from .records import DONE_WITH
 class Consumer(Receiver):
     """The end of a ring at which one rank takes messages out."""
 
-    def __init__(self, memory: Memory, layout: Layout, rank: int, *, sole: bool = False) -> None:
-        super().__init__(memory, layout, rank, sole=sole)
+    def __init__(self, memory: Memory, layout: Layout, rank: int, *, single: bool = False) -> None:
+        super().__init__(memory, layout, rank, single=single)
         self._first_words = array("q", (0, 0, 0))  # HEAD, TAIL and CLAIMED
         self._first = memoryview(self._first_words).cast("B")
         self._head = 0  # as last seen
@@ -141,7 +141,7 @@ class Consumer(Receiver):
 
     def go_on(self, position: int) -> None:
         """Have the ring go on at another position, by whoever has paused it."""
-        if self._sole:
+        if self._single:
             self._memory.store(self._layout.head, position)
             self._memory.flush()
         else:
@@ -214,7 +214,7 @@ class Consumer(Receiver):
 
     def _refresh(self) -> bool:
         """Look at HEAD; whether it moved since."""
-        if self._sole:
+        if self._single:
             return False
         before, self._head = self._head, self._memory.load(self._layout.head)
         return self._head != before

@@ -55,11 +55,11 @@ class Progress(enum.Enum):
 class Participant:
     """What both ends have in common."""
 
-    def __init__(self, memory: Memory, layout: Layout, rank: int, *, sole: bool) -> None:
+    def __init__(self, memory: Memory, layout: Layout, rank: int, *, single: bool) -> None:
         self._memory = memory
         self._layout = layout
         self._rank = rank
-        self._sole = sole  # nobody else writes this end's position: stores will do
+        self._single = single  # a single producer, or consumer: no other rank moves this position, so stores will do
         self._state_at = 0
         self._said = 0  # what the record says, but for the state, while that is AT_WORK
         self._generation = 0
@@ -115,7 +115,7 @@ class Participant:
         attempt[0], attempt[1] = position, said + AT_WORK
         memory.write(record, self._attempt_bytes)
         memory.flush()  # the record is there before anybody can see the position moved: a dead rank's share is known
-        if self._sole:
+        if self._single:
             memory.store(at, new)
             memory.flush()
             return position
@@ -124,7 +124,7 @@ class Participant:
     def _set_bit(self, at: int, position: int, bit: int) -> int:
         """Try to set a bit of a position; give what it is then."""
         new = position | bit
-        if self._sole:
+        if self._single:
             self._memory.store(at, new)
             self._memory.flush()
             return new

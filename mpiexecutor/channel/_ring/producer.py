@@ -51,8 +51,8 @@ class Outgoing:
 class Producer(Participant):
     """The end of a ring at which one rank puts messages in."""
 
-    def __init__(self, memory: Memory, layout: Layout, rank: int, *, sole: bool = False) -> None:
-        super().__init__(memory, layout, rank, sole=sole)
+    def __init__(self, memory: Memory, layout: Layout, rank: int, *, single: bool = False) -> None:
+        super().__init__(memory, layout, rank, single=single)
         self._tail = 0  # as last seen
         self._reserving_at = self._record(RESERVING)
         self._state_at = self._reserving_at + WORD * SAYS
@@ -173,7 +173,7 @@ class Producer(Participant):
             self._give_up()
             return
         self._cut = out.position
-        if self._sole:  # it has recorded nothing so far: who has nobody beside him needs no record before
+        if self._single:  # the position of its record is stale: a single producer needs none to reserve
             self._memory.store(self._reserving_at, out.position)
             self._memory.flush()
         self._memory.hand_over(self._record(CUT), (0,), (1 + out.sent,))
@@ -198,10 +198,10 @@ class Producer(Participant):
 
     def go_on(self, position: int) -> None:
         """Have the ring go on at another position, by whoever has paused it."""
-        if not self._sole:
+        if not self._single:
             self._tail = self._memory.load(self._layout.tail)
         position |= self._tail & CLOSED
-        if self._sole:
+        if self._single:
             self._memory.store(self._layout.tail, position)
             self._memory.flush()
         else:
@@ -244,7 +244,7 @@ class Producer(Participant):
 
     def _refresh(self) -> bool:
         """Look at TAIL; whether it moved since."""
-        if self._sole:
+        if self._single:
             return False
         before, self._tail = self._tail, self._memory.load(self._layout.tail)
         return self._tail != before

@@ -46,8 +46,8 @@ class Cut:
 class Receiver(Participant):
     """The part of a consumer that receives messages once they are claimed."""
 
-    def __init__(self, memory: Memory, layout: Layout, rank: int, *, sole: bool) -> None:
-        super().__init__(memory, layout, rank, sole=sole)
+    def __init__(self, memory: Memory, layout: Layout, rank: int, *, single: bool) -> None:
+        super().__init__(memory, layout, rank, single=single)
         self._claiming_at = self._record(CLAIMING)
         self._state_at = self._claiming_at + WORD * SAYS
         self._voids = 0
