@@ -211,7 +211,7 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
         with self._aside_lock:
             self._place.check()
             state, peak = self._aside.state(), self._aside.peak_of_all()
-        put, taken = state.put - state.void, state.taken - state.void
+        put, taken = state.put - state.aborted, state.taken - state.aborted
         return Statistics(put, taken, state.claimed, max(0, put - taken), peak, self._layout.slots, state.closed)
 
     def __len__(self) -> int:

@@ -152,7 +152,7 @@ def test_long_messages_that_time_out_do_not_harm_those_that_do_not():
 
 
 def test_a_put_many_that_times_out_in_a_long_message_has_put_those_before_it():
-    """The count leaves out the message that was cut, and what comes after."""
+    """The count leaves out the message that was aborted, and what comes after."""
 
     def one_rank() -> None:
         with pytest.raises(IncompletePut) as caught:
@@ -287,7 +287,7 @@ def test_who_spins_and_was_counted_on_twice_wakes_another(monkeypatch):
 
 @needs_two
 def test_who_passes_over_a_message_that_was_cut_is_woken_when_its_slots_are_free():
-    """Rank 0 holds a message back that it has claimed; rank 1 meets the next one, which was cut, and was to use the same slots."""
+    """Rank 0 holds back a claimed message; rank 1 meets the next one, which was aborted and was to use the same slots."""
     with channel_of(4, 64, object) as channel, threads() as pool:
         if RANK == 0:
             channel.put(b"x" * 100)

@@ -97,7 +97,7 @@ class Job:
                 self.turnstile.until(lambda: ring.resumed() or None)
                 return ring.unsent(out) == 0
             if progress is True:
-                ring.cut(out)
+                ring.abort(out)
                 return True
         return True
 

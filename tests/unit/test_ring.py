@@ -79,7 +79,7 @@ class Ring:
             self.begin_at(self.layout.modulus - before_wrap, messages=1000)
         self.put: Counter[bytes] = Counter()  # messages that arrive, if the ring keeps its word
         self.taken: list[list[bytes]] = []  # by each consumer
-        self.cuts = 0
+        self.aborts = 0
         self.skipped: Counter[int] = Counter()  # of the messages that were skipped: by length
         self.closed = False  # close has returned
         self.over = 0  # consumers that saw the end
@@ -255,8 +255,8 @@ class Ring:
         ticket = tail & (CLOSED - 1)
         for index in range(self.layout.slots):
             assert self.word(self.layout.stamp_at(ticket + index)) == (ticket + index) % self.layout.modulus * STAMP
-        assert tail // MESSAGE - self.start // MESSAGE == self.put.total() + self.cuts
-        assert sum(self.word(self.layout.voids + 8 * rank) for rank in range(self.layout.ranks)) == self.cuts
+        assert tail // MESSAGE - self.start // MESSAGE == self.put.total() + self.aborts
+        assert sum(self.word(self.layout.aborted + 8 * rank) for rank in range(self.layout.ranks)) == self.aborts
 
 
 def messages_of(producer: int, batches: Sequence[Sequence[int]]) -> list[list[bytes]]:
@@ -680,11 +680,11 @@ def test_who_waits_holds_no_ticket():
     assert ring.state().tail == tail
 
 
-# -- cuts and interrupts ---------------------------------------------------------------------------------------------
+# -- aborts and interrupts ---------------------------------------------------------------------------------------------
 
 
 class Impatient:
-    """A producer's party: gives each message so many sends, or so many places, and then cuts it."""
+    """A producer's party: gives each message so many sends, or so many places, and then aborts it."""
 
     def __init__(
         self, ring: Ring, producer: Producer, batches: Sequence[Sequence[bytes]], limits: Sequence[int], *, interrupts: bool
@@ -694,7 +694,7 @@ class Impatient:
         self._batches = batches
         self._limits = itertools.chain(limits, itertools.repeat(1 << 30))
         self._interrupts = interrupts
-        self.cut: set[bytes] = set()
+        self.aborted: set[bytes] = set()
 
     def __call__(self) -> None:
         for batch in self._batches:
@@ -709,8 +709,8 @@ class Impatient:
                     self._ring.put.update(messages)
                 else:
                     assert len(messages) == 1, "a batch is sent after all"
-                    self.cut.update(messages)
-                    self._ring.cuts += 1
+                    self.aborted.update(messages)
+                    self._ring.aborts += 1
                 del left[: len(messages)]
 
     def _send(self, out: Outgoing, limit: int) -> None:
@@ -719,17 +719,17 @@ class Impatient:
                 if out.sent == out.span or self._producer.send(out) is Progress.STALLED:
                     break
             else:
-                self._producer.cut(out)
+                self._producer.abort(out)
                 return
             if out.sent < out.span:
-                self._producer.cut(out)
+                self._producer.abort(out)
             return
         memory: Any = self._producer._memory
         memory.interrupt_after = limit
         try:
             self._ring.send(self._producer, out)
         except KeyboardInterrupt:
-            self._producer.cut(out)
+            self._producer.abort(out)
         memory.interrupt_after = None
 
 
@@ -739,27 +739,27 @@ LONG_BATCHES = st.lists(st.lists(st.sampled_from([2, 9, 24, 33, 48, 90]), min_si
 @RACES
 @given(SLOTS, LONG_BATCHES, BATCHES, st.lists(st.integers(0, 4), max_size=4), st.integers(1, 4), STARTS, SCHEDULES, ORDERS)
 def test_a_message_that_is_cut_vanishes_as_a_whole(slots, long, other, limits, most, before_wrap, schedule, orders):
-    """A producer loses patience, and goes on with the next message: no piece of the cut one is seen, all others arrive."""
+    """A producer loses patience, and goes on with the next message: no piece of the aborted one is seen, all others arrive."""
     ring = Ring(slots, schedule=schedule, orders=orders, before_wrap=before_wrap)
     impatient = Impatient(ring, ring.producer(0), messages_of(0, long), limits, interrupts=False)
     puts = ring.closing([impatient, lambda: ring.put_all(ring.producer(1), messages_of(1, other))])
     ring.run(*puts, ring.take_all(ring.consumer(2), most), ring.take_all(ring.consumer(3)))
-    assert impatient.cut.isdisjoint(itertools.chain(*ring.taken))
+    assert impatient.aborted.isdisjoint(itertools.chain(*ring.taken))
     ring.check_arrived()
     ring.check_empty()
 
 
 @RACES
 @given(SLOTS, LONG_BATCHES, LONG_BATCHES, st.lists(st.integers(0, 40), max_size=5), STARTS, SCHEDULES, ORDERS)
-def test_an_interrupted_send_is_finished_or_cut(slots, first, second, interrupts, before_wrap, schedule, orders):
-    """KeyboardInterrupt at any call to the memory within send: cut leaves no half message, and none twice."""
+def test_an_interrupted_send_is_finished_or_aborted(slots, first, second, interrupts, before_wrap, schedule, orders):
+    """KeyboardInterrupt at any call to the memory within send: abort leaves no half message, and none twice."""
     ring = Ring(slots, schedule=schedule, orders=orders, before_wrap=before_wrap)
     parties = [
         Impatient(ring, ring.producer(0), messages_of(0, first), interrupts, interrupts=True),
         Impatient(ring, ring.producer(1), messages_of(1, second), interrupts[::-1], interrupts=True),
     ]
     ring.run(*ring.closing(parties), ring.take_all(ring.consumer(2), 3), ring.take_all(ring.consumer(3)))
-    assert (parties[0].cut | parties[1].cut).isdisjoint(itertools.chain(*ring.taken))
+    assert (parties[0].aborted | parties[1].aborted).isdisjoint(itertools.chain(*ring.taken))
     ring.check_arrived()
     ring.check_empty()
 
@@ -787,7 +787,7 @@ def test_an_interrupted_receive_goes_on_where_it_was(slots, batches, interrupts,
     ORDERS,
 )
 def test_an_interrupted_receive_passes_a_cut_message_on_once(slots, long, limits, interrupts, before_wrap, schedule, orders):
-    """KeyboardInterrupt while a cut message is passed on: its slots are freed once, and it is counted once."""
+    """KeyboardInterrupt while an aborted message is passed on: its slots are freed once, and it is counted once."""
     ring = Ring(slots, schedule=schedule, orders=orders, before_wrap=before_wrap)
     impatient = Impatient(ring, ring.producer(0), messages_of(0, long), limits, interrupts=False)
     puts = ring.closing([impatient, lambda: ring.put_all(ring.producer(1), messages_of(1, [[2], [9]]))])
@@ -880,19 +880,19 @@ def test_a_cut_message_that_was_interrupted_is_passed_on_once(place):
     out = ring.reserve(producer, [text(0, 0, 7 * SLOT)])
     assert out is not None
     producer.send(out)
-    producer.cut(out)
-    ring.cuts = 1
+    producer.abort(out)
+    ring.aborts = 1
     incoming = consumer.claim()
     assert incoming is not None
-    assert ring.receive(consumer, incoming, interrupt_after=place) is Progress.CUT
+    assert ring.receive(consumer, incoming, interrupt_after=place) is Progress.ABORTED
     ring.check_empty()
     ring.put_all(producer, [[text(0, 1, 2)]])
 
 
-def test_a_stale_attempt_is_not_taken_for_a_cut():
-    """A rank tried for another's tickets in vain, and later cuts a message of its own: the other's is still to come.
+def test_a_stale_attempt_is_not_taken_for_an_abort():
+    """A rank tried for another's tickets in vain, and later aborts a message of its own: the other's is still to come.
 
-    A read of its record may see the first word as it was after the attempt, and the others as they are after the cut.
+    A read of its record may see the first word as it was after the attempt, and the others as they are after the abort.
     """
     ring = Ring(5)
     slow, hasty, consumer = ring.producer(0), ring.producer(1), ring.consumer()
@@ -916,13 +916,13 @@ def test_a_stale_attempt_is_not_taken_for_a_cut():
     while consumer.receive(incoming) is Progress.MOVED and incoming.got < out.sent:
         pass
 
-    def cut() -> None:
+    def abort() -> None:
         other = ring.reserve(hasty, [text(1, 0, 6 * SLOT)])
         assert other is not None
         while hasty.send(other) is Progress.MOVED:
             pass
         assert other.sent == incoming.got
-        hasty.cut(other)
+        hasty.abort(other)
 
     def torn(at: int, into: memoryview) -> None:
         if at != ring.layout.records:
@@ -932,7 +932,7 @@ def test_a_stale_attempt_is_not_taken_for_a_cut():
         behind = RECORD + WORD  # the first word of the hasty rank's record
         read(at, into[:behind])
         consumer._memory.flush()
-        cut()
+        abort()
         read(at + behind, into[behind:])
 
     read = consumer._memory.read
@@ -948,31 +948,31 @@ def test_a_stale_attempt_is_not_taken_for_a_cut():
 
 
 def test_a_cut_rank_reserves_again_once_its_message_was_passed_on():
-    """Until then its record says what it cut: reserve gives None, without waiting and without harm."""
+    """Until then its record says what it aborted: reserve gives None, without waiting and without harm."""
     ring = Ring(2)
     producer, consumer = ring.producer(), ring.consumer()
     out = ring.reserve(producer, [text(0, 0, 5 * SLOT)])
     assert out is not None
     producer.send(out)
-    producer.cut(out)
+    producer.abort(out)
     assert producer.reserve([1], whole=False) is None
     incoming = consumer.claim()
     assert incoming is not None
-    assert ring.receive(consumer, incoming) is Progress.CUT
+    assert ring.receive(consumer, incoming) is Progress.ABORTED
     assert producer.reserve([1], whole=False) is not None
     state = ring.state()
-    assert (state.put, state.taken, state.void) == (2, 1, 1)
+    assert (state.put, state.taken, state.aborted) == (2, 1, 1)
 
 
 def test_a_claimed_message_that_was_cut_leaves_room_in_the_claim():
-    """As many whole messages come as were claimed: a cut one does not count."""
+    """As many whole messages come as were claimed: an aborted one does not count."""
     ring = Ring(2)
     producer, consumer = ring.producer(), ring.consumer()
     producer.claim(1)
     out = ring.reserve(producer, [text(0, 0, 5 * SLOT)])
     assert out is not None
     producer.send(out)
-    producer.cut(out)
+    producer.abort(out)
     incoming = consumer.claim()
     assert incoming is not None
     ring.receive(consumer, incoming)
@@ -1037,7 +1037,7 @@ def test_the_state_of_a_new_ring():
     """Open, empty, nothing claimed, everybody awake."""
     ring = Ring(3)
     state = ring.state()
-    assert state == State(head=0, tail=0, claimed=None, void=0, takers=bytes(RANKS), putters=bytes(RANKS))
+    assert state == State(head=0, tail=0, claimed=None, aborted=0, takers=bytes(RANKS), putters=bytes(RANKS))
     assert (state.put, state.taken, state.closed, state.waiting) == (0, 0, False, False)
 
 
@@ -1063,7 +1063,7 @@ def test_sleepers_are_marked_a_byte_a_rank_and_end():
         handle.mark(layout.putters + rank, memoryview(bytes([9 + rank])))
     state = ring.state()
     assert (state.takers, state.putters) == (bytes([1, 2, 3, 4]), bytes([9, 10, 11, 12]))
-    assert (state.head, state.tail, state.claimed, state.void) == (0, 0, None, 0)
+    assert (state.head, state.tail, state.claimed, state.aborted) == (0, 0, None, 0)
 
 
 # -- the layout ------------------------------------------------------------------------------------------------------
@@ -1077,7 +1077,7 @@ def test_no_two_regions_overlap_and_words_are_aligned(layout):
     """Head words, sleepers, records, stamps, bytes: one after another; words at multiples of eight, each rank's line on its own."""
     regions = [
         (0, 3 * WORD),
-        (layout.voids, WORD * layout.ranks),
+        (layout.aborted, WORD * layout.ranks),
         (layout.takers, layout.ranks),
         (layout.putters, layout.ranks),
         (layout.records, 64 * layout.ranks),
@@ -1086,7 +1086,7 @@ def test_no_two_regions_overlap_and_words_are_aligned(layout):
     ]
     for (start, size), (following, _) in itertools.pairwise([*regions, (layout.size, 0)]):
         assert start + size <= following
-    assert sorted([layout.head, layout.tail, layout.claimed, layout.generation, layout.voids]) == [0, 8, 16, 24, 32]
+    assert sorted([layout.head, layout.tail, layout.claimed, layout.generation, layout.aborted]) == [0, 8, 16, 24, 32]
     assert layout.records % 64 == layout.stamps % 64 == layout.bytes % 4096 == 0
 
 

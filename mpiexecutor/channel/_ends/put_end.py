@@ -86,9 +86,9 @@ class PutEnd(End):
             while (progress := self._send(out, deadline)) is Progress.MOVED:
                 self._wake(out)
             if progress is None:  # out of time
-                self.ring.cut(out)
+                self.ring.abort(out)
         except BaseException:
-            self.ring.cut(out)
+            self.ring.abort(out)
             raise
         finally:
             self._wake(out)

@@ -119,10 +119,10 @@ class TakeEnd(End):
                 return incoming
             if self._has_received(incoming) and not incoming.skipped:
                 return incoming
-            begin = at_once  # the message was cut, or is put anew: the next one is taken instead
+            begin = at_once  # the message was aborted, or is put anew: the next one is taken instead
 
     def _has_received(self, incoming: Incoming) -> bool:
-        """Receive what was claimed; False if that was cut, or is put anew."""
+        """Receive what was claimed; False if that was aborted, or is put anew."""
         self._incoming = incoming
         progress = self._receive(incoming)
         self._incoming = None
@@ -150,7 +150,7 @@ class TakeEnd(End):
             progress = self.ring.receive(incoming)
             return None if progress is Progress.STALLED else progress
 
-        # No deadline: a message that has begun is there, or is being written, or is cut.
+        # No deadline: a message that has begun is there, or is being written, or is aborted.
         while (progress := self._waiter.wait(step, None, TO_GO_ON)) is Progress.MOVED:
             self._wake()
         assert progress is not None

@@ -161,7 +161,7 @@ class Consumer(Receiver):
 
     def _claimed(self, state: State) -> int | None:
         claims = [n for n in (state.claimed, self.own_claims) if n is not None]
-        return max(claims) + state.void if claims else None
+        return max(claims) + state.aborted if claims else None
 
     def _allowed(self, position: int, wanted: int) -> int:
         """How many messages may be taken from a position on: those claimed, and any number while nobody has claimed."""

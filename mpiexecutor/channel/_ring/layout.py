@@ -29,13 +29,13 @@ Invariants, word by word
     TAIL      written by producers with compare-and-swap only, or, where the host alone produces, by the host with stores only.
     HEAD      the same for consumers.
     CLAIMED   written by the host. 0: nobody has claimed yet; else one more than the messages that will come.
-    voids     one word a rank, written by that rank: messages that it claimed and found cut.
+    aborted   one word a rank, written by that rank: messages that it claimed and found aborted.
     stamps     handed over: by the one that reserved the ticket when it publishes, then by the one that claimed it when it frees
               it. Nobody else writes it, because only one party can have swapped the position over it.
     records   three words a rank and end, written by that rank before it swaps: what it is about to reserve or claim. If it dies,
               its share is what the record says, provided that the position has moved past it, that the first slot's stamp is still
               free (or published), and that no other rank has the same record.
-    cuts      one word a rank: handed over by a rank that cuts a message, and back by the consumer that has passed it on; until
+    aborts    one word a rank: handed over by a rank that aborts a message, and back by the consumer that has passed it on; until
               then the rank reserves nothing, so that its record stays.
     peaks     one word a rank, written by that rank.
     sleepers  one byte a rank and end: set by the rank before it sleeps, cleared by it when it wakes or by whoever wakes it.
@@ -45,8 +45,8 @@ published before the bytes are asked for. Why no message is lost or doubled: a s
 come round again before that party has freed it. Why nobody who waits holds a ticket: a swap is tried only over a slot that was
 seen free (or published), and what was seen stays so until somebody's swap succeeds, which makes all others fail.
 
-A producer that gives up in the middle of a long message *cuts* it: its record then says how many slots it published. The consumer
-that has claimed the message, when it finds no further slot, reads the records, and passes the remaining tickets on unread.
+A producer that gives up in the middle of a long message *aborts* it: its record then says how many slots it published. The
+consumer that has claimed the message, when it finds no further slot, reads the records, and passes the remaining tickets on unread.
 """
 
 from array import array
@@ -82,7 +82,7 @@ class Layout:
     tail: int = 8
     claimed: int = 16
     generation: int = 24
-    voids: int = 32  # a word a rank
+    aborted: int = 32  # a word a rank
     takers: int = field(init=False)  # a byte a rank: asleep until there is something to take
     putters: int = field(init=False)  # a byte a rank: asleep until there is room
     records: int = field(init=False)  # a line a rank: see _Record
@@ -93,7 +93,7 @@ class Layout:
 
     def __post_init__(self) -> None:
         put = object.__setattr__  # frozen: the way that dataclasses themselves use
-        put(self, "takers", self.voids + WORD * self.ranks)
+        put(self, "takers", self.aborted + WORD * self.ranks)
         put(self, "putters", self.takers + self.ranks)
         put(self, "records", _aligned(self.putters + self.ranks, LINE))
         put(self, "stamps", self.records + LINE * self.ranks)
@@ -119,7 +119,7 @@ class Layout:
         return (position & ~TICKET) + messages * MESSAGE + ticket
 
     def pieces(self, ticket: int, count: int) -> Iterator[tuple[int, int]]:
-        """Cut `count` tickets where the ring's memory begins anew: (ticket, how many), at most a round in all."""
+        """Abort `count` tickets where the ring's memory begins anew: (ticket, how many), at most a round in all."""
         while count:
             ticket %= self.modulus  # a multiple of the slots: tickets never begin anew inside a piece
             here = min(count, self.slots - ticket % self.slots)

@@ -18,7 +18,7 @@ class State:
     head: int
     tail: int
     claimed: int | None
-    void: int
+    aborted: int
     takers: bytes
     putters: bytes
 
@@ -49,7 +49,7 @@ class Progress(enum.Enum):
     STALLED = enum.auto()  # nothing: the other side has to move first
     PARKED = enum.auto()  # nothing: the ring is paused, and what was begun is to be begun anew when it is no more
     DONE = enum.auto()  # all of it is sent, or received
-    CUT = enum.auto()  # the producer gave up: there is no message to receive
+    ABORTED = enum.auto()  # the producer gave up: there is no message to receive
 
 
 class Participant:
@@ -83,11 +83,11 @@ class Participant:
 
     def header(self) -> State:
         """Return what the header said when it was last read."""
-        head, tail, claimed, _, *voids = self._words
+        head, tail, claimed, _, *aborted = self._words
         layout = self._layout
         takers = bytes(self._control[layout.takers : layout.putters])
         putters = bytes(self._control[layout.putters : layout.putters + layout.ranks])
-        return State(head, tail, claimed - 1 if claimed else None, sum(voids), takers, putters)
+        return State(head, tail, claimed - 1 if claimed else None, sum(aborted), takers, putters)
 
     def used(self, state: State) -> int:
         """How many tickets are reserved and not claimed: more than there are slots while a long message is in the way."""
@@ -219,6 +219,6 @@ class Participant:
     def _past(self, word: int, ticket: int) -> bool:
         """Whether a stamp is one of a later ticket than this one, which uses the same slot.
 
-        Others may be several rounds ahead, or behind if a long message was cut; but not by half of all tickets.
+        Others may be several rounds ahead, or behind if a long message was aborted; but not by half of all tickets.
         """
         return 0 < (word // STAMP - ticket) % self._layout.modulus < self._layout.modulus // 2

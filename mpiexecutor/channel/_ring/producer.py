@@ -10,7 +10,7 @@ from mpiexecutor.channel._errors import ChannelClosed
 
 from .layout import AHEAD, CLOSED, LINE, MESSAGE, PAUSED, PIECE, PUBLISHED, STAMP, TICKET, Layout
 from .participant import Participant, Progress, State
-from .records import CUT, NOTHING, PEAK, RESERVING, SAYS
+from .records import ABORT, NOTHING, PEAK, RESERVING, SAYS
 
 
 class Gather:
@@ -56,7 +56,7 @@ class Producer(Participant):
         self._tail = 0  # as last seen
         self._reserving_at = self._record(RESERVING)
         self._state_at = self._reserving_at + WORD * SAYS
-        self._cut: int | None = None  # the position of a message that this rank cut and nobody has passed on yet
+        self._aborted: int | None = None  # the position of a message that this rank aborted and nobody has passed on yet
         self.peak = 0  # the most slots in use that were seen
 
     def put_short(self, parts: Sequence[memoryview], length: int) -> bool:
@@ -65,7 +65,7 @@ class Producer(Participant):
         The same steps as reserve and send, without what only longer messages need: most messages are short.
         """
         memory, layout = self._memory, self._layout
-        while self._cut is None and (not self._parked or self.resumed()):
+        while self._aborted is None and (not self._parked or self.resumed()):
             position = self._tail
             self._check_open()
             ticket = position & TICKET
@@ -92,7 +92,7 @@ class Producer(Participant):
                 memory.flush()
                 self._say(NOTHING)
             except BaseException:
-                self.cut(Outgoing(position, (length,), 1, Gather(parts)))
+                self.abort(Outgoing(position, (length,), 1, Gather(parts)))
                 raise
             return True
         return False
@@ -105,7 +105,7 @@ class Producer(Participant):
         """
         if self._parked and not self.resumed():
             return None
-        if self._cut is not None and not self._passed():
+        if self._aborted is not None and not self._passed():
             self._refresh()
             self._check_open()
             return None
@@ -159,7 +159,7 @@ class Producer(Participant):
         ends = accumulate(map(self._layout.span, out.lengths))
         return sum(end > out.sent for end in ends)
 
-    def cut(self, out: Outgoing) -> None:
+    def abort(self, out: Outgoing) -> None:
         """Give up, having been interrupted or run out of time: no further slot will be published.
 
         Several messages have all the room they need: they are sent after all.
@@ -172,11 +172,11 @@ class Producer(Participant):
         if out.sent == out.span:
             self._give_up()
             return
-        self._cut = out.position
+        self._aborted = out.position
         if self._single:  # the position of its record is stale: a single producer needs none to reserve
             self._memory.store(self._reserving_at, out.position)
             self._memory.flush()
-        self._memory.hand_over(self._record(CUT), (0,), (1 + out.sent,))
+        self._memory.hand_over(self._record(ABORT), (0,), (1 + out.sent,))
         self._memory.flush()
         self._say(NOTHING)
         self._memory.flush()
@@ -250,10 +250,10 @@ class Producer(Participant):
         return self._tail != before
 
     def _passed(self) -> bool:
-        """Whether the message that this rank cut has been passed on: only then may its record be used again."""
-        if self._memory.load(self._record(CUT)) != 0:
+        """Whether the message that this rank aborted has been passed on: only then may its record be used again."""
+        if self._memory.load(self._record(ABORT)) != 0:
             return False
-        self._cut = None
+        self._aborted = None
         return True
 
     def _write(self, out: Outgoing, room: int) -> None:

@@ -7,7 +7,7 @@ from mpiexecutor._rma.memory import WORD, Memory
 
 from .layout import LINE, MESSAGE, PAUSED, PIECE, PUBLISHED, STAMP, TICKET, Layout
 from .participant import Participant, Progress
-from .records import CLAIMING, CUT, DONE_WITH, NOTHING, PARKED, RESERVING, SAYS, parts_of
+from .records import ABORT, CLAIMING, DONE_WITH, NOTHING, PARKED, RESERVING, SAYS, parts_of
 
 
 @dataclass(slots=True)
@@ -21,7 +21,7 @@ class Incoming:
     ready: int = 0  # slots from here on that were seen published
     read: int = 0  # slots from here on whose bytes are in data already
     got: int = 0  # slots read and freed
-    cut: "Cut | None" = None  # the producer gave up: the slots from got on are passed on unread
+    abort: "Abort | None" = None  # the producer gave up: the slots from got on are passed on unread
     skipped: bool = False  # thrown away unread
 
     @property
@@ -35,12 +35,12 @@ class Incoming:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
-    """Who cut a message, and how far its slots are to be passed on: those that it uses several times once only."""
+class Abort:
+    """Which rank aborted a message, and how far its slots are to be passed on: those that it uses several times once only."""
 
     rank: int
     until: int
-    voids: int  # cut messages that the consumer will have passed on, this one too
+    passed_on: int  # aborted messages that the consumer will have passed on, this one too
 
 
 class Receiver(Participant):
@@ -50,12 +50,12 @@ class Receiver(Participant):
         super().__init__(memory, layout, rank, single=single)
         self._claiming_at = self._record(CLAIMING)
         self._state_at = self._claiming_at + WORD * SAYS
-        self._voids = 0
+        self._passed_on = 0
 
     def receive(self, incoming: Incoming) -> Progress:
         """Read what has been published by now, and free its slots."""
-        if incoming.cut is not None:
-            return self._pass_on(incoming, incoming.cut)
+        if incoming.abort is not None:
+            return self._pass_on(incoming, incoming.abort)
         if incoming.got == incoming.span:
             return self._moved(incoming)
         layout = self._layout
@@ -81,7 +81,7 @@ class Receiver(Participant):
 
     def resume(self, incoming: Incoming) -> None:
         """Find out how far an interrupted receive came."""
-        if incoming.cut is None:
+        if incoming.abort is None:
             left = min(incoming.span - incoming.got, self._layout.slots)
             incoming.got += self._settled(incoming.ticket + incoming.got, left, published=True)
             incoming.ready = incoming.read = 0
@@ -104,15 +104,15 @@ class Receiver(Participant):
         self._hand_over(ticket, stamps, self._stamps(ticket + self._layout.slots, ready))
 
     def _stalled(self, incoming: Incoming) -> Progress:
-        """Nothing further is published: the producer is slow, or has cut the message."""
+        """Nothing further is published: the producer is slow, or has aborted the message."""
         records = self._records()
         for rank in range(self._layout.ranks):
             line = records[rank * LINE // WORD : (rank + 1) * LINE // WORD]
-            # A cut further on: some slots were published since we looked, and are to be read first.
-            if line[CUT] - 1 == incoming.got and line[RESERVING] == incoming.position and self._is_cut(rank, incoming):
+            # An abort further on: some slots were published since we looked, and are to be read first.
+            if line[ABORT] - 1 == incoming.got and line[RESERVING] == incoming.position and self._is_abort_of(rank, incoming):
                 until = min(incoming.span, incoming.got + self._layout.slots)
-                incoming.cut = Cut(rank, until, voids=self._voids + 1)
-                return self._pass_on(incoming, incoming.cut)
+                incoming.abort = Abort(rank, until, passed_on=self._passed_on + 1)
+                return self._pass_on(incoming, incoming.abort)
         return Progress.PARKED if self._is_abandoned(incoming, records) else Progress.STALLED
 
     def _is_abandoned(self, incoming: Incoming, records: memoryview) -> bool:
@@ -130,22 +130,22 @@ class Receiver(Participant):
         self._park()
         return True
 
-    def _is_cut(self, rank: int, incoming: Incoming) -> bool:
-        """Whether the cut that was seen is of this message.
+    def _is_abort_of(self, rank: int, incoming: Incoming) -> bool:
+        """Whether the abort that was seen is of this message.
 
-        The record may have been read before the cut was set, and be one of a vain attempt. It is read once more: a rank that
-        has cut a message leaves its record alone, and nobody can try for this position again.
+        The record may have been read before the abort was set, and be one of a vain attempt. It is read once more: a rank that
+        has aborted a message leaves its record alone, and nobody can try for this position again.
         """
         return self._memory.load(self._record(RESERVING, rank)) == incoming.position
 
-    def _pass_on(self, incoming: Incoming, cut: Cut) -> Progress:
-        """Free the slots that a cut message holds and never used, once those who had them before are done with them.
+    def _pass_on(self, incoming: Incoming, abort: Abort) -> Progress:
+        """Free the slots that an aborted message holds and never used, once those who had them before are done with them.
 
         A slot that the message was to use several times is freed for the first ticket after the message at once. Each step
         may be taken again after an interrupt.
         """
         slots = self._layout.slots
-        while incoming.got < cut.until:
+        while incoming.got < abort.until:
             ticket = incoming.ticket + incoming.got
             stamp = self._memory.load(self._layout.stamp_at(ticket))
             if not self._past(stamp, ticket):
@@ -159,12 +159,12 @@ class Receiver(Participant):
                 self._memory.hand_over(self._layout.stamp_at(ticket), (stamp,), (free,))
                 self._memory.flush()
             incoming.got += 1
-        self._voids = cut.voids
-        self._memory.store(self._layout.voids + WORD * self._rank, cut.voids)
+        self._passed_on = abort.passed_on
+        self._memory.store(self._layout.aborted + WORD * self._rank, abort.passed_on)
         self._memory.flush()
-        record = self._record(CUT, cut.rank)
-        if self._is_cut(cut.rank, incoming) and (sent := self._memory.load(record)):
+        record = self._record(ABORT, abort.rank)
+        if self._is_abort_of(abort.rank, incoming) and (sent := self._memory.load(record)):
             self._memory.hand_over(record, (sent,), (0,))
             self._memory.flush()
         self._say(NOTHING)
-        return Progress.CUT
+        return Progress.ABORTED

@@ -2,8 +2,8 @@
 
 from .layout import MESSAGE
 
-# Where in a rank's line of records: what it reserves (position, messages and state, slots), its cut, what it claims, its peak.
-RESERVING, CUT, CLAIMING, PEAK = 0, 3, 4, 7
+# Where in a rank's line of records: what it reserves (position, messages and state, slots), its abort, what it claims, its peak.
+RESERVING, ABORT, CLAIMING, PEAK = 0, 3, 4, 7
 SAYS = 1  # behind RESERVING, or CLAIMING
 
 # The state of a record: of no use; may be trying, or at work; waits, and does not touch the ring while that is paused; has had

@@ -29,7 +29,7 @@ from mpiexecutor._rma.memory import WORD, Memory
 from mpiexecutor.channel._errors import Share
 
 from .layout import LINE, MESSAGE, PUBLISHED, STAMP, TICKET, Layout, stamps_of
-from .records import AT_WORK, CLAIMING, CUT, DONE_WITH, PARKED, RESERVING, SAYS, parts_of, said_of
+from .records import ABORT, AT_WORK, CLAIMING, DONE_WITH, PARKED, RESERVING, SAYS, parts_of, said_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +95,10 @@ class Heir:
         shares = list(self._shares(dead, stamps))
         kept = list(self._survivors(head, tail, stamps))
         survivors = [self._read(ticket, length) for _, ticket, length in kept]
-        voids = self._unfinished(dead, stamps)
+        aborted = self._unfinished(dead, stamps)
         start = -(-(tail & TICKET) // layout.slots) * layout.slots % layout.modulus
         used = self._write(start, survivors, stamps)
-        self._clear_records(dead, voids)
+        self._clear_records(dead, aborted)
         generation = memory.load(layout.generation)
         memory.store(layout.generation, generation + 1)
         memory.flush()
@@ -210,8 +210,8 @@ class Heir:
                 unfinished.add(record.position)
         return len(unfinished)
 
-    def _cutters(self) -> list[int]:
-        return [rank for rank in range(self._layout.ranks) if self._memory.load(self._layout.records + LINE * rank + WORD * CUT)]
+    def _aborters(self) -> list[int]:
+        return [rank for rank in range(self._layout.ranks) if self._memory.load(self._layout.records + LINE * rank + WORD * ABORT)]
 
     # -- what there will be ------------------------------------------------------------------------------------------------------
 
@@ -240,11 +240,11 @@ class Heir:
         self._memory.flush()
         return used
 
-    def _clear_records(self, dead: Collection[int], voids: int) -> None:
+    def _clear_records(self, dead: Collection[int], aborted: int) -> None:
         """Forget what everybody was at, and who of the dead slept."""
         layout, memory = self._layout, self._memory
-        for rank in self._cutters():
-            at = layout.records + LINE * rank + WORD * CUT
+        for rank in self._aborters():
+            at = layout.records + LINE * rank + WORD * ABORT
             memory.hand_over(at, (memory.load(at),), (0,))
         for what in (RESERVING, CLAIMING):
             for record in self._records(what):
@@ -253,7 +253,7 @@ class Heir:
         for rank in dead:
             memory.write(layout.takers + rank, memoryview(b"\0"))
             memory.write(layout.putters + rank, memoryview(b"\0"))
-        if voids:
-            at = layout.voids + WORD * min(dead)
-            memory.store(at, memory.load(at) + voids)
+        if aborted:
+            at = layout.aborted + WORD * min(dead)
+            memory.store(at, memory.load(at) + aborted)
         memory.flush()
