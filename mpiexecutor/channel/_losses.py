@@ -59,7 +59,7 @@ class Losses(ChannelBase):
             tail: Position = self._puts if self._only_host["put"] else self._aside
             head: Position = self._takes if self._only_host["take"] else Consumer(self._memory(), self._layout, self._rank)
             heir = Heir(self._memory(), self._layout, tail, head)
-            heir.pause()
+            heir.quiesce()
             known: frozenset[int] = frozenset()
             while (busy := heir.at_work((now := frozenset(dead)) - frozenset(silent))) or now != known:
                 self._place.dead = now - frozenset(silent)

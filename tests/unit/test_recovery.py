@@ -93,7 +93,7 @@ class Job:
         out.data = Gather([memoryview(message)])
         while out.sent < out.span:
             progress = self.turnstile.until(lambda: self.moved(ring.send(out)) or (self.nobody({2, 3}) or None))
-            if progress is Progress.PARKED:
+            if progress is Progress.QUIESCENT:
                 self.turnstile.until(lambda: ring.resumed() or None)
                 return ring.unsent(out) == 0
             if progress is True:
@@ -128,7 +128,7 @@ class Job:
     def receive(self, rank: int, ring: Consumer, incoming: Incoming) -> None:
         while True:
             progress = self.turnstile.until(lambda: self.moved(ring.receive(incoming)))
-            if progress is Progress.PARKED:
+            if progress is Progress.QUIESCENT:
                 self.turnstile.until(lambda: ring.resumed() or None)
                 return
             if progress is Progress.DONE and incoming.skipped:
@@ -155,7 +155,7 @@ class Job:
         return self.nobody({0, 1}) and not self.closed
 
     def settle_once(self, heir: Heir) -> None:
-        heir.pause()
+        heir.quiesce()
         self.turnstile.until(lambda: not heir.at_work(self.dead) or None)
         dead = set(self.dead)
         self.shares += [share for share in heir.settle(dead, ignore) if share.rank not in self.settled]
@@ -264,6 +264,6 @@ def test_a_share_says_what_the_dead_rank_had(state):
     consumer.state()
     memory = job.memory(HOST)
     heir = Heir(memory, job.layout, Producer(memory, job.layout, HOST), Consumer(memory, job.layout, HOST))
-    heir.pause()
+    heir.quiesce()
     assert heir.at_work({2}) == []
     assert heir.settle({2}, ignore) == [Share(2, range(2, 3), received=state == "received")]

@@ -204,7 +204,7 @@ class Ring:
             try:
                 progress = self.turnstile.until(lambda: self.moved(ring.receive(incoming)))
             except KeyboardInterrupt:
-                ring.resume(incoming)
+                ring.recount(incoming)
                 continue
             if progress is not Progress.MOVED:
                 memory.interrupt_after = None
@@ -767,7 +767,7 @@ def test_an_interrupted_send_is_finished_or_aborted(slots, first, second, interr
 @RACES
 @given(SLOTS, st.tuples(BATCHES, BATCHES), st.lists(st.integers(0, 12), max_size=6), st.integers(1, 4), STARTS, SCHEDULES, ORDERS)
 def test_an_interrupted_receive_goes_on_where_it_was(slots, batches, interrupts, most, before_wrap, schedule, orders):
-    """KeyboardInterrupt at any call to the memory within receive: after resume no byte is missing, no slot freed twice."""
+    """KeyboardInterrupt at any call to the memory within receive: after recount no byte is missing, no slot freed twice."""
     ring = Ring(slots, schedule=schedule, orders=orders, before_wrap=before_wrap)
     puts = [lambda rank=rank: ring.put_all(ring.producer(rank), messages_of(rank, batches[rank])) for rank in (0, 1)]
     takes = [ring.take_all(ring.consumer(2), most, interrupts), ring.take_all(ring.consumer(3), 1, interrupts[::-1])]
@@ -839,7 +839,7 @@ def test_an_interrupted_take_of_a_short_message_can_be_resumed(place):
     except KeyboardInterrupt:
         incoming = consumer.interrupted
         assert incoming is not None
-        consumer.resume(incoming)
+        consumer.recount(incoming)
         assert ring.receive(consumer, incoming) is Progress.DONE
         found = split(incoming, ring.layout)
     consumer._memory.interrupt_after = None  # type: ignore[attr-defined]
@@ -864,7 +864,7 @@ def test_a_receive_that_was_interrupted_can_be_resumed_alone(lengths, place):
         try:
             progress = consumer.receive(incoming)
         except KeyboardInterrupt:
-            consumer.resume(incoming)
+            consumer.recount(incoming)
         if progress is Progress.DONE:
             break
     assert progress is Progress.DONE

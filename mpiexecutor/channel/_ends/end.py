@@ -78,15 +78,15 @@ class End:
 
         self._waiter.wait(look, None, TO_GO_ON)
 
-    def pause(self) -> None:
-        """Pause the ring at this end. It is the only one that moves this position, so the end's own lock need not be held."""
+    def quiesce(self) -> None:
+        """Quiesce the ring at this end. It is the only one that moves this position, so the end's own lock need not be held."""
         with self._moving:
-            self.ring.pause()
+            self.ring.quiesce()
 
-    def go_on(self, position: int) -> None:
-        """Have the ring go on at a position; as for pause."""
+    def resume(self, position: int) -> None:
+        """Resume the ring at a position; as for quiesce."""
         with self._moving:
-            self.ring.go_on(position)
+            self.ring.resume(position)
 
     def interrupt(self) -> None:
         """Wake this rank's own thread that sleeps here."""

@@ -92,7 +92,7 @@ class PutEnd(End):
             raise
         finally:
             self._wake(out)
-        if progress is Progress.PARKED:
+        if progress is Progress.QUIESCENT:
             self._wait_for_resumption()
             done = len(out.lengths) - self.ring.unsent(out)
             return done or self._put(messages, deadline, at_once, whole=whole)

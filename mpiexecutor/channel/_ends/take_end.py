@@ -54,7 +54,7 @@ class TakeEnd(End):
             if incoming is None:
                 incoming = self._claimed(partial(self.ring.skip, number))
             elif incoming.skipped and incoming.number == number:
-                self.ring.resume(incoming)
+                self.ring.recount(incoming)
             else:
                 return False
             return incoming is not None and self._has_received(incoming)
@@ -128,14 +128,14 @@ class TakeEnd(End):
         self._incoming = None
         if self.ring.read_header():
             self._wake_by(self.ring.header())
-        if progress is Progress.PARKED:
+        if progress is Progress.QUIESCENT:
             self._wait_for_resumption()
         return progress is Progress.DONE
 
     def _claim(self, most: int) -> Incoming | None:
         self._place.check_losses()
         if self._incoming is not None:
-            self.ring.resume(self._incoming)
+            self.ring.recount(self._incoming)
             return self._incoming
         if (data := self._receive_short(alone=most > 1)) is not None:
             return Incoming(0, (len(data),), 1, data, got=1)

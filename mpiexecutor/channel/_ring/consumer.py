@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from mpiexecutor._rma.memory import WORD, Memory
 from mpiexecutor.channel._errors import ChannelMemoryError
 
-from .layout import AHEAD, CLOSED, MESSAGE, PAUSED, PIECE, PUBLISHED, STAMP, TICKET, Layout
+from .layout import AHEAD, CLOSED, MESSAGE, PIECE, PUBLISHED, QUIESCED, STAMP, TICKET, Layout
 from .participant import State
 from .receiver import Incoming, Receiver
 from .records import DONE_WITH
@@ -33,13 +33,13 @@ class Consumer(Receiver):
         middle it leaves what it has claimed in `interrupted`.
         """
         memory, layout = self._memory, self._layout
-        while not self._parked or self.resumed():
+        while not self._quiescent or self.resumed():
             position = self._head
             ticket = position & TICKET
             slot = ticket % layout.slots
             stamp_at = layout.stamps + WORD * slot
             length = memory.load(stamp_at) - ticket * STAMP - PUBLISHED
-            short = 0 <= length <= 2 * layout.slot_size and not length & 1 and not position & PAUSED
+            short = 0 <= length <= 2 * layout.slot_size and not length & 1 and not position & QUIESCED
             if not short or not self._may_take_one(position):
                 if self._refresh():
                     continue
@@ -85,9 +85,9 @@ class Consumer(Receiver):
         ChannelMemoryError if there is no memory for the next one, which stays where it is.
         """
         self._too_large = None
-        while not self._parked or self.resumed():
+        while not self._quiescent or self.resumed():
             position = self._head
-            lengths, span, ready = ((), 0, 0) if position & PAUSED else self._look(position & TICKET, most)
+            lengths, span, ready = ((), 0, 0) if position & QUIESCED else self._look(position & TICKET, most)
             allowed = self._allowed(position, len(lengths)) if lengths else 0
             if allowed <= 0:
                 if self._refresh():
@@ -134,13 +134,13 @@ class Consumer(Receiver):
         self._head = new if seen == position else seen
         return seen == position
 
-    def pause(self) -> None:
-        """Set the pausing bit: nobody claims until the ring is resumed."""
-        while not self._head & PAUSED:
-            self._head = self._set_bit(self._layout.head, self._head, PAUSED)
+    def quiesce(self) -> None:
+        """Set the quiescing bit: nobody claims until the ring is resumed."""
+        while not self._head & QUIESCED:
+            self._head = self._set_bit(self._layout.head, self._head, QUIESCED)
 
-    def go_on(self, position: int) -> None:
-        """Have the ring go on at another position, by whoever has paused it."""
+    def resume(self, position: int) -> None:
+        """Resume the ring at another position, by the rank that has quiesced it."""
         if self._single:
             self._memory.store(self._layout.head, position)
             self._memory.flush()

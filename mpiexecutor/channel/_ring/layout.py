@@ -10,7 +10,7 @@ Theory of operation
     while its producer writes and its consumer reads.
 
     Two *positions*, TAIL and HEAD, say which ticket is the next to be reserved and the next to be claimed. A position is one
-    word: the number of messages before it, the pausing bit, the closing bit (TAIL only), the ticket. Tickets count modulo M, a
+    word: the number of messages before it, the quiescing bit, the closing bit (TAIL only), the ticket. Tickets count modulo M, a
     multiple of N;
     the number of messages makes every position unique, so that a compare-and-swap never takes an old one for a new one.
 
@@ -58,7 +58,7 @@ from mpiexecutor._rma.memory import WORD, Memory
 TICKET_BITS = 23
 MAX_SLOTS = 1 << (TICKET_BITS - 2)  # at least four rounds of tickets: a stamp behind and a stamp ahead are told apart
 CLOSED = 1 << TICKET_BITS
-PAUSED = 1 << (TICKET_BITS + 1)
+QUIESCED = 1 << (TICKET_BITS + 1)
 TICKET = CLOSED - 1
 MESSAGE = 1 << (TICKET_BITS + 2)  # one message, in a position
 STAMP = 1 << 40  # one ticket, in a stamp

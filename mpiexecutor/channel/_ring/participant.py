@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from mpiexecutor._rma.memory import WORD, Memory
 
-from .layout import CLOSED, LINE, MESSAGE, PAUSED, PUBLISHED, STAMP, TICKET, WHOSE, Layout, stamps_of
-from .records import AT_WORK, NOTHING, PARKED, said_of
+from .layout import CLOSED, LINE, MESSAGE, PUBLISHED, QUIESCED, STAMP, TICKET, WHOSE, Layout, stamps_of
+from .records import AT_WORK, NOTHING, QUIESCENT, said_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class State:
     @property
     def waiting(self) -> bool:
         """Whether something reserved has not been claimed."""
-        return (self.head ^ self.tail) & ~(CLOSED | PAUSED) != 0
+        return (self.head ^ self.tail) & ~(CLOSED | QUIESCED) != 0
 
 
 class Progress(enum.Enum):
@@ -47,7 +47,7 @@ class Progress(enum.Enum):
 
     MOVED = enum.auto()  # some of it: there may be more at once
     STALLED = enum.auto()  # nothing: the other side has to move first
-    PARKED = enum.auto()  # nothing: the ring is paused, and what was begun is to be begun anew when it is no more
+    QUIESCENT = enum.auto()  # nothing: the ring is quiesced, and what was begun is to be begun anew when it is no more
     DONE = enum.auto()  # all of it is sent, or received
     ABORTED = enum.auto()  # the producer gave up: there is no message to receive
 
@@ -63,7 +63,7 @@ class Participant:
         self._state_at = 0
         self._said = 0  # what the record says, but for the state, while that is AT_WORK
         self._generation = 0
-        self._parked = False
+        self._quiescent = False
         self._control_bytes = bytearray(layout.records)
         self._control = memoryview(self._control_bytes)
         self._words = self._control[: layout.takers].cast("q")
@@ -135,7 +135,7 @@ class Participant:
         """Set the state of this end's record, by the next flush, if it says that this end is at work."""
         if self._said:
             self._memory.store(self._state_at, self._said + state if state else 0)
-            if state != PARKED:
+            if state != QUIESCENT:
                 self._said = 0
 
     def _give_up(self) -> None:
@@ -144,19 +144,19 @@ class Participant:
             self._say(NOTHING)
             self._memory.flush()
 
-    def _park(self) -> None:
-        """Touch the ring, which is paused, no more until it is resumed."""
+    def _become_quiescent(self) -> None:
+        """Touch the ring, which is quiesced, no more until it is resumed."""
         self._generation = self._memory.load(self._layout.generation)
-        self._parked = True
-        self._say(PARKED)
+        self._quiescent = True
+        self._say(QUIESCENT)
         self._memory.flush()
 
     def resumed(self) -> bool:
-        """Whether the ring has been resumed since this end parked: before that nothing can be begun."""
-        if self._parked and self._memory.load(self._layout.generation) != self._generation:
-            self._parked = False
+        """Whether the ring has been resumed since this end became quiescent: before that nothing can be begun."""
+        if self._quiescent and self._memory.load(self._layout.generation) != self._generation:
+            self._quiescent = False
             self._said = 0  # its record was cleared
-        return not self._parked
+        return not self._quiescent
 
     def _count(self, ticket: int, want: int, published: int) -> int:
         """Count the slots from a ticket on, up to `want`, whose stamp is free (0) or published (1), lengths apart."""

@@ -8,7 +8,7 @@ from itertools import accumulate
 from mpiexecutor._rma.memory import WORD, Memory
 from mpiexecutor.channel._errors import ChannelClosed
 
-from .layout import AHEAD, CLOSED, LINE, MESSAGE, PAUSED, PIECE, PUBLISHED, STAMP, TICKET, Layout
+from .layout import AHEAD, CLOSED, LINE, MESSAGE, PIECE, PUBLISHED, QUIESCED, STAMP, TICKET, Layout
 from .participant import Participant, Progress, State
 from .records import ABORT, NOTHING, PEAK, RESERVING, SAYS
 
@@ -65,13 +65,13 @@ class Producer(Participant):
         The same steps as reserve and send, without what only longer messages need: most messages are short.
         """
         memory, layout = self._memory, self._layout
-        while self._aborted is None and (not self._parked or self.resumed()):
+        while self._aborted is None and (not self._quiescent or self.resumed()):
             position = self._tail
             self._check_open()
             ticket = position & TICKET
             slot = ticket % layout.slots
             stamp_at = layout.stamps + WORD * slot
-            if position & PAUSED or memory.load(stamp_at) != ticket * STAMP:
+            if position & QUIESCED or memory.load(stamp_at) != ticket * STAMP:
                 if self._refresh():
                     continue
                 self._give_up()
@@ -103,7 +103,7 @@ class Producer(Participant):
         With `whole`, a message has room if all its slots are free; without it, the first one is enough if no message
         fits: the rest is sent as others are taken.
         """
-        if self._parked and not self.resumed():
+        if self._quiescent and not self.resumed():
             return None
         if self._aborted is not None and not self._passed():
             self._refresh()
@@ -114,7 +114,7 @@ class Producer(Participant):
             position = self._tail
             self._check_open()
             room = 0
-            if not position & PAUSED:
+            if not position & QUIESCED:
                 room = self._count(position & TICKET, min(sum(map(layout.span, lengths)), AHEAD, layout.slots), 0)
             fitting, span = _fitting(map(layout.span, lengths), room)
             if room and not fitting:
@@ -140,10 +140,10 @@ class Producer(Participant):
         room = min(count, out.room) or self._count(out.ticket + out.sent, count, 0)
         out.room = max(0, out.room - room)
         if not room:
-            if not self._memory.load(self._layout.tail) & PAUSED:
+            if not self._memory.load(self._layout.tail) & QUIESCED:
                 return Progress.STALLED
-            self._park()
-            return Progress.PARKED
+            self._become_quiescent()
+            return Progress.QUIESCENT
         self._write(out, room)
         self._memory.flush()  # the bytes are there before any stamp says so
         self._publish(out, room)
@@ -155,7 +155,7 @@ class Producer(Participant):
         return Progress.DONE
 
     def unsent(self, out: Outgoing) -> int:
-        """Count those of the messages, at the end, that have not been published as a whole: to be put anew after a pause."""
+        """Count the messages at the end that are not published as a whole: they are put anew once the ring is resumed."""
         ends = accumulate(map(self._layout.span, out.lengths))
         return sum(end > out.sent for end in ends)
 
@@ -191,13 +191,13 @@ class Producer(Participant):
         while not self._tail & CLOSED:
             self._tail = self._set_bit(self._layout.tail, self._tail, CLOSED)
 
-    def pause(self) -> None:
-        """Set the pausing bit: nobody reserves until the ring is resumed."""
-        while not self._tail & PAUSED:
-            self._tail = self._set_bit(self._layout.tail, self._tail, PAUSED)
+    def quiesce(self) -> None:
+        """Set the quiescing bit: nobody reserves until the ring is resumed."""
+        while not self._tail & QUIESCED:
+            self._tail = self._set_bit(self._layout.tail, self._tail, QUIESCED)
 
-    def go_on(self, position: int) -> None:
-        """Have the ring go on at another position, by whoever has paused it."""
+    def resume(self, position: int) -> None:
+        """Resume the ring at another position, by the rank that has quiesced it."""
         if not self._single:
             self._tail = self._memory.load(self._layout.tail)
         position |= self._tail & CLOSED

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from mpiexecutor._rma.memory import WORD, Memory
 
-from .layout import LINE, MESSAGE, PAUSED, PIECE, PUBLISHED, STAMP, TICKET, Layout
+from .layout import LINE, MESSAGE, PIECE, PUBLISHED, QUIESCED, STAMP, TICKET, Layout
 from .participant import Participant, Progress
-from .records import ABORT, CLAIMING, DONE_WITH, NOTHING, PARKED, RESERVING, SAYS, parts_of
+from .records import ABORT, CLAIMING, DONE_WITH, NOTHING, QUIESCENT, RESERVING, SAYS, parts_of
 
 
 @dataclass(slots=True)
@@ -79,7 +79,7 @@ class Receiver(Participant):
         self._say(DONE_WITH)
         return Progress.DONE
 
-    def resume(self, incoming: Incoming) -> None:
+    def recount(self, incoming: Incoming) -> None:
         """Find out how far an interrupted receive came."""
         if incoming.abort is None:
             left = min(incoming.span - incoming.got, self._layout.slots)
@@ -113,10 +113,10 @@ class Receiver(Participant):
                 until = min(incoming.span, incoming.got + self._layout.slots)
                 incoming.abort = Abort(rank, until, passed_on=self._passed_on + 1)
                 return self._pass_on(incoming, incoming.abort)
-        return Progress.PARKED if self._is_abandoned(incoming, records) else Progress.STALLED
+        return Progress.QUIESCENT if self._is_abandoned(incoming, records) else Progress.STALLED
 
     def _is_abandoned(self, incoming: Incoming, records: memoryview) -> bool:
-        """Whether the message's producer has parked, or is dead; then this end parks, too.
+        """Whether the message's producer is quiescent, or dead; then this end becomes quiescent, too.
 
         Others may have tried for the same position in vain, and be dead: if there is one at work, that is the producer; and if it
         is done, it was so before the records were read, and there is more to receive.
@@ -125,9 +125,9 @@ class Receiver(Participant):
         for start in range(RESERVING, len(records), LINE // WORD):
             if records[start] == incoming.position and (parts := parts_of(records[start], records[start + SAYS])):
                 states.add(parts[-1])
-        if states != {PARKED} or self._count(incoming.ticket + incoming.got, 1, PUBLISHED):
+        if states != {QUIESCENT} or self._count(incoming.ticket + incoming.got, 1, PUBLISHED):
             return False
-        self._park()
+        self._become_quiescent()
         return True
 
     def _is_abort_of(self, rank: int, incoming: Incoming) -> bool:
@@ -150,10 +150,10 @@ class Receiver(Participant):
             stamp = self._memory.load(self._layout.stamp_at(ticket))
             if not self._past(stamp, ticket):
                 if stamp != ticket % self._layout.modulus * STAMP:
-                    if not self._memory.load(self._layout.head) & PAUSED:
+                    if not self._memory.load(self._layout.head) & QUIESCED:
                         return Progress.STALLED
-                    self._park()
-                    return Progress.PARKED
+                    self._become_quiescent()
+                    return Progress.QUIESCENT
                 rounds = -(-(incoming.span - incoming.got) // slots)
                 free = (ticket + rounds * slots) % self._layout.modulus * STAMP
                 self._memory.hand_over(self._layout.stamp_at(ticket), (stamp,), (free,))

@@ -6,9 +6,9 @@ from .layout import MESSAGE
 RESERVING, ABORT, CLAIMING, PEAK = 0, 3, 4, 7
 SAYS = 1  # behind RESERVING, or CLAIMING
 
-# The state of a record: of no use; may be trying, or at work; waits, and does not touch the ring while that is paused; has had
+# The state of a record: of no use; may be trying, or at work; waits, and does not touch the ring while it is quiesced; has had
 # the messages, and is done.
-NOTHING, AT_WORK, PARKED, DONE_WITH = 0, 1, 2, 3
+NOTHING, AT_WORK, QUIESCENT, DONE_WITH = 0, 1, 2, 3
 # The rest of the word that a record has beside the position. A record that was written in part does not fit its position.
 _MESSAGES, _SPAN, _TAG = 1 << 2, 1 << 12, 1 << 36
 _TAGS = 1 << 26

@@ -1,23 +1,25 @@
-"""What dead ranks have left behind in a ring, and how that is settled: no MPI, no waiting, no threads.
+"""How a ring is recovered after ranks have failed: no MPI, no waiting, no threads.
 
 Theory of operation
-    The ring is *paused*, settled by one party that has it for itself, and resumed.
+    One party, on the host, has the ring quiesced, waits until nobody touches it, puts it in order, and resumes it.
 
-    pause    set the pausing bit of TAIL and HEAD. Every swap under way fails, as it expects a position without it; nobody begins
-             another. Who has reserved or claimed goes on, as long as that gets anywhere. A producer that is stalled then *parks*:
-             it will put its message anew, as whoever was to make room may be dead. The dead are parked by the host. A consumer
-             parks when the producer of its message has.
-    quiet    wait until no living rank's record says that it is at work. Now nobody touches the ring.
-    settle   keep the messages that are there as a whole and not claimed; drop the others. A dead rank's are lost with it; a living
-             one, which has parked, puts its message once more. Write the ring anew, behind all tickets that there were.
-    resume   count the generation up, which is what those who parked look at; clear the pausing bit.
+    quiesce  set the quiescing bit of TAIL and HEAD. Every swap under way fails, as it expects a position without that bit, and
+             nobody begins another. A rank that has reserved or claimed goes on as long as that gets anywhere. A producer that is
+             stalled becomes *quiescent* instead: the rank that was to make room may have failed, so it will put its message anew.
+             The host makes the failed ranks' records quiescent. A consumer becomes quiescent when the producer of its message is.
+    wait     until no living rank's record says that it is at work. Now nobody touches the ring.
+    recover  keep the messages that are there as a whole and not claimed, and drop the others: the messages of failed ranks are lost
+             with them, and a living, quiescent rank puts its message once more. Write the ring anew, behind all tickets that there
+             were.
+    resume   count the generation up, which quiescent ranks look at; clear the quiescing bit.
 
-    Why all are known that touch the ring: a record says that its rank is at work before the swap that makes it so, and says so
-    until what that rank has stored is there. A rank that dies, before or after, leaves its record as it is.
-    Why nothing living is lost: what is there as a whole is kept, in order. What is not, and is a living rank's, is put again by it;
-    and whoever has claimed it, and lives, has not given any of it to anybody.
-    Why nothing is doubled: a message that was claimed and was there as a whole is received, or thrown away, by its consumer, who is
-    waited for if it lives. If that is dead, its share says so.
+Invariants
+    - All ranks that touch the ring are known: a record says that its rank is at work before the swap that makes it so, and until
+      what that rank has stored is there. A rank that fails, before or after, leaves its record as it is.
+    - Nothing of a living rank is lost: messages that are there as a whole are kept, in order. The others are put again by their
+      producers; and a living rank that has claimed one has not returned any of it to its caller.
+    - Nothing is doubled: a message that was claimed and was there as a whole is received, or thrown away, by its consumer. The host
+      waits for that if the consumer lives; if it has failed, its last claim (`Share`) says so.
 """
 
 from array import array
@@ -29,7 +31,7 @@ from mpiexecutor._rma.memory import WORD, Memory
 from mpiexecutor.channel._errors import Share
 
 from .layout import LINE, MESSAGE, PUBLISHED, STAMP, TICKET, Layout, stamps_of
-from .records import ABORT, AT_WORK, CLAIMING, DONE_WITH, PARKED, RESERVING, SAYS, parts_of, said_of
+from .records import ABORT, AT_WORK, CLAIMING, DONE_WITH, QUIESCENT, RESERVING, SAYS, parts_of, said_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +57,9 @@ class _Record:
 class Position(Protocol):
     """One of the two positions, as whoever may write it does."""
 
-    def pause(self) -> None: ...
+    def quiesce(self) -> None: ...
 
-    def go_on(self, position: int) -> None: ...
+    def resume(self, position: int) -> None: ...
 
 
 class Heir:
@@ -69,17 +71,17 @@ class Heir:
         self._tail = tail  # by the host's own end, if it is alone there: it keeps the position to itself
         self._head = head
 
-    def pause(self) -> None:
+    def quiesce(self) -> None:
         """Have nobody reserve or claim any more. Whoever sleeps in the middle of a message has to be woken then."""
-        self._tail.pause()
-        self._head.pause()
+        self._tail.quiesce()
+        self._head.quiesce()
 
     def at_work(self, dead: Collection[int]) -> list[int]:
         """Give the living ranks that are at work still. To be asked until there are none, with all that have died by then."""
         for record in self._records(RESERVING):
             if record.rank in dead and record.state == AT_WORK:
                 at = self._layout.records + LINE * record.rank + WORD * (RESERVING + SAYS)
-                self._memory.store(at, said_of(record.position, record.messages, record.span) + PARKED)
+                self._memory.store(at, said_of(record.position, record.messages, record.span) + QUIESCENT)
         self._memory.flush()
         return [record.rank for what in (RESERVING, CLAIMING) for record in self._records(what, dead) if record.state == AT_WORK]
 
@@ -104,8 +106,8 @@ class Heir:
         memory.flush()
         number = head // MESSAGE
         renumber([old for old, _, _ in kept], number)
-        self._tail.go_on((number + len(survivors)) * MESSAGE + (start + used) % layout.modulus)
-        self._head.go_on(number * MESSAGE + start)
+        self._tail.resume((number + len(survivors)) * MESSAGE + (start + used) % layout.modulus)
+        self._head.resume(number * MESSAGE + start)
         return shares
 
     # -- what there is -----------------------------------------------------------------------------------------------------------
@@ -176,7 +178,7 @@ class Heir:
             messages = range(record.first, record.first + record.messages)
             if record.state == DONE_WITH:
                 yield Share(record.rank, messages, received=True)
-            elif any(other.state in {PARKED, DONE_WITH} for other in others):
+            elif any(other.state in {QUIESCENT, DONE_WITH} for other in others):
                 continue  # it was another's
             elif self._was_claimed(record) and self._is_whole(record, stamps):
                 yield Share(record.rank, messages, received=False if self._is_held(record, stamps) else None)
@@ -204,7 +206,7 @@ class Heir:
     def _unfinished(self, dead: Collection[int], stamps: "array[int]") -> int:
         """Count the messages that were claimed, and never will be there as a whole."""
         claims = self._records(CLAIMING)
-        unfinished = {record.position for record in claims if record.state == PARKED}
+        unfinished = {record.position for record in claims if record.state == QUIESCENT}
         for record in claims:
             if record.rank in dead and record.state == AT_WORK and self._was_claimed(record) and not self._is_whole(record, stamps):
                 unfinished.add(record.position)
@@ -248,7 +250,7 @@ class Heir:
             memory.hand_over(at, (memory.load(at),), (0,))
         for what in (RESERVING, CLAIMING):
             for record in self._records(what):
-                if record.rank in dead or record.state == PARKED:
+                if record.rank in dead or record.state == QUIESCENT:
                     memory.store(layout.records + LINE * record.rank + WORD * (what + SAYS), 0)
         for rank in dead:
             memory.write(layout.takers + rank, memoryview(b"\0"))
