@@ -192,23 +192,23 @@ def through_the_ring(comm, meter, message, putter):
 
 def woken_by_doorbell(comm, meter):
     """Give what it takes until the other rank runs that sleeps on its doorbell: half of there and back."""
-    from mpiexecutor._rma.doorbell import Doorbell, Ringer, address_of
+    from mpiexecutor._rma.doorbell import Doorbell, Notifier, address_of
 
     token = comm.bcast(secrets.token_hex(8))
     own, other = (address_of(token, rank, "take") for rank in (comm.rank, 1 - comm.rank))
-    bell, ringer = Doorbell(own), Ringer()
+    bell, notifier = Doorbell(own), Notifier()
     bell.open()
     comm.Barrier()
     if comm.rank:
         for _ in range(meter.steps):
             bell.sleep(60)
-            ringer.ring(other)
+            notifier.notify(other)
         found = 0.0
     else:
-        found = meter.us(lambda: (ringer.ring(other), bell.sleep(60))) / 2
+        found = meter.us(lambda: (notifier.notify(other), bell.sleep(60))) / 2
     comm.Barrier()
     bell.free()
-    ringer.free()
+    notifier.free()
     return found
 
 

@@ -76,13 +76,13 @@ class Parcels:
 
     def __init__(self, comm: "MPI.Intracomm", root: int, is_lost: Callable[[int], bool] = lambda _rank: False) -> None:
         """`is_lost` says of a worker that it fetches nothing any more. For the root, once whoever is lost may be known."""
-        from mpiexecutor._rma.notifier import FarBells  # noqa: PLC0415 - they know MPI
+        from mpiexecutor._rma.notifier import RemoteNotifier  # noqa: PLC0415 - they know MPI
         from mpiexecutor._rma.window import Window, on_one_node  # noqa: PLC0415
 
         self._piece = max(_LEAST_PIECE, min(_PIECE, _MOST // comm.size)) // _LINE * _LINE
         self._share = _PIECES + _SLOTS * self._piece  # bytes of each worker
         self._window = Window(comm, root, comm.size * self._share)
-        self._bells = None if on_one_node(comm) else FarBells(comm, root)
+        self._bells = None if on_one_node(comm) else RemoteNotifier(comm, root)
         self._is_lost = is_lost
         self._rank = comm.rank
         self._filled = [0] * comm.size  # pieces so far, by rank: as the root knows,
@@ -142,7 +142,7 @@ class Parcels:
     def _memory(self) -> "Memory":
         """Give a handle for one thread."""
         memory = self._window.memory()
-        return memory if self._bells is None else self._bells.attended(memory)
+        return memory if self._bells is None else self._bells.with_progress(memory)
 
     def _serve(self, memory: "Memory") -> None:
         """Put pieces for all who wait for some, until nobody will any more."""

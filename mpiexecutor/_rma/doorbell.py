@@ -1,9 +1,9 @@
-"""Doorbells: what a thread sleeps on, and others wake it by, on one node and between nodes.
+"""Doorbells: a thread sleeps on its doorbell until another thread, of any rank, notifies it.
 
-A doorbell is a UNIX datagram socket. A ring carries nothing: a stranger's, or an old one, makes a rank look once in vain.
+A doorbell is a UNIX datagram socket. A notification carries no data: an old one, or a stranger's, costs one look in vain.
 
-A socket reaches the ranks of one node. Where there are others, a sleep is made of naps, short first and growing while nothing
-happens. Between them it looks only whether it was rung from another node.
+A socket reaches the ranks of one node. If there are other nodes, a sleep is made of naps, short first and growing while nothing
+happens. Between two naps it looks only whether a rank of another node has notified it.
 """
 
 import contextlib
@@ -23,9 +23,9 @@ _SELECTABLE = 1024  # file descriptors that select can have
 
 
 class Doorbell:
-    """What a thread sleeps on, and others wake it by. Costs nothing until it is slept on.
+    """What a thread sleeps on until it is notified. It has no socket until then.
 
-    Who is on another node rings in another way, by which nobody can be woken: `far` says whether that has happened.
+    Ranks on other nodes notify in a way that wakes no thread: `far` says whether that has happened.
     """
 
     def __init__(self, address: str, far: Callable[[], bool] | None = None) -> None:
@@ -35,7 +35,7 @@ class Doorbell:
         self._longest = -1.0  # seconds of a nap, as the socket knows
 
     def sleep(self, seconds: float) -> bool:
-        """Block until rung, or for so long; whether it was rung."""
+        """Block until notified, `seconds` at most; return whether it was notified."""
         if self._far is None:
             return self._nap(seconds)
         nap, until = SHORTEST, time.monotonic() + seconds
@@ -51,7 +51,7 @@ class Doorbell:
     def _nap(self, seconds: float) -> bool:
         bell = self.open()
         if seconds < _COARSE:
-            if not _is_rung(bell, seconds):
+            if not _is_notified(bell, seconds):
                 return False
         elif seconds != self._longest:
             # The kernel's own limit, in ticks of its clock: Python's would be a second system call each time.
@@ -71,22 +71,22 @@ class Doorbell:
                 Path(self._address).unlink(missing_ok=True)
 
     def open(self) -> socket.socket:
-        """Have the address be reachable from now on."""
+        """Make the address reachable from now on, and return the socket."""
         if self._socket is None:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             self._socket.bind(self._address)
         return self._socket
 
 
-class Ringer:
-    """Rings other ranks' doorbells."""
+class Notifier:
+    """Notifies doorbells, of this rank and of others on its node."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
 
-    def ring(self, address: str) -> None:
-        """Wake whoever sleeps there. Nobody there, or rung often enough already, is as good."""
+    def notify(self, address: str) -> None:
+        """Wake the thread that sleeps there. No error if there is no doorbell, or if it has unread notifications enough."""
         with contextlib.suppress(OSError):
             self._socket.sendto(b"!", address)
 
@@ -94,8 +94,8 @@ class Ringer:
         self._socket.close()
 
 
-def _is_rung(bell: socket.socket, seconds: float) -> bool:
-    """Wait for a ring, to the microsecond: poll, and a socket's own limit, count in milliseconds."""
+def _is_notified(bell: socket.socket, seconds: float) -> bool:
+    """Wait for a notification, to the microsecond: poll, and a socket's own limit, count in milliseconds."""
     if bell.fileno() < _SELECTABLE:
         return bool(select.select((bell,), (), (), seconds)[0])
     poll = select.poll()
@@ -104,12 +104,12 @@ def _is_rung(bell: socket.socket, seconds: float) -> bool:
 
 
 def _timeval(seconds: float) -> bytes:
-    """Give the C struct."""
+    """Return the C struct."""
     return struct.pack("@ll", *divmod(round(seconds * 1e6), 1_000_000))
 
 
 def address_of(token: str, rank: int, side: str) -> str:
-    """Give the address of a rank's doorbell; `token` is the channel's, and hard to guess.
+    """Return the address of a rank's doorbell; `token` is the channel's, and hard to guess.
 
     Linux has addresses that are no files and vanish with their process. Elsewhere it is a file.
     """
@@ -118,7 +118,7 @@ def address_of(token: str, rank: int, side: str) -> str:
 
 
 def node_name() -> str:
-    """Name what this rank must share with another for their doorbells to reach each other."""
+    """Return what two ranks must have in common for their doorbells to reach each other."""
     try:
         namespace = str(Path("/proc/self/ns/net").readlink())
     except OSError:

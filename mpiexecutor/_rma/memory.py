@@ -19,7 +19,7 @@ class Memory(Protocol):
     Until that flush ``store`` and ``write`` may set a word more than once: copying does, the C library's for one, where pieces that
     it moves at a time overlap. Another party that sees the word, and sets it in turn, may find its own overwritten. So they are
     for words that one party alone sets, and for bytes that no other looks at before that flush; ``hand_over`` is for the rest.
-    (A sleeper's byte is set by itself and by whoever wakes it, who then rings after the flush: being set twice does no harm.)
+    (A sleeper's byte is set by itself and by its waker, which notifies it after the flush: to set it twice does no harm.)
     """
 
     def load(self, at: int) -> int:

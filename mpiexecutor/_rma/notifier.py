@@ -1,13 +1,14 @@
-"""Between nodes: how a rank is woken, and how the host is asked to attend.
+"""Between nodes: how a rank is notified, and how the host of a window is asked for progress.
 
-What is sent waits until it is looked for, so that nothing is missed; looking costs a microsecond, needs nobody else, and is
-progress. It is an empty message, which does what a datagram does on one node. But to send one to a rank of another node that has
-died, and nobody may know yet that it has, does harm:
+A notification is an empty message, which does what a datagram does on one node. It waits until its receiver looks for it, so none
+is missed. To look costs a microsecond, needs no other rank, and makes progress.
+
+A message to a rank of another node that has failed does harm, and the sender may not know of the failure yet:
 
     MPICH, up to 5.0 at least, crashes: MPID_Isend uses a request that its network module has not made. A Put is an error
     instead. There each rank has a few bytes in a window, which the others set.
 
-    Intel MPI, over TCP, tries for ever to connect again, whatever is called. There threads send that nobody waits for.
+    Intel MPI, over TCP, tries for ever to connect again, whatever is called. There threads send, and no rank waits for them.
 """
 
 import _thread
@@ -31,17 +32,17 @@ from .window import Marks
 
 logger = logging.getLogger("mpiexecutor")
 
-Which = Literal["put", "take", "knock"]
+Which = Literal["put", "take", "progress"]
 
-_TAGS: Final[dict[Which, int]] = {"put": 0, "take": 1, "knock": 2}
-_KNOCK = 0.02  # seconds between two knocks of a rank that goes on using the host's memory
+_TAGS: Final[dict[Which, int]] = {"put": 0, "take": 1, "progress": 2}
+_REQUEST = 0.02  # seconds between two progress requests of a rank that goes on using the host's memory
 _NOTHING: Final = [None, 0, MPI.BYTE]
 _DEATHS: Final = {MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING} - {MPI.ERR_UNKNOWN}  # of other ranks, where MPI tells of them
 
 
 @contextlib.contextmanager
 def unless_dead() -> Iterator[None]:
-    """Do something with another rank; if that is dead, nothing, where MPI says so."""
+    """Ignore that another rank has failed, where MPI says so."""
     try:
         yield
     except MPI.Exception as error:
@@ -50,10 +51,10 @@ def unless_dead() -> Iterator[None]:
 
 
 def has_come(comm: MPI.Intracomm, tag: int) -> bool:
-    """Whether there is a message from anybody. The first look may only have MPI read it, and the second find it.
+    """Whether there is a message from any rank. The first look may only have MPI read it, and the second find it.
 
-    It is to be taken out then, by a matched probe for anybody's. If its sender has died Open MPI waits for ever for it by name, or
-    fails, and finds it again; and a Recv of anybody's may wait for ever in MPICH 5, where only some ranks are on this node.
+    Receive it by a matched probe for any source. If its sender has failed, a receive by rank waits for ever in Open MPI, or fails
+    and finds the message again; and a Recv from any source may wait for ever in MPICH 5, where only some ranks are on this node.
     """
     try:
         return comm.Iprobe(MPI.ANY_SOURCE, tag) or comm.Iprobe(MPI.ANY_SOURCE, tag)
@@ -65,17 +66,17 @@ def has_come(comm: MPI.Intracomm, tag: int) -> bool:
 
 
 def marks_instead(comm: MPI.Intracomm, size: int) -> Marks | None:
-    """Make bytes that are set without fear of the dead, where a message to them crashes the sender; together with every rank."""
+    """Return bytes to set instead of messages, where a message to a failed rank crashes its sender; collective. Else None."""
     return Marks(comm, size) if "MPICH" in MPI.Get_library_version() else None
 
 
 def senders_instead() -> "Senders | None":
-    """Give what sends without waiting for the dead, where a message to them is waited for for ever."""
+    """Return threads that send, where a send to a failed rank never returns. Else None."""
     return Senders() if MPI.Get_library_version().startswith("Intel") else None
 
 
-class FarBells:
-    """The bells of a channel whose ranks live on several nodes. Collective to make and to free."""
+class RemoteNotifier:
+    """Notifies the ranks of a channel on other nodes. Collective to make and to free."""
 
     def __init__(self, comm: MPI.Intracomm, host: int) -> None:
         own = comm.Dup()
@@ -85,44 +86,44 @@ class FarBells:
         self._is_host = comm.rank == host
         # Two threads of it are inside MPI at a time. Where that must not be, the host attends when it uses the channel itself.
         self._attendant = attendant() if self._is_host and MPI.Query_thread() == MPI.THREAD_MULTIPLE else None
-        self._attended_until = 0.0
+        self._requested_until = 0.0
         if self._attendant is not None:
-            self._attendant.attend(self._knocked)
+            self._attendant.attend(self._progress_requested)
 
-    def ring(self, rank: int, which: Which) -> None:
-        """Have a rank find that it was rung, some time; never waits."""
+    def notify(self, rank: int, which: Which) -> None:
+        """Notify a rank, which finds that when it looks; never wait."""
         self._carrier.send(rank, which)
 
-    def rung(self, which: Which) -> bool:
-        """Whether somebody has rung this rank; one look serves all who have."""
+    def was_notified(self, which: Which) -> bool:
+        """Whether this rank was notified since it last looked, once or several times."""
         if self._is_host and self._attendant is None:
-            self._carrier.receive("knock")  # nobody else does
+            self._carrier.receive("progress")  # nobody else does
         return self._carrier.receive(which)
 
-    def stir(self) -> None:
-        """Have the host attend to its memory for a while: this rank, or one that it has rung, is about to use it."""
-        if time.monotonic() < self._attended_until:
+    def request_progress(self) -> None:
+        """Have the host make progress for a while: this rank, or one that it has notified, is about to use its memory."""
+        if time.monotonic() < self._requested_until:
             return
-        self._attended_until = time.monotonic() + _KNOCK
+        self._requested_until = time.monotonic() + _REQUEST
         if self._attendant is not None:
             self._attendant.poke()
         elif not self._is_host:
-            self.ring(self._host, "knock")
+            self.notify(self._host, "progress")
 
-    def attended(self, memory: Memory) -> Memory:
-        """Give a handle on the host's memory that has it attend whenever it is waited for."""
-        return memory if self._is_host else _AttendedMemory(memory, self.stir)
+    def with_progress(self, memory: Memory) -> Memory:
+        """Return a handle on the host's memory that requests progress before each call that waits for the host."""
+        return memory if self._is_host else _MemoryWithProgress(memory, self.request_progress)
 
     def leave(self) -> None:
-        """Attend to the others no more."""
+        """Make progress for the others no more."""
         if self._attendant is not None:
-            self._attendant.leave(self._knocked)
+            self._attendant.leave(self._progress_requested)
 
     def free(self) -> None:
         self._carrier.free()
 
-    def _knocked(self) -> bool:
-        return self.rung("knock")
+    def _progress_requested(self) -> bool:
+        return self.was_notified("progress")
 
 
 class _Bytes:
@@ -151,7 +152,7 @@ class _Messages:
         self._comm = comm
         self._host = host  # who lives, or all is over
         self._senders = senders_instead()
-        # No lock: who rings may hold one that a finalizer wants, which the collector of garbage may run under a lock of ours.
+        # No lock: a sender may hold one that a finalizer wants, which the collector of garbage may run under a lock of ours.
         self._sent = [itertools.count() for _ in range(comm.size)]  # by rank
         # Not freed at once: if one of those fails Open MPI aborts this process.
         self._on_their_way: deque[MPI.Request] = deque()
@@ -250,19 +251,19 @@ class Senders:
         self._ended.put(None)
 
 
-class _AttendedMemory:
-    """Another rank's memory; calls that wait for the host have it attend first."""
+class _MemoryWithProgress:
+    """Another rank's memory: calls that wait for the host request its progress first."""
 
-    def __init__(self, memory: Memory, stir: Callable[[], None]) -> None:
+    def __init__(self, memory: Memory, request_progress: Callable[[], None]) -> None:
         self._memory = memory
-        self._stir = stir
+        self._request_progress = request_progress
 
     def load(self, at: int) -> int:
-        self._stir()
+        self._request_progress()
         return self._memory.load(at)
 
     def fetch(self, at: int, into: memoryview) -> None:
-        self._stir()
+        self._request_progress()
         self._memory.fetch(at, into)
 
     def read(self, at: int, into: memoryview) -> None:
@@ -278,12 +279,12 @@ class _AttendedMemory:
         self._memory.write(at, data)
 
     def compare_swap(self, at: int, expected: int, word: int) -> int:
-        self._stir()
+        self._request_progress()
         return self._memory.compare_swap(at, expected, word)
 
     def allocate(self, size: int) -> memoryview:
         return self._memory.allocate(size)
 
     def flush(self) -> None:
-        self._stir()
+        self._request_progress()
         self._memory.flush()

@@ -24,7 +24,7 @@ from mpi4py import MPI
 
 from mpiexecutor._util.seconds import LOOK as _PATIENCE
 
-from .doorbell import Doorbell, Ringer, address_of
+from .doorbell import Doorbell, Notifier, address_of
 
 _COLD, _HOT = 0.02, 0.01  # seconds between two looks
 _LINGER = 0.05  # seconds hot after the last knock: well above the time between two knocks
@@ -45,7 +45,7 @@ class Attendant:
         self._address = address_of(secrets.token_hex(8), MPI.COMM_WORLD.rank, "attendant")
         self._bell = Doorbell(self._address)
         self._bell.open()
-        self._ringer = Ringer()
+        self._notifier = Notifier()
         self._go_in, self._is_out = threading.Semaphore(0), threading.Semaphore(0)
         self._stopped = False  # the first thread is to end,
         self._over = False  # and has, and so is the second
@@ -77,7 +77,7 @@ class Attendant:
 
     def poke(self) -> None:
         """Be hot for a while: others are about to knock."""
-        self._ringer.ring(self._address)
+        self._notifier.notify(self._address)
 
     def stop(self) -> None:
         """Attend to nothing any more, before MPI ends."""

@@ -89,7 +89,7 @@ class Losses(ChannelBase):
         if self._host in dead:
             self._settled |= new
             self._place.host_lost = ChannelBroken(f"{self._dead.ends([self._host])}: it was the channel's host", [self._host])
-            if self._place.bells is not None:
+            if self._place.remote is not None:
                 DEATHS.end_job(f"{self._place.host_lost}, and ranks on other nodes may wait for its memory for ever")
         elif self._rank == self._host:
             try:

@@ -14,7 +14,7 @@ from operator import index
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypedDict, Unpack, overload
 
-from mpiexecutor._rma.doorbell import Ringer
+from mpiexecutor._rma.doorbell import Notifier
 from mpiexecutor._rma.failed_ranks import DEATHS, Dead
 from mpiexecutor.channel._ends.place import Place
 from mpiexecutor.channel._ring.layout import Layout
@@ -150,7 +150,7 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
         # mpi4py.MPI initialises MPI when it is imported: not before a channel is made.
         from mpi4py import MPI  # noqa: PLC0415
 
-        from mpiexecutor._rma.notifier import FarBells  # noqa: PLC0415
+        from mpiexecutor._rma.notifier import RemoteNotifier  # noqa: PLC0415
         from mpiexecutor._rma.window import Window  # noqa: PLC0415
 
         comm = MPI.COMM_WORLD if comm is None else comm
@@ -160,13 +160,13 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
         layout = Layout(buff_size, agreement.codec.slot_size, comm.size)
         with DEATHS.all_needed("the making of a channel", dead):
             self._window = Window(comm, host, layout.size)
-            bells = FarBells(comm, host) if len(set(agreement.nodes)) > 1 else None
+            remote = RemoteNotifier(comm, host) if len(set(agreement.nodes)) > 1 else None
             self._parting = comm.Dup() if DEATHS.are_told else None  # by which it is found out whether all free it
             if comm.rank == host:
                 layout.prepare(self._window.memory())
             comm.Barrier()
-        place = Place(layout, comm.rank, agreement.token, agreement.nodes, Ringer(), bells)
-        memory = self._window.memory if bells is None else lambda: bells.attended(self._window.memory())
+        place = Place(layout, comm.rank, agreement.token, agreement.nodes, Notifier(), remote)
+        memory = self._window.memory if remote is None else lambda: remote.with_progress(self._window.memory())
         self._begin(agreement.codec, place, memory, host, only_host={"put": producers == "host", "take": consumers == "host"})
         self._begin_losses(dead)
         self._threads = MPI.Query_thread() == MPI.THREAD_MULTIPLE
@@ -235,13 +235,13 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
         with DEATHS.all_needed("the freeing of a channel", self._dead), self._puts.lock, self._takes.lock, self._aside_lock:
             self._leave()
             self._window.free()
-            if self._place.bells is not None:
-                self._place.bells.free()
+            if self._place.remote is not None:
+                self._place.remote.free()
             if self._parting is not None:
                 self._parting.Free()
             self._puts.free()
             self._takes.free()
-            self._place.ringer.free()
+            self._place.notifier.free()
 
     def abandon(self) -> None:
         """Use the channel no more, without the other ranks, which may be lost: its memory is not freed."""
@@ -261,8 +261,8 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
 
     def _leave(self) -> None:
         self._gone = True
-        if self._place.bells is not None:
-            self._place.bells.leave()
+        if self._place.remote is not None:
+            self._place.remote.leave()
 
     def _finish(self) -> None:
         """At exit, before MPI ends: what was to be put is put, what was to be taken is given up."""

@@ -40,7 +40,7 @@ def test_a_ring_is_found_by_whom_it_is_for_and_at_the_bell_that_it_is_for(kind):
             if OTHERS:
                 until(lambda: carrier.receive("put"))  # noqa: B023 - at once
                 until(lambda: carrier.receive("take"))  # noqa: B023
-            assert not carrier.receive("knock")
+            assert not carrier.receive("progress")
             COMM.Barrier()
         carrier.free()
 

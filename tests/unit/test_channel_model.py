@@ -52,8 +52,8 @@ class World:
     def sleep(self, seconds: float) -> None:
         self._pass_until(self.now + seconds, lambda: False)
 
-    # as a ringer
-    def ring(self, address: str) -> None:
+    # as a notifier
+    def notify(self, address: str) -> None:
         if address in self.rung:
             self.rung[address] = True
 

@@ -19,7 +19,7 @@ class Bells:
         assert bytes(flag) == b"\0"
         self.cleared.append(at)
 
-    def ring(self, address: str) -> None:
+    def notify(self, address: str) -> None:
         assert len(self.rung) < len(self.cleared), "cleared first: else who sleeps again at once would not be marked"
         self.rung.append(address)
 

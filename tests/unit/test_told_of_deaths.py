@@ -9,7 +9,7 @@ from fake_memory import Death, FakeMemory, Life, Turnstile
 from fakes import LIMIT, in_a_thread, until
 
 from mpiexecutor._rma import failed_ranks
-from mpiexecutor._rma.doorbell import Ringer
+from mpiexecutor._rma.doorbell import Notifier
 from mpiexecutor._rma.failed_ranks import Dead, Deaths
 from mpiexecutor.channel import ChannelBroken, ChannelClosed, RemoteChannel, Share, _losses, _remote
 from mpiexecutor.channel._codecs import codec_of
@@ -52,7 +52,7 @@ class Job:
 
     def _channel(self, rank):
         channel = RemoteChannel.__new__(RemoteChannel)
-        place = Place(self._layout, rank, self._token, ["node"] * len(self.lives), Ringer(), None)
+        place = Place(self._layout, rank, self._token, ["node"] * len(self.lives), Notifier(), None)
         memory = partial(FakeMemory, self._shared, self._turnstile, self.lives[rank])
         channel._begin(codec_of(object, 64), place, memory, HOST, only_host={"put": False, "take": False})
         channel._begin_losses(Dead(range(len(self.lives))))
@@ -72,7 +72,7 @@ class Job:
             channel._stop()
             channel._puts.free()
             channel._takes.free()
-            channel._place.ringer.free()
+            channel._place.notifier.free()
 
 
 @pytest.fixture
@@ -192,9 +192,9 @@ def test_others_are_told_nothing(job, deaths):
 
 def test_who_may_wait_for_a_dead_hosts_memory_for_ever_ends_the_job(job, deaths, ended):
     """On another node, that is."""
-    job.channels[1]._place.bells = object()
+    job.channels[1]._place.remote = object()
     die(deaths, job, HOST)
-    job.channels[1]._place.bells = None
+    job.channels[1]._place.remote = None
     assert len(ended) == 1
     assert "rank 0, host host, pid 7, was killed by SIGKILL: it was the channel's host" in ended[0]
 

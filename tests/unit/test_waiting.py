@@ -10,7 +10,7 @@ from queue import Empty
 import pytest
 
 from mpiexecutor._rma import doorbell
-from mpiexecutor._rma.doorbell import Doorbell, Ringer, address_of, node_name
+from mpiexecutor._rma.doorbell import Doorbell, Notifier, address_of, node_name
 from mpiexecutor._util import polling
 from mpiexecutor._util.inbox import Inbox
 from mpiexecutor.channel._ends import waiter
@@ -243,10 +243,10 @@ def bell(address):
 
 
 @pytest.fixture
-def ringer():
-    ringer = Ringer()
-    yield ringer
-    ringer.free()
+def notifier():
+    notifier = Notifier()
+    yield notifier
+    notifier.free()
 
 
 def test_a_bell_that_is_not_rung_ends_its_sleep_itself(bell):
@@ -254,18 +254,18 @@ def test_a_bell_that_is_not_rung_ends_its_sleep_itself(bell):
     assert bell.sleep(0) is False
 
 
-def test_a_ring_before_the_sleep_is_kept(bell, ringer, address):
+def test_a_ring_before_the_sleep_is_kept(bell, notifier, address):
     """Once the bell is there at all: who rings just before the sleep is not missed."""
     bell.sleep(0)
-    ringer.ring(address)
+    notifier.notify(address)
     assert bell.sleep(60) is True
 
 
-def test_each_ring_ends_one_sleep_at_most(bell, ringer, address):
+def test_each_ring_ends_one_sleep_at_most(bell, notifier, address):
     """Who was rung several times looks in vain as often at most, and sleeps again."""
     bell.sleep(0)
     for _ in range(5):
-        ringer.ring(address)
+        notifier.notify(address)
     assert bell.sleep(60) is True
     assert sum(bell.sleep(0) for _ in range(10)) <= 4
 
@@ -278,25 +278,25 @@ def test_a_bell_sleeps_as_long_as_it_is_told_to_last(bell):
         assert time.monotonic() - began > seconds * 0.9
 
 
-def test_a_sleeper_is_woken(bell, ringer, address):
+def test_a_sleeper_is_woken(bell, notifier, address):
     """From another thread, as from another process."""
     bell.sleep(0)
-    other = threading.Thread(target=ringer.ring, args=(address,))
+    other = threading.Thread(target=notifier.notify, args=(address,))
     other.start()
     assert bell.sleep(60) is True
     other.join()
 
 
-def test_ringing_where_nobody_is_does_no_harm(ringer, address):
+def test_ringing_where_nobody_is_does_no_harm(notifier, address):
     """Nor does ringing more often than a socket can keep, or where somebody was."""
-    ringer.ring(address)
+    notifier.notify(address)
     bell = Doorbell(address)
     bell.sleep(0)
     for _ in range(5000):
-        ringer.ring(address)
+        notifier.notify(address)
     assert bell.sleep(60) is True
     bell.free()
-    ringer.ring(address)
+    notifier.notify(address)
 
 
 def test_a_bell_costs_nothing_until_it_is_slept_on(bell, address):
@@ -316,12 +316,12 @@ def test_every_rank_and_side_has_its_own_address():
     assert len(addresses) == 12
 
 
-def test_a_bell_that_is_a_file_is_removed(tmp_path, ringer):
+def test_a_bell_that_is_a_file_is_removed(tmp_path, notifier):
     """Where the system has no other addresses."""
     path = tmp_path / "bell"
     bell = Doorbell(str(path))
     bell.sleep(0)
-    ringer.ring(str(path))
+    notifier.notify(str(path))
     assert bell.sleep(60) is True
     assert path.exists()
     bell.free()

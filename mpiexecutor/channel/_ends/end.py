@@ -61,9 +61,10 @@ class End:
         self.ring = ring
         self._moving = threading.Lock()  # held to move this end's position
         self.lock = threading.Lock()
-        self._bell = Doorbell(place.address(side, place.rank), None if place.bells is None else partial(place.bells.rung, side))
+        far = None if place.remote is None else partial(place.remote.was_notified, side)
+        self._bell = Doorbell(place.address(side, place.rank), far)
         asleep_at = place.asleep_at(side, place.rank)
-        nap = _NAP if place.bells is None else _FAR_NAP
+        nap = _NAP if place.remote is None else _FAR_NAP
         self._resumed = ring.resumed
         self._mark: Callable[[int], None] = lambda flag: ring.mark(asleep_at, flag_of(flag))
         self._waiter = Waiter(self._bell, self._mark, longest=nap[side], may_spin=may_spin)
@@ -90,7 +91,7 @@ class End:
 
     def interrupt(self) -> None:
         """Wake this rank's own thread that sleeps here."""
-        self._place.ringer.ring(self._place.address(self._side, self._place.rank))
+        self._place.notifier.notify(self._place.address(self._side, self._place.rank))
 
     def acquire(self, deadline: float | None) -> bool:
         """Acquire the lock, which another thread of this rank may hold while it waits. False if that was not possible in time."""

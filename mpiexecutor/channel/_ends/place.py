@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from mpiexecutor._rma.doorbell import Ringer, address_of
+from mpiexecutor._rma.doorbell import Notifier, address_of
 from mpiexecutor.channel._errors import ChannelBroken, ChannelClosed
 from mpiexecutor.channel._ring.consumer import Consumer
 from mpiexecutor.channel._ring.layout import Layout
@@ -18,16 +18,16 @@ Side = Literal["put", "take"]
 AWAKE, TO_BEGIN, TO_GO_ON, SPINNING = 0, 1, 2, 3
 
 
-class FarBells(Protocol):
+class RemoteNotifier(Protocol):
     """Wakes ranks on other nodes: see notifier.py of RMA."""
 
-    def ring(self, rank: int, which: Side, /) -> None:
+    def notify(self, rank: int, which: Side, /) -> None:
         """Wake a rank that sleeps at this end."""
 
-    def rung(self, which: Side, /) -> bool:
+    def was_notified(self, which: Side, /) -> bool:
         """Whether this rank was woken at this end."""
 
-    def stir(self) -> None:
+    def request_progress(self) -> None:
         """Have the host make progress for a while."""
 
     def leave(self) -> None:
@@ -45,8 +45,8 @@ class Place:
     rank: int
     token: str
     nodes: Sequence[str]
-    ringer: Ringer
-    bells: FarBells | None  # if there are several nodes
+    notifier: Notifier
+    remote: RemoteNotifier | None  # if there are several nodes
     freed: bool = False
     dead: frozenset[int] = frozenset()  # as far as this rank knows; some MPIs crash if a message is sent to them
     host_lost: ChannelBroken | None = None
@@ -68,14 +68,14 @@ class Place:
                 continue
             begin -= asleep[rank] == TO_BEGIN
             ring.mark(self.asleep_at(side, rank), flag_of(AWAKE))
-            self._ring(side, rank)
+            self._notify(side, rank)
 
-    def _ring(self, side: Side, rank: int) -> None:
-        if self.bells is None or self.nodes[rank] == self.nodes[self.rank]:
-            self.ringer.ring(self.address(side, rank))
+    def _notify(self, side: Side, rank: int) -> None:
+        if self.remote is None or self.nodes[rank] == self.nodes[self.rank]:
+            self.notifier.notify(self.address(side, rank))
         elif rank not in self.dead:
-            self.bells.ring(rank, side)
-            self.bells.stir()
+            self.remote.notify(rank, side)
+            self.remote.request_progress()
 
     def check(self) -> None:
         """Raise the error, if the channel is of no use any more."""

@@ -29,7 +29,7 @@ class TakeEnd(End):
 
     def __init__(self, place: Place, memory: Memory, *, single: bool) -> None:
         ring = Consumer(memory, place.layout, place.rank, single=single)
-        super().__init__("take", place, ring, None if single or place.bells is not None else self._may_spin)
+        super().__init__("take", place, ring, None if single or place.remote is not None else self._may_spin)
         self._incoming: Incoming | None = None  # claimed, and not received yet: taken up again after an interrupt
 
     def take(self, most: int, deadline: float | None) -> Incoming | None:
