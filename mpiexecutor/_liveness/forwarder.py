@@ -24,7 +24,7 @@ from typing import Any
 from mpi4py import MPI
 
 from mpiexecutor._rma.notifier import has_come, marks_instead, senders_instead, unless_dead
-from mpiexecutor._rma.progress import attendant
+from mpiexecutor._rma.progress import progress_threads
 from mpiexecutor._util.seconds import ASLEEP as _ASLEEP
 from mpiexecutor._util.seconds import PULSE
 
@@ -153,7 +153,7 @@ class Exchange:
         self._pieces: dict[tuple[int, int], bytes] = {}  # of what dead workers held, by who tells of it and by rank
         self._holding = threading.Lock()
         self._held: list[tuple[int, bytes]] = []  # for ranks whose watcher is dead, until another tells of them
-        attendant().attend(self.look)
+        progress_threads().serve(self.look)
         watch.hear_by(self.look)
 
     def look(self) -> bool:
@@ -175,7 +175,7 @@ class Exchange:
 
     def stop(self) -> None:
         """Hear the last of what comes: all workers live, and have said that they are gone, or will."""
-        attendant().leave(self.look)
+        progress_threads().leave(self.look)
         while self._there:
             self.look()
             time.sleep(_LAST_LOOK)

@@ -27,7 +27,7 @@ from typing import Final, Literal
 from mpi4py import MPI
 
 from .memory import Memory
-from .progress import attendant
+from .progress import progress_threads
 from .window import Marks
 
 logger = logging.getLogger("mpiexecutor")
@@ -85,10 +85,10 @@ class RemoteNotifier:
         self._host = host
         self._is_host = comm.rank == host
         # Two threads of it are inside MPI at a time. Where that must not be, the host attends when it uses the channel itself.
-        self._attendant = attendant() if self._is_host and MPI.Query_thread() == MPI.THREAD_MULTIPLE else None
+        self._progress = progress_threads() if self._is_host and MPI.Query_thread() == MPI.THREAD_MULTIPLE else None
         self._requested_until = 0.0
-        if self._attendant is not None:
-            self._attendant.attend(self._progress_requested)
+        if self._progress is not None:
+            self._progress.serve(self._progress_requested)
 
     def notify(self, rank: int, which: Which) -> None:
         """Notify a rank, which finds that when it looks; never wait."""
@@ -96,7 +96,7 @@ class RemoteNotifier:
 
     def was_notified(self, which: Which) -> bool:
         """Whether this rank was notified since it last looked, once or several times."""
-        if self._is_host and self._attendant is None:
+        if self._is_host and self._progress is None:
             self._carrier.receive("progress")  # nobody else does
         return self._carrier.receive(which)
 
@@ -105,8 +105,8 @@ class RemoteNotifier:
         if time.monotonic() < self._requested_until:
             return
         self._requested_until = time.monotonic() + _REQUEST
-        if self._attendant is not None:
-            self._attendant.poke()
+        if self._progress is not None:
+            self._progress.request()
         elif not self._is_host:
             self.notify(self._host, "progress")
 
@@ -116,8 +116,8 @@ class RemoteNotifier:
 
     def leave(self) -> None:
         """Make progress for the others no more."""
-        if self._attendant is not None:
-            self._attendant.leave(self._progress_requested)
+        if self._progress is not None:
+            self._progress.leave(self._progress_requested)
 
     def free(self) -> None:
         self._carrier.free()

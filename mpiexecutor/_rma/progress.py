@@ -1,14 +1,15 @@
-"""Progress over the network: what the host of a channel does so that ranks on other nodes get answers.
+"""Progress over the network: what the host of a window does so that ranks on other nodes get answers.
 
-One-sided calls between nodes advance only while the host is inside MPI, unless the network itself carries them out. Ranks that are
-about to make such calls knock (see notifier.py). One attendant per process attends to all channels that it hosts, and is either
+One-sided calls between nodes advance only while the host is inside MPI, unless the network itself carries them out. A rank that is
+about to make such calls sends a progress request (see notifier.py). Each process has one pair of progress threads for all windows
+that it hosts. It is either
 
-    cold    one thread looks now and then whether anybody has knocked: that alone is some progress, too;
-    hot     another thread blocks inside MPI, without the GIL, which is progress at the speed of the network. That takes a core,
-            and so ends soon after the last knock.
+    cold    one thread looks now and then for requests: that alone is some progress, too;
+    hot     the other thread blocks inside MPI, without the GIL, which is progress at the speed of the network. That takes a core,
+            and so ends soon after the last request.
 
 It blocks, because beside a busy Python thread any other one gets the GIL every 5 ms only: a loop of looks would make one in that
-time. Both threads are started once: a process that is ending starts none any more, and may still have calls to wait for.
+time. Both threads are started once: a process that is ending starts no thread, and may still have calls to wait for.
 """
 
 import atexit
@@ -27,22 +28,22 @@ from mpiexecutor._util.seconds import LOOK as _PATIENCE
 from .doorbell import Doorbell, Notifier, address_of
 
 _COLD, _HOT = 0.02, 0.01  # seconds between two looks
-_LINGER = 0.05  # seconds hot after the last knock: well above the time between two knocks
-_NEVER = 3600.0  # seconds between two looks while there is nothing to attend to
+_LINGER = 0.05  # seconds hot after the last request: well above the time between two requests
+_NEVER = 3600.0  # seconds between two looks while this process hosts nothing
 _NOTHING: Final = [None, 0, MPI.BYTE]
 
-Knocked = Callable[[], bool]  # receives all knocks that have come; whether there were any
+Requested = Callable[[], bool]  # receives all requests that have come; returns whether there were any
 
 
-class Attendant:
-    """Attends to the channels that this process hosts. One that nobody frees is attended to until the process ends."""
+class ProgressThreads:
+    """Make progress for the windows that this process hosts; for one that is not freed, until the process ends."""
 
     def __init__(self) -> None:
         self._own = MPI.COMM_SELF.Dup()
         self._process = os.getpid()
-        self._hosted: list[Knocked] = []
-        self._looking = threading.Lock()  # while the communicators of those channels are used
-        self._address = address_of(secrets.token_hex(8), MPI.COMM_WORLD.rank, "attendant")
+        self._hosted: list[Requested] = []
+        self._looking = threading.Lock()  # while the communicators of those windows are used
+        self._address = address_of(secrets.token_hex(8), MPI.COMM_WORLD.rank, "progress")
         self._bell = Doorbell(self._address)
         self._bell.open()
         self._notifier = Notifier()
@@ -57,71 +58,71 @@ class Attendant:
             thread.start()
         atexit.register(self.stop)
 
-    def attend(self, knocked: Knocked) -> None:
-        """Attend to one more channel."""
+    def serve(self, requested: Requested) -> None:
+        """Make progress for one more window."""
         with self._looking:
-            self._hosted.append(knocked)
-        self.poke()
+            self._hosted.append(requested)
+        self.request()
 
-    def leave(self, knocked: Knocked) -> None:
-        """Attend to a channel no more: when this returns `knocked` is not being called, and will not be. Nothing if that is so.
+    def leave(self, requested: Requested) -> None:
+        """Make progress for a window no more: `requested` is not under way when this returns, and is not called again.
 
-        But if it has not come back for long it is stuck inside MPI, after a death, and is left there.
+        If it is under way and does not return for long it is stuck inside MPI, after a failure, and is left there.
         """
         if os.getpid() == self._process:  # a forked child has none of the threads, and maybe their lock
             looking = self._looking.acquire(timeout=_PATIENCE)
-            if knocked in self._hosted:
-                self._hosted.remove(knocked)
+            if requested in self._hosted:
+                self._hosted.remove(requested)
             if looking:
                 self._looking.release()
 
-    def poke(self) -> None:
-        """Be hot for a while: others are about to knock."""
+    def request(self) -> None:
+        """Be hot for a while: other ranks are about to send requests."""
         self._notifier.notify(self._address)
 
     def stop(self) -> None:
-        """Attend to nothing any more, before MPI ends."""
+        """End both threads, before MPI ends."""
         if os.getpid() == self._process:
             self._stopped = True
             self._hosted.clear()
-            self.poke()
+            self.request()
             for thread in self._threads:
                 thread.join(_PATIENCE)
 
     def _look_on(self) -> None:
         try:
             while not self._stopped:
-                if self._bell.sleep(_COLD if self._hosted else _NEVER) or self._knocked():
+                if self._bell.sleep(_COLD if self._hosted else _NEVER) or self._look():
                     self._be_hot()
         finally:
             self._over = True
             self._go_in.release()
 
     def _be_hot(self) -> None:
-        """Make progress until nobody has knocked for a while."""
+        """Make progress until there were no requests for a while."""
         self._go_in.release()
         until = time.monotonic() + _LINGER
         while self._hosted and time.monotonic() < until:
-            poked = self._bell.sleep(_HOT)
-            if self._knocked() or poked:
+            asked = self._bell.sleep(_HOT)
+            if self._look() or asked:
                 until = time.monotonic() + _LINGER
         self._own.Send(_NOTHING, 0)
         self._is_out.acquire()
 
     def _be_inside(self) -> None:
-        """Wait inside MPI, without the GIL, whenever told so, for a message that is sent in the end."""
+        """Block inside MPI, without the GIL, whenever told so, until `_be_hot` sends a message."""
         while self._go_in.acquire() and not self._over:
             self._own.Recv(_NOTHING, 0)
             self._is_out.release()
 
-    def _knocked(self) -> bool:
-        """Whether anybody has knocked, at any channel: what comes at the others is to be received, too."""
+    def _look(self) -> bool:
+        """Receive the requests for all windows; return whether there were any."""
         with self._looking:
-            knocks = [knocked() for knocked in self._hosted]
-        return any(knocks)
+            requests = [requested() for requested in self._hosted]
+        return any(requests)
 
 
 @functools.cache
-def attendant() -> Attendant:
-    """Give the one of this process."""
-    return Attendant()
+def progress_threads() -> ProgressThreads:
+    """Return the progress threads of this process."""
+    return ProgressThreads()

@@ -28,7 +28,7 @@ from together import (
     until,
 )
 
-from mpiexecutor._rma.progress import Attendant
+from mpiexecutor._rma.progress import ProgressThreads
 from mpiexecutor.channel import ChannelClosed, ChannelEmpty, ChannelFull, IncompletePut, RemoteChannel
 from mpiexecutor.channel._ends import waiter as waiter_module
 
@@ -333,20 +333,20 @@ def give_up(channel: RemoteChannel[Any, Any], way: str) -> list[Any]:
         return []
 
 
-def test_an_attendant_hears_who_knocks_at_any_of_its_channels():
-    """Though somebody always knocks at the first of them; until it leaves that one."""
-    attendant = Attendant()
+def test_progress_threads_hear_the_requests_for_any_window():
+    """Though there is always one for the first of them; until they leave that one."""
+    progress = ProgressThreads()
     heard: list[str] = []
-    knocked = [partial(hear, heard, name) for name in ("first", "second")]
-    for one in knocked:
-        attendant.attend(one)
+    requested = [partial(hear, heard, name) for name in ("first", "second")]
+    for one in requested:
+        progress.serve(one)
     until(lambda: heard.count("second") > 2)
-    attendant.leave(knocked[0])
+    progress.leave(requested[0])
     before = heard.count("first")
     until(lambda: heard.count("second") > 20)
     assert heard.count("first") == before
-    attendant.stop()
-    assert not any(thread.is_alive() for thread in attendant._threads)
+    progress.stop()
+    assert not any(thread.is_alive() for thread in progress._threads)
 
 
 def hear(heard: list[str], name: str) -> bool:

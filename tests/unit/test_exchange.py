@@ -89,19 +89,19 @@ class FakeWatch:
         self.stopped = True
 
 
-class Attendant:
+class ProgressThreads:
     """Attends to nothing: a test looks by itself."""
 
     def __init__(self):
         self.hosted = []
-        self.attend, self.leave = self.hosted.append, self.hosted.remove
+        self.serve, self.leave = self.hosted.append, self.hosted.remove
 
 
 @pytest.fixture
-def attendant(relay, monkeypatch):
-    attendant = Attendant()
-    monkeypatch.setattr(relay, "attendant", lambda: attendant)
-    return attendant
+def progress(relay, monkeypatch):
+    progress = ProgressThreads()
+    monkeypatch.setattr(relay, "progress_threads", lambda: progress)
+    return progress
 
 
 class Scene:
@@ -128,16 +128,16 @@ class Scene:
 
 
 @pytest.fixture
-def scene(relay, clock, attendant, mpi):
+def scene(relay, clock, progress, mpi):
     return Scene(relay, mpi.comms(4))
 
 
 # -- the root hears
 
 
-def test_the_root_hears_whenever_somebody_attends_or_awaits(scene, attendant):
+def test_the_root_hears_whenever_somebody_attends_or_awaits(scene, progress):
     """It has no thread of its own for that."""
-    assert attendant.hosted == scene.watch.looks == [scene.look]
+    assert progress.hosted == scene.watch.looks == [scene.look]
 
 
 def test_who_lives_is_known_with_what_it_does(scene, clock):
@@ -297,7 +297,7 @@ def test_a_wish_that_finds_nobody_is_no_error(scene):
 # -- the end
 
 
-def test_the_root_waits_until_all_have_said_that_they_are_gone(scene, attendant):
+def test_the_root_waits_until_all_have_said_that_they_are_gone(scene, progress):
     """And then gives back what it has heard them by."""
     scene.tell(2, "gone")
     ending = in_a_thread(scene.exchange.stop)
@@ -306,7 +306,7 @@ def test_the_root_waits_until_all_have_said_that_they_are_gone(scene, attendant)
     scene.tell(3, "gone")
     ending.result(LIMIT)
     assert scene.comms[0].freed
-    assert attendant.hosted == []
+    assert progress.hosted == []
 
 
 def test_one_that_is_gone_is_not_silent(scene, clock):
@@ -373,7 +373,7 @@ def test_a_post_tells_of_a_death_in_pieces(post):
     assert post.news({"alive"}) == ("lost", asdict(replace(loss, held=b"")))
 
 
-def test_what_a_post_tells_is_what_the_root_hears(relay, clock, attendant, mpi, monkeypatch):
+def test_what_a_post_tells_is_what_the_root_hears(relay, clock, progress, mpi, monkeypatch):
     """Both sides agree on what the messages look like."""
     comms = mpi.comms(4)
     scene = Scene(relay, comms)

@@ -24,20 +24,20 @@ def clock(progress, monkeypatch):
 
 
 class Scene:
-    """An attendant, and how often it went into MPI, and came out of it."""
+    """Progress threads, and how often one went into MPI, and came out of it."""
 
     def __init__(self, progress, clock):
         self.clock = clock
         self.entered = self.left = 0
-        self.attendant = progress.Attendant()
-        receive = self.attendant._own.Recv
+        self.progress = progress.ProgressThreads()
+        receive = self.progress._own.Recv
 
         def note(*arguments):
             self.entered += 1
             receive(*arguments)
             self.left += 1
 
-        self.attendant._own.Recv = note
+        self.progress._own.Recv = note
 
     @property
     def is_hot(self):
@@ -58,10 +58,10 @@ def scene(progress, clock):
     scene = Scene(progress, clock)
     yield scene
     clock.now += LONG
-    in_a_thread(scene.attendant.stop).result(LIMIT)
+    in_a_thread(scene.progress.stop).result(LIMIT)
 
 
-class Knocks:
+class Requests:
     """Those at one channel."""
 
     def __init__(self):
@@ -79,28 +79,28 @@ class Knocks:
         until(lambda: self.looks >= before + more)
 
 
-def test_who_is_attended_to_is_about_to_be_knocked_at(scene):
-    """It is hot at once, without a knock, and cold again if none comes."""
+def test_a_window_that_is_served_is_about_to_get_requests(scene):
+    """It is hot at once, without a request, and cold again if none comes."""
     assert not scene.entered
-    knocks = Knocks()
-    scene.attendant.attend(knocks)
+    requests = Requests()
+    scene.progress.serve(requests)
     until(lambda: scene.is_hot)
     scene.pass_time()
-    knocks.wait_for_looks()
+    requests.wait_for_looks()
     assert (scene.entered, scene.left) == (1, 1)
 
 
-def test_a_knock_makes_it_hot_and_it_stays_so_a_while(scene):
-    """While it is hot more knocks make no difference, but that it stays so longer."""
-    knocks = Knocks()
-    scene.attendant.attend(knocks)
+def test_a_request_makes_it_hot_and_it_stays_so_a_while(scene):
+    """While it is hot more requests make no difference, but that it stays so longer."""
+    requests = Requests()
+    scene.progress.serve(requests)
     until(lambda: scene.is_hot)
     scene.pass_time()
-    knocks.come = True
+    requests.come = True
     until(lambda: scene.entered == 2)
     for _ in range(3):
-        knocks.come = True
-        knocks.wait_for_looks()
+        requests.come = True
+        requests.wait_for_looks()
         scene.clock.now += 0.04  # less than it lingers
         assert scene.is_hot
     assert scene.entered == 2
@@ -109,38 +109,38 @@ def test_a_knock_makes_it_hot_and_it_stays_so_a_while(scene):
 
 def test_it_is_hot_when_it_is_told_so(scene):
     """By a thread of this process that is about to wake another rank."""
-    knocks = Knocks()
-    scene.attendant.attend(knocks)
+    requests = Requests()
+    scene.progress.serve(requests)
     until(lambda: scene.is_hot)
     scene.pass_time()
-    scene.attendant.poke()
+    scene.progress.request()
     until(lambda: scene.entered == 2)
 
 
-def test_all_knocks_are_received(scene):
+def test_all_requests_are_received(scene):
     """At each channel, though the first would be reason enough."""
-    knocks = Knocks()
-    scene.attendant.attend(lambda: True)
-    scene.attendant.attend(knocks)
-    knocks.wait_for_looks()
+    requests = Requests()
+    scene.progress.serve(lambda: True)
+    scene.progress.serve(requests)
+    requests.wait_for_looks()
 
 
 def test_who_is_left_is_not_looked_at_any_more(scene):
     """Not from the moment on at which that is known; others are."""
-    first, second = Knocks(), Knocks()
-    scene.attendant.attend(first)
-    scene.attendant.attend(second)
-    scene.attendant.leave(first)
+    first, second = Requests(), Requests()
+    scene.progress.serve(first)
+    scene.progress.serve(second)
+    scene.progress.leave(first)
     looks = first.looks
     second.wait_for_looks()
     assert first.looks == looks
-    scene.attendant.leave(first)  # once more is as good
-    scene.attendant.leave(second)
+    scene.progress.leave(first)  # once more is as good
+    scene.progress.leave(second)
     until(lambda: not scene.is_hot)
 
 
 class Stuck:
-    """Knocks that are being looked for until the test has an end of that."""
+    """Requests that are being looked for until the test has an end of that."""
 
     def __init__(self):
         self.looking, self.over = threading.Event(), threading.Event()
@@ -153,46 +153,46 @@ class Stuck:
 
 def test_who_leaves_waits_for_a_look(scene):
     """It uses what will be freed."""
-    knocks = Stuck()
-    scene.attendant.attend(knocks)
-    assert knocks.looking.wait(LIMIT)
-    leaving = in_a_thread(scene.attendant.leave, knocks)
+    requests = Stuck()
+    scene.progress.serve(requests)
+    assert requests.looking.wait(LIMIT)
+    leaving = in_a_thread(scene.progress.leave, requests)
     assert not leaving.done()
-    knocks.over.set()
+    requests.over.set()
     leaving.result(LIMIT)
-    assert scene.attendant._hosted == []
+    assert scene.progress._hosted == []
 
 
 def test_who_leaves_does_not_wait_for_ever(scene, progress, monkeypatch):
     """A look may be stuck inside MPI, after a death."""
     monkeypatch.setattr(progress, "_PATIENCE", 0.01)
-    knocks = Stuck()
-    scene.attendant.attend(knocks)
-    assert knocks.looking.wait(LIMIT)
-    in_a_thread(scene.attendant.leave, knocks).result(LIMIT)
-    assert scene.attendant._hosted == []
-    knocks.over.set()
+    requests = Stuck()
+    scene.progress.serve(requests)
+    assert requests.looking.wait(LIMIT)
+    in_a_thread(scene.progress.leave, requests).result(LIMIT)
+    assert scene.progress._hosted == []
+    requests.over.set()
 
 
 @pytest.mark.parametrize("hot", [True, False])
 def test_it_stops_whatever_it_is(scene, hot):
     """Before MPI ends: nothing is inside it then."""
-    scene.attendant.attend(Knocks())
+    scene.progress.serve(Requests())
     until(lambda: scene.is_hot)
     if not hot:
         scene.pass_time()
-    in_a_thread(scene.attendant.stop).result(LIMIT)
-    assert not [thread for thread in scene.attendant._threads if thread.is_alive()]
+    in_a_thread(scene.progress.stop).result(LIMIT)
+    assert not [thread for thread in scene.progress._threads if thread.is_alive()]
     assert scene.entered == scene.left
 
 
 def test_in_a_forked_child_there_is_nothing_to_stop(scene):
     """The threads are the parent's, and perhaps have its lock."""
-    process, scene.attendant._process = scene.attendant._process, -1
-    knocks = Knocks()
-    scene.attendant.attend(knocks)
-    with scene.attendant._looking:
-        in_a_thread(scene.attendant.leave, knocks).result(LIMIT)
-        in_a_thread(scene.attendant.stop).result(LIMIT)
-    assert scene.attendant._hosted == [knocks]
-    scene.attendant._process = process
+    process, scene.progress._process = scene.progress._process, -1
+    requests = Requests()
+    scene.progress.serve(requests)
+    with scene.progress._looking:
+        in_a_thread(scene.progress.leave, requests).result(LIMIT)
+        in_a_thread(scene.progress.stop).result(LIMIT)
+    assert scene.progress._hosted == [requests]
+    scene.progress._process = process
