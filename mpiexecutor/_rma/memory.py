@@ -12,13 +12,13 @@ class Memory(Protocol):
     """A flat piece of memory that several parties share; one handle serves one thread at a time.
 
     Offsets are in bytes. A word is eight bytes, signed, aligned to eight. Between two calls of ``flush`` the effects of
-    ``read``, ``store``, ``write`` and ``hand_over`` come in any order; after it they are complete, and seen by every party.
+    ``read``, ``store``, ``write`` and ``store_once`` come in any order; after it they are complete, and seen by every party.
     ``load`` and ``fetch`` are complete when they return, and come in the order in which they are called; when ``fetch`` returns, so
     is all that was asked for before.
 
     Until that flush ``store`` and ``write`` may set a word more than once: copying does, the C library's for one, where pieces that
     it moves at a time overlap. Another party that sees the word, and sets it in turn, may find its own overwritten. So they are
-    for words that one party alone sets, and for bytes that no other looks at before that flush; ``hand_over`` is for the rest.
+    for words that one party alone sets, and for bytes that no other looks at before that flush; ``store_once`` is for the rest.
     (A sleeper's byte is set by itself and by its waker, which notifies it after the flush: to set it twice does no harm.)
     """
 
@@ -34,7 +34,7 @@ class Memory(Protocol):
     def store(self, at: int, word: int) -> None:
         """Set the word at `at`, by the next flush."""
 
-    def hand_over(self, at: int, olds: Sequence[int], words: Sequence[int]) -> None:
+    def store_once(self, at: int, olds: Sequence[int], words: Sequence[int]) -> None:
         """Set the words from `at` on, once each, by the next flush. They are `olds`: nobody else sets one before that is seen."""
 
     def write(self, at: int, data: memoryview) -> None:

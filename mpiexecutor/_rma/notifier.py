@@ -272,8 +272,8 @@ class _MemoryWithProgress:
     def store(self, at: int, word: int) -> None:
         self._memory.store(at, word)
 
-    def hand_over(self, at: int, olds: Sequence[int], words: Sequence[int]) -> None:
-        self._memory.hand_over(at, olds, words)
+    def store_once(self, at: int, olds: Sequence[int], words: Sequence[int]) -> None:
+        self._memory.store_once(at, olds, words)
 
     def write(self, at: int, data: memoryview) -> None:
         self._memory.write(at, data)

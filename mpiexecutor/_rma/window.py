@@ -129,7 +129,7 @@ class _RemoteMemory:
     def store(self, at: int, word: int) -> None:
         self.write(at, memoryview(word.to_bytes(WORD, sys.byteorder, signed=True)))
 
-    def hand_over(self, at: int, olds: Sequence[int], words: Sequence[int]) -> None:
+    def store_once(self, at: int, olds: Sequence[int], words: Sequence[int]) -> None:
         for index, numbers in enumerate(zip(words, olds, strict=True)):
             origin, compare, result = (memoryview(array("q", (number,))) for number in (*numbers, 0))
             self._kept += (origin, compare, result)
@@ -189,7 +189,7 @@ class _DirectMemory(_RemoteMemory):
     def store(self, at: int, word: int) -> None:
         self._words[at // WORD] = word
 
-    def hand_over(self, at: int, olds: Sequence[int], words: Sequence[int]) -> None:  # noqa: ARG002 - for who has to swap
+    def store_once(self, at: int, olds: Sequence[int], words: Sequence[int]) -> None:  # noqa: ARG002 - for who has to swap
         for index, word in enumerate(words, at // WORD):
             self._words[index] = word  # one instruction, unlike the copy of a slice
 

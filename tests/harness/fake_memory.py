@@ -202,7 +202,7 @@ class FakeMemory:
         assert at % WORD == 0
         self.write(at, memoryview(word.to_bytes(WORD, sys.byteorder, signed=True)))
 
-    def hand_over(self, at: int, olds: Sequence[int], words: Sequence[int]) -> None:
+    def store_once(self, at: int, olds: Sequence[int], words: Sequence[int]) -> None:
         """Once; it is an error if a word is not what it was said to be."""
         for place, old, word in zip(range(at, len(self._shared), WORD), olds, words, strict=False):
             assert self._word(place) == old, f"{place} holds {self._word(place)}, not {old}"

@@ -419,8 +419,8 @@ class Forgetful(FakeMemory):
         super().write(at, data)
         self._forgets = True
 
-    def hand_over(self, at: int, olds: Sequence[int], words: Sequence[int]) -> None:
-        super().hand_over(at, olds, words)
+    def store_once(self, at: int, olds: Sequence[int], words: Sequence[int]) -> None:
+        super().store_once(at, olds, words)
         self._forgets = True
 
     def read(self, at: int, into: memoryview) -> None:
@@ -449,27 +449,27 @@ class SwapsShortAfterAStore(Consumer):
 
     def take_short(self, *, alone: bool = False) -> memoryview | None:
         memory = self._memory
-        swap, hand_over = memory.compare_swap, memory.hand_over
+        swap, store_once = memory.compare_swap, memory.store_once
 
         def free_first(at: int, expected: int, word: int) -> int:
             ticket = expected & (CLOSED - 1)
             stamp_at = self._layout.stamp_at(ticket)
-            hand_over(stamp_at, [memory.load(stamp_at)], [(ticket + self._layout.slots) % self._layout.modulus * STAMP])
+            store_once(stamp_at, [memory.load(stamp_at)], [(ticket + self._layout.slots) % self._layout.modulus * STAMP])
             memory.flush()
             return swap(at, expected, word)
 
         memory.compare_swap = free_first  # type: ignore[method-assign]
-        memory.hand_over = lambda *_: None  # type: ignore[method-assign]
+        memory.store_once = lambda *_: None  # type: ignore[method-assign]
         try:
             return super().take_short(alone=alone)
         finally:
-            del memory.compare_swap, memory.hand_over
+            del memory.compare_swap, memory.store_once
 
 
 class PublishesByCopy(Producer):
     """Sets stamps by what may set them twice."""
 
-    def _hand_over(self, ticket: int, olds: Sequence[int], stamps: Sequence[int]) -> None:
+    def _store_stamps(self, ticket: int, olds: Sequence[int], stamps: Sequence[int]) -> None:
         for index, stamp in enumerate(stamps):
             self._memory.store(self._layout.stamp_at(ticket + index), stamp)
 
@@ -477,7 +477,7 @@ class PublishesByCopy(Producer):
 class FreesByCopy(Consumer):
     """The same."""
 
-    _hand_over = PublishesByCopy._hand_over
+    _store_stamps = PublishesByCopy._store_stamps
 
 
 @pytest.mark.parametrize(

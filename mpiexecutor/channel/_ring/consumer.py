@@ -62,7 +62,7 @@ class Consumer(Receiver):
             try:
                 self._head = new
                 published = ticket * STAMP + length + PUBLISHED
-                memory.hand_over(stamp_at, (published,), ((ticket + layout.slots) % layout.modulus * STAMP,))
+                memory.store_once(stamp_at, (published,), ((ticket + layout.slots) % layout.modulus * STAMP,))
                 memory.flush()
                 self._say(DONE_WITH)
             except BaseException:

@@ -30,12 +30,12 @@ Invariants, word by word
     HEAD      the same for consumers.
     CLAIMED   written by the host. 0: nobody has claimed yet; else one more than the messages that will come.
     aborted   one word a rank, written by that rank: messages that it claimed and found aborted.
-    stamps     handed over: by the one that reserved the ticket when it publishes, then by the one that claimed it when it frees
+    stamps     stored once: by the rank that reserved the ticket when it publishes, then by the rank that claimed it when it frees
               it. Nobody else writes it, because only one party can have swapped the position over it.
     records   three words a rank and end, written by that rank before it swaps: what it is about to reserve or claim. If it dies,
               its share is what the record says, provided that the position has moved past it, that the first slot's stamp is still
               free (or published), and that no other rank has the same record.
-    aborts    one word a rank: handed over by a rank that aborts a message, and back by the consumer that has passed it on; until
+    aborts    one word a rank: stored once by a rank that aborts a message, and cleared by the consumer that has passed it on; until
               then the rank reserves nothing, so that its record stays.
     peaks     one word a rank, written by that rank.
     sleepers  one byte a rank and end: set by the rank before it sleeps, cleared by it when it wakes or by whoever wakes it.

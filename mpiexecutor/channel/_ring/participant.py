@@ -193,12 +193,12 @@ class Participant:
             stamps.extend(stamps_of(first, here, published))
         return stamps
 
-    def _hand_over(self, ticket: int, olds: "array[int]", stamps: "array[int]") -> None:
-        """Hand the slots from a ticket's on over."""
+    def _store_stamps(self, ticket: int, olds: "array[int]", stamps: "array[int]") -> None:
+        """Store the stamps of slots from a ticket on, once each."""
         done = 0
         for first, count in self._layout.pieces(ticket, len(stamps)):
             here = slice(done, done + count)
-            self._memory.hand_over(self._layout.stamp_at(first), olds[here], stamps[here])
+            self._memory.store_once(self._layout.stamp_at(first), olds[here], stamps[here])
             done += count
 
     def _settled(self, ticket: int, limit: int, *, published: bool) -> int:

@@ -88,7 +88,7 @@ class Producer(Participant):
                     memory.write(at, part)
                     at += len(part)
                 memory.flush()
-                memory.hand_over(stamp_at, (ticket * STAMP,), (ticket * STAMP + 2 * length + PUBLISHED,))
+                memory.store_once(stamp_at, (ticket * STAMP,), (ticket * STAMP + 2 * length + PUBLISHED,))
                 memory.flush()
                 self._say(NOTHING)
             except BaseException:
@@ -176,7 +176,7 @@ class Producer(Participant):
         if self._single:  # the position of its record is stale: a single producer needs none to reserve
             self._memory.store(self._reserving_at, out.position)
             self._memory.flush()
-        self._memory.hand_over(self._record(ABORT), (0,), (1 + out.sent,))
+        self._memory.store_once(self._record(ABORT), (0,), (1 + out.sent,))
         self._memory.flush()
         self._say(NOTHING)
         self._memory.flush()
@@ -268,9 +268,9 @@ class Producer(Participant):
             done += size
 
     def _publish(self, out: Outgoing, room: int) -> None:
-        """Hand the next slots over to who will claim them."""
+        """Publish the next slots: their consumer may claim them."""
         stamps = self._published(out.ticket, out.lengths, out.sent, room)
-        self._hand_over(out.ticket + out.sent, self._stamps(out.ticket + out.sent, room), stamps)
+        self._store_stamps(out.ticket + out.sent, self._stamps(out.ticket + out.sent, room), stamps)
 
 
 def _fitting(spans: Iterable[int], room: int) -> tuple[int, int]:

@@ -93,15 +93,15 @@ class Receiver(Participant):
             self._memory.read(self._layout.bytes_at(first), incoming.data[done : done + count * size])
 
     def _release(self, incoming: Incoming, ready: int) -> None:
-        """Hand the next slots over to who will reserve them a round later."""
+        """Free the next slots, for the tickets a round later."""
         ticket = incoming.ticket + incoming.got
         if incoming.span == 1:  # by far the most messages: the same without what only several slots need
             published = ticket * STAMP + 2 * incoming.lengths[0] + PUBLISHED
             free = (ticket + self._layout.slots) % self._layout.modulus * STAMP
-            self._memory.hand_over(self._layout.stamp_at(ticket), (published,), (free,))
+            self._memory.store_once(self._layout.stamp_at(ticket), (published,), (free,))
             return
         stamps = self._published(incoming.ticket, incoming.lengths, incoming.got, ready)
-        self._hand_over(ticket, stamps, self._stamps(ticket + self._layout.slots, ready))
+        self._store_stamps(ticket, stamps, self._stamps(ticket + self._layout.slots, ready))
 
     def _stalled(self, incoming: Incoming) -> Progress:
         """Nothing further is published: the producer is slow, or has aborted the message."""
@@ -156,7 +156,7 @@ class Receiver(Participant):
                     return Progress.QUIESCENT
                 rounds = -(-(incoming.span - incoming.got) // slots)
                 free = (ticket + rounds * slots) % self._layout.modulus * STAMP
-                self._memory.hand_over(self._layout.stamp_at(ticket), (stamp,), (free,))
+                self._memory.store_once(self._layout.stamp_at(ticket), (stamp,), (free,))
                 self._memory.flush()
             incoming.got += 1
         self._passed_on = abort.passed_on
@@ -164,7 +164,7 @@ class Receiver(Participant):
         self._memory.flush()
         record = self._record(ABORT, abort.rank)
         if self._is_abort_of(abort.rank, incoming) and (sent := self._memory.load(record)):
-            self._memory.hand_over(record, (sent,), (0,))
+            self._memory.store_once(record, (sent,), (0,))
             self._memory.flush()
         self._say(NOTHING)
         return Progress.ABORTED

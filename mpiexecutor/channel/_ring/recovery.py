@@ -238,7 +238,7 @@ class Heir:
             stamps[used] += 2 * len(message)
             used += span
         self._memory.flush()
-        self._memory.hand_over(layout.stamps, olds, stamps)
+        self._memory.store_once(layout.stamps, olds, stamps)
         self._memory.flush()
         return used
 
@@ -247,7 +247,7 @@ class Heir:
         layout, memory = self._layout, self._memory
         for rank in self._aborters():
             at = layout.records + LINE * rank + WORD * ABORT
-            memory.hand_over(at, (memory.load(at),), (0,))
+            memory.store_once(at, (memory.load(at),), (0,))
         for what in (RESERVING, CLAIMING):
             for record in self._records(what):
                 if record.rank in dead or record.state == QUIESCENT:
