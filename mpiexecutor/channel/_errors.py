@@ -46,11 +46,19 @@ _HAD = {True: "received", False: "claimed, and not received,", None: "perhaps re
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What a dead rank claimed last: it was at work on that, or had received it, or thrown it away."""
+    """The last claim of a failed rank: messages that it was receiving, or had received, or had thrown away.
+
+    Attributes:
+        rank: The failed rank, in the channel's communicator.
+        messages: The numbers of the messages: how many came before each.
+        received: Whether the rank had received all of them. None if that is not known: perhaps it had, or perhaps another rank was
+            faster and had them.
+
+    """
 
     rank: int
-    messages: range  # by number: how many came before
-    received: bool | None  # all of it; None: perhaps it has, or perhaps another was faster, and has had it
+    messages: range
+    received: bool | None
 
     def __str__(self) -> str:
         first, last = self.messages[0], self.messages[-1]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from mpiexecutor._rma.failed_ranks import DEATHS, Dead
 from mpiexecutor._util.seconds import REST as _REST
 from mpiexecutor.channel._ring.consumer import Consumer
-from mpiexecutor.channel._ring.recovery import Heir, Position
+from mpiexecutor.channel._ring.recovery import Position, RingRecovery
 
 from ._base import ChannelBase
 from ._errors import ChannelBroken, ChannelClosed, Share
@@ -24,7 +24,7 @@ class Losses(ChannelBase):
     def _begin_losses(self, dead: Dead) -> None:
         """Begin with the ranks that have failed so far; they may become more."""
         self._dead = dead
-        self._settled: set[tuple[int, bool]] = set()  # of the dead, and whether that perhaps lives
+        self._taken_in: set[tuple[int, bool]] = set()  # of the dead, and whether that perhaps lives
 
     def settle(
         self,
@@ -58,10 +58,10 @@ class Losses(ChannelBase):
                 raise ChannelClosed("the channel was freed")
             tail: Position = self._puts if self._only_host["put"] else self._aside
             head: Position = self._takes if self._only_host["take"] else Consumer(self._memory(), self._layout, self._rank)
-            heir = Heir(self._memory(), self._layout, tail, head)
-            heir.quiesce()
+            recovery = RingRecovery(self._memory(), self._layout, tail, head)
+            recovery.quiesce()
             known: frozenset[int] = frozenset()
-            while (busy := heir.at_work((now := frozenset(dead)) - frozenset(silent))) or now != known:
+            while (busy := recovery.at_work((now := frozenset(dead)) - frozenset(silent))) or now != known:
                 self._place.dead = now - frozenset(silent)
                 if now != known:
                     self._wake_all()  # only now can they see who is dead
@@ -70,9 +70,9 @@ class Losses(ChannelBase):
                     raise ChannelBroken(f"ranks {busy} live, or may, and have not come to a rest within {timeout} s", busy)
                 else:
                     time.sleep(_BREATH)
-            shares = heir.settle(known, renumber)
+            last_claims = recovery.recover(known, renumber)
             self._wake_all()
-        return shares
+        return last_claims
 
     def lose(self) -> bool:
         """Take in which ranks have failed: as the host, settle what they have left and tell the next operation.
@@ -82,31 +82,31 @@ class Losses(ChannelBase):
 
         """
         dead, silent = frozenset(self._dead), frozenset(self._dead.silent)
-        new = {(rank, rank in silent) for rank in dead} - self._settled
+        new = {(rank, rank in silent) for rank in dead} - self._taken_in
         self._place.dead = dead - silent
         if self._gone or not new:
             return True
         if self._host in dead:
-            self._settled |= new
+            self._taken_in |= new
             self._place.host_lost = ChannelBroken(f"{self._dead.ends([self._host])}: it was the channel's host", [self._host])
             if self._place.remote is not None:
                 DEATHS.end_job(f"{self._place.host_lost}, and ranks on other nodes may wait for its memory for ever")
         elif self._rank == self._host:
             try:
-                shares = self.settle(self._dead, silent=self._dead.silent)  # more may die meanwhile
+                last_claims = self.settle(self._dead, silent=self._dead.silent)  # more may die meanwhile
             except ChannelClosed:  # freed meanwhile
                 return True
             except ChannelBroken as error:
                 if not self._place.losses:  # or it would be told as often as it is tried
                     self._tell(error)
                 return False
-            told = {rank for rank, _ in self._settled} - {rank for rank, _ in new}
-            shares = [share for share in shares if share.rank not in told]
-            new |= {(share.rank, False) for share in shares if share.rank not in dead}
-            self._settled |= new
+            told = {rank for rank, _ in self._taken_in} - {rank for rank, _ in new}
+            last_claims = [claim for claim in last_claims if claim.rank not in told]
+            new |= {(claim.rank, False) for claim in last_claims if claim.rank not in dead}
+            self._taken_in |= new
             ranks = sorted({rank for rank, _ in new})
-            text = "; ".join([self._dead.ends(ranks), *map(str, shares)])
-            self._tell(ChannelBroken(f"{text}. The channel goes on", ranks, shares))
+            text = "; ".join([self._dead.ends(ranks), *map(str, last_claims)])
+            self._tell(ChannelBroken(f"{text}. The channel goes on", ranks, last_claims))
         self._puts.interrupt()
         self._takes.interrupt()
         return True

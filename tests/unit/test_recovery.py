@@ -16,7 +16,7 @@ from mpiexecutor.channel._ring.layout import CLOSED, STAMP, TICKET, Layout
 from mpiexecutor.channel._ring.participant import Progress
 from mpiexecutor.channel._ring.producer import Gather, Producer
 from mpiexecutor.channel._ring.receiver import Incoming
-from mpiexecutor.channel._ring.recovery import Heir, Share
+from mpiexecutor.channel._ring.recovery import RingRecovery, Share
 
 SLOT = 2
 RANKS = 5
@@ -50,7 +50,7 @@ class Job:
         self.going = {0, 1, 2, 3}
         self.dead: set[int] = set()
         self.shares: list[Share] = []
-        self.settled: set[int] = set()
+        self.recovered: set[int] = set()
         self.closed = False
         self.producers = {rank: Producer(self.memory(rank), self.layout, rank, single=single[0]) for rank in (0, 1)}
         self.consumers = {rank: Consumer(self.memory(rank), self.layout, rank, single=single[1]) for rank in (2, 3)}
@@ -138,13 +138,13 @@ class Job:
             if progress is not Progress.MOVED:
                 return
 
-    def settle(self) -> None:
-        """Be the host: settle after each death, and close the ring when all who put are done."""
+    def recover(self) -> None:
+        """Be the host: recover the ring after each death, and close the ring when all who put are done."""
         memory = self.memory(HOST)
         tail, head = Producer(memory, self.layout, HOST), Consumer(memory, self.layout, HOST)
-        while self.turnstile.until(lambda: self.dead != self.settled or self.is_to_be_closed() or not self.going or None):
-            if self.dead != self.settled:
-                self.settle_once(Heir(memory, self.layout, tail, head))
+        while self.turnstile.until(lambda: self.dead != self.recovered or self.is_to_be_closed() or not self.going or None):
+            if self.dead != self.recovered:
+                self.recover_once(RingRecovery(memory, self.layout, tail, head))
             elif self.is_to_be_closed():
                 tail.close()
                 self.closed = True
@@ -154,12 +154,12 @@ class Job:
     def is_to_be_closed(self) -> bool:
         return self.nobody({0, 1}) and not self.closed
 
-    def settle_once(self, heir: Heir) -> None:
-        heir.quiesce()
-        self.turnstile.until(lambda: not heir.at_work(self.dead) or None)
+    def recover_once(self, recovery: RingRecovery) -> None:
+        recovery.quiesce()
+        self.turnstile.until(lambda: not recovery.at_work(self.dead) or None)
         dead = set(self.dead)
-        self.shares += [share for share in heir.settle(dead, ignore) if share.rank not in self.settled]
-        self.settled = dead
+        self.shares += [share for share in recovery.recover(dead, ignore) if share.rank not in self.recovered]
+        self.recovered = dead
 
     @staticmethod
     def moved(progress: Progress) -> Progress | None:
@@ -240,7 +240,7 @@ def test_the_living_lose_nothing(slots, first, second, most, poor, deaths, sched
         "producer 1": job.mortal(1, job.produce(messages_of(1, second))),
         "consumer 2": job.mortal(2, job.consume(most)),
         "consumer 3": job.mortal(3, job.consume(most)),
-        "host": job.settle,
+        "host": job.recover,
     }
     job.turnstile.run(parties)
     job.check()
@@ -263,7 +263,7 @@ def test_a_share_says_what_the_dead_rank_had(state):
     producer.state()
     consumer.state()
     memory = job.memory(HOST)
-    heir = Heir(memory, job.layout, Producer(memory, job.layout, HOST), Consumer(memory, job.layout, HOST))
-    heir.quiesce()
-    assert heir.at_work({2}) == []
-    assert heir.settle({2}, ignore) == [Share(2, range(2, 3), received=state == "received")]
+    recovery = RingRecovery(memory, job.layout, Producer(memory, job.layout, HOST), Consumer(memory, job.layout, HOST))
+    recovery.quiesce()
+    assert recovery.at_work({2}) == []
+    assert recovery.recover({2}, ignore) == [Share(2, range(2, 3), received=state == "received")]

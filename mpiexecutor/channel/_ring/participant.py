@@ -201,7 +201,7 @@ class Participant:
             self._memory.store_once(self._layout.stamp_at(first), olds[here], stamps[here])
             done += count
 
-    def _settled(self, ticket: int, limit: int, *, published: bool) -> int:
+    def _count_past(self, ticket: int, limit: int, *, published: bool) -> int:
         """Count the slots from a ticket on that are past being free (or past being published) already.
 
         Whoever was interrupted between a store and the note of it finds out here how far it came.

@@ -166,7 +166,7 @@ class Producer(Participant):
         """
         # The interrupt may have come between a publication and the note of it, or before the first.
         out.room = 0
-        out.sent += self._settled(out.ticket + out.sent, min(out.span - out.sent, self._layout.slots), published=False)
+        out.sent += self._count_past(out.ticket + out.sent, min(out.span - out.sent, self._layout.slots), published=False)
         while out.sent < out.span and (out.sent == 0 or len(out.lengths) > 1):
             self.send(out)
         if out.sent == out.span:

@@ -83,7 +83,7 @@ class Receiver(Participant):
         """Find out how far an interrupted receive came."""
         if incoming.abort is None:
             left = min(incoming.span - incoming.got, self._layout.slots)
-            incoming.got += self._settled(incoming.ticket + incoming.got, left, published=True)
+            incoming.got += self._count_past(incoming.ticket + incoming.got, left, published=True)
             incoming.ready = incoming.read = 0
 
     def _read(self, incoming: Incoming, ready: int) -> None:

@@ -62,7 +62,7 @@ class Position(Protocol):
     def resume(self, position: int) -> None: ...
 
 
-class Heir:
+class RingRecovery:
     """Settles what dead ranks have left behind in a ring; for the host. One at a time."""
 
     def __init__(self, memory: Memory, layout: Layout, tail: Position, head: Position) -> None:
@@ -85,7 +85,7 @@ class Heir:
         self._memory.flush()
         return [record.rank for what in (RESERVING, CLAIMING) for record in self._records(what, dead) if record.state == AT_WORK]
 
-    def settle(self, dead: Collection[int], renumber: Callable[[list[int], int], None]) -> list[Share]:
+    def recover(self, dead: Collection[int], renumber: Callable[[list[int], int], None]) -> list[Share]:
         """Drop what the dead were at work on, and resume; give what each of them claimed last. Everybody has to be woken then.
 
         Before it resumes `renumber` is told the numbers of the messages that are kept, and the new number of the first of them.
@@ -94,7 +94,7 @@ class Heir:
         head, tail = memory.load(layout.head), memory.load(layout.tail)
         stamps = array("q", bytes(WORD * layout.slots))
         memory.fetch(layout.stamps, memoryview(stamps).cast("B"))
-        shares = list(self._shares(dead, stamps))
+        last_claims = list(self._last_claims(dead, stamps))
         kept = list(self._survivors(head, tail, stamps))
         survivors = [self._read(ticket, length) for _, ticket, length in kept]
         aborted = self._unfinished(dead, stamps)
@@ -108,7 +108,7 @@ class Heir:
         renumber([old for old, _, _ in kept], number)
         self._tail.resume((number + len(survivors)) * MESSAGE + (start + used) % layout.modulus)
         self._head.resume(number * MESSAGE + start)
-        return shares
+        return last_claims
 
     # -- what there is -----------------------------------------------------------------------------------------------------------
 
@@ -169,7 +169,7 @@ class Heir:
         length = stamps[ticket % self._layout.slots] - ticket * STAMP - PUBLISHED
         return ticket in ends or (0 <= length < STAMP and not length & 1)
 
-    def _shares(self, dead: Collection[int], stamps: "array[int]") -> Iterator[Share]:
+    def _last_claims(self, dead: Collection[int], stamps: "array[int]") -> Iterator[Share]:
         claims = self._records(CLAIMING)
         for record in claims:
             if record.rank not in dead:
