@@ -1,46 +1,41 @@
-"""python -m mpiexecutor: rank 0 runs a script, a module or a string of code; the other ranks serve it, or run it, too.
+"""python -m mpiexecutor: the arguments of the command line.
 
-The script needs no guard, is run once, and makes executors wherever it likes. Started by mpiexec, this is each rank; started by
-hand, it becomes the mpiexec that belongs to this Python's MPI, which starts it again as each rank.
+Started by hand, this process replaces itself by the mpiexec that belongs to this Python's MPI, which starts the same command again
+as each rank. Started by an mpiexec, it is such a rank: see _cli/script.py.
 """
 
 import argparse
-import atexit
-import builtins
 import contextlib
 import io
 import os
-import runpy
 import shlex
 import sys
-import zipfile
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
-from types import ModuleType, TracebackType
 
 from mpiexecutor._cli import info
-from mpiexecutor._cli.spmd import run_everywhere
-from mpiexecutor._liveness.supervisor import keep
-from mpiexecutor._pool.crew import dismiss, serve
-from mpiexecutor._start.job import StartError, interpreter_flags
-from mpiexecutor._start.mpiexec import (
-    Mpiexec,
-    NoMpiexecError,
-    have_waiting_give_way,
-    in_srun,
-    launched,
-    rank_in_environment,
-    usable_cores,
-)
-from mpiexecutor._start.process import STANDING, check_company, initialise
+from mpiexecutor._cli.script import run_as_rank
+from mpiexecutor._start.job import interpreter_flags
+from mpiexecutor._start.mpiexec import Mpiexec, NoMpiexecError, in_srun, launched, rank_in_environment, usable_cores
 
-_ROOT = 0
-_WHAT = "script.py | -m module | -c code"
+_PROGRAM = "script.py | -m module | -c code"
 _DESCRIPTION = """\
-Rank 0 runs the script as Python would; the other ranks run what it submits to a mpiexecutor.RMAChannelExecutor. With --spmd every
-rank runs the script, for the raw channel, mpiexecutor.channel.
-Either by hand, with the options below, or by an mpiexec:  mpiexec -n N python -m mpiexecutor script.py"""
+Rank 0 runs the script as Python does. The other ranks run the calls that the
+script submits to a mpiexecutor.RMAChannelExecutor. With --spmd every rank runs
+the script, for the raw channel, mpiexecutor.channel.
+
+This command starts an mpiexec, or is started by one of your own:
+  mpiexec -n N python -m mpiexecutor script.py"""
+_VARIABLES = """\
+environment variables:
+  MPIEXECUTOR_MAX_WORKERS    workers that a plain 'python script.py' starts; by
+                             default max_workers of its first executor, or one
+                             a core
+  MPIEXECUTOR_START_TIMEOUT  seconds that these workers have to start (60)
+  MPIEXECUTOR_LOST_AFTER     seconds after which the workers on another node
+                             count as lost if none of them is heard of (30);
+                             more than the longest call that holds the GIL
+  MPIEXECUTOR_KEEPER         0: start no supervisors (keepers): the death of a
+                             worker ends the job"""
 
 
 def main() -> None:
@@ -52,13 +47,18 @@ def main() -> None:
     if options.info:
         info.show(options.mpiexec)
     elif launched():
-        _be_a_rank(program, spmd=options.spmd)
+        run_as_rank(program, spmd=options.spmd)
     else:
         _become_mpiexec(options, program)
 
 
 def _parse_quietly(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Do so where another rank explains what is wrong, and ends with the status for it: its words could be lost if this one did."""
+    """Parse the arguments on a rank other than 0: rank 0 alone prints what is wrong, and ends with the status for it.
+
+    Raises:
+        SystemExit: With status 0. If this rank ended with another one, mpiexec could end the job before rank 0 has printed.
+
+    """
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
             return _parse(arguments)
@@ -67,31 +67,40 @@ def _parse_quietly(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]
 
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Split the arguments into our options and the program with its own; only those before the program are ours."""
+    """Split the arguments into the options of this command and the program with its own arguments.
+
+    Returns:
+        The options, which precede the program, and the program: a script, or -m and a module, or -c and code; empty with --info.
+
+    Raises:
+        SystemExit: The help was printed, or an error of the arguments.
+
+    """
     own, program = _split(arguments)
     parser = argparse.ArgumentParser(
         prog="python -m mpiexecutor",
-        usage=f"%(prog)s [-n N] [--hostfile FILE] [--mpiexec PATH] [--spmd] [-v] ({_WHAT}) [argument ...]",
+        usage=f"%(prog)s [-n N] [--hostfile FILE] [--mpiexec PATH] [--spmd] [-v] ({_PROGRAM}) [argument ...]",
         description=_DESCRIPTION,
+        epilog=_VARIABLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("-n", type=_ranks, metavar="N", help="ranks to start, one of them the root; by default one more than cores")
-    parser.add_argument("--hostfile", metavar="FILE", help="the hosts to start them on, as this mpiexec wants them listed")
-    parser.add_argument("--mpiexec", metavar="PATH", help="instead of the one beside this Python, or on the PATH")
-    parser.add_argument("--spmd", action="store_true", help="every rank runs the script, for raw channels; they outlive each other")
+    parser.add_argument("-n", type=_ranks, metavar="N", help="ranks to start, the root included; by default one more than cores")
+    parser.add_argument("--hostfile", metavar="FILE", help="the hosts to start them on, in the format of this mpiexec")
+    parser.add_argument("--mpiexec", metavar="PATH", help="instead of the mpiexec beside this Python, or on the PATH")
+    parser.add_argument("--spmd", action="store_true", help="every rank runs the script, for raw channels, and outlives the others")
     parser.add_argument("-v", "--verbose", action="store_true", help="show the command that is run")
     parser.add_argument("--info", action="store_true", help="describe this MPI and its speed, for a report; run no script")
     options = parser.parse_args(own)
     if not program and not options.info:
-        parser.error(f"what is to be run is missing: {_WHAT}")
+        parser.error(f"what is to be run is missing: {_PROGRAM}")
     if launched() and (options.n or options.hostfile or options.mpiexec):
         parser.error("-n, --hostfile and --mpiexec start ranks, but an mpiexec has started this one already")
     return options, program
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Find where the program begins: at -m, at -c, or at the first that is neither an option nor an option's value."""
+    """Split the arguments where the program begins: at -m, at -c, or at the first that is no option and no option's value."""
     index = 0
     while index < len(arguments):
         argument = arguments[index]
@@ -110,6 +119,12 @@ def _ranks(text: str) -> int:
 
 
 def _become_mpiexec(options: argparse.Namespace, program: Sequence[str]) -> None:
+    """Replace this process by the mpiexec, so that signals reach it and its status is the status of this command.
+
+    Raises:
+        SystemExit: There is no mpiexec; the text says so.
+
+    """
     try:
         mpiexec = Mpiexec.find(options.mpiexec)
     except NoMpiexecError as error:
@@ -120,77 +135,7 @@ def _become_mpiexec(options: argparse.Namespace, program: Sequence[str]) -> None
     if options.verbose:
         sys.stderr.write(shlex.join(command) + "\n")
     sys.stderr.flush()
-    os.execv(command[0], command)  # noqa: S606 - its signals and its status are this command's
-
-
-def _be_a_rank(program: list[str], *, spmd: bool) -> None:
-    have_waiting_give_way()
-    comm = initialise(keep() if rank_in_environment() else None)
-    try:
-        check_company(comm)
-    except StartError as error:
-        sys.exit(0 if rank_in_environment() else f"python -m mpiexecutor: {error}")  # one of them says it
-    if spmd:
-        run_everywhere(comm, partial(_run, program))
-    elif comm.rank == _ROOT:
-        STANDING.runs_alone = True
-        atexit.register(dismiss, comm, _ROOT)  # if the script never makes an executor
-        _run(program)
-    else:
-        while serve(comm, _ROOT):
-            pass  # the root may make one crew after another
-
-
-def _run(arguments: list[str]) -> None:
-    """Run what the arguments name, with sys.argv, sys.path and ``__main__`` as Python sets them."""
-    try:
-        if arguments[0] == "-m":
-            sys.argv = ["-m", *arguments[2:]]
-            runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
-        elif arguments[0] == "-c":
-            sys.argv = ["-c", *arguments[2:]]
-            _set_path("")
-            _run_code(arguments[1], "<string>")
-        else:
-            sys.argv = arguments
-            _run_script(arguments[0])
-    except SystemExit:
-        raise
-    except BaseException as error:  # noqa: BLE001 - what Python itself does with whatever a script lets escape
-        error.__traceback__ = _own_part(error.__traceback__)
-        sys.last_value = error  # also tells the crew that nobody waits for its results
-        sys.excepthook(type(error), error, error.__traceback__)
-        sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
-
-
-def _run_script(path: str) -> None:
-    if Path(path).is_dir() or zipfile.is_zipfile(path):
-        runpy.run_path(path, run_name="__main__")
-        return
-    _set_path(str(Path(path).resolve().parent))
-    absolute = str(Path(path).absolute())
-    with io.open_code(absolute) as file:
-        _run_code(file.read(), absolute, __file__=absolute)
-
-
-def _run_code(code: str | bytes, name: str, **variables: str) -> None:
-    """Run code as ``__main__``, which stays there for exit handlers."""
-    module = ModuleType("__main__")
-    sys.modules["__main__"] = module
-    vars(module).update(variables, __builtins__=builtins)
-    exec(compile(code, name, "exec", dont_inherit=True), vars(module))  # noqa: S102 - what this command is for
-
-
-def _set_path(first: str) -> None:
-    if not sys.flags.safe_path:  # else Python has not put the current directory there
-        sys.path[0] = first
-
-
-def _own_part(trace: TracebackType | None) -> TracebackType | None:
-    """Leave out the frames that brought the script to run."""
-    while trace is not None and trace.tb_frame.f_code.co_filename in {__file__, runpy.__file__, "<frozen runpy>"}:
-        trace = trace.tb_next
-    return trace
+    os.execv(command[0], command)  # noqa: S606 - no shell is wanted
 
 
 if __name__ == "__main__":

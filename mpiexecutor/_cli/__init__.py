@@ -1,6 +1,7 @@
-"""What ``python -m mpiexecutor`` does, and what the processes do that it, or a script, starts.
+"""What ``python -m mpiexecutor`` does, and the processes that it, or a script, starts.
 
-child   a process of a job that a script has started itself
+script  a rank of this command: rank 0 runs the script, the others run its calls
 spmd    --spmd: every rank runs the script
 info    --info: a description of this MPI, for a report
+child   a process of a job that a script has started itself: a worker, or the placeholder of rank 0
 """

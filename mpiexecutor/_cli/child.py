@@ -1,16 +1,22 @@
-"""What the processes of a job run that a script has started itself: see _start/job.py."""
+"""A process of a job that a script has started itself: a worker, or the placeholder of rank 0 (see _start/job.py)."""
 
 import os
 import signal
 import sys
 
 from mpiexecutor._liveness.supervisor import keep
-from mpiexecutor._start.job import JOB_VARIABLE, end_of_output, greet
+from mpiexecutor._start.job import JOB_VARIABLE, greet
 from mpiexecutor._start.mpiexec import rank_in_environment
+from mpiexecutor._start.output import end_of_output
 
 
 def main() -> None:
-    """Be the placeholder for the script as rank 0, or a worker."""
+    """Be the placeholder of rank 0, or a worker, until the job ends.
+
+    Raises:
+        SystemExit: mpiexec has not set this process's rank.
+
+    """
     where, token = os.environ.pop(JOB_VARIABLE).split(":")
     sys.argv = [""]
     rank = rank_in_environment()
@@ -18,18 +24,19 @@ def main() -> None:
     if rank is None:
         sys.exit("this mpiexec does not say which rank a process is: start the script with 'python -m mpiexecutor' instead")
     if rank == 0:
-        _stand_in(address, token)
+        _be_placeholder(address, token)
     else:
-        _work(address, rank, token)
+        _be_worker(address, rank, token)
 
 
-def _stand_in(address: str, token: str) -> None:
+def _be_placeholder(address: str, token: str) -> None:
+    """Send the script the environment and the descriptor of rank 0; end when the script has ended, with its success."""
     import mpi4py  # noqa: PLC0415
 
     mpi4py.rc.initialize = False
     from mpi4py import MPI  # noqa: PLC0415
 
-    for number in (signal.SIGUSR1, signal.SIGINT):  # SIGUSR1: how MPICH tells of another rank's end
+    for number in (signal.SIGUSR1, signal.SIGINT):  # MPICH sends SIGUSR1 when another rank has ended
         signal.signal(number, signal.SIG_IGN)
     descriptors = [int(os.environ["PMI_FD"])] if "PMI_FD" in os.environ else []
     hello = {"rank": 0, "token": token, "environment": dict(os.environ), "library": MPI.Get_library_version()}
@@ -40,7 +47,8 @@ def _stand_in(address: str, token: str) -> None:
     os._exit(0 if done else 1)
 
 
-def _work(address: str, rank: int, token: str) -> None:
+def _be_worker(address: str, rank: int, token: str) -> None:
+    """Serve the script, once all processes of the job have connected to it."""
     keeper = keep(end_of_output(token))
     connection = greet(address, {"rank": rank, "token": token}, [])
     if not connection.recv(1):

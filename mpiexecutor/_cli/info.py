@@ -1,4 +1,4 @@
-"""What a report of a problem should say: which MPI this is, how it would be started, and how fast it is here."""
+"""A description of the installation for a report of a problem: which MPI this is, how it is started, and how fast it is here."""
 
 import platform
 import statistics
@@ -10,11 +10,16 @@ from importlib.metadata import version
 from mpiexecutor._start.job import StartError
 from mpiexecutor._start.mpiexec import Mpiexec, NoMpiexecError, launched, usable_cores
 
-_TIMES = 200
+_TIMES = 200  # that a duration is measured, for the median
 
 
 def show(mpiexec: str | None) -> None:
-    """Print it; under mpiexec, the root does."""
+    """Print the description; under mpiexec, the root prints it.
+
+    Raises:
+        SystemExit: There is no mpiexec, or the workers cannot be started; the text says so.
+
+    """
     try:
         lines = list(_describe(mpiexec))
     except (NoMpiexecError, StartError) as error:
@@ -24,6 +29,7 @@ def show(mpiexec: str | None) -> None:
 
 
 def _describe(path: str | None) -> Iterator[tuple[str, str]]:
+    """Yield a name and a value for each line."""
     from mpiexecutor.executor import RMAChannelExecutor  # noqa: PLC0415 - above this module: the command line is on top
 
     yield "mpiexecutor", version("mpiexecutor")
@@ -56,7 +62,7 @@ def _nothing() -> None:
 
 
 def _rma_call() -> float:
-    """Time a Get and a Flush, on a window of this rank's own."""
+    """Return the median seconds of a Get and a Flush, on a window of this rank alone."""
     from mpi4py import MPI  # noqa: PLC0415
 
     win = MPI.Win.Allocate(64, 1, comm=MPI.COMM_SELF)

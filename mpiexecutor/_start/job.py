@@ -1,19 +1,18 @@
-"""A process that no mpiexec has started becomes rank 0 of a job that it starts itself.
+"""A script that no mpiexec has started becomes rank 0 of a job that it starts itself.
 
     script ── starts ──> mpiexec ── starts ──> rank 0: a placeholder       ranks 1..n: workers
        ^                                          |                          |
        └──────── its environment, its descriptor ─┘ <──── "ready" ───────────┘
 
-The placeholder never initialises MPI. It hands over what the process manager gave it, and stays until the script's process is
-gone, so that the process manager goes on believing in its rank 0. The script takes these things on and initialises MPI: it *is*
-rank 0.
+The placeholder never initialises MPI. It sends the script its environment and its descriptor of the process manager, and stays
+until the process of the script ends, so that the process manager sees a living rank 0. The script takes both over and
+initialises MPI: it is rank 0 then.
 
-Life and death. The connection to the placeholder stays open as long as the script's process lives. When the kernel closes it, the
-placeholder ends: with success if the script said that all is done, else with an error, upon which mpiexec ends the workers. The
+The end. The connection to the placeholder stays open while the process of the script lives. When the kernel closes it, the
+placeholder ends: with success if the script has sent a byte before, else with an error, upon which mpiexec ends the workers. The
 job has a session of its own, so that Ctrl-C at the terminal reaches the script alone.
 
-Nobody else gets in: the address is hard to guess and gone as soon as all are there, peers must know the token, and be of the same
-user.
+Security. The address is random, and closed once all processes have connected. They must send the token, and be of the same user.
 """
 
 import contextlib
@@ -29,7 +28,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,88 +37,40 @@ from mpiexecutor._script.surroundings import import_path
 from mpiexecutor._util.seconds import GRACE as _GRACE
 
 from .mpiexec import Flavour, Mpiexec, flavour_of
+from .output import Output, end_of_output
 
 JOB_VARIABLE: Final = "MPIEXECUTOR_JOB"  # address and token, for the processes of the job only
 TIMEOUT_VARIABLE: Final = "MPIEXECUTOR_START_TIMEOUT"
-_TIMEOUT = 60.0  # seconds until all ranks have to be there
-_LOOK = 0.1  # seconds between two looks at whether mpiexec still lives
-_TAIL = 4000  # bytes of what the job has printed that an error message shows
-_LOCAL = {"PWD", "OLDPWD", "SHLVL", "_", JOB_VARIABLE}  # variables that say nothing of the rank
+_TIMEOUT = 60.0  # seconds until all processes must have connected
+_LOOK = 0.1  # seconds between two looks whether mpiexec still lives
+_LOCAL = {"PWD", "OLDPWD", "SHLVL", "_", JOB_VARIABLE}  # variables that do not depend on the rank
 
-# What the child processes run: they import what the script can import.
+# What the processes of the job run, with the import path of the script.
 _PROGRAM = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from mpiexecutor._cli.child import main; main()"
 
 
 class StartError(RuntimeError):
-    """The workers could not be started; the text says why, with what they printed."""
-
-
-class Output:
-    """Shows what the job prints as if this process had printed it, and remembers the end of it.
-
-    At its end each worker prints a mark, which is not shown: when all have come, so has everything else.
-    """
-
-    def __init__(self, source: int, target: int, mark: bytes) -> None:
-        self._source = source
-        self._target = target
-        self._mark = mark
-        self._seen = 0
-        self._said = bytearray()
-        self._muted = False
-        self._changed = threading.Condition()
-        threading.Thread(target=self._forward, name="mpiexecutor output", daemon=True).start()
-
-    def tail(self) -> str:
-        """Give the end of what was said."""
-        return bytes(self._said).decode(errors="replace")
-
-    def mute(self) -> None:
-        """Show nothing more."""
-        self._muted = True
-
-    def wait(self, marks: int, seconds: float) -> None:
-        """Wait until everybody has said everything."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._seen >= marks, seconds)
-
-    def _forward(self) -> None:
-        rest = b""
-        while data := os.read(self._source, 1 << 16):
-            *parts, rest = (rest + data).split(self._mark)
-            begun = rest.rfind(self._mark[:1])
-            # A mark that has come in part is looked at again with what follows.
-            held = rest[begun:] if begun >= 0 and self._mark.startswith(rest[begun:]) else b""
-            self._show(b"".join((*parts, rest[: len(rest) - len(held)])))
-            rest = held
-            with self._changed:
-                self._seen += len(parts)
-                self._changed.notify_all()
-
-    def _show(self, data: bytes) -> None:
-        self._said = (self._said + data)[-_TAIL:]
-        while data and not self._muted:
-            try:
-                data = data[os.write(self._target, data) :]
-            except OSError:
-                return
-
-
-def end_of_output(token: str) -> bytes:
-    """Give what a worker prints as its last."""
-    return f"\0mpiexecutor-{token}\n".encode()
+    """The workers could not be started. The text says why, and has what they printed."""
 
 
 class Job:
-    """The job that this process has started, and is rank 0 of. StartError if that fails, and then nothing is left running."""
+    """The job that this process has started, and is rank 0 of."""
 
     def __init__(self, workers: int) -> None:
+        """Start mpiexec with so many workers, wait for them, and initialise MPI in this process.
+
+        Raises:
+            StartError: A process fails, or comes too late, or mpiexec and mpi4py belong to different MPIs. No process is left.
+            NoMpiexecError: There is no mpiexec.
+            ValueError: The environment has no valid time to start.
+
+        """
         self._workers = workers
         self._mpiexec = Mpiexec.find()
         self._descriptors: list[int] = []
         self._token = secrets.token_hex(16)
         self._placeholder: socket.socket | None = None
-        self._lost = False  # the job has ended, and is not to be waited for
+        self._lost = False  # the job has ended before this process: there is no output to wait for
         self._deadline = time.monotonic() + _timeout()
         with contextlib.ExitStack() as stack:
             server = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -133,15 +83,22 @@ class Job:
 
     @property
     def aborted(self) -> bool:
+        """Whether the workers were ended by `abort`, so that MPI cannot be finalised."""
         return self._placeholder is None
 
     @property
     def connection(self) -> int | None:
-        """The descriptor by which the process manager is talked to, if there is one."""
+        """The descriptor of the process manager, if the MPI uses one."""
         return self._descriptors[0] if self._descriptors else None
 
     def tell_of_end(self, attend: Callable[[int, Callable[[], None]], None], happened: Callable[[], None]) -> None:
-        """Have something called if the job ends before this process: mpiexec ends the placeholder then, as all ranks."""
+        """Have `happened` called if the job ends before this process: mpiexec ends the placeholder then, like all ranks.
+
+        Args:
+            attend: Has a function called when a descriptor becomes readable.
+            happened: What is called.
+
+        """
 
         def note() -> None:
             self._lost = True
@@ -151,22 +108,22 @@ class Job:
             attend(self._placeholder.fileno(), note)
 
     def end(self) -> None:
-        """Say that all is done, and MPI is done with: the job may end with success now. Nothing if it was aborted."""
+        """Let the job end with success, after MPI was finalised, once all output has come. Do nothing if it was aborted."""
         if self._placeholder is not None:
             for output in self._outputs:
                 output.wait(self._workers, 0 if self._lost else _GRACE)
             with contextlib.suppress(OSError):
                 self._placeholder.send(b".")
-            # MPICH's library is done with its process manager only when this process ends: the kernel closes it then.
+            # Left open, for the kernel to close: MPICH's library uses the process manager until this process ends.
             self._placeholder.detach()
             self._placeholder = None
 
     def abort(self) -> None:
-        """End the workers at once. This process goes on, and ends as it would have, but without finalising MPI."""
+        """End the workers at once. This process goes on; at its end it must not finalise MPI."""
         if self._placeholder is not None:
             for output in self._outputs:
-                output.mute()  # what mpiexec has to say about that
-            # To the job that is as if this process had died.
+                output.mute()  # mpiexec reports the death of rank 0
+            # The job sees this as the death of this process.
             self._placeholder.close()
             self._placeholder = None
             for descriptor in self._descriptors:
@@ -179,7 +136,7 @@ class Job:
         program = [sys.executable, *interpreter_flags(), "-c", _PROGRAM, json.dumps(import_path())]
         process = subprocess.Popen(  # noqa: S603 - our own program
             self._mpiexec.command(self._workers + 1, program, here=True),
-            stdin=subprocess.DEVNULL,  # mpiexec would read what the script is meant to read
+            stdin=subprocess.DEVNULL,  # else mpiexec would read the script's
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, JOB_VARIABLE: f"{address.encode().hex()}:{self._token}"},
@@ -192,12 +149,17 @@ class Job:
         return process
 
     def _undo(self, kind: object, *_: object) -> None:
-        """Leave nothing running if the start failed."""
+        """End all processes of the job if the start failed."""
         if kind is not None:
             _kill(self._process)
 
     def _gather(self, server: socket.socket, stack: contextlib.ExitStack) -> None:
-        """Have everybody come, then let everybody begin."""
+        """Wait until all processes have connected; have the workers begin, and become rank 0.
+
+        Raises:
+            StartError: See above.
+
+        """
         connections: dict[int, socket.socket] = {}
         rank_zero: dict[str, Any] = {}
         descriptors: list[int] = []
@@ -214,31 +176,44 @@ class Job:
         placeholder = connections.pop(0)
         self._descriptors = descriptors
         self._placeholder = socket.socket(fileno=os.dup(placeholder.fileno()))
-        os.register_at_fork(after_in_child=self._let_go)
+        os.register_at_fork(after_in_child=self._close_in_child)
         for connection in connections.values():
             connection.send(b"!")
         _become_rank_zero(rank_zero["environment"], descriptors)
 
     def _accept(self, server: socket.socket) -> socket.socket:
+        """Return the next connection.
+
+        Raises:
+            StartError: mpiexec ends, or the time to start is over.
+
+        """
         with selectors.DefaultSelector() as selector:
             selector.register(server, selectors.EVENT_READ)
             while not selector.select(_LOOK):
                 status = self._process.poll()
                 if status is not None:
-                    time.sleep(_LOOK)  # for the last of its words
-                    raise StartError(f"the workers ended while they were being started (mpiexec's status: {status}){self._words()}")
+                    time.sleep(_LOOK)  # until its last output has come
+                    raise StartError(
+                        f"the workers ended while they were being started (mpiexec's status: {status}){self._printed()}"
+                    )
                 if time.monotonic() > self._deadline:
                     raise StartError(
-                        f"the workers have not come in time: {TIMEOUT_VARIABLE} says how many seconds they have{self._words()}"
+                        f"the workers have not come in time: {TIMEOUT_VARIABLE} says how many seconds they have{self._printed()}"
                     )
         return server.accept()[0]
 
-    def _words(self) -> str:
-        said = "".join(output.tail() for output in self._outputs).strip()
-        return f"; they said:\n{said}" if said else ""
+    def _printed(self) -> str:
+        text = "".join(output.tail() for output in self._outputs).strip()
+        return f"; they said:\n{text}" if text else ""
 
     def _check_match(self, library: str) -> None:
-        """Raise StartError if mpi4py loads another MPI than mpiexec's: each rank would be alone in a world of its own."""
+        """Check that mpi4py loads the MPI of mpiexec: with another one each rank would be alone in its MPI.COMM_WORLD.
+
+        Raises:
+            StartError: It does not.
+
+        """
         family = flavour_of(library)
         if Flavour.UNKNOWN not in {family, self._mpiexec.flavour} and family is not self._mpiexec.flavour:
             raise StartError(
@@ -246,8 +221,8 @@ class Job:
                 "put the mpiexec of that MPI first on the PATH, or install one MPI only"
             )
 
-    def _let_go(self) -> None:
-        """In a forked child: the connections are this process's alone, or the job would outlive it."""
+    def _close_in_child(self) -> None:
+        """Close the connections in a forked child: the job ends when the last process that has them ends."""
         if self._placeholder is not None:
             self._placeholder.close()
             self._placeholder = None
@@ -256,7 +231,17 @@ class Job:
 
 
 def greet(address: str, hello: dict[str, Any], descriptors: list[int]) -> socket.socket:
-    """Report to the script's process, from a process of its job."""
+    """Connect a process of the job to the script.
+
+    Args:
+        address: That of the script.
+        hello: This process's rank and token, and what rank 0 has for the script.
+        descriptors: To be passed to the script.
+
+    Returns:
+        The connection. A byte that comes over it has the process begin; the end of it means that the start failed.
+
+    """
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(address)
     data = json.dumps(hello).encode()
@@ -266,7 +251,7 @@ def greet(address: str, hello: dict[str, Any], descriptors: list[int]) -> socket
 
 
 def _receive(connection: socket.socket, token: str) -> tuple[dict[str, Any] | None, list[int]]:
-    """Give who has connected; None if it is a stranger."""
+    """Return what a process of the job sends first, and its descriptors; None if the process is not of this job."""
     connection.settimeout(10)
     if hasattr(socket, "SO_PEERCRED"):
         _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
@@ -287,6 +272,12 @@ def _receive(connection: socket.socket, token: str) -> tuple[dict[str, Any] | No
 
 
 def _timeout() -> float:
+    """Return the seconds that the processes of a job have to connect.
+
+    Raises:
+        ValueError: The environment has something else than a positive number.
+
+    """
     text = os.environ.get(TIMEOUT_VARIABLE, str(_TIMEOUT))
     with contextlib.suppress(ValueError):
         if 0 < (seconds := float(text)) < math.inf:
@@ -295,7 +286,7 @@ def _timeout() -> float:
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:
-    """End mpiexec, which ends its ranks when it is asked to; if it does not, what is left in its session."""
+    """End mpiexec, which ends its ranks upon SIGTERM; if it does not, kill what is left of its session."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
@@ -305,7 +296,7 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _become_rank_zero(environment: dict[str, str], descriptors: list[int]) -> None:
-    """Initialise MPI with what the process manager gave the placeholder; the script's environment stays as it was."""
+    """Initialise MPI with the environment and the descriptor of the placeholder; the script's environment is restored."""
     before = dict(os.environ)
     given = {name: value for name, value in environment.items() if name not in _LOCAL and before.get(name) != value}
     if descriptors:
@@ -315,7 +306,7 @@ def _become_rank_zero(environment: dict[str, str], descriptors: list[int]) -> No
     try:
         import mpi4py  # noqa: PLC0415
 
-        mpi4py.rc.finalize = False  # by the job's end: if the workers are gone it would wait for them for ever
+        mpi4py.rc.finalize = False  # at the end of the job instead: without the workers it would wait for ever
         from mpi4py import MPI  # noqa: PLC0415 - initialises MPI, here and now
 
         assert MPI.Is_initialized()
@@ -327,7 +318,7 @@ def _become_rank_zero(environment: dict[str, str], descriptors: list[int]) -> No
 
 @contextlib.contextmanager
 def _address() -> Any:
-    """Give an address to listen at; what there is of it in the file system is private, and gone afterwards."""
+    """Yield an address to listen at. If it is a file, only this user can reach it, and it is removed afterwards."""
     if sys.platform == "linux":
         yield "\0mpiexecutor-" + secrets.token_hex(16)  # no file at all
     else:
@@ -336,5 +327,5 @@ def _address() -> Any:
 
 
 def interpreter_flags() -> list[str]:
-    """Give the options that this Python was started with, as multiprocessing passes them on."""
+    """Return the options that this Python was started with, as multiprocessing passes them on."""
     return subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined,no-any-return]  # noqa: SLF001

@@ -1,4 +1,4 @@
-"""The mpiexec that belongs to this Python's MPI, and the flags that it needs."""
+"""The mpiexec that belongs to this Python's MPI, its flags, and what the environment of a rank says of its place in the job."""
 
 import enum
 import os
@@ -10,21 +10,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# One of these is set in every process that a process manager has started as a rank.
+# At least one of these is set in every process that a process manager has started as a rank.
 _RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_FD")
-# How many there are of them. srun comes last: it may have started an mpiexec's own processes only.
+# The number of ranks. srun's comes last: it may count the processes of an mpiexec only.
 _SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
-_WITH_ULFM = 5  # from here on Open MPI has user-level failure mitigation
-_SPECIAL_STEPS = 0xFFFFFFF0  # from here on Slurm numbers what is no srun's step, but the shell of salloc, or of sbatch
+_WITH_ULFM = 5  # the first Open MPI with user-level failure mitigation (ULFM)
+_SPECIAL_STEPS = 0xFFFFFFF0  # from here on numbers of steps are those of shells of salloc and sbatch, not of srun
 
 
 class Flavour(enum.Enum):
-    """A family of launchers, which share their flags."""
+    """The MPI that a launcher belongs to; it decides the flags."""
 
     MPICH = "MPICH"
     OPEN_MPI = "Open MPI"
     INTEL_MPI = "Intel MPI"
-    UNKNOWN = "an unknown MPI"  # which gets no flags, and the benefit of the doubt
+    UNKNOWN = "an unknown MPI"  # without flags; it is taken to match the library
 
 
 class NoMpiexecError(RuntimeError):
@@ -33,15 +33,20 @@ class NoMpiexecError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Mpiexec:
-    """A launcher."""
+    """A launcher of ranks."""
 
     path: str
     flavour: Flavour
-    version: str  # the first line of what it says of itself
+    version: str  # the first line that --version prints
 
     @classmethod
     def find(cls, path: str | None = None) -> "Mpiexec":
-        """Find it: where this Python's packages install one, else on the PATH. NoMpiexecError if there is none."""
+        """Return the mpiexec at `path`; if that is None, the one beside this Python, else the first on the PATH.
+
+        Raises:
+            NoMpiexecError: There is none, or it cannot be run.
+
+        """
         if path is None:
             beside = shutil.which("mpiexec", path=str(Path(sys.prefix) / "bin"))
             path = beside or shutil.which("mpiexec")
@@ -51,57 +56,65 @@ class Mpiexec:
                 "for example with pip install 'mpiexecutor[mpich]'"
             )
         try:
-            found = subprocess.run([path, "--version"], capture_output=True, text=True, check=False, timeout=20)  # noqa: S603
+            answer = subprocess.run([path, "--version"], capture_output=True, text=True, check=False, timeout=20)  # noqa: S603
         except (OSError, subprocess.TimeoutExpired) as error:
             raise NoMpiexecError(f"{path} cannot be run: {error}") from error
-        text = found.stdout + found.stderr
+        text = answer.stdout + answer.stderr
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         return cls(path, flavour_of(text), lines[0] if lines else "")
 
     def command(self, ranks: int, program: Sequence[str], *, hostfile: str | None = None, here: bool = False) -> list[str]:
-        """Give the command that starts so many ranks of a program; with `here`, all on this machine, whatever a job owns."""
+        """Return the command that starts ranks of a program.
+
+        Args:
+            ranks: Their number.
+            program: The program with its arguments.
+            hostfile: A file that lists the hosts, in the format of this mpiexec.
+            here: Start all ranks on this machine, though a batch job may have others.
+
+        """
         return [self.path, *self._flags(hostfile=hostfile, here=here), "-n", str(ranks), *program]
 
     def _flags(self, *, hostfile: str | None, here: bool) -> list[str]:
         if self.flavour is Flavour.OPEN_MPI:
-            # More ranks than cores, anywhere on the machine; one that fails early must not be taken for a broken machine.
+            # More ranks than cores are allowed, on any core.
             flags = ["--oversubscribe", "--bind-to", "none"]
             if os.geteuid() == 0:
                 flags.append("--allow-run-as-root")
-            if hostfile is None:  # its osc/ucx complains at every window, and shared memory does not use it
+            if hostfile is None:  # osc/ucx complains at every window, and shared memory does not use it
                 flags += ["--mca", "osc", "^ucx"]
             if here:
                 flags += ["--host", "localhost:9999"]
-            if hostfile is not None and self._major >= _WITH_ULFM:  # else the end of a worker on another host ends the job
+            if hostfile is not None and self._major >= _WITH_ULFM:  # else the death of a worker on another host ends the job
                 flags += ["--with-ft", "ulfm"]
             return flags + (["--hostfile", hostfile] if hostfile else [])
         if here and self.flavour is not Flavour.UNKNOWN:
-            return ["-launcher", "fork", "-hosts", "localhost"]  # not by the batch system, which knows no localhost
+            return ["-launcher", "fork", "-hosts", "localhost"]  # the batch system does not know localhost
         return ["-f", hostfile] if hostfile else []
 
     @property
     def _major(self) -> int:
-        """The number before the first dot; 0 if there is none."""
+        """The major version; 0 if it is unknown."""
         found = re.search(r"(\d+)\.\d", self.version)
         return int(found[1]) if found else 0
 
 
 def launched() -> bool:
-    """Whether a process manager has started this process as a rank, or srun as one of several, which are meant to be ranks."""
+    """Return whether a process manager has started this process as a rank, or srun as one of several processes."""
     return any(name in os.environ for name in _RANK_VARIABLES) or size_in_environment() > 1
 
 
 def have_waiting_give_way() -> None:
-    """Have an MPI that is initialised from here on let others have the processor while it waits, as MPICH and Intel MPI do anyway.
+    """Have an MPI that is initialised after this call yield the processor while it waits, as MPICH and Intel MPI always do.
 
-    Open MPI does so only where it finds more ranks than cores. A root that attends to other nodes (see _rma/progress.py) beside
-    its busy main thread, on one core, would else answer every 8 to 24 ms.
+    Open MPI does so only if it finds more ranks than cores. Without it, on one core, a root whose progress thread (see
+    _rma/progress.py) serves other nodes while its main thread computes would answer only every 8 to 24 ms.
     """
     os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
 
 
 def rank_in_environment() -> int | None:
-    """Give this process's rank as its process manager says, without MPI."""
+    """Return the rank that the process manager has set in the environment; None if there is none. MPI is not needed."""
     for name in ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK"):
         if name in os.environ:
             return int(os.environ[name])
@@ -109,12 +122,12 @@ def rank_in_environment() -> int | None:
 
 
 def size_in_environment() -> int:
-    """Give how many processes were started together with this one, itself included, as who has started them says."""
+    """Return the number of processes that were started together, this one included, as set in the environment."""
     return next((int(os.environ[name]) for name in _SIZE_VARIABLES if name in os.environ), 1)
 
 
 def in_srun() -> bool:
-    """Whether srun has started this process: an mpiexec that asks srun for more would wait until this one has ended."""
+    """Return whether srun has started this process. If an mpiexec asks srun for more processes then, they wait for its end."""
     return int(os.environ.get("SLURM_STEP_ID", _SPECIAL_STEPS)) < _SPECIAL_STEPS
 
 
@@ -129,7 +142,7 @@ def usable_cores() -> int:
 
 
 def flavour_of(version: str) -> Flavour:
-    """Tell by what a launcher, or a library, says of itself."""
+    """Return the MPI that a launcher or a library names in the text of its version."""
     for sign, flavour in (
         ("Open MPI", Flavour.OPEN_MPI),
         ("PRRTE", Flavour.OPEN_MPI),

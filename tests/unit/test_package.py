@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import metadata, version
 from importlib.resources import files
 
@@ -34,6 +35,14 @@ def test_the_version_is_that_of_the_package_metadata():
     """There is one home for the version: pyproject.toml."""
     assert mpiexecutor.__version__ == version("mpiexecutor")
     assert re.fullmatch(r"\d+\.\d+\.\d+", mpiexecutor.__version__)
+
+
+def test_the_changelog_begins_with_this_version():
+    """What changed is said together with the number that says so."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    versions = re.findall(r"^## \[(.*?)\] - (?:unreleased|\d{4}-\d\d-\d\d)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert versions[0] == project["version"]
+    assert len(versions) == len(set(versions))
 
 
 def test_the_package_is_typed():
