@@ -34,13 +34,15 @@ from mpiexecutor._pool.crew import Crew, enlist, has_crew, is_serving, muster, s
 from mpiexecutor._pool.registration import ranks_text
 from mpiexecutor._rma.failed_ranks import DEATHS
 from mpiexecutor._script.names import name_of, top_of
-from mpiexecutor._script.state import Script, State
+from mpiexecutor._script.root.script import Script
 from mpiexecutor._script.top_level import RUNNING, TopLevelEnd
 from mpiexecutor._start.process import MAX_WORKERS_VARIABLE, STANDING, leave, started_world
 from mpiexecutor._util.inbox import Inbox
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+    from mpiexecutor._script.state import State
 
 P = ParamSpec("P")
 T = TypeVar("T")
