@@ -4,8 +4,7 @@
     submit / map  ──>  pump: backlog ──> work channel   ═══ RMA ═══>  take, run, put
     Future.result <──  pump: collector <─ reply channel <═══ RMA ═══
 
-The executor itself is thin: it checks arguments, pickles calls in the thread that submits them, and hands them to the pump of its
-crew.
+The executor checks arguments, pickles calls in the thread that submits them, and passes them to the scheduler of its crew.
 """
 
 import multiprocessing
@@ -34,7 +33,7 @@ from mpiexecutor._pool.crew import Crew, enlist, has_crew, is_serving, muster, s
 from mpiexecutor._pool.registration import ranks_text
 from mpiexecutor._rma.failed_ranks import DEATHS
 from mpiexecutor._script.names import name_of, top_of
-from mpiexecutor._script.state import Script, State
+from mpiexecutor._script.root.script import Script
 from mpiexecutor._script.top_level import RUNNING, TopLevelEnd
 from mpiexecutor._start.process import MAX_WORKERS_VARIABLE, STANDING, leave, started_world
 from mpiexecutor._util.inbox import Inbox
@@ -42,15 +41,71 @@ from mpiexecutor._util.inbox import Inbox
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from mpiexecutor._script.state import State
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class RMAChannelExecutor(Executor):
-    """Runs calls on the worker ranks of an MPI job, with the interface of concurrent.futures.ProcessPoolExecutor.
+    """An executor that runs calls on the worker ranks of an MPI job, with the interface of ProcessPoolExecutor.
 
-    Every rank of the communicator makes the executor. On the root the constructor returns; the other ranks serve it from there
-    on, and never return. Executors on one communicator share its workers.
+    Example:
+        ``python squares.py`` starts its own workers::
+
+            from mpiexecutor import RMAChannelExecutor
+
+            def square(x):
+                return x * x
+
+            with RMAChannelExecutor() as executor:
+                print(sum(executor.map(square, range(1000))))
+
+    **Root and workers.** Every rank of the communicator makes the executor. On the root the constructor returns. On the
+    other ranks, the workers, it does not return: they run calls until the root ends. ``python script.py`` starts workers,
+    and ``python -m mpiexecutor`` has rank 0 alone run the script (``--help`` lists the ways to start). Executors on one
+    communicator share its workers. With one rank, calls run one at a time in a thread of that process, and a RuntimeWarning
+    says so.
+
+    **Names of the script.** Calls use functions, classes and other globals of ``__main__`` by name. Each worker has a
+    ``__main__`` of its own for each executor. A global has the value that it had when a call first needed it; if the script
+    binds the name again, the next call that needs it gets the new value. A change in place (``table[1] = 2``) after the
+    first call may not be seen. Lambdas, closures and local classes are pickled by value, with cloudpickle.
+
+    **Process settings.** In calls, ``sys.path``, ``sys.argv``, working directory, environment variables, warning filters,
+    recursion limit and the authkey of multiprocessing are those of the script at the time when it made the executor.
+    Standard input is empty.
+
+    **A worker that dies** fails only the call that it was running, with `BrokenWorkerError`; `retries` runs the call again
+    on another worker. Other calls go on, with one worker less; dead workers are not replaced. When no worker is left,
+    futures raise BrokenProcessPool.
+
+    **Supervisors.** A worker can die alone because each worker process has a supervisor: the process that was started as
+    the rank forks before MPI is initialised. The child becomes the worker. The parent, the supervisor, takes some 10 MB; it
+    hides the death from MPI, and reports it to the root. There are supervisors only on Linux, only if the first executor or
+    ``python -m mpiexecutor`` initialises MPI (do not import ``mpi4py.MPI`` earlier), and only if neither CUDA nor OpenMP
+    was loaded before. Without supervisors the death of a worker ends the job; if the script has started the workers itself,
+    it goes on, and its calls raise BrokenProcessPool. Messages and ``MPIEXECUTOR_KEEPER`` call a supervisor a keeper.
+
+    **A lost host.** A worker on another node that sends no sign of life for ``MPIEXECUTOR_LOST_AFTER`` seconds counts as
+    lost, and its call fails as if the worker had died. If it was in the middle of a message, nobody can complete that
+    message, and all pending calls fail with BrokenProcessPool. If the host comes back, its workers are used again. If all
+    workers of a node may hold the GIL for longer at the same time, set the variable to more than the longest such call.
+
+    **Trust.** Calls and results are pickles, so the ranks of a job trust each other, as in any MPI program: any rank can
+    have another one run any code. This package opens no network port. On one node, processes connect through UNIX sockets
+    with random names that accept only the same user with a secret of the job. MPI and mpiexec are responsible for the
+    connections between nodes.
+
+    **Environment variables**, read when workers start:
+
+    ============================= =======================================================================================
+    ``MPIEXECUTOR_MAX_WORKERS``   number of workers that ``python script.py`` starts; default: one for each available core
+    ``MPIEXECUTOR_START_TIMEOUT`` seconds that starting them may take; default: 60
+    ``MPIEXECUTOR_LOST_AFTER``    seconds without a sign of life after which a worker on another node is lost; default: 30
+    ``MPIEXECUTOR_KEEPER``        ``0``: no supervisors, so the death of a worker ends the job
+    ============================= =======================================================================================
+
     """
 
     def __init__(
@@ -67,23 +122,31 @@ class RMAChannelExecutor(Executor):
         task_timeout: float | None = None,
         max_pending: int | None = None,
     ) -> None:
-        """Make an executor on the ranks of `comm` (MPI.COMM_WORLD if None), submitting from rank `root`.
+        """Make an executor whose root is rank `root` of `comm`.
 
-        At most `max_workers` calls run at a time: by default, and at most, as many as there are other ranks. With one rank
-        alone, calls run in a thread of this process.
+        Args:
+            max_workers: Number of calls that run at a time, at most; default and maximum: the number of the other ranks. If the
+                script starts its own workers, the first executor's `max_workers` is their number.
+            mp_context: Only None: workers are ranks, not processes of multiprocessing.
+            initializer: Called once in each worker, before the first call of this executor there. If it raises, every call of
+                this executor fails with BrokenProcessPool.
+            initargs: Arguments of `initializer`.
+            max_tasks_per_child: Only None: MPI cannot replace ranks.
+            comm: The communicator, all of whose ranks make the executor; default: MPI.COMM_WORLD.
+            root: The rank that submits calls.
+            retries: How many times a call is run again, on another worker, if its worker dies.
+            task_timeout: Seconds that a call may run. After that its future raises TimeoutError, and its worker is killed, as
+                nothing else can stop a call. With `chunksize`, a chunk is one call. Needs supervisors: a RuntimeWarning says if
+                there are none.
+            max_pending: `submit` blocks while this number of futures is not done. It does not block in a callback of a future.
 
-        `initializer` is called with `initargs` once in each worker, before its first call; if it fails, every call of this
-        executor fails with BrokenProcessPool. Functions, classes and other globals of ``__main__`` are named by calls, and each
-        worker has them in a ``__main__`` of its own for this executor; lambdas and closures go by value, with cloudpickle.
+        Raises:
+            ValueError, TypeError: An argument is not possible; the text says which values are.
+            StartError: The workers cannot be started.
+            BrokenProcessPool: The workers of this job have died already.
+            RuntimeError: Executors cannot be made here: in a call, on a worker, in a child of multiprocessing, with ``--spmd``, at
+                interpreter shutdown, or if MPI does not provide THREAD_MULTIPLE.
 
-        A worker that dies, of a call or otherwise, fails the call that it was running, with BrokenWorkerError; with `retries`
-        it is run again elsewhere, up to so many times. The others go on.
-
-        A call that runs longer than `task_timeout` seconds fails with TimeoutError, and its worker is killed, which is the only
-        way to stop it; with `chunksize` a chunk is one call. With `max_pending`, submit waits while so many futures are not done.
-
-        ValueError for arguments that cannot be; RuntimeError inside a call that a worker runs. `mp_context` and
-        `max_tasks_per_child` are there for those who pass their defaults: MPI cannot replace ranks.
         """
         if RUNNING.now:
             raise TopLevelEnd
@@ -146,22 +209,35 @@ class RMAChannelExecutor(Executor):
 
     @property
     def num_workers(self) -> int:
-        """How many calls can run at a time: less than at first if workers have died, and none once the executor is broken."""
+        """The number of calls that can run at a time: `max_workers` at most, fewer if workers have died, 0 if none is left."""
         return 0 if self._session.broken else min(self._num_workers, self._pump.workers)
 
     @property
     def size(self) -> int:
-        """The same, but at least 1: other libraries ask for these names, and divide by them."""
+        """`num_workers`, but at least 1, for libraries that divide by it: emcee and dynesty read `size`, joblib `_max_workers`."""
         return max(1, self.num_workers)
 
     _max_workers = size
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Have a worker call ``fn(*args, **kwargs)``; give the future of the result.
+        """Schedule ``fn(*args, **kwargs)`` on a worker.
 
-        The call is pickled at once, but large buffers (arrays of 64 KiB and more) are not copied before they are sent: leave
-        them unchanged until the future is done. A call that cannot be pickled fails in its future. RuntimeError after
-        shutdown.
+        The call is pickled before `submit` returns, except for buffers of 64 KiB and more (arrays): they are not copied, so do not
+        change them before the future is done.
+
+        Args:
+            fn: Anything that cloudpickle can pickle, lambdas, closures and local functions included.
+            args: Positional arguments.
+            kwargs: Keyword arguments.
+
+        Returns:
+            The future of the result. It raises what the call raised, with a `RemoteTraceback` as ``__cause__``; `BrokenWorkerError`
+            if the worker died; TimeoutError after `task_timeout`; or the error of pickling the call.
+
+        Raises:
+            RuntimeError: The executor was shut down.
+            BrokenProcessPool: No worker is left.
+
         """
         return self._submit(fn, args, kwargs, _kind(fn), None)
 
@@ -201,12 +277,26 @@ class RMAChannelExecutor(Executor):
         buffersize: int | None = None,
         unordered: bool = False,
     ) -> Iterator[T]:
-        """Call a function with each tuple of elements of `iterables`; iterate over the results, in order.
+        """Call `fn` with the elements of `iterables`, as the builtin `map` does, and return an iterator over the results.
 
-        As in ProcessPoolExecutor of Python 3.14: calls are submitted at once, or, with `buffersize`, only so many ahead of the
-        results that were asked for; with `chunksize`, so many make up one call (and one unit of `buffersize`). The iterator raises
-        what a call raised, and TimeoutError if a result is not there `timeout` seconds after map was called. Closing
-        it, or an error, cancels the calls that have not been sent. With `unordered` results come as they are ready.
+        If a call raises, the iterator raises the same exception when it comes to that result. After an error, or when the iterator
+        is closed, calls that were not sent yet are cancelled.
+
+        Args:
+            fn: What to call. It is pickled once and sent once to each worker, with what `functools.partial` has bound to it.
+            iterables: The arguments; the shortest iterable ends the calls.
+            timeout: Seconds from the call of `map` in which a result must be there; None: no limit.
+            chunksize: Number of consecutive calls that travel and run as one.
+            buffersize: Number of calls, or of chunks, that are submitted ahead of the results; None: all of them at once.
+            unordered: Yield results as they are ready, not in the order of the arguments.
+
+        Returns:
+            The iterator. It raises TimeoutError if a result is not there in time.
+
+        Raises:
+            ValueError, TypeError: `chunksize` or `buffersize` is not possible.
+            RuntimeError: The executor was shut down.
+
         """
         return self.starmap(fn, zip(*iterables), timeout=timeout, chunksize=chunksize, buffersize=buffersize, unordered=unordered)  # noqa: B905 - the shortest ends it, as in map
 
@@ -220,7 +310,7 @@ class RMAChannelExecutor(Executor):
         buffersize: int | None = None,
         unordered: bool = False,
     ) -> Iterator[T]:
-        """Like map, with the arguments of each call as one element of `iterable`."""
+        """Return an iterator over ``fn(*arguments)`` for each `arguments` in `iterable`; see `map`."""
         _check_map(chunksize, buffersize)
         deadline = None if timeout is None else timeout + time.monotonic()
         submit: Callable[[tuple[Any, ...]], Future[Any]]
@@ -246,28 +336,34 @@ class RMAChannelExecutor(Executor):
             return None
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls; with `wait`, return once all are done; with `cancel_futures`, drop those not sent yet.
+        """Accept no more calls. The workers stay, for other executors of this process.
 
-        The workers stay for other executors of this process.
+        Args:
+            wait: Return when all calls are done; otherwise return at once, and calls that were submitted still run.
+            cancel_futures: Cancel the calls that were not sent to a worker yet.
+
         """
         self._pump.close(self._session, "cannot schedule new futures after shutdown", cancel=cancel_futures)
         if wait:
             self._pump.wait(self._session)
 
     def workers(self) -> list[WorkerStatus]:
-        """Say of each worker who it is, and what it does at this moment; of those that have died, too."""
+        """Return the status of every worker at this moment, dead ones included, in the order of their ranks."""
         return self._crew.workers_now()
 
     def terminate_workers(self) -> None:
-        """Shut down at once: drop what was not sent yet, and have all workers end, by SIGTERM.
+        """Cancel the calls that were not sent yet, and end all workers by SIGTERM.
 
-        That is the end of every executor on this communicator: its calls fail with BrokenProcessPool. RuntimeError, and nothing is
-        done, if there are workers without keeper, which cannot end alone.
+        This ends every executor on this communicator: calls that are running fail with BrokenProcessPool.
+
+        Raises:
+            RuntimeError: Workers have no supervisor, so they cannot end alone. Nothing was done.
+
         """
         self._end_workers(TERMINATE)
 
     def kill_workers(self) -> None:
-        """Do as terminate_workers does, by SIGKILL."""
+        """Do the same as `terminate_workers`, by SIGKILL."""
         self._end_workers(KILL)
 
     def _end_workers(self, how: bytes) -> None:
@@ -283,7 +379,7 @@ class RMAChannelExecutor(Executor):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Wait for all calls. After Ctrl-C drop them instead: who pressed it does not want to wait."""
+        """Shut down and wait for all calls; after KeyboardInterrupt cancel them, and do not wait."""
         interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
         self.shutdown(wait=not interrupted, cancel_futures=interrupted)
 
@@ -292,10 +388,23 @@ class RMAChannelExecutor(Executor):
 
 
 class RMACommExecutor:
-    """An executor for the length of a with-block, as mpi4py.futures.MPICommExecutor: every rank goes on after it.
+    """A context manager in an MPI program: an executor on the root, None on the other ranks, as mpi4py.futures.MPICommExecutor.
 
-    All ranks of the communicator enter the block. On the root its target is an RMAChannelExecutor; the others serve it until the
-    root leaves the block, and then get None. A communicator may be used so any number of times.
+    Every rank of the communicator enters the block. The other ranks run calls until the root leaves it; then every rank goes on. A
+    communicator can be used for any number of blocks, one after another. The death of a worker ends the job, as
+    in any MPI program.
+
+    Example:
+        Run it with ``mpiexec -n 4 python program.py``::
+
+            from mpi4py import MPI
+            from mpiexecutor import RMACommExecutor
+
+            with RMACommExecutor(MPI.COMM_WORLD, root=0) as executor:
+                if executor is not None:  # on rank 0
+                    print(list(executor.map(abs, range(-3, 3))))
+            MPI.COMM_WORLD.Barrier()  # on every rank
+
     """
 
     def __init__(
@@ -310,7 +419,22 @@ class RMACommExecutor:
         task_timeout: float | None = None,
         max_pending: int | None = None,
     ) -> None:
-        """Say which ranks, and how to make the executor: see RMAChannelExecutor."""
+        """Take the arguments of the executor, which is made when the block is entered.
+
+        Args:
+            comm: The communicator, all of whose ranks enter the block; default: MPI.COMM_WORLD.
+            root: The rank that submits calls.
+            max_workers: This and the following ones as for `RMAChannelExecutor`.
+            initializer: Called once in each worker, before its first call.
+            initargs: Arguments of `initializer`.
+            retries: How many times a call is run again if its worker dies.
+            task_timeout: Seconds that a call may run.
+            max_pending: Number of futures that are not done at which `submit` blocks.
+
+        Raises:
+            ValueError, TypeError: An argument is not possible; the text says which values are.
+
+        """
         if RUNNING.now:
             raise TopLevelEnd
         self._options = Options(

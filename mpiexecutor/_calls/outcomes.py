@@ -17,7 +17,13 @@ _IN_BAND = 64 << 10  # bytes: what is larger goes beside the message's pickle, u
 
 
 class RemoteTraceback(Exception):
-    """The traceback that an error had where it happened, as text: the ``__cause__`` of the error that a future raises."""
+    """The traceback of an error in the process where it was raised: the ``__cause__`` of the error that a future raises.
+
+    Attributes:
+        text: Rank, host and pid, and the formatted traceback.
+        tb: The same, under the name that `concurrent.futures.process` uses.
+
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -29,13 +35,24 @@ class RemoteTraceback(Exception):
 
 
 class RemoteError(RuntimeError):
-    """A call raised an exception that could not be sent, or could not be rebuilt here; this one names its class and its text."""
+    """Raised by a future in the place of an exception that cannot be pickled, or cannot be rebuilt from its pickle.
+
+    The text has the class and the text of the original exception, and ``__cause__`` its traceback.
+    """
 
 
 class BrokenWorkerError(BrokenProcessPool):
-    """A worker died while it ran this call, or before the call's result had come. Other workers go on.
+    """Raised by a future if a worker died while it ran the call, or before the whole result had arrived. Other workers go on.
 
-    `rank`, `host` and `pid` say which worker, `end` how it died: "was killed by SIGSEGV", "ended with exit code 3".
+    With `retries` the call is run again first, on another worker. If the executor itself is broken, because no worker is left,
+    futures raise the base class, BrokenProcessPool.
+
+    Attributes:
+        rank: Rank of the worker in the executor's communicator.
+        host: Name of its host.
+        pid: Its process id on that host.
+        end: How it died, for example "was killed by SIGSEGV" or "ended with exit code 3".
+
     """
 
     def __init__(self, text: str, rank: int, host: str, pid: int, end: str) -> None:

@@ -60,11 +60,17 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """What is known of a worker, at a moment: its rank, host and pid, and what it does.
+    """The status of one worker at one moment: an element of what `RMAChannelExecutor.workers` returns.
 
-    `state` is "idle"; "running", a call, since the time `since` (as time.time() gives it); "silent", which means that since then it
-    had no time for a sign of life, because it was stopped, or its call holds the GIL; "lost", as it has died; or "unknown", of a
-    worker without keeper. `done` counts its calls whose results have come.
+    Attributes:
+        rank: Its rank in the executor's communicator.
+        host: Name of its host.
+        pid: Its process id on that host.
+        state: "idle": it waits for a call. "running": it runs a call. "silent": it gives no sign of life, because it is stopped or
+            its call holds the GIL. "lost": it died, or its host is cut off. "unknown": it has no supervisor.
+        since: Time at which the state began, in seconds since the epoch as from `time.time`; None if it is not known.
+        done: Number of its calls whose results have arrived.
+
     """
 
     rank: int

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mpiexecutor._calls.outcomes import Blob
 from mpiexecutor._liveness.process_manager import connection
 from mpiexecutor._rma.doorbell import node_name
-from mpiexecutor._script.kinds import STREAM, GeneratorStates
 from mpiexecutor._script.names import LOOKUP, main_modules
+from mpiexecutor._script.random_generators import STREAM, GeneratorStates
 from mpiexecutor._script.surroundings import Kept, leave_out_rank
 from mpiexecutor._util.polling import wait_for_ranks
 from mpiexecutor._util.seconds import PATIENCE as _PATIENCE

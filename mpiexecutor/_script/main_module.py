@@ -21,10 +21,10 @@ from types import FunctionType, ModuleType
 from typing import Any, Final
 
 from .filters import load_filters
-from .kinds import STREAM, reseed_modules
 from .names import LOOKUP, MAIN, MISSING, NAMED_KINDS, main_dict
-from .pickling import digest_of, identities_of, load_definitions
-from .state import Difference, Opening, Origin, Version, header_of
+from .pickling import digest_of, header_of, identities_of, load_definitions
+from .random_generators import STREAM, reseed_modules
+from .state import Difference, Opening, Origin, Version
 from .surroundings import Kept
 
 logger = logging.getLogger("mpiexecutor")

@@ -50,7 +50,11 @@ _PROGRAM = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from mpiexe
 
 
 class StartError(RuntimeError):
-    """The workers could not be started. The text says why, and has what they printed."""
+    """Raised by the first executor of a script if its workers cannot be started. No process of the job is left running.
+
+    The text says why, and contains the end of what the workers printed. ``MPIEXECUTOR_START_TIMEOUT`` sets the seconds that
+    the start may take (60).
+    """
 
 
 class Job:

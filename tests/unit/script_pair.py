@@ -21,11 +21,12 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from mpiexecutor._calls.outcomes import Blob, Place, error_from, failure_of, ship, unship, with_cause
-from mpiexecutor._script.kinds import STREAM, GeneratorStates
 from mpiexecutor._script.main_module import MainModules
 from mpiexecutor._script.names import LOOKUP, MAIN, by_name, name_of, top_of
 from mpiexecutor._script.pickling import load_definitions
-from mpiexecutor._script.state import Origin, Registry, Script, State
+from mpiexecutor._script.random_generators import STREAM, GeneratorStates
+from mpiexecutor._script.root.script import Script
+from mpiexecutor._script.state import Origin, Registry, State
 from mpiexecutor._script.surroundings import Kept
 
 OTHER = "__mp_main__"

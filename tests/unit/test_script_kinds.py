@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from script_pair import own_main
 
-from mpiexecutor._script import kinds
-from mpiexecutor._script.kinds import STREAM, GeneratorStates, NotShared, is_generator, reduce_kind, reduce_named, reseed_modules
+from mpiexecutor._script.pickling import reducers
+from mpiexecutor._script.pickling.named_objects import reduce_named
+from mpiexecutor._script.pickling.reducers import reduce_kind
+from mpiexecutor._script.pickling.shared_memory import NotShared
+from mpiexecutor._script.random_generators import STREAM, GeneratorStates, is_generator, reseed_modules
 from mpiexecutor._script.state import Origin
 
 # Files that the script leaves open, as scripts do.
@@ -432,7 +435,7 @@ def test_what_generates_random_numbers(value, generates):
 
 def test_kinds_are_looked_for_by_their_base():
     """A subclass is one, too."""
-    assert all(isinstance(kind, type) for kind in kinds._KINDS)
+    assert all(isinstance(kind, type) for kind in reducers._KINDS)
 
 
 # -- what belongs to the script alone

@@ -10,9 +10,10 @@ import pytest
 from script_pair import script_of
 
 from mpiexecutor._script import pickling
-from mpiexecutor._script.kinds import STREAM
 from mpiexecutor._script.names import LOOKUP
-from mpiexecutor._script.pickling import digest_of, dump_definitions, dumps, identities_of, load_definitions, module_level
+from mpiexecutor._script.pickling import digest_of, dump_definitions, dumps, identities_of, load_definitions
+from mpiexecutor._script.pickling.calls import module_level
+from mpiexecutor._script.random_generators import STREAM
 
 pytestmark = pytest.mark.usefixtures("main")
 

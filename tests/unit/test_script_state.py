@@ -11,7 +11,8 @@ import pytest
 from script_pair import script_of
 
 from mpiexecutor._script.pickling import load_definitions
-from mpiexecutor._script.state import Origin, Registry, Script
+from mpiexecutor._script.root.script import Script
+from mpiexecutor._script.state import Origin, Registry
 
 LIMIT = 30  # seconds
 OWN = pytest.mark.parametrize("origin", [Origin.TOP_LEVEL, Origin.RANK])

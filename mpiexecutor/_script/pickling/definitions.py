@@ -1,0 +1,94 @@
+"""Pickles of the script's globals, for a process that has, or will have, the other globals under their names."""
+
+import io
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any, Final
+
+from mpiexecutor._script.names import NAMED_KINDS, by_name
+from mpiexecutor._util.pickling import keeper_of
+
+from .calls import Buffers, CallPickler, always
+from .reducers import reduce_kind, reduce_weak
+
+_NO_IDENTITY: Final = (type(None), bool, int, float, complex, str, bytes, tuple, frozenset, range, ModuleType, *NAMED_KINDS)
+
+
+def dump_definitions(values: Mapping[str, Any], names: set[str], identities: Mapping[int, str]) -> tuple[bytes, Buffers, set[str]]:
+    """Pickle the values of globals that refer to each other, or of one.
+
+    Args:
+        values: By qualified name. Whatever their own methods raise is raised here.
+        names: Takes the globals that they need.
+        identities: See `identities_of`.
+
+    Returns:
+        The pickle, its large buffers, and the globals that have to be there when it is loaded.
+
+    """
+    buffers: Buffers = []
+    file = io.BytesIO()
+    pickler = DefinitionPickler(file, keeper_of(buffers), names, tuple(values), identities)
+    pickler.dump(dict(values))
+    return file.getvalue(), buffers, pickler.refers
+
+
+def load_definitions(data: bytes | memoryview, buffers: Sequence[Any] = ()) -> dict[str, Any]:
+    """Rebuild the values of globals, by qualified name."""
+    return _Unpickler(io.BytesIO(data), buffers=buffers).load()  # type: ignore[no-any-return]
+
+
+def identities_of(main: Mapping[str, Any]) -> dict[int, str]:
+    """Return the names of those globals whose identity may matter, by id."""
+    names: dict[int, str] = {}
+    for name, value in list(main.items()):
+        if not isinstance(value, _NO_IDENTITY) and not (name.startswith("__") and name.endswith("__")):
+            names.setdefault(id(value), name)
+    return names
+
+
+class DefinitionPickler(CallPickler):
+    """Pickles the values of globals, for a process that has, or will have, the other globals under their names."""
+
+    def __init__(
+        self,
+        file: Any,
+        keep: Callable[[pickle.PickleBuffer], bool] | None,
+        names: set[str],
+        whole: Sequence[str],
+        identities: Mapping[int, str],
+    ) -> None:
+        super().__init__(file, keep, names, always, whole)
+        self._identities = identities
+
+    def _is_whole_itself(self, obj: Any) -> bool:
+        return self._identities.get(id(obj)) in self._whole
+
+    def _is_held(self, obj: Any) -> bool:
+        return id(obj) in self._identities
+
+    def persistent_id(self, obj: Any) -> str | None:
+        """Return the name of another global: what two globals share they still share in the worker."""
+        name = self._identities.get(id(obj))
+        if name is None or name in self._whole:
+            return None
+        self.refers.add(name)
+        self.names.add(name)
+        return name
+
+    def reducer_override(self, obj: Any) -> Any:
+        if not isinstance(obj, NAMED_KINDS):
+            reduced = reduce_kind(obj) or reduce_weak(obj, self._is_held if self._is_whole_itself(obj) else _never)
+            if reduced is not None:
+                return reduced
+        return super().reducer_override(obj)
+
+
+def _never(_obj: object) -> bool:
+    return False
+
+
+class _Unpickler(pickle.Unpickler):
+    def persistent_load(self, pid: str) -> Any:
+        return by_name(pid)

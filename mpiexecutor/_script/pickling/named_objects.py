@@ -1,0 +1,66 @@
+"""Reducers for functions and types that pickle would carry by their own name only: caches, single dispatch, NewType, ParamSpec."""
+
+import functools
+import typing
+from types import FunctionType
+from typing import Any
+
+from mpiexecutor._script.names import LruCacheWrapper
+
+_FUNCFLAG_PYTHONAPI, _FUNCFLAG_USE_ERRNO = 4, 8  # as in CPython's _ctypes
+
+
+def reduce_named(obj: Any) -> tuple[Any, ...] | None:
+    """Return how to make what pickle would carry by its own name only; None if it is another object."""
+    if isinstance(obj, LruCacheWrapper):
+        attributes = {name: value for name, value in vars(obj).items() if name != "__wrapped__"}
+        return _make_lru_cache, (obj.__wrapped__, obj.cache_parameters(), attributes)
+    if isinstance(obj, FunctionType) and _is_singledispatch(obj):
+        implementations: dict[Any, Any] = obj.registry  # type: ignore[attr-defined]
+        others = [(kind, function) for kind, function in implementations.items() if kind is not object]
+        return _make_singledispatch, (implementations[object], others)
+    if isinstance(obj, typing.NewType):
+        return _make_newtype, (obj.__name__, obj.__supertype__, obj.__module__)
+    if isinstance(obj, type) and obj.__module__ == "ctypes" and obj.__name__ == "CFunctionType":
+        kind: Any = obj
+        return _make_prototype, (kind._restype_, kind._argtypes_, kind._flags_)
+    if isinstance(obj, typing.ParamSpec):
+        return _make_parameters, (obj.__name__, obj.__module__)
+    return None
+
+
+def _make_lru_cache(function: Any, parameters: dict[str, Any], attributes: dict[str, Any]) -> Any:
+    wrapper = functools.lru_cache(**parameters)(function)
+    vars(wrapper).update(attributes)
+    return wrapper
+
+
+def _is_singledispatch(function: FunctionType) -> bool:
+    return function.__code__.co_filename == functools.__file__ and hasattr(function, "registry") and hasattr(function, "dispatch")
+
+
+def _make_singledispatch(base: Any, others: list[tuple[type, Any]]) -> Any:
+    function = functools.singledispatch(base)
+    for kind, implementation in others:
+        function.register(kind, implementation)
+    return function
+
+
+def _make_prototype(restype: Any, argtypes: tuple[Any, ...], flags: int) -> Any:
+    import ctypes  # noqa: PLC0415 - for those who use it
+
+    errors = {"use_errno": bool(flags & _FUNCFLAG_USE_ERRNO), "use_last_error": False}
+    make = ctypes.PYFUNCTYPE if flags & _FUNCFLAG_PYTHONAPI else ctypes.CFUNCTYPE
+    return make(restype, *argtypes, **errors if make is ctypes.CFUNCTYPE else {})
+
+
+def _make_newtype(name: str, supertype: Any, module: str) -> Any:
+    made = typing.NewType(name, supertype)  # type: ignore[misc]
+    made.__module__ = module
+    return made
+
+
+def _make_parameters(name: str, module: str) -> Any:
+    made = typing.ParamSpec(name)  # type: ignore[misc]
+    made.__module__ = module  # it takes that of its caller, of which pickle is none
+    return made

@@ -1,0 +1,65 @@
+"""What multiprocessing shares with forked processes only: locks are made anew in a worker, shared data is refused."""
+
+import mmap
+import sys
+from typing import Any
+
+
+class NotShared(TypeError):
+    """A global is shared between processes by inheritance only: a copy in a worker would be silently wrong."""
+
+
+def reduce_array(array: Any) -> tuple[Any, ...] | None:
+    """Map a file again that an array is mapped from. What is in memory that only forked processes share would be silently wrong."""
+    base = array if hasattr(array, "__array_interface__") else None
+    while base is not None and not isinstance(base, mmap.mmap):
+        if type(base).__module__.startswith(("multiprocessing.", "ctypes", "_ctypes")):
+            _refuse_shared(base)
+        base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
+    if base is None:
+        return None
+    numpy: Any = sys.modules["numpy"]
+    if type(array) is numpy.memmap and array.filename is not None and array.base is base:
+        mode = "r+" if array.mode == "w+" else array.mode
+        order = "F" if array.flags.fnc else "C"
+        return numpy.memmap, (str(array.filename), array.dtype, mode, array.offset, array.shape, order)
+    raise NotShared(
+        "an array in memory that processes share is shared with forked processes only: open that memory in an initializer"
+    )
+
+
+def _refuse_shared(base: Any) -> None:
+    """Raise NotShared if memory of ctypes belongs to multiprocessing."""
+    holders = (base, getattr(base, "_obj", None), getattr(base, "_wrapper", None))
+    if any(hasattr(each, "_wrapper") or type(each).__module__.startswith("multiprocessing.") for each in holders):
+        raise NotShared(
+            "an array in memory of multiprocessing is shared with forked processes only: use a multiprocessing.Manager()"
+        )
+
+
+def reduce_inherited(obj: Any) -> tuple[Any, ...] | None:
+    """Make a lock of multiprocessing anew, for this worker and its children. What holds data would be silently wrong."""
+    name, module = type(obj).__name__, type(obj).__module__
+    if module == "multiprocessing.synchronize":
+        arguments = {
+            "Semaphore": lambda: (obj.get_value(),),
+            "BoundedSemaphore": lambda: (obj.get_value(),),
+            "Condition": lambda: (obj._lock,),  # noqa: SLF001 - it has no other name
+            "Event": lambda: (obj.is_set(),),
+            "Barrier": lambda: (obj.parties,),
+        }.get(name, tuple)
+        return _make_inherited, (name, arguments())
+    if module in {"multiprocessing.sharedctypes", "multiprocessing.queues", "multiprocessing.heap", "multiprocessing.connection"}:
+        raise NotShared(f"a multiprocessing {name} is shared with forked processes only: use that of a multiprocessing.Manager()")
+    return None
+
+
+def _make_inherited(name: str, arguments: tuple[Any, ...]) -> Any:
+    import multiprocessing  # noqa: PLC0415 - for those who use it
+
+    if name == "Event":
+        event = multiprocessing.Event()
+        if arguments[0]:
+            event.set()
+        return event
+    return getattr(multiprocessing, name)(*arguments)

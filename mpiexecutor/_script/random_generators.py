@@ -1,0 +1,99 @@
+"""Random numbers: each worker draws from a stream of its own.
+
+A stream is derived from the state of a generator of the script, the rank of the worker and the number of the executor. A generator
+that is a global of the script is rebuilt with its state and then seeded with that.
+"""
+
+import hashlib
+import random
+import sys
+from collections.abc import Callable
+from typing import Any, Final
+
+
+class Stream:
+    """Which stream of random numbers this worker draws from: a worker sets it before it rebuilds globals."""
+
+    key: tuple[int, ...] = ()
+
+
+STREAM: Final = Stream()
+
+
+def is_generator(obj: Any) -> bool:
+    """Whether an object generates random numbers."""
+    if isinstance(obj, random.Random):
+        return not isinstance(obj, random.SystemRandom)
+    return type(obj).__module__.startswith("numpy.random") and isinstance(obj, _numpy_generators())
+
+
+def reseed_modules() -> None:
+    """Have the generators behind `random` and `numpy.random` draw from this worker's stream."""
+    random.seed(_seed_from(random.getstate()))
+    if (numpy_random := sys.modules.get("numpy.random")) is not None:
+        numpy_random.seed(_words_from(numpy_random.get_state()))
+
+
+class GeneratorStates:
+    """The states of the generators behind `random` and `numpy.random`, to have them again."""
+
+    def __init__(self) -> None:
+        self._random = random.getstate()
+        self._numpy = sys.modules["numpy.random"].get_state() if "numpy.random" in sys.modules else None
+
+    def restore(self) -> None:
+        random.setstate(self._random)
+        if self._numpy is not None:
+            sys.modules["numpy.random"].set_state(self._numpy)
+
+
+def reduce_random(obj: random.Random) -> tuple[Any, ...]:
+    if isinstance(obj, random.SystemRandom):
+        return type(obj), ()
+    return type(obj), (), obj.getstate(), None, None, _set_random
+
+
+def _set_random(obj: random.Random, state: Any) -> None:
+    obj.setstate(state)
+    obj.seed(_seed_from(state))
+
+
+def reduce_numpy_generator(obj: Any) -> tuple[Any, ...] | None:
+    if not isinstance(obj, _numpy_generators()):
+        return None
+    reduced: Any = obj.__reduce_ex__(5)
+    make, arguments, *rest = reduced
+    return _make_numpy_generator, (make, arguments, rest[0] if rest else None)
+
+
+def _make_numpy_generator(make: Callable[..., Any], arguments: tuple[Any, ...], state: Any) -> Any:
+    generator = make(*arguments)
+    if state is not None:
+        generator.__setstate__(state)
+    numpy_random = sys.modules["numpy.random"]
+    source = generator if isinstance(generator, numpy_random.BitGenerator) else generator._bit_generator  # noqa: SLF001 - of both kinds
+    seeds = numpy_random.SeedSequence(_seed_from(_plain(source.state)))
+    source.state = type(source)(seeds).state
+    return generator
+
+
+def _numpy_generators() -> tuple[type, ...]:
+    numpy_random = sys.modules["numpy.random"]
+    return numpy_random.Generator, numpy_random.RandomState, numpy_random.BitGenerator
+
+
+def _seed_from(state: object) -> int:
+    return int.from_bytes(hashlib.sha256(repr((state, STREAM.key)).encode()).digest(), "big")
+
+
+def _words_from(state: Any) -> list[int]:
+    parts = [part.tobytes() if hasattr(part, "tobytes") else part for part in state]
+    digest = hashlib.sha256(repr((parts, STREAM.key)).encode()).digest()
+    return [int.from_bytes(digest[start : start + 4], "big") for start in range(0, 32, 4)]
+
+
+def _plain(state: Any) -> Any:
+    """Replace arrays in a generator's state by their bytes: the text of a long one is cut."""
+    if isinstance(state, dict):
+        return {name: _plain(value) for name, value in state.items()}
+    return state.tobytes() if hasattr(state, "tobytes") else state
