@@ -3,7 +3,6 @@
 The script needs no guard, runs once, and makes executors wherever it likes.
 """
 
-import atexit
 import builtins
 import io
 import runpy
@@ -18,6 +17,7 @@ from mpiexecutor._pool.crew import dismiss, serve
 from mpiexecutor._start.job import StartError
 from mpiexecutor._start.mpiexec import have_waiting_give_way, rank_in_environment
 from mpiexecutor._start.process import STANDING, check_company, initialise
+from mpiexecutor._util.process_end import PROCESS_END, Stage
 
 from .spmd import run_everywhere
 
@@ -41,7 +41,7 @@ def run_as_rank(program: list[str], *, spmd: bool) -> None:
         run_everywhere(comm, partial(run, program))
     elif comm.rank == _ROOT:
         STANDING.runs_alone = True
-        atexit.register(dismiss, comm, _ROOT)  # if the script never makes an executor
+        PROCESS_END.add(partial(dismiss, comm, _ROOT), Stage.PARTING)  # if the script never makes an executor
         run(program)
     else:
         while serve(comm, _ROOT):

@@ -8,7 +8,6 @@ Two things end the job, with a word: the death of rank 0, and an exception that 
 with 'python -m mpi4py', because others may wait for that rank.
 """
 
-import atexit
 import contextlib
 import gc
 import io
@@ -19,7 +18,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from queue import Empty
 from typing import TYPE_CHECKING
 
@@ -29,6 +27,7 @@ from mpiexecutor._pool.membership import Member, exchange_of, own_keeper
 from mpiexecutor._pool.registration import Orders, answer_reports, await_leavers, await_reports, part, report
 from mpiexecutor._rma.failed_ranks import DEATHS
 from mpiexecutor._start.process import STANDING
+from mpiexecutor._util.process_end import PROCESS_END, Stage
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -48,9 +47,7 @@ def run_everywhere(comm: "MPI.Intracomm", run: Callable[[], None]) -> None:
     if MPI.Query_thread() != MPI.THREAD_MULTIPLE:
         sys.exit("python -m mpiexecutor: --spmd needs MPI with THREAD_MULTIPLE: leave mpi4py.rc.thread_level as it is")
     DEATHS.will_be_told(_end_job)
-    part_from_others = _Root(comm).close if comm.rank == _ROOT else _follow(comm)
-    atexit.register(part_from_others)
-    os.register_at_fork(after_in_child=partial(atexit.unregister, part_from_others))  # it is no rank
+    PROCESS_END.add(_Root(comm).close if comm.rank == _ROOT else _follow(comm), Stage.PARTING)
     process = os.getpid()
     try:
         run()

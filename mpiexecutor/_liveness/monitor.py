@@ -16,7 +16,6 @@ import socket
 import struct
 import threading
 import time
-import weakref
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +23,7 @@ from typing import Any, Literal, Protocol
 
 from mpiexecutor._util.inbox import Inbox
 from mpiexecutor._util.polling import wait_for_ranks
+from mpiexecutor._util.process_end import PROCESS_END
 from mpiexecutor._util.seconds import COMING as _COMING
 from mpiexecutor._util.seconds import HELLO as _HELLO
 from mpiexecutor._util.seconds import LEAVING as _LEAVING
@@ -122,7 +122,7 @@ class Watch:
         self._stopped = False
         self._thread = threading.Thread(target=self._listen, name="mpiexecutor watch", daemon=True)
         self._thread.start()
-        os.register_at_fork(after_in_child=partial(_close_in_child, weakref.ref(self)))
+        PROCESS_END.disown_in_child(self.close)
 
     def await_keepers(self, ranks: Collection[int]) -> None:
         """Wait until the keepers of these ranks have come, who are on their way."""
@@ -319,11 +319,6 @@ class Watch:
             said = json.loads(data) if data else {"end": "was lost together with its keeper", "begun": None}
             held = slate.held if data else b""  # else it may still write
             self.lose(Loss(**hello, **said, held=held))
-
-
-def _close_in_child(reference: "weakref.ref[Watch]") -> None:
-    if (watch := reference()) is not None:
-        watch.close()
 
 
 class Undertaker:

@@ -8,7 +8,6 @@ A crew lives as long as its communicator; all executors on it share it. It is ke
 attribute of the communicator.
 """
 
-import atexit
 import contextlib
 import ctypes
 import functools
@@ -18,7 +17,6 @@ import sys
 import threading
 import time
 import traceback
-import weakref
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -35,6 +33,7 @@ from mpiexecutor._rma.failed_ranks import DEATHS
 from mpiexecutor._script.state import Origin
 from mpiexecutor._script.surroundings import note_environment
 from mpiexecutor._start.process import STANDING, comm_world
+from mpiexecutor._util.process_end import PROCESS_END
 from mpiexecutor._util.seconds import STUCK as _PATIENCE
 from mpiexecutor.channel import RemoteChannel
 
@@ -93,13 +92,12 @@ class Crew:
                 watch.attend, partial(self._give_up, "the job has ended: mpiexec was killed, or a worker without keeper")
             )
         watch.await_keepers(reports.keys() - set(self.without_keeper))
-        atexit.register(self.close)
-        os.register_at_fork(after_in_child=partial(_tell_forked, weakref.ref(self)))
+        PROCESS_END.add(self.close)
+        PROCESS_END.disown_in_child(self.forked)
 
     def forked(self) -> None:
         """In a forked child: the workers are its parent's. The windows are shared memory, and must not be touched."""
         self.closed = True
-        atexit.unregister(self.close)
         self.pump.disown("this executor belongs to the process that has made it, not to one forked from it")
         for channel in self._channels:
             channel.disown()
@@ -145,7 +143,7 @@ class Crew:
         if self.closed:
             return
         self.closed = True
-        atexit.unregister(self.close)
+        PROCESS_END.remove(self.close)
         try:
             with self._needs:
                 self._finish(for_good=for_good)
@@ -229,11 +227,6 @@ class Crew:
         for channel in self._channels:
             channel.abandon()
         self._parcels.leave()
-
-
-def _tell_forked(reference: "weakref.ref[Crew]") -> None:
-    if (crew := reference()) is not None:
-        crew.forked()
 
 
 def enlist(comm: "MPI.Intracomm", root: int) -> Crew | None:

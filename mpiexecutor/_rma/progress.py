@@ -12,7 +12,6 @@ It blocks, because beside a busy Python thread any other one gets the GIL every 
 time. Both threads are started once: a process that is ending starts no thread, and may still have calls to wait for.
 """
 
-import atexit
 import functools
 import os
 import secrets
@@ -23,6 +22,7 @@ from typing import Final
 
 from mpi4py import MPI
 
+from mpiexecutor._util.process_end import PROCESS_END, Stage
 from mpiexecutor._util.seconds import LOOK as _PATIENCE
 
 from .doorbell import Doorbell, Notifier, address_of
@@ -56,7 +56,7 @@ class ProgressThreads:
         ]
         for thread in self._threads:
             thread.start()
-        atexit.register(self.stop)
+        PROCESS_END.add(self.stop, Stage.PROGRESS)
 
     def serve(self, requested: Requested) -> None:
         """Make progress for one more window."""

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mpiexecutor._script.surroundings import import_path
+from mpiexecutor._util.process_end import PROCESS_END
 from mpiexecutor._util.seconds import GRACE as _GRACE
 
 from .mpiexec import Flavour, Mpiexec, flavour_of
@@ -180,7 +181,7 @@ class Job:
         placeholder = connections.pop(0)
         self._descriptors = descriptors
         self._placeholder = socket.socket(fileno=os.dup(placeholder.fileno()))
-        os.register_at_fork(after_in_child=self._close_in_child)
+        PROCESS_END.disown_in_child(self._close_in_child)
         for connection in connections.values():
             connection.send(b"!")
         _become_rank_zero(rank_zero["environment"], descriptors)

@@ -1,11 +1,11 @@
 """MPI of this process: how it is initialised, and how it ends.
 
 Whatever starts a process, `started_world` gives its MPI.COMM_WORLD: mpiexec may have started it, or it starts a job of workers
-itself and is their rank 0. MPI is finalised as the last of what the exit handlers do. After a death it cannot be, since that would
+itself and is their rank 0. MPI is finalised as the last step of the process (see
+_util/process_end.py). After a death it cannot be, since that would
 wait for the dead: then all that live take leave of the process manager without it, and so do the keepers (see process_manager.py).
 """
 
-import atexit
 import ctypes
 import os
 import sys
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mpiexecutor._liveness.monitor import Watch
 from mpiexecutor._liveness.process_manager import connection, end_launcher, mapped, remove, take_leave
 from mpiexecutor._liveness.supervisor import Kept, end_children, keep
+from mpiexecutor._util.process_end import PROCESS_END, Stage
 
 from .job import Job, StartError
 from .mpiexec import Flavour, flavour_of, have_waiting_give_way, launched, rank_in_environment, size_in_environment, usable_cores
@@ -55,7 +56,7 @@ def started_world(max_workers: int | None, root: int) -> "MPI.Intracomm":
             raise RuntimeError("cannot make an executor at interpreter shutdown")
         if not launched() and "mpi4py.MPI" not in sys.modules:
             job = Job(_crew_size(max_workers))
-            atexit.register(_end, job)
+            PROCESS_END.add(partial(_end, job), Stage.MPI)
             STANDING.job = job
         elif not launched() and STANDING.job is None and not STANDING.serves:
             raise StartError(
@@ -77,8 +78,7 @@ def initialise(keeper: Kept | None) -> "MPI.Intracomm":
 
     mpi4py.rc.finalize = False  # by _end: after a death that would wait for ever
     STANDING.keeper = keeper
-    atexit.register(_end, None)
-    os.register_at_fork(after_in_child=partial(atexit.unregister, _end))  # it has no MPI to be done with
+    PROCESS_END.add(partial(_end, None), Stage.MPI)
     return comm_world()
 
 

@@ -6,7 +6,6 @@ Here is the channel as a whole: how it is made, claimed, closed and freed. Its o
 ranks have left are in _putting.py, _taking.py and _losses.py.
 """
 
-import atexit
 import weakref
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypedDict, Unpack
 
 from mpiexecutor._rma.doorbell import Notifier
 from mpiexecutor._rma.failed_ranks import DEATHS, Dead
+from mpiexecutor._util.process_end import PROCESS_END
 from mpiexecutor.channel._ends.place import Place
 from mpiexecutor.channel._ring.layout import Layout
 
@@ -226,7 +226,7 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
         if self._place.freed:
             return
         self._stop()
-        atexit.unregister(self._at_exit)
+        PROCESS_END.remove(self._at_exit)
         if self._parting is not None:
             all_come(self._parting, self._dead)
         if self._dead:
@@ -251,7 +251,7 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
     def disown(self) -> None:
         """Leave the channel as it is: in a forked child it is the parent's. Any further use is ChannelClosed."""
         self._gone = self._place.freed = True
-        atexit.unregister(self._at_exit)
+        PROCESS_END.remove(self._at_exit)
 
     def _stop(self) -> None:
         """Begin nothing any more, and have whoever waits give up."""
@@ -297,5 +297,5 @@ def _at_exit(channel: RemoteChannel[Any, Any]) -> Callable[[], None]:
         if (channel := reference()) is not None:
             channel._finish()  # noqa: SLF001 - its own
 
-    atexit.register(finish)
+    PROCESS_END.add(finish)
     return finish
