@@ -21,10 +21,8 @@ from collections.abc import Callable
 from queue import Empty
 from typing import TYPE_CHECKING
 
-from mpiexecutor._liveness.monitor import Watch
 from mpiexecutor._liveness.supervisor import NEWS, Kept
-from mpiexecutor._pool.membership import Member, exchange_of, own_keeper
-from mpiexecutor._pool.registration import Orders, answer_reports, await_leavers, await_reports, part, report
+from mpiexecutor._pool.membership import Member, Root, register
 from mpiexecutor._rma.failed_ranks import DEATHS
 from mpiexecutor._start.process import STANDING
 from mpiexecutor._util.process_end import PROCESS_END, Stage
@@ -64,33 +62,21 @@ class _Root:
     """Rank 0: it hears of all deaths, and says so."""
 
     def __init__(self, comm: "MPI.Intracomm") -> None:
-        self._reports = await_reports(comm)
-        orders = Orders.of_this_process(_ROOT, self._reports)
-        answer_reports(comm, orders)
-        self._watch = Watch(orders.watch, orders.token)
-        self._watch.spans_job = True
+        self._members = Root(comm, _ROOT)
+        self._watch = self._members.watch
         self._watch.returned = self._tell_returned
-        self._comm = comm.Dup()
-        self._exchange = exchange_of(self._comm, orders, self._watch, self._reports)
-        self._watch.await_keepers([rank for rank, said in self._reports.items() if said.kept])
+        self._members.join()
+        self._members.await_keepers()
         threading.Thread(target=self._pass_on, name="mpiexecutor news", daemon=True).start()
 
     def close(self) -> None:
         """Wait for all others to be done, and have all part."""
         sys.stdout.flush()
-        dead = self._watch.dead
-        await_leavers(self._comm, dead)
-        with contextlib.nullcontext() if dead else DEATHS.all_needed("the end of the job"):
-            whole = not dead  # who dies from here on is noted there
-            part(self._comm, dead, whole=whole)
-            if whole:
-                if self._exchange is not None:
-                    self._exchange.stop()
-                self._comm.Barrier()  # all have dismissed their keepers, who would take the watch's end for this rank's
-                self._comm.Free()
-                self._watch.stop()
-        if not whole:
-            STANDING.deaths.append(self._watch)
+        self._members.await_leavers("wait")
+        with contextlib.nullcontext() if self._watch.dead else DEATHS.all_needed("the end of the job"):
+            if self._members.part():
+                self._members.comm.Barrier()  # all have dismissed their keepers, who would take the watch's end for this rank's
+                self._members.leave()
 
     def _pass_on(self) -> None:
         """Tell all who live of each death, and now and then once more: who was to pass that on may have died, too."""
@@ -109,31 +95,30 @@ class _Root:
                 logger.warning("%s", end)
                 told.append((loss.rank, end, loss.silent))
                 DEATHS.tell(*told[-1])
-            for rank in self._reports.keys() - self._watch.dead:
+            for rank in self._members.reports.keys() - self._watch.dead:
                 self._watch.tell(rank, NEWS + json.dumps(told[-_MOST:]).encode())
 
     def _tell_returned(self, rank: int) -> None:
         """Have a rank that was given up know that."""
-        said = self._reports[rank]
+        said = self._members.reports[rank]
         end = f"rank {rank}, host {said.host}, pid {said.pid}, was not heard of for long"
         self._watch.tell(rank, NEWS + json.dumps([(rank, end, True)]).encode())
 
 
 def _follow(comm: "MPI.Intracomm") -> Callable[[], None]:
     """Have this rank, which is not 0, be kept and told; give what parts it from the others in the end."""
-    keeper = own_keeper()
-    orders = report(comm, _ROOT, kept=keeper is not None)
+    orders = register(comm, _ROOT)
     assert orders is not None
-    own = comm.Dup()
-    member = Member(own, orders, keeper)
-    if keeper is not None:
-        threading.Thread(target=_hear, args=(keeper,), name="mpiexecutor news", daemon=True).start()
+    member = Member(comm, orders)
+    member.join()
+    if member.keeper is not None:
+        threading.Thread(target=_hear, args=(member.keeper,), name="mpiexecutor news", daemon=True).start()
 
     def part_from_others() -> None:
         _write_out()
         member.part()
-        own.Barrier()
-        own.Free()
+        member.comm.Barrier()
+        member.leave()
 
     return part_from_others
 

@@ -25,7 +25,7 @@ from mpiexecutor._calls.bulk import Parcels
 from mpiexecutor._calls.outcomes import Place
 from mpiexecutor._calls.scheduler import Pump
 from mpiexecutor._calls.worker import Worker
-from mpiexecutor._liveness.monitor import Undertaker, Watch, WorkerStatus
+from mpiexecutor._liveness.monitor import Undertaker, WorkerStatus
 from mpiexecutor._liveness.process_manager import mapped, remove
 from mpiexecutor._liveness.status_page import Slate
 from mpiexecutor._liveness.supervisor import Kept
@@ -37,8 +37,8 @@ from mpiexecutor._util.process_end import PROCESS_END
 from mpiexecutor._util.seconds import STUCK as _PATIENCE
 from mpiexecutor.channel import RemoteChannel
 
-from .membership import Member, Parting, exchange_of, own_keeper
-from .registration import Orders, Report, answer_reports, await_reports, report, serving
+from .membership import Member, Root, register
+from .registration import answer_reports, await_reports, serving
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -56,17 +56,15 @@ _KEPT = 64 << 20  # bytes that a worker keeps of what was freed
 class Crew:
     """The root's side of a crew."""
 
-    def __init__(self, comm: "MPI.Intracomm", orders: Orders, reports: dict[int, Report], origin: Origin) -> None:
+    def __init__(self, comm: "MPI.Intracomm", root: int, origin: Origin) -> None:
         """`origin` says what the workers have of the script, unless they were started without it."""
         self._origin = origin
         note_environment()
-        self._watch = watch = Watch(orders.watch, orders.token)
-        self._reports = reports  # by rank
-        root = orders.root
-        self._comm = comm.Dup()
-        self._channels = _channels(self._comm, root)
-        self._parcels = parcels = Parcels(self._comm, root, lambda rank: rank in watch.dead and rank not in watch.silent)
-        self._exchange = exchange_of(self._comm, orders, watch, reports)
+        self._members = members = Root(comm, root)
+        self._watch = watch = members.watch
+        self._channels = _channels(members.comm, root)
+        self._parcels = parcels = Parcels(members.comm, root, lambda rank: rank in watch.dead and rank not in watch.silent)
+        members.join()
         self.place = Place.here(comm.rank, comm.size)
         self.alone = comm.size == 1
         self.workers = max(1, comm.size - 1)
@@ -80,18 +78,16 @@ class Crew:
         self.closed = False
         self._needs = contextlib.ExitStack()
         self._needs.enter_context(DEATHS.all_needed("the service of an executor"))  # whose workers have no keepers of ours then
-        self._parting: Parting | None = None  # from the workers, in the end
         self._wedged = False  # they will never be of use again
         pump = self.pump
         watch.returned = pump.regain
-        watch.spans_job = comm.size == comm_world().size
         Undertaker(watch, self._channels, renumber=pump.renumber, bury=pump.lose, give_up=self._give_up, note=self._note_loss)
         self._job = STANDING.job
         if self._job is not None:
             self._job.tell_of_end(
                 watch.attend, partial(self._give_up, "the job has ended: mpiexec was killed, or a worker without keeper")
             )
-        watch.await_keepers(reports.keys() - set(self.without_keeper))
+        members.await_keepers()
         PROCESS_END.add(self.close)
         PROCESS_END.disown_in_child(self.forked)
 
@@ -117,7 +113,7 @@ class Crew:
     @property
     def without_keeper(self) -> list[int]:
         """The workers that cannot be killed unless the job ends with them; rank 0 is a thread of this process."""
-        return [0] if self.alone else [rank for rank, said in self._reports.items() if not said.kept]
+        return [0] if self.alone else [rank for rank, said in self._members.reports.items() if not said.kept]
 
     def workers_now(self) -> list[WorkerStatus]:
         """Say what each worker does."""
@@ -127,18 +123,18 @@ class Crew:
             ]
         return [
             WorkerStatus(rank, said.host, said.pid, *self._watch.state_of(rank), self.pump.done_by(rank))
-            for rank, said in sorted(self._reports.items())
+            for rank, said in sorted(self._members.reports.items())
         ]
 
     def end_workers(self, how: bytes) -> None:
         """Have all workers end, by KILL or TERMINATE."""
-        for rank in () if self.closed else self._reports:
+        for rank in () if self.closed else self._members.reports:
             self._watch.doom(rank, how)
 
     def close(self, *, for_good: bool = True) -> None:
         """Have every executor finish what it has, and dismiss the workers. Nothing can be submitted any more.
 
-        For `for_good` see Parting.
+        `for_good`: nobody has anything else to do then, so a worker that cannot leave, as it is stopped, is killed.
         """
         if self.closed:
             return
@@ -164,24 +160,21 @@ class Crew:
         if self._wedged:
             for channel in self._channels:
                 channel.disown()  # whoever is in the middle of it will stay there
-            STANDING.deaths.append(self._watch)
+            self._members.stay()
             return
         self.pump.stop()
         if self._thread is not None:
             self._thread.join()
-        self._parting = Parting(self._comm, self._watch, self._reports, for_good=for_good)
-        if self._parting.part():
-            if self._exchange is not None:
-                self._exchange.stop()
-            _dissolve(self._comm, self._channels, self._parcels)
-            self._watch.stop()
+        self._members.await_leavers("kill" if for_good else "warn")
+        if self._members.part():
+            _free(self._channels, self._parcels)
+            self._members.leave()
         else:
             self._abandon()
-            STANDING.deaths.append(self._watch)
 
     def _note_loss(self) -> None:
         """End everything if a worker has died while all ranks give up the channels together: the others wait for it for ever."""
-        if self._parting is not None and self._parting.of_all:
+        if self._members.of_all:
             self._abort()
             os._exit(1)
 
@@ -253,26 +246,23 @@ def muster(comm: "MPI.Intracomm", root: int, origin: Origin = Origin.NOTHING) ->
         raise RuntimeError("executors need MPI with THREAD_MULTIPLE: leave mpi4py.rc.thread_level as it is")
     if STANDING.deaths or DEATHS.any_known():
         raise BrokenProcessPool("workers of this job have died: no other executor can be made with MPI")
-    reports = await_reports(comm)
-    orders = Orders.of_this_process(root, reports)
-    answer_reports(comm, orders)
-    return Crew(comm, orders, reports, origin)
+    return Crew(comm, root, origin)
 
 
 def serve(comm: "MPI.Intracomm", root: int) -> bool:
     """Report to the root, wait for its answer, and serve until it is done; False if there was nothing to do."""
-    keeper = own_keeper()
-    orders = report(comm, root, kept=keeper is not None)
+    orders = register(comm, root)
     if orders is None:
         return False
     comm.Set_attr(_key(), "serving")
     STANDING.serves = True
     with serving():
-        own = comm.Dup()
-        channels = _channels(own, root)
-        parcels = Parcels(own, root)
+        member = Member(comm, orders)
+        channels = _channels(member.comm, root)
+        parcels = Parcels(member.comm, root)
         _keep_freed_memory()
-        member = Member(own, orders, keeper)  # the last that all make together: from here on its death is its own
+        member.join()  # the last that all do together: from here on its death is its own
+        keeper = member.keeper
         slate, enforce_limit = (keeper.slate, keeper.limit) if keeper else (Slate(), None)
         place = Place.here(comm.rank, comm.size)
         worker = Worker(*channels, parcels, place, slate, enforce_limit, fail=partial(_fail, keeper))
@@ -282,7 +272,8 @@ def serve(comm: "MPI.Intracomm", root: int) -> bool:
             traceback.print_exc()
             _fail(keeper)
         member.part(channels)
-        _dissolve(own, channels, parcels)
+        _free(channels, parcels)
+        member.leave()
     comm.Delete_attr(_key())
     STANDING.serves = False
     return True
@@ -338,11 +329,10 @@ def _keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, _KEPT)
 
 
-def _dissolve(comm: "MPI.Intracomm", channels: tuple[RemoteChannel[Any, Any], ...], parcels: Parcels) -> None:
+def _free(channels: tuple[RemoteChannel[Any, Any], ...], parcels: Parcels) -> None:
     for channel in channels:
         channel.free()
     parcels.free()
-    comm.Free()
 
 
 def _script_failed() -> bool:

@@ -11,15 +11,15 @@ import signal
 import time
 from collections.abc import Set as AbstractSet
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from mpiexecutor._liveness.monitor import Watch, address_of
 from mpiexecutor._liveness.process_manager import connection, mapped, remove, take_leave
 from mpiexecutor._liveness.supervisor import KILL, Kept
-from mpiexecutor._start.process import STANDING
+from mpiexecutor._start.process import STANDING, comm_world
 from mpiexecutor._util.seconds import LATE as _LATE
 
-from .registration import Orders, Report, await_leavers, part, part_from_root
+from .registration import Orders, answer_reports, await_leavers, await_reports, part, part_from_root, report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,104 +32,136 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mpiexecutor")
 
 
-def exchange_of(comm: "MPI.Intracomm", orders: Orders, watch: Watch, reports: dict[int, Report]) -> "Exchange | None":
-    """Have the root hear from other nodes, if there are any. Each rank has a part in it: see Member."""
-    from mpiexecutor._liveness.forwarder import Exchange  # noqa: PLC0415 - it knows MPI
-
-    far = {rank: (reports[rank].host, reports[rank].pid) for rank in orders.far}
-    return Exchange(_news_of(comm), watch, far, orders.lost_after) if far else None
+def register(comm: "MPI.Intracomm", root: int) -> Orders | None:
+    """Report to the root, and wait for its answer; None if this rank is not to serve."""
+    return report(comm, root, kept=own_keeper() is not None)
 
 
-def _news_of(comm: "MPI.Intracomm") -> "News":
-    from mpiexecutor._liveness.forwarder import News  # noqa: PLC0415 - it knows MPI
+class Root:
+    """The root's side. It is made when all others have reported; see Member for the order of what all ranks do together."""
 
-    return News(comm)
-
-
-class Parting:
-    """The root's side of the end, once nothing is to be done any more.
-
-    `for_good`: nobody has anything else to do then, so whoever cannot leave, as it is stopped, is killed.
-    """
-
-    def __init__(self, comm: "MPI.Intracomm", watch: Watch, reports: dict[int, Report], *, for_good: bool) -> None:
-        self._comm = comm
-        self._watch = watch
-        self._reports = reports  # by rank
-        self._for_good = for_good
+    def __init__(self, comm: "MPI.Intracomm", root: int) -> None:
+        self.reports = await_reports(comm)  # by rank
+        self._orders = Orders.of_this_process(root, self.reports)
+        answer_reports(comm, self._orders)
+        self.watch = Watch(self._orders.watch, self._orders.token)
+        self.watch.spans_job = comm.size == comm_world().size
+        self.comm = comm.Dup()
+        self._exchange: Exchange | None = None
         self._stopped_since: dict[int, float] = {}  # by rank: of those that are waited for, and give no signs of life
         self._killed: set[int] = set()
         self.of_all = False  # all workers live, and give up with this rank what they have together: none of them may die now
 
+    def join(self) -> None:
+        """Hear from other nodes, if there are any; each rank has a part in it."""
+        from mpiexecutor._liveness.forwarder import Exchange, News  # noqa: PLC0415 - they know MPI
+
+        if far := {rank: (self.reports[rank].host, self.reports[rank].pid) for rank in self._orders.far}:
+            self._exchange = Exchange(News(self.comm), self.watch, far, self._orders.lost_after)
+
+    def await_keepers(self) -> None:
+        """Wait until the keepers of the members have come."""
+        self.watch.await_keepers([rank for rank, said in self.reports.items() if said.kept])
+
+    def await_leavers(self, stopped: Literal["kill", "warn", "wait"]) -> None:
+        """Wait until all that live want to part. `stopped` says what is done about one that gives no signs of life.
+
+        "kill" it if nobody has anything else to do after this; "warn" if it does; "wait" if it may still be busy.
+        """
+        see_to = partial(self._see_to_stopped, kill=stopped == "kill")
+        await_leavers(self.comm, self.watch.dead, *(() if stopped == "wait" else (see_to,)))
+
     def part(self) -> bool:
-        """Part from the workers, once they have left their loops; whether all of them live, so that MPI can be used as ever."""
-        dead = self._watch.dead
-        await_leavers(self._comm, dead, self._kill_stopped)
+        """Part from those that live; whether that is all of them, so that MPI can be used as ever. Then `leave` is next."""
+        dead = self.watch.dead
         self.of_all = not dead | self._killed
         self.of_all = not dead | self._killed  # once more: who has died since then may not have been noted
-        part(self._comm, dead | self._killed, whole=self.of_all)
+        part(self.comm, dead | self._killed, whole=self.of_all)
+        if not self.of_all:
+            self.stay()
+        elif self._exchange is not None:
+            self._exchange.stop()
         return self.of_all
 
-    def _kill_stopped(self, late: AbstractSet[int]) -> None:
-        """Kill those that give no signs of life: nothing would come of waiting for them.
+    def stay(self) -> None:
+        """Part from nobody before the end of this process: not all live, and MPI cannot be finalised."""
+        STANDING.deaths.append(self.watch)
+
+    def leave(self) -> None:
+        """Give back what was made, once nobody uses the communicator any more."""
+        self.comm.Free()
+        self.watch.stop()
+
+    def _see_to_stopped(self, late: AbstractSet[int], *, kill: bool) -> None:
+        """Kill those that give no signs of life, or say so once: nothing would come of waiting for them.
 
         They have had time for one since this process could look: the whole job may have been stopped.
         """
         now = time.monotonic()
-        stopped = {rank for rank in late - self._killed if self._watch.is_stopped(rank)}
+        stopped = {rank for rank in late - self._killed if self.watch.is_stopped(rank)}
         self._stopped_since = {rank: self._stopped_since.get(rank, now) for rank in stopped}
         for rank in [rank for rank, since in self._stopped_since.items() if now - since > _LATE]:
-            who = f"rank {rank}, host {self._reports[rank].host}, pid {self._reports[rank].pid}"
-            what = "it is killed" if self._for_good else "continue it, or kill it"
+            who = f"rank {rank}, host {self.reports[rank].host}, pid {self.reports[rank].pid}"
+            what = "it is killed" if kill else "continue it, or kill it"
             logger.warning("the worker on %s, gives no signs of life, and keeps this job from its end: %s", who, what)
-            if self._for_good:
+            if kill:
                 self._killed.add(rank)
-                self._watch.doom(rank, KILL)
+                self.watch.doom(rank, KILL)
             else:
                 self._stopped_since[rank] = math.inf  # said
 
 
 class Member:
-    """A rank that is not the root: it is not to take the job with it if it dies, and is to be heard of."""
+    """A rank that is not the root: it is not to take the job with it if it dies, and is to be heard of.
 
-    def __init__(self, comm: "MPI.Intracomm", orders: Orders, keeper: Kept | None) -> None:
-        """`comm` is freed by who has made it."""
-        self._comm = comm
-        self._root = orders.root
-        self._keeper = keeper
-        far = comm.rank in orders.far
-        watch = Watch(orders.watch_of(comm.rank), orders.token) if far else None  # before keepers can want to come to it
-        self._news = _news_of(comm) if orders.far else None
-        self._post = self._post_of(orders, watch) if watch else None
-        if keeper is not None:
-            watches = [address_of(orders.watch_of(rank)) for rank in orders.watchers_of(comm.rank)]
-            keeper.serve(watches, orders.token, comm.rank, far=far)
+    Root and members do this together, in this order: make this, and what uses `comm`; `join`, after which the death of a member is
+    its own; serve; `part`; free what uses `comm`; `leave`.
+    """
+
+    def __init__(self, comm: "MPI.Intracomm", orders: Orders) -> None:
+        self.comm = comm.Dup()
+        self.keeper = own_keeper()
+        self._orders = orders
+        self._news: News | None = None
+        self._post: Post | None = None
+
+    def join(self) -> None:
+        """Have the root hear of this rank, by its keeper; and on another node than the root's be one by whom it hears of others."""
+        from mpiexecutor._liveness.forwarder import News, Post  # noqa: PLC0415 - they know MPI
+
+        orders, rank = self._orders, self.comm.rank
+        far = rank in orders.far
+        watch = Watch(orders.watch_of(rank), orders.token) if far else None  # before keepers can want to come to it
+        self._news = News(self.comm) if orders.far else None
+        if watch is not None and self._news is not None:
+            self._post = Post(self._news.comm, orders.root, watch, orders.lost_after, partial(_go, self.keeper))
+        if self.keeper is not None:
+            watches = [address_of(orders.watch_of(other)) for other in orders.watchers_of(rank)]
+            self.keeper.serve(watches, orders.token, rank, far=far)
 
     def part(self, channels: "Sequence[RemoteChannel[Any, Any]]" = ()) -> None:
         """Part from the root. If not all live wait for the end: MPI can be finalised no more, and who leaves first ends the job."""
-        if not part_from_root(self._comm, self._root):
+        if not part_from_root(self.comm, self._orders.root):
             for channel in channels:
                 channel.abandon()
             self._stay()
-        if self._keeper is not None:
-            self._keeper.dismiss()
+        if self.keeper is not None:
+            self.keeper.dismiss()
         if self._post is not None:
             self._post.stop()
         if self._news is not None:
             self._news.free()
 
-    def _post_of(self, orders: Orders, watch: Watch) -> "Post":
-        from mpiexecutor._liveness.forwarder import Post  # noqa: PLC0415 - it knows MPI
-
-        assert self._news is not None
-        return Post(self._news.comm, orders.root, watch, orders.lost_after, partial(_go, self._keeper))
+    def leave(self) -> None:
+        """Give the communicator back, once nobody uses it any more."""
+        self.comm.Free()
 
     def _stay(self) -> NoReturn:
-        if self._keeper is not None:
-            self._keeper.stay()
+        if self.keeper is not None:
+            self.keeper.stay()
         while self._post is not None:
             signal.pause()
-        _go(self._keeper)
+        _go(self.keeper)
 
 
 def _go(keeper: Kept | None) -> NoReturn:

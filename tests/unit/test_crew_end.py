@@ -40,9 +40,6 @@ class Scene:
 
     def __init__(self, patch, *, sessions=(), whole=True, failed=False, started_here=False, patience=LIMIT):
         self.log = []
-        self.standing = SimpleNamespace(deaths=[])
-        patch.setattr(its_module, "STANDING", self.standing)
-        patch.setattr(its_module, "Parting", lambda *_, for_good: Logged(self.log, "parting", part=whole))
         patch.setattr(its_module, "_script_failed", lambda: failed)
         patch.setattr(its_module, "comm_world", lambda: Logged(self.log, "world"))
         patch.setattr(its_module, "_LAST_WORDS", 0.0)
@@ -54,11 +51,11 @@ class Scene:
         crew.pump = self.pump = Logged(self.log, "pump", sessions=list(sessions), is_stuck=False)
         crew._needs = contextlib.nullcontext()
         crew._channels = (Logged(self.log, "work"), Logged(self.log, "replies"))
-        for part in ("comm", "parcels", "watch", "exchange"):
+        for part in ("parcels", "watch"):
             setattr(crew, f"_{part}", Logged(self.log, part))
+        crew._members = Logged(self.log, "members", part=whole)
         crew._job = Logged(self.log, "job") if started_here else None
-        crew._parting = crew._thread = None
-        crew._reports = {}
+        crew._thread = None
 
     def exit(self, status):
         self.log.append(("exit", status))
@@ -78,7 +75,7 @@ def scene():
 
 
 IDLE, BUSY = SimpleNamespace(idle=True), SimpleNamespace(idle=False)
-GOODBYE = ["parting.part", "exchange.stop", "work.free", "replies.free", "parcels.free", "comm.Free", "watch.stop"]
+GOODBYE = ["members.await_leavers", "members.part", "work.free", "replies.free", "parcels.free", "members.leave"]
 
 
 def test_all_calls_are_waited_for_and_then_all_part(scene):
@@ -88,7 +85,6 @@ def test_all_calls_are_waited_for_and_then_all_part(scene):
     closes = [("pump.close", session, "cannot schedule new futures after interpreter shutdown", False) for session in (BUSY, IDLE)]
     assert scene.log[:5] == [("pump.sessions",), *closes, ("pump.wait", BUSY), ("pump.wait", IDLE)]
     assert scene.names[5:] == ["pump.stop", *GOODBYE]
-    assert scene.standing.deaths == []
     scene.log.clear()
     scene.crew.close()
     assert scene.log == []
@@ -98,8 +94,8 @@ def test_if_one_has_died_what_was_made_together_is_left_as_it_is(scene):
     """MPI is not to be finalised, and the keepers are seen off in the end."""
     scene = scene(whole=False)
     scene.crew.close()
-    assert scene.names == ["pump.sessions", "pump.stop", "parting.part", "work.abandon", "replies.abandon", "parcels.leave"]
-    assert scene.standing.deaths == [scene.crew._watch]
+    assert scene.names[:2] == ["pump.sessions", "pump.stop"]
+    assert scene.names[2:] == ["members.await_leavers", "members.part", "work.abandon", "replies.abandon", "parcels.leave"]
 
 
 def test_a_script_that_has_failed_waits_for_no_call(scene):
@@ -143,8 +139,23 @@ def test_a_crew_that_was_given_up_parts_from_nobody(scene):
     scene = scene(sessions=[IDLE])
     scene.crew._give_up("mpiexec was killed")
     scene.crew.close()
-    assert scene.names == ["pump.give_up", "pump.sessions", "pump.close", "pump.wait", "work.disown", "replies.disown"]
-    assert scene.standing.deaths == [scene.crew._watch]
+    assert scene.names == [
+        "pump.give_up",
+        "pump.sessions",
+        "pump.close",
+        "pump.wait",
+        "work.disown",
+        "replies.disown",
+        "members.stay",
+    ]
+
+
+@pytest.mark.parametrize(("for_good", "stopped"), [(True, "kill"), (False, "warn")])
+def test_a_worker_that_is_stopped_in_the_end_is_killed_if_it_has_nothing_else_to_do(scene, for_good, stopped):
+    """Else it is said that it is waited for."""
+    scene = scene()
+    scene.crew.close(for_good=for_good)
+    assert ("members.await_leavers", stopped) in scene.log
 
 
 @pytest.mark.parametrize("started_here", [False, True])
@@ -174,11 +185,11 @@ def test_to_give_up_may_take_long(scene):
     assert "exit" not in scene.names
 
 
-@pytest.mark.parametrize(("of_all", "ends"), [(True, True), (False, False), (None, False)])
+@pytest.mark.parametrize(("of_all", "ends"), [(True, True), (False, False)])
 def test_a_death_while_all_part_ends_the_job(scene, of_all, ends):
     """The others wait for it for ever. Before, and if somebody had died before, they do not."""
     scene = scene()
-    scene.crew._parting = None if of_all is None else SimpleNamespace(of_all=of_all)
+    scene.crew._members = SimpleNamespace(of_all=of_all)
     with pytest.raises(Exited) if ends else contextlib.nullcontext():
         scene.crew._note_loss()
     assert scene.log == ([("world.Abort", 1), ("exit", 1)] if ends else [])

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from types import SimpleNamespace
 
 import pytest
 from fake_mpi import fake_mpi
@@ -11,7 +12,7 @@ from mpiexecutor._cli import spmd
 from mpiexecutor._liveness.monitor import Loss
 from mpiexecutor._liveness.supervisor import KILL, NEWS
 from mpiexecutor._pool import membership, registration
-from mpiexecutor._pool.membership import Parting
+from mpiexecutor._pool.membership import Root
 from mpiexecutor._pool.registration import Report
 from mpiexecutor._util.inbox import Inbox
 
@@ -60,6 +61,22 @@ def watch():
     return FakeWatch()
 
 
+@pytest.fixture
+def parting(comms, watch, monkeypatch):
+    """The root's side, once all have joined. What it has to do at the end of the process is in its `standing`."""
+    root = Root.__new__(Root)
+    root.comm, root.watch, root.reports = comms[0], watch, REPORTS
+    root._exchange, root._stopped_since, root._killed, root.of_all = None, {}, set(), False
+    root.standing = SimpleNamespace(deaths=[])
+    monkeypatch.setattr(membership, "STANDING", root.standing)
+    return root
+
+
+def part(root, stopped="kill"):
+    """Have all part, in a thread."""
+    return in_a_thread(lambda: (root.await_leavers(stopped), root.part())[1])
+
+
 def leave(comms, *ranks):
     """Have these workers say that they have left their loops."""
     for rank in ranks:
@@ -71,11 +88,10 @@ def told(comms, rank):
     return comms[rank].recv(0, registration._TAG) if comms[rank].Iprobe(0, registration._TAG) else None
 
 
-def test_all_part_when_all_have_left_their_loops(comms, watch):
+def test_all_part_when_all_have_left_their_loops(comms, watch, parting):
     """And are told that MPI can be used as ever; nobody is told before."""
-    parting = Parting(comms[0], watch, REPORTS, for_good=True)
     leave(comms, 1, 3)
-    ending = in_a_thread(parting.part)
+    ending = part(parting)
     until(lambda: not comms[0].Iprobe())
     assert [told(comms, rank) for rank in (1, 2, 3)] == [None] * 3
     assert not parting.of_all
@@ -83,28 +99,28 @@ def test_all_part_when_all_have_left_their_loops(comms, watch):
     assert ending.result(LIMIT) is True
     assert [told(comms, rank) for rank in (1, 2, 3)] == [True] * 3
     assert parting.of_all
+    assert parting.standing.deaths == []
 
 
-def test_the_dead_are_not_waited_for(comms, watch):
+def test_the_dead_are_not_waited_for(comms, watch, parting):
     """Also if they die meanwhile. The others learn that MPI is not to be finalised; the dead are sent nothing."""
-    parting = Parting(comms[0], watch, REPORTS, for_good=True)
     watch.dead.add(1)
     leave(comms, 2)
-    ending = in_a_thread(parting.part)
+    ending = part(parting)
     until(lambda: not comms[0].Iprobe())
     assert not ending.done()
     watch.dead.add(3)
     assert ending.result(LIMIT) is False
     assert [told(comms, rank) for rank in (1, 2, 3)] == [None, False, None]
     assert not parting.of_all
+    assert parting.standing.deaths == [watch]
 
 
-def test_one_that_is_stopped_is_killed_in_the_end(comms, watch, clock, caplog):
+def test_one_that_is_stopped_is_killed_in_the_end(comms, watch, clock, caplog, parting):
     """It keeps the job from its end, and nothing would come of waiting. One that gives signs of life is waited for."""
-    parting = Parting(comms[0], watch, REPORTS, for_good=True)
     watch.stopped.add(2)
     leave(comms, 1)
-    ending = in_a_thread(parting.part)
+    ending = part(parting)
     watch.wait_for_looks()
     clock.now += 2.9
     watch.wait_for_looks()
@@ -122,10 +138,9 @@ def test_one_that_is_stopped_is_killed_in_the_end(comms, watch, clock, caplog):
     assert [told(comms, rank) for rank in (1, 2, 3)] == [False, None, False]
 
 
-def test_one_that_goes_on_in_time_is_not_killed(comms, watch, clock):
+def test_one_that_goes_on_in_time_is_not_killed(comms, watch, clock, parting):
     """And may be stopped again: that counts anew."""
-    parting = Parting(comms[0], watch, REPORTS, for_good=True)
-    ending = in_a_thread(parting.part)
+    ending = part(parting)
     for _ in range(5):
         watch.stopped.add(2)
         watch.wait_for_looks()
@@ -138,11 +153,10 @@ def test_one_that_goes_on_in_time_is_not_killed(comms, watch, clock):
     assert watch.doomed == []
 
 
-def test_one_that_has_something_else_to_do_later_is_not_killed(comms, watch, clock, caplog):
+def test_one_that_has_something_else_to_do_later_is_not_killed(comms, watch, clock, caplog, parting):
     """It is said once that it is waited for: the MPI program goes on after this."""
-    parting = Parting(comms[0], watch, REPORTS, for_good=False)
     watch.stopped.add(2)
-    ending = in_a_thread(parting.part)
+    ending = part(parting, "warn")
     for _ in range(5):
         watch.wait_for_looks()
         clock.now += 3.1
@@ -154,6 +168,19 @@ def test_one_that_has_something_else_to_do_later_is_not_killed(comms, watch, clo
     assert said.endswith(
         "rank 2, host host, pid 1002, gives no signs of life, and keeps this job from its end: continue it, or kill it"
     )
+
+
+def test_one_that_may_still_be_busy_is_waited_for(comms, watch, clock, caplog, parting):
+    """With --spmd it runs its script, which may hold the GIL for long: nothing is said, and nobody is killed."""
+    watch.stopped.add(2)
+    ending = part(parting, "wait")
+    clock.now += 100
+    for rank in (1, 3):
+        leave(comms, rank)
+        until(lambda: not comms[0].Iprobe())
+    leave(comms, 2)
+    assert ending.result(LIMIT) is True
+    assert (watch.doomed, watch.looks, caplog.messages) == ([], 0, [])
 
 
 # -- the news of deaths, with --spmd
@@ -180,7 +207,7 @@ class Telling:
 
     def __init__(self, watch):
         self.root = spmd._Root.__new__(spmd._Root)
-        self.root._reports, self.root._watch = REPORTS, watch
+        self.root._members, self.root._watch = SimpleNamespace(reports=REPORTS), watch
         self._passing = in_a_thread(self.root._pass_on)
         self._watch = watch
 
