@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mpiexecutor")
 
 _ROOT = 0
-_ONCE_MORE, _TIMES = 1.0, 5  # seconds until deaths are told again, and how often
+_ONCE_MORE, _TIMES = 1.0, 5  # seconds until deaths are told again, and how often; also between two looks at the watchdog
 _MOST = 200  # deaths in a message
 _LAST_WORDS = 0.2  # seconds that what was printed has to get through before the job is ended
 
@@ -84,8 +84,11 @@ class _Root:
         left = 0  # times to tell again
         while True:
             try:
-                loss = self._watch.losses.get(timeout=_ONCE_MORE if left else None)
+                loss = self._watch.losses.get(timeout=_ONCE_MORE if told else None)
             except Empty:
+                DEATHS.watchdog.left()
+                if not left:
+                    continue
                 left -= 1
             else:
                 left = _TIMES
@@ -132,8 +135,9 @@ def _write_out() -> None:
 
 
 def _hear(keeper: Kept) -> None:
-    while news := keeper.news():
-        for death in json.loads(news):
+    while (news := keeper.news(_ONCE_MORE if DEATHS.any_known() else None)) != b"":
+        DEATHS.watchdog.left()
+        for death in json.loads(news or "[]"):
             DEATHS.tell(*death)
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Protocol
 
+from mpiexecutor._rma.recovery_thread import RecoveryThread, Watchdog
 from mpiexecutor._util.inbox import Inbox
 from mpiexecutor._util.polling import wait_for_ranks
 from mpiexecutor._util.process_end import PROCESS_END
@@ -118,7 +119,7 @@ class Watch:
             self._listener.listen(_MOST)
             self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._look: Callable[[], object] = lambda: None  # hears what comes from other nodes
-        self._alarm: tuple[float, Callable[[], None]] | None = None
+        self.watchdog = Watchdog(lambda: self._there.send(b"!"))
         self._stopped = False
         self._thread = threading.Thread(target=self._listen, name="mpiexecutor watch", daemon=True)
         self._thread.start()
@@ -227,14 +228,6 @@ class Watch:
         self._selector.register(descriptor, selectors.EVENT_READ, once)
         self._there.send(b"!")
 
-    def set_alarm(self, seconds: float, ring: Callable[[], None]) -> None:
-        """Have something called if it is not unset within so many seconds."""
-        self._alarm = time.monotonic() + seconds, ring
-        self._there.send(b"!")
-
-    def unset_alarm(self) -> None:
-        self._alarm = None
-
     def see_off(self, ranks: Collection[int] | None = None) -> None:
         """Have all keepers end, or those of some ranks, with their ranks, and wait until they have taken leave of the job."""
         leaving = set(self._keepers if ranks is None else ranks)
@@ -263,13 +256,7 @@ class Watch:
 
     def _listen(self) -> None:
         while not self._stopped:
-            alarm = self._alarm
-            left = None if alarm is None else alarm[0] - time.monotonic()
-            if alarm is not None and left is not None and left <= 0:
-                self._alarm = None
-                alarm[1]()
-                continue
-            for key, _ in self._selector.select(left):
+            for key, _ in self._selector.select(self.watchdog.left()):
                 key.data(key.fileobj)
 
     def _accept(self, listener: socket.socket) -> None:
@@ -341,24 +328,21 @@ class Undertaker:
         self._give_up = give_up
         self._note = note  # told of each loss, first
         self._shares: dict[int, Share] = {}  # of work, by rank: of those whose loss is still to be looked at
-        self._thread = threading.Thread(target=self._run, name="mpiexecutor undertaker", daemon=True)
-        self._thread.start()
+        self.thread = RecoveryThread(watch.losses, self._recover).thread
 
-    def _run(self) -> None:
-        while (loss := self._watch.losses.get()) is not None:
-            logger.log(logging.INFO if self._watch.is_doomed(loss.rank) else logging.WARNING, "%s", loss)
-            self._note()
-            try:
-                self._settle(loss)
-            except ChannelClosed:  # freed
-                continue
-            except Exception as error:
-                logger.exception("what a dead worker has left behind was not settled")
-                self._give_up(f"{loss}, and what it has left behind cannot be settled: {error}")
-                continue
-            finally:
-                self._watch.unset_alarm()
-            self._bury(loss, self._shares.pop(loss.rank, None))
+    def _recover(self, loss: Loss) -> bool:
+        logger.log(logging.INFO if self._watch.is_doomed(loss.rank) else logging.WARNING, "%s", loss)
+        self._note()
+        try:
+            self._settle(loss)
+        except ChannelClosed:  # freed
+            return True
+        except Exception as error:
+            logger.exception("what a dead worker has left behind was not settled")
+            self._give_up(f"{loss}, and what it has left behind cannot be settled: {error}")
+            return True
+        self._bury(loss, self._shares.pop(loss.rank, None))
+        return True
 
     def _settle(self, loss: Loss) -> None:
         self._settle_channel(loss, lambda: self._shares.update({share.rank: share for share in self._settle_work()}))
@@ -371,9 +355,9 @@ class Undertaker:
         """Settle a channel. Who lives, and keeps that from being done, is killed: nobody can do anything meanwhile."""
         why = f"{loss}, inside MPI, where it holds a lock that nobody can take any more"
         while True:
-            self._watch.set_alarm(_WEDGED, partial(self._give_up, why))
             try:
-                settle()
+                with self._watch.watchdog.limit(_WEDGED, partial(self._give_up, why)):
+                    settle()
             except ChannelBroken as error:
                 if not [rank for rank in error.ranks if self._watch.kill(rank)]:
                     raise

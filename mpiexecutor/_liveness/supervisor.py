@@ -93,8 +93,15 @@ class Kept:
         self._resting = threading.Event()
         threading.Thread(target=self._pulse, args=(self._resting,), name="mpiexecutor pulse", daemon=True).start()
 
-    def news(self) -> bytes:
-        """Wait for something that the root has to say to this rank, while it serves; nothing: its keeper has gone."""
+    def news(self, timeout: float | None = None) -> bytes | None:
+        """Wait for something that the root has to say to this rank, while it serves; nothing: its keeper has gone.
+
+        None if nothing has come within so many seconds.
+        """
+        poll = select.poll()
+        poll.register(self._line, select.POLLIN)
+        if not poll.poll(None if timeout is None else 1e3 * timeout):
+            return None
         return self._line.recv(_LONGEST).removeprefix(NEWS)
 
     def limit(self, seconds: float) -> None:

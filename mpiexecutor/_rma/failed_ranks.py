@@ -15,15 +15,14 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
-from queue import Empty
 from typing import Final, Protocol
 
 from mpiexecutor._util.inbox import Inbox
 from mpiexecutor._util.seconds import WEDGED as _WEDGED
 
-logger = logging.getLogger("mpiexecutor")
+from .recovery_thread import RecoveryThread, Watchdog
 
-_AGAIN = 0.1  # seconds until the next try to settle a channel whose ranks do not come to a rest
+logger = logging.getLogger("mpiexecutor")
 
 
 class Bereaved(Protocol):
@@ -45,16 +44,14 @@ class Deaths:
         self._kept: list[Bereaved] = []
         self._needed: list[str] = []  # what all ranks do together now: none of them may die
         self._lock = threading.Lock()
-        self._news: Inbox[None] = Inbox()
-        self._begun, self._done = threading.Event(), threading.Event()  # with what may get stuck inside MPI
+        self._news: Inbox[bool | None] = Inbox()  # there is something to settle
+        self.watchdog = Watchdog()  # the thread that tells looks at it
 
     def will_be_told(self, end_job: Callable[[str], None]) -> None:
         """Note that somebody will tell, of every death: on every rank alike, and before any channel is made."""
         self._end_job = end_job
         self.are_told = True
-        # Both now: a process that is ending starts no thread any more, and may still have deaths to settle.
-        threading.Thread(target=self._run, name="mpiexecutor deaths", daemon=True).start()
-        threading.Thread(target=self._watch, name="mpiexecutor watchdog", daemon=True).start()
+        RecoveryThread(self._news, self._settle)
 
     def tell(self, rank: int, end: str, silent: bool = False) -> None:
         """Take in that a rank of MPI.COMM_WORLD has died; `end` says who it was, and how it ended. `silent`: perhaps it lives.
@@ -72,7 +69,7 @@ class Deaths:
             needed = list(self._needed)
         if needed:
             self._end_for(end, needed[-1])
-        self._news.put(None)
+        self._news.put(True)
 
     def any_known(self) -> bool:
         """Whether any rank of the job has died."""
@@ -91,7 +88,7 @@ class Deaths:
         if self.are_told:
             with self._lock:
                 self._bereaved.add(bereaved)
-            self._news.put(None)  # of those who have died before
+            self._news.put(True)  # of those who have died before
 
     def keep(self, bereaved: Bereaved) -> None:
         """Have somebody told until the end, even if nobody else wants it any more."""
@@ -120,34 +117,23 @@ class Deaths:
     def _end_for(self, end: str, what: str) -> None:
         self._end_job(f"{end}, during {what}, which takes all ranks: the job is ended")
 
-    def _run(self) -> None:
-        settled = True
-        while True:
-            with contextlib.suppress(Empty):
-                self._news.get(timeout=None if settled else _AGAIN)
-            with self._lock:
-                bereaved = list(self._bereaved) if self._ends else []
-            settled = not [one for one in bereaved if not self._tell_one(one)]
-            bereaved.clear()  # or they would be kept until the next death
+    def _settle(self, _: bool) -> bool:
+        """Tell all; False if some of them are to be told again."""
+        with self._lock:
+            bereaved = list(self._bereaved) if self._ends else []
+        return not [one for one in bereaved if not self._tell_one(one)]
 
     def _tell_one(self, one: Bereaved) -> bool:
-        self._done.clear()
-        self._begun.set()
         try:
-            return one.lose()
+            with self.watchdog.limit(_WEDGED, self._end_if_stuck):
+                return one.lose()
         except Exception as error:
             logger.exception("what a dead rank has left behind was not settled")
             self._end_job(f"what a dead rank has left behind cannot be settled: {error}")
             return True
-        finally:
-            self._done.set()
 
-    def _watch(self) -> None:
-        """End the job if that takes too long, as nothing else can be done."""
-        while self._begun.wait():
-            self._begun.clear()
-            if not self._done.wait(_WEDGED):
-                self._end_job("a rank has died inside MPI, holding a lock: the job is ended")
+    def _end_if_stuck(self) -> None:
+        self._end_job("a rank has died inside MPI, holding a lock: the job is ended")
 
 
 class Dead(Collection[int]):

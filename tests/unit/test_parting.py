@@ -14,6 +14,7 @@ from mpiexecutor._liveness.supervisor import KILL, NEWS
 from mpiexecutor._pool import membership, registration
 from mpiexecutor._pool.membership import Root
 from mpiexecutor._pool.registration import Report
+from mpiexecutor._rma.recovery_thread import Watchdog
 from mpiexecutor._util.inbox import Inbox
 
 REPORTS = {rank: Report("host", 1000 + rank, "node", kept=True) for rank in (1, 2, 3)}
@@ -193,6 +194,7 @@ def deaths(monkeypatch):
     class Deaths:
         def __init__(self):
             self.told = []
+            self.watchdog = Watchdog()
 
         def tell(self, *death):
             self.told.append(death)

@@ -8,7 +8,7 @@ import pytest
 from fake_memory import Death, FakeMemory, Life, Turnstile
 from fakes import LIMIT, in_a_thread, until
 
-from mpiexecutor._rma import failed_ranks
+from mpiexecutor._rma import failed_ranks, recovery_thread
 from mpiexecutor._rma.doorbell import Notifier
 from mpiexecutor._rma.failed_ranks import Dead, Deaths
 from mpiexecutor.channel import ChannelBroken, ChannelClosed, RemoteChannel, Share, _losses, _remote
@@ -307,7 +307,7 @@ def test_that_one_is_dead_indeed_is_news(deaths):
 
 def test_what_is_not_settled_is_tried_again(told, monkeypatch):
     """Until it is."""
-    monkeypatch.setattr(failed_ranks, "_AGAIN", 0.0)
+    monkeypatch.setattr(recovery_thread, "_AGAIN", 0.0)
     bereaved = Bereaved(False, False, True)
     told.attend(bereaved)
     told.tell(2, "rank 2 was killed")
@@ -325,14 +325,13 @@ def test_a_fault_of_ours_ends_the_job(told, ended, caplog):
 
 
 def test_a_process_that_is_stuck_ends_the_job(told, ended, monkeypatch):
-    """The dead has a lock of the window, and nobody can take it any more."""
+    """The dead has a lock of the window, and nobody can take it any more. The thread that tells of deaths looks at the time."""
     monkeypatch.setattr(failed_ranks, "_WEDGED", 0.01)
     over = threading.Event()
     bereaved = Bereaved(lambda: over.wait(LIMIT))
     told.attend(bereaved)
     told.tell(2, "rank 2 was killed")
-    until(lambda: ended)
-    monkeypatch.setattr(failed_ranks, "_WEDGED", LIMIT)
+    until(lambda: told.watchdog.left() is None and ended)
     over.set()
     assert ended == ["a rank has died inside MPI, holding a lock: the job is ended"]
 

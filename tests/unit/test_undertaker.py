@@ -9,6 +9,7 @@ from fakes import LIMIT
 
 from mpiexecutor._liveness import monitor
 from mpiexecutor._liveness.monitor import Loss, Undertaker, Watch
+from mpiexecutor._rma.recovery_thread import Watchdog
 from mpiexecutor._util.inbox import Inbox
 from mpiexecutor.channel import ChannelBroken, ChannelClosed, Share
 
@@ -49,7 +50,7 @@ class FakeWatch:
         self.dead, self.silent = set(), set()
         self.doomed = set()
         self.kept = {1, 2, 3}  # those who have keepers
-        self.alarms = 0  # set, and not unset
+        self.watchdog = Watchdog()
         self._log = log
 
     def lose(self, *ranks, silent=False):
@@ -66,12 +67,6 @@ class FakeWatch:
 
     def is_doomed(self, rank):
         return rank in self.doomed
-
-    def set_alarm(self, seconds, ring):
-        self.alarms = 1
-
-    def unset_alarm(self):
-        self.alarms = 0
 
 
 class Scene:
@@ -98,8 +93,8 @@ class Scene:
     def end(self):
         """Have it do all that there is to do, and end; give what it has done."""
         self.watch.losses.put(None)
-        self._undertaker._thread.join(LIMIT)
-        assert not self._undertaker._thread.is_alive()
+        self._undertaker.thread.join(LIMIT)
+        assert not self._undertaker.thread.is_alive()
         return self.log
 
 
@@ -122,7 +117,7 @@ def test_both_channels_are_settled_before_the_pump_is_told(scene):
         ("replies", {2}, set()),
         ("buried", 2, share_of(2, 17)),
     ]
-    assert not scene.watch.alarms
+    assert scene.watch.watchdog.left() is None
 
 
 def test_one_that_had_claimed_nothing_is_buried_too(scene):
@@ -174,7 +169,7 @@ def test_if_nobody_can_be_killed_everything_is_given_up(scene):
     log = scene.end()
     reason = f"{loss_of(2)}, and what it has left behind cannot be settled: ranks [7] live"
     assert log[-1] == ("given up", reason)
-    assert not scene.watch.alarms
+    assert scene.watch.watchdog.left() is None
 
 
 def test_a_fault_of_ours_is_given_up_for_too(scene, caplog):

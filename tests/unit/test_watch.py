@@ -400,27 +400,11 @@ class FakeLine:
 # -- what else it does, as it has a thread that waits
 
 
-def test_an_alarm_rings_unless_it_is_unset(watch):
-    """In time: here the watch has something else to do meanwhile."""
-    busy, go_on = threading.Event(), threading.Event()
-    rings = []
-    watch.set_alarm(0.0, lambda: (busy.set(), go_on.wait(LIMIT)))
-    assert busy.wait(LIMIT)
-    watch.set_alarm(0.0, lambda: rings.append(1))
-    watch.unset_alarm()
-    go_on.set()
-    no_more_losses(watch)
-    assert rings == []
-
-
-def test_an_alarm_rings_once(watch):
-    """And the watch goes on."""
-    rings = []
-    rung = threading.Event()
-    watch.set_alarm(0.0, lambda: (rings.append(1), rung.set()))
-    assert rung.wait(LIMIT)
-    no_more_losses(watch)
-    assert rings == [1]
+def test_it_keeps_the_time_of_what_may_get_stuck(watch):
+    """Though nobody sends it anything."""
+    stuck = threading.Event()
+    with watch.watchdog.limit(0.01, stuck.set):
+        assert stuck.wait(LIMIT)
 
 
 def test_something_else_is_attended_to_once(watch):
