@@ -27,8 +27,8 @@ from mpiexecutor._calls.options import Options
 from mpiexecutor._calls.outcomes import ship, with_cause
 from mpiexecutor._calls.session import slim_future
 from mpiexecutor._calls.worker import in_task, run_chunk
+from mpiexecutor._liveness.commands import KILL, TERMINATE
 from mpiexecutor._liveness.monitor import WorkerStatus
-from mpiexecutor._liveness.supervisor import KILL, TERMINATE
 from mpiexecutor._pool.crew import Crew, enlist, has_crew, is_serving, muster, serve
 from mpiexecutor._pool.registration import ranks_text
 from mpiexecutor._rma.failed_ranks import DEATHS

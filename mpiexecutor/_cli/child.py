@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 
-from mpiexecutor._liveness.supervisor import keep
+from mpiexecutor._liveness.supervised import keep
 from mpiexecutor._start.job import JOB_VARIABLE, greet
 from mpiexecutor._start.mpiexec import rank_in_environment
 from mpiexecutor._start.output import end_of_output

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType, TracebackType
 
-from mpiexecutor._liveness.supervisor import keep
+from mpiexecutor._liveness.supervised import keep
 from mpiexecutor._pool.crew import dismiss, serve
 from mpiexecutor._start.job import StartError
 from mpiexecutor._start.mpiexec import have_waiting_give_way, rank_in_environment

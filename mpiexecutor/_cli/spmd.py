@@ -21,7 +21,8 @@ from collections.abc import Callable
 from queue import Empty
 from typing import TYPE_CHECKING
 
-from mpiexecutor._liveness.supervisor import NEWS, Kept
+from mpiexecutor._liveness.commands import NEWS
+from mpiexecutor._liveness.supervised import Kept
 from mpiexecutor._pool.membership import Member, Root, register
 from mpiexecutor._rma.failed_ranks import DEATHS
 from mpiexecutor._start.process import STANDING

@@ -28,9 +28,9 @@ from mpiexecutor._rma.progress import progress_threads
 from mpiexecutor._util.seconds import ASLEEP as _ASLEEP
 from mpiexecutor._util.seconds import PULSE
 
+from .commands import LEAVE
 from .monitor import Loss, Watch
 from .status_page import Signs
-from .supervisor import LEAVE
 
 _NEWS, _WISHES = 0, 1  # tags of messages to the root, and from it
 _LOOK = 0.05  # seconds between two looks of a post at what the root wants

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Protocol
 
-from mpiexecutor._rma.recovery_thread import RecoveryThread, Watchdog
+from mpiexecutor._rma.recovery_thread import Watchdog
 from mpiexecutor._util.inbox import Inbox
 from mpiexecutor._util.polling import wait_for_ranks
 from mpiexecutor._util.process_end import PROCESS_END
@@ -29,15 +29,13 @@ from mpiexecutor._util.seconds import COMING as _COMING
 from mpiexecutor._util.seconds import HELLO as _HELLO
 from mpiexecutor._util.seconds import LEAVING as _LEAVING
 from mpiexecutor._util.seconds import SILENT as _SILENT
-from mpiexecutor._util.seconds import WEDGED as _WEDGED
-from mpiexecutor.channel import ChannelBroken, ChannelClosed, RemoteChannel, Share
 
+from .commands import BYE, KILL, LEAVE, LONGEST, receive
 from .status_page import Signs, Slate
-from .supervisor import BYE, KILL, LEAVE, possible, receive
+from .supervised import possible
 
 logger = logging.getLogger("mpiexecutor")
 
-_LONGEST = 1 << 16  # bytes of a message
 _MOST = 4096  # keepers that may come at once
 _LOOK = 1e-3  # seconds between two looks whether they have
 
@@ -281,7 +279,7 @@ class Watch:
         if uid != os.geteuid():
             raise PermissionError
         connection.settimeout(_HELLO)
-        data, descriptors, _, _ = socket.recv_fds(connection, _LONGEST, 1)
+        data, descriptors, _, _ = socket.recv_fds(connection, LONGEST, 1)
         try:
             hello: dict[str, Any] = json.loads(data)
             if not hmac.compare_digest(str(hello.pop("token")), self._token):
@@ -306,60 +304,3 @@ class Watch:
             said = json.loads(data) if data else {"end": "was lost together with its keeper", "begun": None}
             held = slate.held if data else b""  # else it may still write
             self.lose(Loss(**hello, **said, held=held))
-
-
-class Undertaker:
-    """Has the channels of a crew forget the dead, in a thread."""
-
-    def __init__(
-        self,
-        watch: Watch,
-        channels: tuple[RemoteChannel[Any, Any], ...],
-        *,
-        renumber: Callable[[list[int], int], None],
-        bury: Callable[[Loss, Share | None], None],
-        give_up: Callable[[str], None],
-        note: Callable[[], None],
-    ) -> None:
-        self._watch = watch
-        self._work, self._replies = channels
-        self._renumber = renumber  # told of the work that is left: see RemoteChannel.settle
-        self._bury = bury  # told of each loss when what it has left behind is settled, and what it had claimed of the work
-        self._give_up = give_up
-        self._note = note  # told of each loss, first
-        self._shares: dict[int, Share] = {}  # of work, by rank: of those whose loss is still to be looked at
-        self.thread = RecoveryThread(watch.losses, self._recover).thread
-
-    def _recover(self, loss: Loss) -> bool:
-        logger.log(logging.INFO if self._watch.is_doomed(loss.rank) else logging.WARNING, "%s", loss)
-        self._note()
-        try:
-            self._settle(loss)
-        except ChannelClosed:  # freed
-            return True
-        except Exception as error:
-            logger.exception("what a dead worker has left behind was not settled")
-            self._give_up(f"{loss}, and what it has left behind cannot be settled: {error}")
-            return True
-        self._bury(loss, self._shares.pop(loss.rank, None))
-        return True
-
-    def _settle(self, loss: Loss) -> None:
-        self._settle_channel(loss, lambda: self._shares.update({share.rank: share for share in self._settle_work()}))
-        self._settle_channel(loss, lambda: self._replies.settle(self._watch.dead, silent=self._watch.silent))
-
-    def _settle_work(self) -> list[Share]:
-        return self._work.settle(self._watch.dead, renumber=self._renumber, silent=self._watch.silent)
-
-    def _settle_channel(self, loss: Loss, settle: Callable[[], object]) -> None:
-        """Settle a channel. Who lives, and keeps that from being done, is killed: nobody can do anything meanwhile."""
-        why = f"{loss}, inside MPI, where it holds a lock that nobody can take any more"
-        while True:
-            try:
-                with self._watch.watchdog.limit(_WEDGED, partial(self._give_up, why)):
-                    settle()
-            except ChannelBroken as error:
-                if not [rank for rank in error.ranks if self._watch.kill(rank)]:
-                    raise
-            else:
-                return

@@ -21,166 +21,26 @@ Only Linux has what this takes (pidfd_open, PR_SET_PDEATHSIG).
 """
 
 import contextlib
-import ctypes
 import json
-import logging
 import os
 import resource
 import select
 import signal
 import socket
-import sys
-import threading
 import time
 import traceback
-import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
-from mpiexecutor._util.seconds import PULSE
 from mpiexecutor._util.seconds import WELCOME as _WELCOME
 
 from . import process_manager
+from .commands import BYE, KILL, LEAVE, NEWS, TERMINATE, Service, receive
 from .status_page import Slate
 
-logger = logging.getLogger("mpiexecutor")
-
-VARIABLE: Final = "MPIEXECUTOR_KEEPER"
-KILL: Final = b"kill"  # what the root may say: to end the rank,
-TERMINATE: Final = b"terminate"  # to have it end, by SIGTERM,
-LEAVE: Final = b"leave"  # or to end the rank and its keeper;
-NEWS: Final = b"news "  # or something else, for the rank itself
-BYE: Final = b"{}"  # what a keeper says when it goes, and nothing is wrong
-_LONGEST = 1 << 16  # bytes of a message
 _PATIENCE = 1.0  # seconds that a child of the script has to end by SIGTERM
 _LONGEST_WAIT = 3600.0  # seconds: a poll counts in milliseconds, in 32 bits
 _LOST = 1 << 8  # the status of a keeper whose root is dead, as waitpid would give it
-_PR_SET_PDEATHSIG = 1
-_FORK_SHY = "libgomp", "libomp", "libiomp5", "libcuda"  # libraries that hang, or fail, in a child if the parent has used them
-
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    """Whom a rank serves."""
-
-    addresses: list[str]  # of watches: the first that is there is the one
-    token: str
-    rank: int
-    far: bool  # from the root: the watches are other workers'
-    pmix: str | None  # the library's path, if this rank has loaded it
-    files: list[str]  # that are to be removed in the end: see process_manager.py
-
-
-class Kept:
-    """A rank's side of its keeper."""
-
-    def __init__(self, line: socket.socket, slate: Slate) -> None:
-        self._line = line
-        self.slate = slate
-        self.serves = False
-        self._resting = threading.Event()  # no longer to give signs of life, for the root that is served
-
-    def serve(self, addresses: Sequence[str], token: str, rank: int, *, far: bool = False) -> None:
-        """From now on this rank serves the root that listens there, or through others, and is not to take the job with it."""
-        self.serves = True
-        self.slate.limit(0.0)
-        self.slate.let_go()
-        self.slate.pulse()
-        self._say(asdict(Service(list(addresses), token, rank, far, *process_manager.mapped())))
-        self._line.recv(1)  # the root knows its keeper: only now may the rank begin
-        self._resting = threading.Event()
-        threading.Thread(target=self._pulse, args=(self._resting,), name="mpiexecutor pulse", daemon=True).start()
-
-    def news(self, timeout: float | None = None) -> bytes | None:
-        """Wait for something that the root has to say to this rank, while it serves; nothing: its keeper has gone.
-
-        None if nothing has come within so many seconds.
-        """
-        poll = select.poll()
-        poll.register(self._line, select.POLLIN)
-        if not poll.poll(None if timeout is None else 1e3 * timeout):
-            return None
-        return self._line.recv(_LONGEST).removeprefix(NEWS)
-
-    def limit(self, seconds: float) -> None:
-        """Have calls killed that run longer, together with this rank; 0: none."""
-        self.slate.limit(seconds)
-        self._say("limit")
-
-    def dismiss(self) -> None:
-        """From now on this rank serves nobody."""
-        self.serves = False
-        self._resting.set()
-        self._say(None)
-
-    def stay(self) -> NoReturn:
-        """Have nothing left to do, and be ended when the root has: MPI_Finalize would wait for the dead."""
-        self._say("staying")
-        while True:
-            signal.pause()
-
-    def _say(self, what: Any) -> None:
-        self._line.send(json.dumps(what).encode())
-
-    def _pulse(self, resting: threading.Event) -> None:
-        """Give signs of life: none while a call holds the GIL, or this process is stopped."""
-        while not resting.is_set():
-            self.slate.pulse()
-            resting.wait(PULSE)
-
-
-def keep(last_words: bytes = b"") -> Kept | None:
-    """Become the child of a keeper, who returns never; None if there can be none, or is to be none.
-
-    `last_words` are for both streams, from the keeper if the rank cannot end as it should.
-    """
-    if os.environ.get(VARIABLE) == "0":
-        return None
-    if why := _obstacle():
-        logger.info("this worker has no keeper, as %s: if it dies the job ends", why)
-        return None
-    sys.stdout.flush()
-    sys.stderr.flush()
-    slate, descriptor = Slate.new()
-    mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    before = os.getpid()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the libraries of NumPy have threads; the keeper needs none
-        child = os.fork()
-    if child:
-        its.close()
-        _be_keeper(child, mine, slate, descriptor, last_words)
-    mine.close()
-    os.close(descriptor)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != before:
-        os._exit(1)
-    return Kept(its, slate)
-
-
-def possible() -> bool:
-    """Whether this system has what a keeper needs: Linux 5.3 has, and lets everybody use it who is not forbidden to."""
-    try:
-        os.close(os.pidfd_open(os.getpid()))
-        os.close(os.memfd_create("mpiexecutor-trial"))
-    except (AttributeError, OSError):
-        return False
-    return True
-
-
-def _obstacle() -> str:
-    """Say why there can be no keeper, if so."""
-    if not possible():
-        return "this system has not both of pidfd_open and memfd_create, as Linux 5.3 has"
-    if threading.active_count() > 1:
-        return "the script has started threads already"
-    if "mpi4py.MPI" in sys.modules:
-        return "the script has initialised MPI already, by importing mpi4py.MPI"
-    loaded = Path("/proc/self/maps").read_text()
-    found = next((name for name in _FORK_SHY if f"/{name}" in loaded), None)
-    return f"the script has loaded {found}, which does not bear a fork" if found else ""
 
 
 class _Keeper:
@@ -375,18 +235,7 @@ class _Keeper:
         self._last_words = b""
 
 
-def receive(line: socket.socket, flags: int = 0) -> bytes:
-    """Receive a message of the other side; nothing if it has closed the line.
-
-    If it closed the line and had not read everything, the kernel reports that first (ECONNRESET), and then gives what it had said.
-    """
-    try:
-        return line.recv(_LONGEST, flags)
-    except ConnectionResetError:
-        return line.recv(_LONGEST, flags)
-
-
-def _be_keeper(child: int, line: socket.socket, slate: Slate, descriptor: int, last_words: bytes) -> NoReturn:
+def be_keeper(child: int, line: socket.socket, slate: Slate, descriptor: int, last_words: bytes) -> NoReturn:
     """Be the keeper of a rank, and end as it does: whatever happens, the script is not to go on here."""
     code = 1
     try:

@@ -25,10 +25,11 @@ from mpiexecutor._calls.bulk import Parcels
 from mpiexecutor._calls.outcomes import Place
 from mpiexecutor._calls.scheduler import Pump
 from mpiexecutor._calls.worker import Worker
-from mpiexecutor._liveness.monitor import Undertaker, WorkerStatus
+from mpiexecutor._liveness.monitor import WorkerStatus
 from mpiexecutor._liveness.process_manager import mapped, remove
+from mpiexecutor._liveness.recovery import Undertaker
 from mpiexecutor._liveness.status_page import Slate
-from mpiexecutor._liveness.supervisor import Kept
+from mpiexecutor._liveness.supervised import Kept
 from mpiexecutor._rma.failed_ranks import DEATHS
 from mpiexecutor._script.state import Origin
 from mpiexecutor._script.surroundings import note_environment

@@ -13,9 +13,10 @@ from collections.abc import Set as AbstractSet
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
+from mpiexecutor._liveness.commands import KILL
 from mpiexecutor._liveness.monitor import Watch, address_of
 from mpiexecutor._liveness.process_manager import connection, mapped, remove, take_leave
-from mpiexecutor._liveness.supervisor import KILL, Kept
+from mpiexecutor._liveness.supervised import Kept
 from mpiexecutor._start.process import STANDING, comm_world
 from mpiexecutor._util.seconds import LATE as _LATE
 

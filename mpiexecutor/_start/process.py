@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mpiexecutor._liveness.monitor import Watch
 from mpiexecutor._liveness.process_manager import connection, end_launcher, mapped, remove, take_leave
-from mpiexecutor._liveness.supervisor import Kept, end_children, keep
+from mpiexecutor._liveness.supervised import Kept, keep
+from mpiexecutor._liveness.supervisor import end_children
 from mpiexecutor._util.process_end import PROCESS_END, Stage
 
 from .job import Job, StartError

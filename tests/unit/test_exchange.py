@@ -8,9 +8,9 @@ from fake_mpi import fake_mpi
 from fakes import LIMIT, FakeClock, in_a_thread, until
 
 from mpiexecutor._liveness import monitor
+from mpiexecutor._liveness.commands import KILL, LEAVE
 from mpiexecutor._liveness.monitor import Loss
 from mpiexecutor._liveness.status_page import Signs
-from mpiexecutor._liveness.supervisor import KILL, LEAVE
 from mpiexecutor._util.inbox import Inbox
 
 NEWS, WISHES = 0, 1  # tags

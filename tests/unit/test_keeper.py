@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from mpiexecutor._liveness import supervisor
+from mpiexecutor._liveness import commands, supervisor
 from mpiexecutor._liveness.status_page import NOTHING, Slate
 
 LIMIT = 20  # seconds that anything here may take
 RANK = """
 import os, signal, sys, time
-from mpiexecutor._liveness import supervisor
+from mpiexecutor._liveness import supervised
 from mpiexecutor._liveness.status_page import NOTHING, Slate
-kept = supervisor.keep(b"last words")
+kept = supervised.keep(b"last words")
 print(os.getpid(), flush=True)
 """
 SERVES = (
@@ -103,8 +103,8 @@ def test_tells_the_root_of_a_death_and_stays_until_it_may_leave():
         assert slate.begun == 41
         assert not is_there(rank)
         assert keeper.poll() is None
-        connection.send(supervisor.LEAVE)
-        assert connection.recv(1000) == supervisor.BYE
+        connection.send(commands.LEAVE)
+        assert connection.recv(1000) == commands.BYE
         connection.close()
         assert keeper.wait(LIMIT) == 0
         assert keeper.stdout.read() == keeper.stderr.read() == b"last words"
@@ -114,7 +114,7 @@ def test_kills_its_rank_when_the_root_says_so():
     """And tells of that as of any death."""
     with root() as (address, listener), rank_that(SERVES + "signal.pthread_sigmask(0, range(1, 65)); time.sleep(60)", address):
         connection, _, _ = greet(listener)
-        connection.send(supervisor.KILL)
+        connection.send(commands.KILL)
         assert json.loads(connection.recv(1000))["end"] == "was killed by SIGKILL"
         connection.close()
 
@@ -125,7 +125,7 @@ def test_has_its_rank_end_when_the_root_says_so():
     with root() as (address, listener), rank_that(SERVES + handles, address) as (keeper, _):
         connection, _, _ = greet(listener)
         assert [keeper.stdout.readline() for _ in range(2)] == [b"serving\n", b"handles\n"]
-        connection.send(supervisor.TERMINATE)
+        connection.send(commands.TERMINATE)
         assert json.loads(connection.recv(1000))["end"] == "ended with exit code 6"
         connection.close()
 
@@ -201,7 +201,7 @@ def test_is_nobody_again_to_a_rank_that_was_dismissed():
         ),
     ):
         connection, _, _ = greet(listener)
-        assert connection.recv(1000) == supervisor.BYE
+        assert connection.recv(1000) == commands.BYE
         connection.close()
         assert keeper.wait(LIMIT) == 4
 
@@ -213,10 +213,10 @@ def test_is_dismissed_by_a_rank_that_has_not_read_all():
     """News of deaths come at any time. The kernel tells of what is unread before it gives what was said."""
     with root() as (address, listener), rank_that(SERVES + UNTIL_NEWS + "kept.dismiss(); os._exit(4)", address) as (keeper, rank):
         connection, _, _ = greet(listener)
-        connection.send(supervisor.NEWS + b"[]")
+        connection.send(commands.NEWS + b"[]")
         await_zombie(rank)
         keeper.send_signal(signal.SIGCONT)
-        assert connection.recv(1000) == supervisor.BYE
+        assert connection.recv(1000) == commands.BYE
         connection.close()
         assert keeper.wait(LIMIT) == 4
 
@@ -227,7 +227,7 @@ def test_may_leave_though_the_root_has_not_read_all():
         connection, _, _ = greet(listener)
         assert select.select([connection], [], [], LIMIT)[0]  # told of the death
         keeper.send_signal(signal.SIGSTOP)
-        connection.send(supervisor.LEAVE)
+        connection.send(commands.LEAVE)
         connection.close()
         keeper.send_signal(signal.SIGCONT)
         assert keeper.wait(LIMIT) == 0

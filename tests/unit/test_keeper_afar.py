@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from fakes import LIMIT, in_a_thread
 
-from mpiexecutor._liveness import supervisor
+from mpiexecutor._liveness import supervised, supervisor
+from mpiexecutor._liveness.commands import BYE, KILL, LEAVE, NEWS, TERMINATE, Service
 from mpiexecutor._liveness.status_page import NOTHING, Slate
-from mpiexecutor._liveness.supervisor import BYE, KILL, LEAVE, NEWS, TERMINATE, Service
 
-pytestmark = pytest.mark.skipif(not supervisor.possible(), reason="keepers need Linux 5.3")
+pytestmark = pytest.mark.skipif(not supervised.possible(), reason="keepers need Linux 5.3")
 
 
 class Watch:

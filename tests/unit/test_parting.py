@@ -9,8 +9,8 @@ from fake_mpi import fake_mpi
 from fakes import LIMIT, FakeClock, in_a_thread, until
 
 from mpiexecutor._cli import spmd
+from mpiexecutor._liveness.commands import KILL, NEWS
 from mpiexecutor._liveness.monitor import Loss
-from mpiexecutor._liveness.supervisor import KILL, NEWS
 from mpiexecutor._pool import membership, registration
 from mpiexecutor._pool.membership import Root
 from mpiexecutor._pool.registration import Report

@@ -7,8 +7,9 @@ import threading
 import pytest
 from fakes import LIMIT
 
-from mpiexecutor._liveness import monitor
-from mpiexecutor._liveness.monitor import Loss, Undertaker, Watch
+from mpiexecutor._liveness import recovery
+from mpiexecutor._liveness.monitor import Loss, Watch
+from mpiexecutor._liveness.recovery import Undertaker
 from mpiexecutor._rma.recovery_thread import Watchdog
 from mpiexecutor._util.inbox import Inbox
 from mpiexecutor.channel import ChannelBroken, ChannelClosed, Share
@@ -211,7 +212,7 @@ def test_if_this_process_is_stuck_inside_mpi_everything_is_given_up(which, monke
     scene = Scene(watch)
 
     def wait_for(seconds):
-        monkeypatch.setattr(monitor, "_WEDGED", seconds)
+        monkeypatch.setattr(recovery, "_WEDGED", seconds)
 
     def be_stuck():
         assert scene.given_up.wait(LIMIT)

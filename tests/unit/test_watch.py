@@ -14,9 +14,9 @@ import pytest
 from fakes import LIMIT, FakeClock, in_a_thread, until
 
 from mpiexecutor._liveness import monitor
+from mpiexecutor._liveness.commands import BYE, KILL, LEAVE, NEWS, TERMINATE
 from mpiexecutor._liveness.monitor import Loss, Watch, address_of
 from mpiexecutor._liveness.status_page import NOTHING, Signs, Slate
-from mpiexecutor._liveness.supervisor import BYE, KILL, LEAVE, NEWS, TERMINATE
 from mpiexecutor._util.seconds import PULSE
 
 pytestmark = pytest.mark.skipif(not monitor.possible(), reason="keepers need Linux 5.3")
