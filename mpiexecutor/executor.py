@@ -29,8 +29,9 @@ from mpiexecutor._calls.session import slim_future
 from mpiexecutor._calls.worker import in_task, run_chunk
 from mpiexecutor._liveness.commands import KILL, TERMINATE
 from mpiexecutor._liveness.monitor import WorkerStatus
-from mpiexecutor._pool.crew import Crew, enlist, has_crew, is_serving, muster, serve
+from mpiexecutor._pool.crew import Crew, enlist, has_crew, muster
 from mpiexecutor._pool.registration import ranks_text
+from mpiexecutor._pool.serve import is_serving, serve
 from mpiexecutor._rma.failed_ranks import DEATHS
 from mpiexecutor._script.names import name_of, top_of
 from mpiexecutor._script.root.script import Script

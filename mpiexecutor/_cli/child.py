@@ -54,7 +54,7 @@ def _be_worker(address: str, rank: int, token: str) -> None:
     if not connection.recv(1):
         return  # the start failed elsewhere
     connection.close()
-    from mpiexecutor._pool.crew import serve  # noqa: PLC0415
+    from mpiexecutor._pool.serve import serve  # noqa: PLC0415
     from mpiexecutor._start.process import initialise  # noqa: PLC0415
 
     serve(initialise(keeper), 0)

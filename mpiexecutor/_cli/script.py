@@ -13,7 +13,8 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 
 from mpiexecutor._liveness.supervised import keep
-from mpiexecutor._pool.crew import dismiss, serve
+from mpiexecutor._pool.crew import dismiss
+from mpiexecutor._pool.serve import serve
 from mpiexecutor._start.job import StartError
 from mpiexecutor._start.mpiexec import have_waiting_give_way, rank_in_environment
 from mpiexecutor._start.process import STANDING, check_company, initialise

@@ -9,19 +9,15 @@ attribute of the communicator.
 """
 
 import contextlib
-import ctypes
-import functools
 import logging
 import os
 import sys
 import threading
 import time
-import traceback
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
-from mpiexecutor._calls.bulk import Parcels
 from mpiexecutor._calls.outcomes import Place
 from mpiexecutor._calls.scheduler import Pump
 from mpiexecutor._calls.worker import Worker
@@ -29,17 +25,17 @@ from mpiexecutor._liveness.monitor import WorkerStatus
 from mpiexecutor._liveness.process_manager import mapped, remove
 from mpiexecutor._liveness.recovery import Undertaker
 from mpiexecutor._liveness.status_page import Slate
-from mpiexecutor._liveness.supervised import Kept
 from mpiexecutor._rma.failed_ranks import DEATHS
 from mpiexecutor._script.state import Origin
 from mpiexecutor._script.surroundings import note_environment
 from mpiexecutor._start.process import STANDING, comm_world
 from mpiexecutor._util.process_end import PROCESS_END
 from mpiexecutor._util.seconds import STUCK as _PATIENCE
-from mpiexecutor.channel import RemoteChannel
 
-from .membership import Member, Root, register
-from .registration import answer_reports, await_reports, serving
+from .links import Links
+from .membership import Root
+from .registration import answer_reports, await_reports
+from .serve import key, serve
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -48,10 +44,6 @@ logger = logging.getLogger("mpiexecutor")
 
 _making = threading.Lock()  # crews are made one at a time
 _LAST_WORDS = 0.2  # seconds that what was printed has to get through before the job is aborted
-_SLOTS, _SLOT_SIZE = 256, 16384  # of each channel: messages of calls are small, and large ones take many slots
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names of malloc.h
-_LARGEST_ON_HEAP = 32 << 20  # bytes: what is larger is given back to the system when it is freed
-_KEPT = 64 << 20  # bytes that a worker keeps of what was freed
 
 
 class Crew:
@@ -63,8 +55,7 @@ class Crew:
         note_environment()
         self._members = members = Root(comm, root)
         self._watch = watch = members.watch
-        self._channels = _channels(members.comm, root)
-        self._parcels = parcels = Parcels(members.comm, root, lambda rank: rank in watch.dead and rank not in watch.silent)
+        self._links = links = Links(members.comm, root, lambda rank: rank in watch.dead and rank not in watch.silent)
         members.join()
         self.place = Place.here(comm.rank, comm.size)
         self.alone = comm.size == 1
@@ -72,17 +63,17 @@ class Crew:
         self._thread: threading.Thread | None = None
         if self.alone:
             fail = partial(self._give_up, "the worker has failed")
-            worker = Worker(*self._channels, parcels, self.place, Slate(), fail=fail)
+            worker = Worker(*links.channels, links.parcels, self.place, Slate(), fail=fail)
             self._thread = threading.Thread(target=worker.serve, name="mpiexecutor worker", daemon=True)
             self._thread.start()
-        self.pump = Pump(*self._channels, parcels, self.workers, self.place)
+        self.pump = Pump(*links.channels, links.parcels, self.workers, self.place)
         self.closed = False
         self._needs = contextlib.ExitStack()
         self._needs.enter_context(DEATHS.all_needed("the service of an executor"))  # whose workers have no keepers of ours then
         self._wedged = False  # they will never be of use again
         pump = self.pump
         watch.returned = pump.regain
-        Undertaker(watch, self._channels, renumber=pump.renumber, bury=pump.lose, give_up=self._give_up, note=self._note_loss)
+        Undertaker(watch, links.channels, renumber=pump.renumber, bury=pump.lose, give_up=self._give_up, note=self._note_loss)
         self._job = STANDING.job
         if self._job is not None:
             self._job.tell_of_end(
@@ -96,8 +87,7 @@ class Crew:
         """In a forked child: the workers are its parent's. The windows are shared memory, and must not be touched."""
         self.closed = True
         self.pump.disown("this executor belongs to the process that has made it, not to one forked from it")
-        for channel in self._channels:
-            channel.disown()
+        self._links.disown()
 
     def origin(self) -> Origin:
         """Say where the next executor's workers have the script's globals from."""
@@ -159,8 +149,7 @@ class Crew:
         for session in sessions:
             self.pump.wait(session)
         if self._wedged:
-            for channel in self._channels:
-                channel.disown()  # whoever is in the middle of it will stay there
+            self._links.disown()  # whoever is in the middle of it will stay there
             self._members.stay()
             return
         self.pump.stop()
@@ -168,10 +157,10 @@ class Crew:
             self._thread.join()
         self._members.await_leavers("kill" if for_good else "warn")
         if self._members.part():
-            _free(self._channels, self._parcels)
+            self._links.free()
             self._members.leave()
         else:
-            self._abandon()
+            self._links.abandon()
 
     def _note_loss(self) -> None:
         """End everything if a worker has died while all ranks give up the channels together: the others wait for it for ever."""
@@ -213,27 +202,21 @@ class Crew:
         else:
             self._watch.foresee_deaths()
             remove(mapped()[1])  # nobody finalises MPI
-            self._abandon()
+            self._links.abandon()
             self._job.abort()
-
-    def _abandon(self) -> None:
-        """Leave what was made together with the others as it is."""
-        for channel in self._channels:
-            channel.abandon()
-        self._parcels.leave()
 
 
 def enlist(comm: "MPI.Intracomm", root: int) -> Crew | None:
     """Become part of the crew of a communicator: the root gets it, a worker serves and gets None when it is dismissed."""
     with _making:
-        crew = comm.Get_attr(_key())
+        crew = comm.Get_attr(key())
         if isinstance(crew, Crew):
             if comm.rank != root:
                 raise ValueError(f"the root of this communicator's executors is rank {comm.rank}, it cannot be rank {root} now")
             return crew
         if comm.rank == root:
             crew = muster(comm, root, Origin.RANK)
-            comm.Set_attr(_key(), crew)
+            comm.Set_attr(key(), crew)
             return crew
     serve(comm, root)
     return None
@@ -250,61 +233,9 @@ def muster(comm: "MPI.Intracomm", root: int, origin: Origin = Origin.NOTHING) ->
     return Crew(comm, root, origin)
 
 
-def serve(comm: "MPI.Intracomm", root: int) -> bool:
-    """Report to the root, wait for its answer, and serve until it is done; False if there was nothing to do."""
-    orders = register(comm, root)
-    if orders is None:
-        return False
-    comm.Set_attr(_key(), "serving")
-    STANDING.serves = True
-    with serving():
-        member = Member(comm, orders)
-        channels = _channels(member.comm, root)
-        parcels = Parcels(member.comm, root)
-        _keep_freed_memory()
-        member.join()  # the last that all do together: from here on its death is its own
-        keeper = member.keeper
-        slate, enforce_limit = (keeper.slate, keeper.limit) if keeper else (Slate(), None)
-        place = Place.here(comm.rank, comm.size)
-        worker = Worker(*channels, parcels, place, slate, enforce_limit, fail=partial(_fail, keeper))
-        try:
-            worker.serve()
-        except BaseException:  # noqa: BLE001 - what calls raise is not seen here: a fault of ours, and others would wait for this rank
-            traceback.print_exc()
-            _fail(keeper)
-        member.part(channels)
-        _free(channels, parcels)
-        member.leave()
-    comm.Delete_attr(_key())
-    STANDING.serves = False
-    return True
-
-
-def _fail(keeper: Kept | None) -> NoReturn:
-    """Die as a worker that something has killed."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if keeper is None:
-        comm_world().Abort(1)
-    os._exit(1)
-
-
-@functools.cache
-def _key() -> int:
-    """Give the key under which a communicator knows its crew."""
-    from mpi4py import MPI  # noqa: PLC0415
-
-    return MPI.Comm.Create_keyval()
-
-
 def has_crew(comm: "MPI.Intracomm") -> bool:
     """Whether the ranks of the communicator are a crew for good."""
-    return isinstance(comm.Get_attr(_key()), Crew)
-
-
-def is_serving(comm: "MPI.Intracomm") -> bool:
-    """Whether this rank is a worker of the communicator's crew."""
-    return comm.Get_attr(_key()) == "serving"
+    return isinstance(comm.Get_attr(key()), Crew)
 
 
 def dismiss(comm: "MPI.Intracomm", root: int) -> None:
@@ -312,28 +243,6 @@ def dismiss(comm: "MPI.Intracomm", root: int) -> None:
     if comm.rank == root and not STANDING.deaths:
         await_reports(comm)
         answer_reports(comm, None)
-
-
-def _channels(comm: "MPI.Intracomm", root: int) -> tuple[RemoteChannel[Any, Any], RemoteChannel[Any, Any]]:
-    """Make the work channel and the reply channel, together."""
-    alone: Any = "host" if comm.size == 1 else "any"
-    work = RemoteChannel[Any, Any](_SLOTS, _SLOT_SIZE, object, root, comm=comm, producers="host", consumers=alone)
-    replies = RemoteChannel[Any, Any](_SLOTS, _SLOT_SIZE, object, root, comm=comm, producers=alone, consumers="host")
-    return work, replies
-
-
-def _keep_freed_memory() -> None:
-    """Have the C library keep some of the memory that calls free, for the next ones: fresh pages cost more than copying to them."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGEST_ON_HEAP)
-        mallopt(_M_TRIM_THRESHOLD, _KEPT)
-
-
-def _free(channels: tuple[RemoteChannel[Any, Any], ...], parcels: Parcels) -> None:
-    for channel in channels:
-        channel.free()
-    parcels.free()
 
 
 def _script_failed() -> bool:

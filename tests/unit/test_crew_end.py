@@ -50,8 +50,7 @@ class Scene:
         crew.closed = crew._wedged = False
         crew.pump = self.pump = Logged(self.log, "pump", sessions=list(sessions), is_stuck=False)
         crew._needs = contextlib.nullcontext()
-        crew._channels = (Logged(self.log, "work"), Logged(self.log, "replies"))
-        for part in ("parcels", "watch"):
+        for part in ("links", "watch"):
             setattr(crew, f"_{part}", Logged(self.log, part))
         crew._members = Logged(self.log, "members", part=whole)
         crew._job = Logged(self.log, "job") if started_here else None
@@ -75,7 +74,7 @@ def scene():
 
 
 IDLE, BUSY = SimpleNamespace(idle=True), SimpleNamespace(idle=False)
-GOODBYE = ["members.await_leavers", "members.part", "work.free", "replies.free", "parcels.free", "members.leave"]
+GOODBYE = ["members.await_leavers", "members.part", "links.free", "members.leave"]
 
 
 def test_all_calls_are_waited_for_and_then_all_part(scene):
@@ -95,7 +94,7 @@ def test_if_one_has_died_what_was_made_together_is_left_as_it_is(scene):
     scene = scene(whole=False)
     scene.crew.close()
     assert scene.names[:2] == ["pump.sessions", "pump.stop"]
-    assert scene.names[2:] == ["members.await_leavers", "members.part", "work.abandon", "replies.abandon", "parcels.leave"]
+    assert scene.names[2:] == ["members.await_leavers", "members.part", "links.abandon"]
 
 
 def test_a_script_that_has_failed_waits_for_no_call(scene):
@@ -111,7 +110,7 @@ def test_a_script_that_has_failed_and_started_its_workers_ends_them_itself(scene
     """Their deaths are foreseen, so that nobody is warned of them."""
     scene = scene(sessions=[BUSY], failed=True, started_here=True)
     scene.crew.close()
-    assert scene.names[2:] == ["watch.foresee_deaths", "work.abandon", "replies.abandon", "parcels.leave", "job.abort"]
+    assert scene.names[2:] == ["watch.foresee_deaths", "links.abandon", "job.abort"]
 
 
 def test_a_script_that_has_failed_with_nothing_to_do_ends_as_any(scene):
@@ -144,8 +143,7 @@ def test_a_crew_that_was_given_up_parts_from_nobody(scene):
         "pump.sessions",
         "pump.close",
         "pump.wait",
-        "work.disown",
-        "replies.disown",
+        "links.disown",
         "members.stay",
     ]
 
