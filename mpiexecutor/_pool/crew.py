@@ -23,6 +23,7 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from mpiexecutor._calls import messages
 from mpiexecutor._calls.bulk import Parcels
 from mpiexecutor._calls.outcomes import Place
 from mpiexecutor._calls.scheduler import Pump
@@ -332,8 +333,9 @@ def dismiss(comm: "MPI.Intracomm", root: int) -> None:
 def _channels(comm: "MPI.Intracomm", root: int) -> tuple[RemoteChannel[Any, Any], RemoteChannel[Any, Any]]:
     """Make the work channel and the reply channel, together."""
     alone: Any = "host" if comm.size == 1 else "any"
-    work = RemoteChannel[Any, Any](_SLOTS, _SLOT_SIZE, object, root, comm=comm, producers="host", consumers=alone)
-    replies = RemoteChannel[Any, Any](_SLOTS, _SLOT_SIZE, object, root, comm=comm, producers=alone, consumers="host")
+    kind: Any = messages
+    work = RemoteChannel[Any, Any](_SLOTS, _SLOT_SIZE, kind, root, comm=comm, producers="host", consumers=alone)
+    replies = RemoteChannel[Any, Any](_SLOTS, _SLOT_SIZE, kind, root, comm=comm, producers=alone, consumers="host")
     return work, replies
 
 
