@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 from mpiexecutor._calls.functions import Catalogue, Function
 from mpiexecutor._calls.options import Options
-from mpiexecutor._calls.outcomes import ship, with_cause
+from mpiexecutor._calls.outcomes import dumps_sized, with_cause
 from mpiexecutor._calls.session import slim_future
 from mpiexecutor._calls.worker import in_task, run_chunk
 from mpiexecutor._liveness.commands import KILL, TERMINATE
@@ -256,7 +256,7 @@ class RMAChannelExecutor(Executor):
                 called, state = (name_of(fn), None) if self._script is None else self._script.named(fn)
             if called is None:
                 called = function or self._catalogue.submitted(fn)
-            shipped, size = ship((None if called else fn, args, kwargs), names)
+            blob, size = dumps_sized((None if called else fn, args, kwargs), names)
             if self._script is not None and (names or state is None):
                 state = self._script.state(_all_names(called, names))
         except BaseException as error:
@@ -266,7 +266,7 @@ class RMAChannelExecutor(Executor):
             future.set_running_or_notify_cancel()
             future.set_exception(with_cause(_without_exit(error), self._place))
             return future
-        self._pump.submit(self._session, future, shipped, size, kind, called, state)
+        self._pump.submit(self._session, future, blob, size, kind, called, state)
         return future
 
     def map(
@@ -526,7 +526,7 @@ def _raises_interrupt(call: Any) -> bool:
 
     def pickle_again() -> None:
         try:
-            ship(call)
+            dumps_sized(call)
         except BaseException as error:  # noqa: BLE001 - whatever it is
             own.append(isinstance(error, KeyboardInterrupt))
 

@@ -1,19 +1,19 @@
 """What became of a call, on its way from the worker to its future: a value, or an error with the traceback it had there."""
 
+import marshal
 import os
 import socket
 import traceback
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from pickle import PickleBuffer
 from typing import Any, NamedTuple
 
 from mpiexecutor._script.pickling import Has, always, dumps
 from mpiexecutor._util.pickling import loads
 
 _MOST_TEXT = 32 << 10  # characters of what is said of an error: the error itself may be as long as it likes
-_IN_BAND = 64 << 10  # bytes: what is larger goes beside the message's pickle, uncopied
+Buffer = bytes | memoryview
 
 
 class RemoteTraceback(Exception):
@@ -101,62 +101,52 @@ class Blob(NamedTuple):
         """Bytes."""
         return len(self.data) + sum(map(len, self.buffers)) if self.buffers else len(self.data)
 
-    def ship(self) -> tuple[Any, ...]:
-        """Give it as part of a message: what is large as buffers, which the channel copies once and does not pickle."""
-        data = PickleBuffer(self.data) if len(self.data) >= _IN_BAND else self.data
-        return (data, *map(PickleBuffer, self.buffers))
 
-    @classmethod
-    def unship(cls, shipped: tuple[Any, ...]) -> "Blob":
-        data, *buffers = shipped
-        return cls(data, buffers)
-
-
-def ship(obj: Any, names: set[str] | None = None, has: Has = always) -> tuple[tuple[Any, ...], int]:
-    """Pickle an object as part of a message; give also its size in bytes. `names` takes the globals of the script that it needs.
+def dumps_sized(obj: Any, names: set[str] | None = None, has: Has = always) -> tuple[Blob, int]:
+    """Pickle an object; return also its size in bytes. `names` takes the globals of the script that it needs.
 
     `has` says which functions and classes the receiver has under their names.
     """
     data, buffers = dumps(obj, set() if names is None else names, has)
-    if not buffers and len(data) < _IN_BAND:
-        return (data,), len(data)
-    blob = Blob(data, buffers)
-    return blob.ship(), blob.size
+    return Blob(data, buffers), len(data) + sum(map(len, buffers)) if buffers else len(data)
 
 
-def unship(shipped: tuple[Any, ...]) -> Any:
-    """Rebuild an object that was shipped."""
-    return loads(shipped[0], shipped[1:])
+class Failure(NamedTuple):
+    """What is said of an error."""
 
+    name: str  # of its class
+    text: str
+    trace: str  # its traceback
+    error: Blob | None  # itself; None if it cannot be pickled
 
-# A failure in a message: the error's class, its text, the traceback, and the pickled error unless that could not be had.
-Failure = tuple[str, str, str, tuple[Any, ...] | None]
+    def dumps(self) -> Blob:
+        """Return it as bytes; the buffers are those of the error."""
+        data = marshal.dumps((self.name, self.text, self.trace, self.error and self.error.data))
+        return Blob(data, self.error.buffers if self.error else ())
+
+    @classmethod
+    def loads(cls, data: Buffer, buffers: Sequence[memoryview] = ()) -> "Failure":
+        name, text, trace, error = marshal.loads(data)  # noqa: S302 - the ranks of a job trust each other: see the README
+        return cls(name, text, trace, None if error is None else Blob(error, buffers))
 
 
 def failure_of(error: BaseException, place: Place, has: Has = always) -> Failure:
     """Describe an error that was caught by the caller of what raised it."""
     try:
-        shipped = Blob.of(error, has).ship()
+        blob = Blob.of(error, has)
     except BaseException:  # noqa: BLE001 - whatever its own pickling raises: the error still has a name and a text
-        shipped = None
-    return _name(type(error))[:_MOST_TEXT], _text(error)[:_MOST_TEXT], traceback_of(error, place)[-_MOST_TEXT:], shipped
-
-
-def size_of(failure: Failure) -> int:
-    """Give the bytes of a failure, about."""
-    _, text, trace, shipped = failure
-    parts = (text.encode("utf-8", "surrogatepass"), trace.encode("utf-8", "surrogatepass"), *(shipped or ()))
-    return sum(memoryview(part).nbytes for part in parts)
+        blob = None
+    return Failure(_name(type(error))[:_MOST_TEXT], _text(error)[:_MOST_TEXT], traceback_of(error, place)[-_MOST_TEXT:], blob)
 
 
 def error_from(failure: Failure) -> BaseException:
     """Rebuild an error, with the traceback it had as its cause."""
-    name, text, trace, shipped = failure
-    if shipped is None:
+    name, text, trace, blob = failure
+    if blob is None:
         error: object = RemoteError(f"{name}: {text} (the exception itself cannot be pickled)")
     else:
         try:
-            error = Blob.unship(shipped).load()
+            error = blob.load()
         except BaseException as reason:  # noqa: BLE001 - its own code again
             error = RemoteError(f"{name}: {text} (the exception itself cannot be rebuilt from its pickle: {reason!r})")
     if not isinstance(error, BaseException):

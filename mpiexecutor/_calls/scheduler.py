@@ -23,20 +23,35 @@ from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pickle import PicklingError
-from typing import Any, Final
+from typing import Any
 
 from mpiexecutor._liveness.monitor import Loss
-from mpiexecutor._liveness.status_page import INITIALIZER, outcomes_in
+from mpiexecutor._liveness.status_page import INITIALIZER
 from mpiexecutor._script.main_module import NotAdmitted
 from mpiexecutor._script.state import Registry, State
 from mpiexecutor._util.periodic import Sentry
+from mpiexecutor._util.pickling import loads
 from mpiexecutor.channel import ChannelClosed, ChannelError, ChannelFull, ChannelMemoryError, RemoteChannel, Share
 
 from .bulk import Parcels
 from .functions import Function
-from .outcomes import Blob, BrokenWorkerError, Failure, Place, RemoteTraceback, error_from, unship, with_cause
+from .messages import (
+    OF_ONE_CALL,
+    Barrier,
+    Calls,
+    CallTooLarge,
+    GivenBack,
+    InitializerFailed,
+    Outcome,
+    Reply,
+    Results,
+    SpareResult,
+    TopLevelFailed,
+    Wanted,
+    load_outcomes,
+)
+from .outcomes import Blob, BrokenWorkerError, Failure, Place, RemoteTraceback, error_from, with_cause
 from .session import Batch, Session, Task
-from .worker import OF_ONE_CALL, PLACE, SPARE, TOP_LEVEL, UNREAD, Outcome, Reply, Work
 
 logger = logging.getLogger("mpiexecutor")
 
@@ -51,7 +66,6 @@ _TICK = 5e-3  # seconds between two looks whether calls wait while workers do: a
 _TICKS = 10  # looks in vain before nobody looks any more
 _REFUSALS = 20  # of workers that another executor has, until one has both
 _REPLIES = 64  # messages that the collector takes at a time
-_ORDER: Final = -1  # for an executor's number: a message from this process, which comes after all that was put before
 
 
 class Pump:
@@ -59,7 +73,7 @@ class Pump:
 
     def __init__(
         self,
-        work: RemoteChannel[Work, Work],
+        work: RemoteChannel[Calls, Calls],
         replies: RemoteChannel[Reply, Reply],
         parcels: Parcels,
         workers: int,
@@ -120,7 +134,7 @@ class Pump:
         self,
         session: Session,
         future: Future[Any],
-        shipped: tuple[Any, ...],
+        blob: Blob,
         size: int,
         kind: object,
         function: Function | str | None,
@@ -135,7 +149,10 @@ class Pump:
         """
         if session.closed or session.broken:
             self.check_open(session)
-        task = Task(next(self._numbers), future, shipped, size, kind, function, state)
+        number = next(self._numbers)
+        called = function.number if isinstance(function, Function) else function
+        call = (number, None if state is None else state.number, called, *blob)
+        task = Task(number, future, call, size, kind, function, state)
         if session.max_pending is None or self._is_settling():
             session.backlog.append(task)
         else:
@@ -275,9 +292,9 @@ class Pump:
             task.batch = batch
             session.sent[task.number] = task
         session.under_way.add(batch)
-        initializer = session.initializer.number if session.initializer else 0
+        initializer = session.initializer.number if session.initializer else None
         try:
-            self._put((session.number, initializer, session.task_timeout, [task.call() for task in tasks]), batch)
+            self._put(Calls(session.number, initializer, session.task_timeout, [task.call for task in tasks]), batch)
         except Exception as error:  # noqa: BLE001 - more than a channel can carry: they fail alone
             self._fail(session, tasks, error)
         except BaseException:  # Ctrl-C in the thread that submits
@@ -314,7 +331,7 @@ class Pump:
             session.under_way.discard(task.batch)
             session.slow.discard(task.batch)
 
-    def _put(self, message: Work, batch: Batch) -> None:
+    def _put(self, message: Calls, batch: Batch) -> None:
         try:
             self._work.put_nowait(message)
         except ChannelFull:
@@ -367,9 +384,9 @@ class Pump:
         return bool(replies)
 
     def _refuse(self, replies: list[Reply]) -> None:
-        for rank, number, _, _, _, wanted, _ in replies:
-            if number >= 0 and wanted > 0:
-                self._parcels.send(rank, None)
+        for reply in replies:
+            if isinstance(reply, Wanted):
+                self._parcels.send(reply.rank, None)
 
     def _collect_some(self) -> bool:
         """Settle the futures of the replies that have come; False once none will come any more."""
@@ -397,35 +414,56 @@ class Pump:
         """Take what has an outcome off the lists, and send what has room now. Note what is left to do: futures come last."""
         with self._lock:
             while replies:  # so that nothing here holds on to results
-                rank, number, outcomes, given_back, failure, wanted, known = replies.pop(0)
-                if number == _ORDER:
-                    steps += self._orders.popleft()()
-                    continue
-                if number == UNREAD:
-                    assert failure is not None
-                    steps += self._fail_unread(wanted, failure)
-                    continue
-                if wanted == SPARE and not self._unread:
-                    continue
-                if wanted > 0:
-                    # Not under the lock: it may pickle, and start a thread and wait for it, and garbage may be collected there.
-                    steps.append(partial(self._answer, rank, number, wanted, known))
-                if wanted == TOP_LEVEL and failure is not None:
-                    self._note_top_level(number, failure)
-                    continue
-                session = self._sessions.get(number)
-                if session is None or session.broken:
-                    continue
-                if failure is not None:
-                    name, text, trace, _ = failure
-                    reason = f"the initializer failed in a worker, {name}: {text}"
-                    steps.append(partial(self._break, session, reason, RemoteTraceback(trace)))
-                if outcomes and (found := self._note(session, outcomes)):
-                    self._unread -= wanted == SPARE
-                    self._done[rank] += len(found)
-                    steps.append(partial(self._settle_all, session, found))
-                self._note_given_back(session, given_back, are_long=wanted != PLACE)
+                reply = replies.pop(0)
+                if isinstance(reply, Results):
+                    steps += self._note_outcomes(reply.rank, reply.executor, reply.outcomes)
+                else:
+                    steps += self._note_other(reply)
+                del reply
             self._dispatch()
+
+    def _note_other(self, reply: Reply) -> list[Callable[[], None]]:
+        steps: list[Callable[[], None]] = []
+        if isinstance(reply, GivenBack):
+            self._note_given_back(reply)
+        elif isinstance(reply, SpareResult):
+            steps = self._note_spare(reply)
+        elif isinstance(reply, Wanted):
+            # Not under the lock: it may pickle, and start a thread and wait for it, and garbage may be collected there.
+            steps.append(partial(self._answer, reply.rank, reply.executor, reply.number, reply.known))
+        elif isinstance(reply, InitializerFailed):
+            steps = self._note_initializer_failed(reply)
+        elif isinstance(reply, TopLevelFailed):
+            self._note_top_level(reply.executor, reply.failure)
+        elif isinstance(reply, CallTooLarge):
+            steps = self._fail_unread(reply.message, reply.failure)
+        elif isinstance(reply, Barrier):
+            steps = self._orders.popleft()()
+        else:
+            raise TypeError(f"no reply: {reply!r:.50}")
+        return steps
+
+    def _note_outcomes(self, rank: int, executor: int, outcomes: Sequence[Outcome]) -> list[Callable[[], None]]:
+        session = self._sessions.get(executor)
+        if session is None or session.broken or not (found := self._note(session, outcomes)):
+            return []
+        self._done[rank] += len(found)
+        return [partial(self._settle_all, session, found)]
+
+    def _note_spare(self, reply: SpareResult) -> list[Callable[[], None]]:
+        if not self._unread:
+            return []
+        outcome = (reply.number, reply.seconds, True, *reply.failure.dumps())
+        steps = self._note_outcomes(reply.rank, reply.executor, [outcome])
+        self._unread -= bool(steps)
+        return steps
+
+    def _note_initializer_failed(self, reply: InitializerFailed) -> list[Callable[[], None]]:
+        session = self._sessions.get(reply.executor)
+        if session is None or session.broken:
+            return []
+        reason = f"the initializer failed in a worker, {reply.failure.name}: {reply.failure.text}"
+        return [partial(self._break, session, reason, RemoteTraceback(reply.failure.trace))]
 
     def _answer(self, rank: int, number: int, wanted: int, known: int) -> None:
         """Give a worker what its calls need: nothing, if nobody waits for these calls any more."""
@@ -490,28 +528,32 @@ class Pump:
         found = []
         expected = self._seconds
         for outcome in outcomes:
-            task = session.sent.pop(outcome[0], None)
+            number, seconds, *_ = outcome
+            task = session.sent.pop(number, None)
             if task is not None:
                 found.append((task, outcome))
                 self._leave_batch(session, task)
-                before = expected.get(task.kind, outcome[1])
-                expected[task.kind] = before + _WEIGHT * (outcome[1] - before)
+                before = expected.get(task.kind, seconds)
+                expected[task.kind] = before + _WEIGHT * (seconds - before)
         return found
 
-    def _note_given_back(self, session: Session, numbers: Sequence[int], *, are_long: bool) -> None:
+    def _note_given_back(self, reply: GivenBack) -> None:
         """Queue calls again. If they waited behind a long one, calls of their kind are not expected to be short for a while."""
-        for number in reversed(numbers):
+        session = self._sessions.get(reply.executor)
+        if session is None or session.broken:
+            return
+        for number in reversed(reply.numbers):
             task = session.sent.get(number)
             if task is not None:
-                if are_long:
+                if reply.behind_long_call:
                     self._seconds[task.kind] = max(self._seconds.get(task.kind, 0.0), _LONG)
                 self._take_back(session, [task])
 
     def _settle(self, task: Task, outcome: Outcome) -> None:
-        _, _, shipped, failure = outcome
-        settle: Callable[[Any], None] = task.future.set_result if failure is None else task.future.set_exception
+        _, _, failed, data, buffers = outcome
+        settle: Callable[[Any], None] = task.future.set_exception if failed else task.future.set_result
         try:
-            value = unship(shipped or ()) if failure is None else error_from(failure)
+            value = error_from(Failure.loads(data, buffers)) if failed else loads(data, buffers)
         except BaseException as error:  # noqa: BLE001 - the result's own code: it fails alone
             settle, value = task.future.set_exception, with_cause(error, self._place)
         _quietly(settle, value)
@@ -531,7 +573,7 @@ class Pump:
         """Have the collector do something, under the lock, when it has collected all that has been put so far."""
         self._orders.append(order)
         with contextlib.suppress(ChannelClosed):
-            self._replies.put((self._place.rank, _ORDER, (), (), None, 0, 0))
+            self._replies.put(Barrier())
 
     def regain(self, rank: int) -> None:
         """Note that a worker lives that was taken to be lost."""
@@ -579,7 +621,7 @@ class Pump:
         steps: list[Callable[[], None]] = []
         outcomes: list[Outcome] = []
         try:
-            outcomes.extend(outcomes_in(loss.held))
+            outcomes.extend(load_outcomes(loss.held))
         except Exception:
             logger.exception("not all of what a dead worker had run can be read")
         for session in list(self._sessions.values()):
@@ -604,7 +646,7 @@ class Pump:
                 for task in tasks:
                     del session.sent[task.number]
                     self._leave_batch(session, task)
-                outcomes: list[tuple[Task, Outcome]] = [(task, (task.number, 0.0, None, failure)) for task in tasks]
+                outcomes = [(task, (task.number, 0.0, True, *failure.dumps())) for task in tasks]
                 return [partial(self._settle_all, session, outcomes)]
         if self._streaming:  # as above
             self._postponed.append(partial(self._fail_unread, message, failure))

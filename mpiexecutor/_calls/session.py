@@ -9,6 +9,7 @@ from typing import Any
 from mpiexecutor._script.state import State
 
 from .functions import Function
+from .messages import Call
 
 _RECEIVERS = 3  # that may die of a call before they begin it
 
@@ -30,17 +31,12 @@ class Task:
 
     number: int
     future: Future[Any]
-    shipped: tuple[Any, ...]  # the pickled call
+    call: Call
     size: int  # of it, in bytes
     kind: object  # calls of one kind are expected to take about as long as each other
-    function: Function | str | None = None  # that the call names by its number, or by its name in the script
-    state: State | None = None  # in which it finds the globals of the script
+    function: Function | str | None = None  # that the call names, kept here as a worker may still ask for it,
+    state: State | None = None  # and so is the state of the script's globals
     batch: "Batch | None" = None  # the message that it went with last, once it has gone
-
-    def call(self) -> tuple[int, int, int | str, tuple[Any, ...]]:
-        """Give what goes to the worker."""
-        function = self.function.number if isinstance(self.function, Function) else self.function or 0
-        return self.number, self.state.number if self.state else 0, function, self.shipped
 
 
 @dataclass(slots=True, eq=False)

@@ -8,42 +8,37 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import Any
 
 from mpiexecutor._liveness.status_page import INITIALIZER, LARGE, Slate
 from mpiexecutor._script.main_module import MainModule, MainModules, NotAdmitted
 from mpiexecutor._script.names import function_of
 from mpiexecutor._script.pickling import Has, always, load_definitions
 from mpiexecutor._util.periodic import Sentry
+from mpiexecutor._util.pickling import loads
 from mpiexecutor.channel import ChannelClosed, ChannelMemoryError, RemoteChannel
 
 from .bulk import Parcels
 from .functions import Shelf
-from .outcomes import Failure, Place, failure_of, ship, size_of, unship
+from .messages import (
+    OF_ONE_CALL,
+    Call,
+    Calls,
+    CallTooLarge,
+    GivenBack,
+    InitializerFailed,
+    Outcome,
+    Reply,
+    Results,
+    SpareResult,
+    TopLevelFailed,
+    Wanted,
+    dump_outcome,
+)
+from .outcomes import Failure, Place, dumps_sized, failure_of
 
-# A message of work: the executor's number, that of its initializer (0: it has none), the seconds that each call may run (0: any
-# time), and the calls: number, the state of the script's globals that it needs (0: this is the script's process), the number of the
-# function (see functions.py) or its name in the script (0: neither), and the pickled function (None if it has a number or a name),
-# arguments and keywords.
-Call = tuple[int, int, int | str, tuple[Any, ...]]
-Work = tuple[int, int, float, list[Call]]
-
-# A message of replies: the rank; the executor's number; what became of calls: number, seconds that it ran, and either its value or
-# its failure; the numbers of calls that are given back, not begun; the failure of its initializer; the number of what is wanted, a
-# function or a state, and the state that the worker is in. For the executor's number UNREAD: why a message of work was thrown away,
-# and, as what is wanted, that message's number. SPARE is wanted: this is what became of calls if the reply before could not be
-# received. TOP_LEVEL is wanted: the failure is that of the script's top level. PLACE is wanted: calls are given back because this
-# executor has as many workers as it may have without this one.
-Outcome = tuple[int, float, tuple[Any, ...] | None, Failure | None]
-Reply = tuple[int, int, Sequence[Outcome], Sequence[int], Failure | None, int, int]
-
-UNREAD: Final = -2
-SPARE: Final = -1
-TOP_LEVEL: Final = -3
-PLACE: Final = -4
-OF_ONE_CALL: Final = 3 * LARGE  # bytes of a message: one of several calls, or outcomes, has less, with all that belongs to it
 _HELD = 1e-3  # seconds that an outcome is kept back at most while other calls of its message begin
 _SHORTEST_REST, _LONGEST_REST = 2e-4, 5e-3  # seconds after calls were given back, so that another worker takes them
 _TICK = 2e-3  # seconds between two looks of the courier: a call that is seen twice is a long one
@@ -80,8 +75,8 @@ class Desk:
         """Note what came of the call: give the outcomes if it is time to send them, or else take the next call."""
         with self.lock:
             self.running = None
-            if size <= LARGE:
-                self._slate.hold(outcome)
+            if size <= LARGE and self._slate.holds:
+                self._slate.hold(dump_outcome(outcome))
             self.outcomes.append(outcome)
             self.size += size
             now = time.monotonic()
@@ -97,7 +92,7 @@ class Desk:
         with self.lock:
             if running is None or running != self.running:
                 return [], []
-            waiting = [call[0] for call in self.calls]
+            waiting = [number for number, *_ in self.calls]
             self.calls.clear()
             return self._take_away() if self.outcomes else [], waiting
 
@@ -153,7 +148,7 @@ class Worker:
 
     def __init__(
         self,
-        work: RemoteChannel[Work, Work],
+        work: RemoteChannel[Calls, Calls],
         replies: RemoteChannel[Reply, Reply],
         parcels: Parcels,
         place: Place,
@@ -184,10 +179,10 @@ class Worker:
         """Serve until the work channel is closed and empty."""
         in_task.set(True)
         while messages := self._take():
-            self._do(*messages.pop())
+            self._do(messages.pop())
         self._courier.stop()
 
-    def _take(self) -> list[Work]:
+    def _take(self) -> list[Calls]:
         """Take a message. A call that is too large for this worker's memory fails; with none for a short one the worker dies."""
         while True:
             try:
@@ -198,22 +193,23 @@ class Worker:
                 number = error.number
                 text = f"this call is too large for its worker's memory, {error.size} bytes when pickled"
             if self._work.skip(number):
-                self._executor = UNREAD
-                self._reply(failure=failure_of(MemoryError(text), self._place), wanted=number)
+                self._reply(CallTooLarge(self._place.rank, number, failure_of(MemoryError(text), self._place)))
 
-    def _do(self, executor: int, initializer: int, most: float, calls: list[Call]) -> None:
+    def _do(self, message: Calls) -> None:
+        executor, initializer, most, calls = message
         self._executor = executor
         self._slate.wipe()
-        if (state := calls[0][1]) and not self._is_admitted(executor, state):
-            self._reply(given_back=[call[0] for call in calls], wanted=PLACE)
+        _, state, *_ = calls[0]
+        if state is not None and not self._is_admitted(executor, state):
+            self._give_back([number for number, *_ in calls], behind_long_call=False)
             time.sleep(self._rest)
             self._rest = min(2 * self._rest, _LONGEST_REST)
             return
         self._rest = _SHORTEST_REST
-        if initializer and executor not in self._initialized:
+        if initializer is not None and executor not in self._initialized:
             self._limit(0.0)
             self._slate.begin(INITIALIZER, time.monotonic())
-            self._initialized[executor] = self._initialize(initializer, calls[0][1])
+            self._initialized[executor] = self._initialize(initializer, state)
             self._slate.finish()
             self._slate.wipe()
         if most != self._most:
@@ -240,15 +236,16 @@ class Worker:
             pass
         return True
 
-    def _initialize(self, number: int, state: int) -> bool:
+    def _initialize(self, number: int, state: int | None) -> bool:
         try:
-            self._bring_to(state)
+            if state is not None:
+                self._bring_to(state)
             function, arguments = self._shelf.take(number)
             function(*arguments)
         except BaseException as error:
             error = self._explain(error)
             logging.getLogger("concurrent.futures").critical("Exception in initializer:", exc_info=error)  # as ProcessPoolExecutor
-            self._reply(failure=(*failure_of(error, self._place)[:3], None))  # short: it is to come in any case
+            self._reply(InitializerFailed(self._place.rank, self._executor, self._short_failure(error)))
             return False
         return True
 
@@ -263,7 +260,7 @@ class Worker:
         """Run the calls on the desk, and send what became of them before it grows old or large."""
         call = self._desk.begin_next()
         while call is not None:
-            outcome, size = self._run(*call)
+            outcome, size = self._run(call)
             del call
             outcomes, call = self._desk.finish(outcome, size)
             del outcome
@@ -278,24 +275,31 @@ class Worker:
 
     def _send_long(self, outcome: Outcome, size: int, after: list[Outcome]) -> None:
         """Send a long outcome by itself, after others, and then what it is if the root had no memory for it."""
-        number, seconds, failure = outcome[0], outcome[1], outcome[3]
-        what = "the result of this call" if failure is None else f"what this call raised, {failure[0]},"
+        what = "the result of this call"
+        number, seconds, failed, data, buffers = outcome
+        if failed:
+            what = f"what this call raised, {Failure.loads(data, buffers).name},"
         error = MemoryError(f"{what} is too large for the memory of the script's process, {size} bytes when pickled")
+        spare = SpareResult(self._place.rank, self._executor, number, seconds, failure_of(error, self._place))
         if after:
-            self._reply(after)
-        self._reply([outcome])
-        del outcome, failure
-        self._reply([(number, seconds, None, failure_of(error, self._place))], wanted=SPARE)
+            self._reply(Results(self._place.rank, self._executor, after))
+        self._reply(Results(self._place.rank, self._executor, (outcome,)))
+        del outcome, data, buffers
+        self._reply(spare)
         self._desk.note_sent()
 
     def _send(self, outcomes: list[Outcome], given_back: list[int]) -> None:
-        if outcomes or given_back:
-            self._reply(outcomes, given_back)
         if outcomes:
+            self._reply(Results(self._place.rank, self._executor, outcomes))
             self._desk.note_sent()
+        if given_back:
+            self._give_back(given_back, behind_long_call=True)
+
+    def _give_back(self, numbers: list[int], *, behind_long_call: bool) -> None:
+        self._reply(GivenBack(self._place.rank, self._executor, behind_long_call, tuple(numbers)))
 
     def _ask(self, wanted: int, known: int = 0) -> bool:
-        return self._reply(wanted=wanted, known=known)
+        return self._reply(Wanted(self._place.rank, self._executor, wanted, known))
 
     def _fetch(self, wanted: int, known: int) -> dict[str, Any]:
         """Ask the root for globals of the script; raise what it raised when it pickled them."""
@@ -309,7 +313,10 @@ class Worker:
         return found  # type: ignore[no-any-return]
 
     def _tell_top_level(self, error: BaseException) -> None:
-        self._reply(failure=(*failure_of(error, self._place)[:3], None), wanted=TOP_LEVEL)
+        self._reply(TopLevelFailed(self._place.rank, self._executor, self._short_failure(error)))
+
+    def _short_failure(self, error: BaseException) -> Failure:
+        return failure_of(error, self._place)._replace(error=None)
 
     def _bring_to(self, state: int) -> None:
         if self._module is not None:
@@ -318,40 +325,36 @@ class Worker:
     def _explain(self, error: BaseException) -> BaseException:
         return error if self._module is None else self._module.explain(error)
 
-    def _reply(
-        self,
-        outcomes: Sequence[Outcome] = (),
-        given_back: Sequence[int] = (),
-        failure: Failure | None = None,
-        wanted: int = 0,
-        known: int = 0,
-    ) -> bool:
+    def _reply(self, message: Reply) -> bool:
         """Reply; False if the root has failed these calls, and gone on without their outcomes."""
         try:
-            self._replies.put((self._place.rank, self._executor, outcomes, given_back, failure, wanted, known))
+            self._replies.put(message)
         except ChannelClosed:
             return False
         return True
 
-    def _run(self, number: int, state: int, called: int | str, shipped: tuple[Any, ...]) -> tuple[Outcome, int]:
+    def _run(self, call: Call) -> tuple[Outcome, int]:
+        number, state, called, data, buffers = call
+        del call
         self._slate.begin(number, 0.0)  # to get what it needs, and to import modules, is not to run
         began = time.monotonic()
         try:
-            if state and (self._module is None or state != self._module.state):  # the second is what nearly every call finds
+            # The second is what nearly every call finds.
+            if state is not None and (self._module is None or state != self._module.state):
                 self._bring_to(state)
-            function, arguments, keywords = unship(shipped)
-            del shipped
-            if called:
+            function, arguments, keywords = loads(data, buffers)
+            del data, buffers
+            if called is not None:
                 function = function_of(called) if isinstance(called, str) else self._shelf.get(called, self._executor)
             began = time.monotonic()
             self._slate.run(began)
-            value, size = ship(function(*arguments, **keywords), has=self._has)
+            value, size = dumps_sized(function(*arguments, **keywords), has=self._has)
         except BaseException as error:  # noqa: BLE001 - see the module
-            failure = failure_of(self._explain(error), self._place, self._has)
+            failure = failure_of(self._explain(error), self._place, self._has).dumps()
             self._slate.finish()
-            return (number, time.monotonic() - began, None, failure), size_of(failure)
+            return (number, time.monotonic() - began, True, *failure), failure.size
         self._slate.finish()
-        return (number, time.monotonic() - began, value, None), size
+        return (number, time.monotonic() - began, False, *value), size
 
 
 def run_chunk(function: Callable[..., Any], chunk: Iterable[tuple[Any, ...]]) -> list[Any]:

@@ -51,7 +51,7 @@ class Loss:
     begun: int | None  # the number of the call that it began last, NOTHING or INITIALIZER: see status_page.py; None: not known
     overdue: float = 0.0  # the seconds that its calls might run, if it was killed as that call ran longer
     silent: bool = False  # given up: perhaps it lives
-    held: bytes = b""  # outcomes that it had perhaps not put yet: see outcomes_in
+    held: bytes = b""  # outcomes that it had perhaps not put yet: see Slate.hold
 
     def __str__(self) -> str:
         return f"the worker on rank {self.rank}, host {self.host}, pid {self.pid}, {self.end}"

@@ -14,13 +14,10 @@ Theory of operation
     once more, before it does anything about it: a rank that is stopped writes nothing, so all words are of one moment then.
 """
 
-import io
 import mmap
 import os
-import pickle
 import time
-from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 NOTHING: Final = -1  # has been begun of the message that came last
 INITIALIZER: Final = -2  # is being run
@@ -43,7 +40,8 @@ class Slate:
 
     def __init__(self, descriptor: int = -1) -> None:
         """Map a page that another process has made, or, without a descriptor, make one that no other sees."""
-        self._room = 0 if descriptor == -1 else _ROOM
+        self.holds = descriptor != -1  # whether anybody sees what is kept
+        self._room = _ROOM if self.holds else 0
         memory = memoryview(mmap.mmap(descriptor, mmap.PAGESIZE + self._room))
         words = memory[: mmap.PAGESIZE]
         self._numbers = words.cast("q")
@@ -78,11 +76,8 @@ class Slate:
         """Say that it has come to its end; what came of it is still to be put."""
         self._times[_SINCE] = 0.0
 
-    def hold(self, outcome: tuple[Any, ...]) -> None:
-        """Keep what became of a call, in case this rank dies before that is put; unless nobody sees it, or there is no room."""
-        if not self._room:
-            return
-        data = pickle.dumps(outcome, pickle.HIGHEST_PROTOCOL)
+    def hold(self, data: bytes) -> None:
+        """Keep what became of a call, in case this rank dies before that is put; unless there is no room."""
         start = self._numbers[_HELD]
         if start + len(data) <= self._room:
             self._outcomes[start : start + len(data)] = data
@@ -94,7 +89,7 @@ class Slate:
 
     @property
     def held(self) -> bytes:
-        """What is kept, for outcomes_in."""
+        """What is kept, one behind the other."""
         return bytes(self._outcomes[: max(0, min(self._numbers[_HELD], self._room))])
 
     def limit(self, seconds: float) -> None:
@@ -127,11 +122,3 @@ class Slate:
         if not most:
             return None
         return most if since is None else since + most - now
-
-
-def outcomes_in(held: bytes) -> Iterator[tuple[Any, ...]]:
-    """Give the outcomes that a slate has kept; any error if they are none. Their buffers can be written to, as if they were put."""
-    file = io.BytesIO(held)
-    while file.tell() < len(held):
-        number, seconds, shipped, failure = pickle.load(file)  # noqa: S301 - written by a rank of the job
-        yield number, seconds, shipped and (shipped[0], *map(bytearray, shipped[1:])), failure

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from mpiexecutor._calls import messages
 from mpiexecutor._calls.bulk import Parcels
 from mpiexecutor.channel import RemoteChannel
 
@@ -18,8 +19,9 @@ class Links:
     def __init__(self, comm: "MPI.Intracomm", root: int, is_lost: Callable[[int], bool] = lambda _rank: False) -> None:
         """`is_lost` says, on the root, whether a rank will never answer."""
         alone: Any = "host" if comm.size == 1 else "any"
-        work = RemoteChannel[Any, Any](_SLOTS, _SLOT_SIZE, object, root, comm=comm, producers="host", consumers=alone)
-        replies = RemoteChannel[Any, Any](_SLOTS, _SLOT_SIZE, object, root, comm=comm, producers=alone, consumers="host")
+        kind: Any = messages
+        work = RemoteChannel[Any, Any](_SLOTS, _SLOT_SIZE, kind, root, comm=comm, producers="host", consumers=alone)
+        replies = RemoteChannel[Any, Any](_SLOTS, _SLOT_SIZE, kind, root, comm=comm, producers=alone, consumers="host")
         self.channels = work, replies
         self.parcels = Parcels(comm, root, is_lost)
 

@@ -11,8 +11,8 @@ aligned as they lie.
 import contextlib
 import struct
 from array import array
-from collections.abc import Sequence, Sized
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Sequence, Sized
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from mpiexecutor._util import pickling
 from mpiexecutor.channel._ring.layout import MAX_LENGTH, MAX_SLOTS
@@ -43,10 +43,25 @@ class Codec(Protocol):
         """Give the message back. What is shared with other messages is copied, else the message may keep `data`."""
 
 
+@runtime_checkable
+class Serializer(Protocol):
+    """A pair of functions, a module perhaps, that can be the dtype instead of `object`: they do what pickling does for objects."""
+
+    @property
+    def dumps(self) -> Callable[[Any], tuple[bytes, Sequence[memoryview]]]:
+        """Return the bytes of a message and the large buffers that belong to it, which are not copied."""
+
+    @property
+    def loads(self) -> Callable[[memoryview, Sequence[memoryview]], Any]:
+        """Rebuild a message."""
+
+
 def codec_of(dtype: Any, message_size: int) -> Codec:
     """Choose the codec; ValueError if there is none for this dtype."""
     if dtype is object:
-        return _ObjectCodec(message_size)
+        return _ObjectCodec(message_size, pickling)
+    if isinstance(dtype, Serializer):
+        return _ObjectCodec(message_size, dtype)
     if dtype is bytes:
         return _BytesCodec(message_size)
     if isinstance(dtype, str) and len(dtype) == 1 and dtype in _TYPECODES:
@@ -152,11 +167,12 @@ class _ObjectCodec:
 
     name = "object"
 
-    def __init__(self, message_size: int) -> None:
+    def __init__(self, message_size: int, serializer: Serializer) -> None:
         self.slot_size = message_size
+        self._dumps, self._loads = serializer.dumps, serializer.loads
 
     def encode(self, message: Any) -> list[memoryview]:
-        parts = encode_frame(*pickling.dumps(message))
+        parts = encode_frame(*self._dumps(message))
         limit = min(MAX_LENGTH, self.slot_size * MAX_SLOTS)
         _check_length(sum(map(len, parts)), limit, "bytes (through slots of this size: raise message_size)")
         return parts
@@ -166,7 +182,7 @@ class _ObjectCodec:
         pickled, buffers = decode_frame(data)
         if shared:
             buffers = [memoryview(bytearray(buffer)) for buffer in buffers]
-        return pickling.loads(pickled, buffers)
+        return self._loads(pickled, buffers)
 
 
 def _length(message: object) -> int:

@@ -23,14 +23,27 @@ from typing import Any
 
 import pytest
 
-from mpiexecutor._calls import scheduler
+from mpiexecutor._calls import messages, scheduler
 from mpiexecutor._calls.functions import Catalogue, Function
-from mpiexecutor._calls.outcomes import Blob, Place, failure_of, ship, unship
+from mpiexecutor._calls.messages import (
+    Call,
+    Calls,
+    CallTooLarge,
+    GivenBack,
+    InitializerFailed,
+    Outcome,
+    Results,
+    SpareResult,
+    Wanted,
+    dump_outcome,
+)
+from mpiexecutor._calls.outcomes import Blob, Place, dumps_sized, failure_of
 from mpiexecutor._calls.scheduler import Pump
 from mpiexecutor._calls.session import Session, slim_future
-from mpiexecutor._calls.worker import SPARE, UNREAD, Worker
+from mpiexecutor._calls.worker import Worker
 from mpiexecutor._liveness.monitor import Loss
 from mpiexecutor._liveness.status_page import NOTHING, Slate
+from mpiexecutor._util.pickling import loads
 from mpiexecutor.channel import ChannelClosed, ChannelFull, ChannelMemoryError, Share
 from mpiexecutor.channel._codecs import codec_of
 
@@ -92,7 +105,7 @@ class FakeChannel:
         self.count = 0
         self.sizes: dict[int, int] = {}  # bytes, by number: of messages that no memory is large enough for
         self.error: BaseException | None = None  # what every take, and every put raises
-        self._codec = codec_of(object, 1 << 14)
+        self._codec = codec_of(messages, 1 << 14)
         self._changed = threading.Condition()
         self._waiting: deque[tuple[int, bytearray]] = deque()
         self._streams: deque[Future[None]] = deque()
@@ -291,8 +304,8 @@ class FakeCrew:
         futures = []
         for name in names:
             future = slim_future()
-            shipped, _ = ship((None if function else identity, (name,), {}))
-            self.pump.submit(session or self.session, future, shipped, size, kind, function, None)
+            blob, _ = dumps_sized((None if function else identity, (name,), {}))
+            self.pump.submit(session or self.session, future, blob, size, kind, function, None)
             futures.append(future)
         return futures
 
@@ -301,8 +314,8 @@ class FakeCrew:
     ) -> Future[Any]:
         """Submit a call of something else, for a real worker."""
         future = slim_future()
-        shipped, size = ship((function, arguments, {}))
-        self.pump.submit(session or self.session, future, shipped, size, kind, None, None)
+        blob, size = dumps_sized((function, arguments, {}))
+        self.pump.submit(session or self.session, future, blob, size, kind, None, None)
         return future
 
     def submit_one(self, name: Any, **how: Any) -> Future[Any]:
@@ -374,9 +387,9 @@ class FakeWorker:
         self.rank = rank
         self.message: int | None = None  # the number of the message that it took last
         self.executor = 0  # of that, as are the rest
-        self._initializer = 0
+        self._initializer: int | None = None
         self.task_timeout = 0.0
-        self._functions: list[int] = []
+        self._functions: list[Any] = []
         self._numbers: dict[Any, int] = {}  # of calls, by name
 
     def take(self) -> list[Any]:
@@ -385,25 +398,25 @@ class FakeWorker:
         message = self._crew.work.next_number
         ((self.executor, self._initializer, self.task_timeout, calls),) = self._crew.work.take_many(1)
         self.message = message
-        self._functions = [function for _, _, function, _ in calls]
-        self._numbers = {unship(shipped)[1][0]: number for number, _, _, shipped in calls}
+        self._functions = [function for _, _, function, _, _ in calls]
+        self._numbers = {loads(data, buffers)[1][0]: number for number, _, _, data, buffers in calls}
         return list(self._numbers)
 
     def answer(self, *names: Any, seconds: float = 0.0, value: Any = None) -> None:
         """Reply what became of some calls of the message, or of all: their names, or another value."""
-        self._reply(outcomes=[self._outcome(name, seconds, value) for name in names or self._numbers])
+        self._results([self._outcome(name, seconds, value) for name in names or self._numbers])
 
     def fail(self, name: Any, error: BaseException) -> None:
         """Reply that a call has raised this."""
-        self._reply(outcomes=[(self._numbers[name], 0.0, None, failure_of(error, self._place))])
+        self._results([(self._numbers[name], 0.0, True, *failure_of(error, self._place).dumps())])
 
     def give_back(self, *names: Any) -> None:
         """Give calls back that wait behind a long one."""
-        self._reply(given_back=[self._numbers[name] for name in names])
+        self._crew.replies.put(GivenBack(self.rank, self.executor, True, tuple(self._numbers[name] for name in names)))
 
     def ask(self) -> None:
         """Ask for the function of its message's first call, or for the initializer if there is one."""
-        self._reply(wanted=self._initializer or self._functions[0])
+        self._crew.replies.put(Wanted(self.rank, self.executor, self._initializer or self._functions[0], 0))
 
     def answer_at_length(self, name: Any, size: int | None = None) -> None:
         """Reply what became of a call, by itself; with a size it is so many bytes, for which there is no memory."""
@@ -413,18 +426,19 @@ class FakeWorker:
 
     def answer_once_more(self, name: Any) -> None:
         """Reply the error that is a call's outcome if the reply before could not be received."""
-        self._reply(outcomes=[(self._numbers[name], 0.0, None, failure_of(MemoryError("too large"), self._place))], wanted=SPARE)
+        failure = failure_of(MemoryError("too large"), self._place)
+        self._crew.replies.put(SpareResult(self.rank, self.executor, self._numbers[name], 0.0, failure))
 
     def fail_initializer(self, error: BaseException) -> None:
         """Reply that the initializer has raised this."""
-        self._reply(failure=failure_of(error, self._place))
+        self._crew.replies.put(InitializerFailed(self.rank, self.executor, failure_of(error, self._place)))
 
     def throw_away(self) -> int:
         """Have no memory for the next message, and say so; give its number."""
         number = self._crew.work.next_number
         assert self._crew.work.skip(number)
-        self.message, self.executor = number, UNREAD
-        self._reply(failure=failure_of(MemoryError("this call is too large"), self._place), wanted=number)
+        self.message = number
+        self._crew.replies.put(CallTooLarge(self.rank, number, failure_of(MemoryError("this call is too large"), self._place)))
         return number
 
     def die(self, begun: Any = NOTHING, *, holding: Sequence[Any] = (), held: bytes | None = None, overdue: float = 0.0) -> Loss:
@@ -440,29 +454,34 @@ class FakeWorker:
         if held is None:
             slate = new_slate()
             for name in holding:
-                slate.hold(self._outcome(name))
+                slate.hold(dump_outcome(self._outcome(name)))
             held = slate.held
         return Loss(self.rank, "host", 1000 + self.rank, "was killed by SIGKILL", number, overdue, held=held)
 
-    def _outcome(self, name: Any, seconds: float = 0.0, value: Any = None) -> tuple[Any, ...]:
-        return self._numbers[name], seconds, ship(name if value is None else value)[0], None
+    def _outcome(self, name: Any, seconds: float = 0.0, value: Any = None) -> Outcome:
+        return (self._numbers[name], seconds, False, *Blob.of(name if value is None else value))
 
     @property
     def _place(self) -> Place:
         return Place(self.rank, self._crew.place.ranks, "host", 1000 + self.rank)
 
-    def _reply(self, outcomes: Any = (), given_back: Any = (), failure: Any = None, wanted: int = 0) -> None:
-        self._crew.replies.put((self.rank, self.executor, outcomes, given_back, failure, wanted, 0))
+    def _results(self, outcomes: list[Outcome]) -> None:
+        self._crew.replies.put(Results(self.rank, self.executor, outcomes))
 
 
-def bare_call(number: int) -> Any:
+def reply_nonsense(crew: FakeCrew) -> None:
+    """Have the collector find a message that is no reply."""
+    crew.replies.put(Calls(0, None, 0.0, [bare_call(0)]))
+
+
+def bare_call(number: int) -> Call:
     """Make a call as a worker has it on its desk, of which nobody looks at more than the number."""
-    return number, 0, 0, ()
+    return number, None, None, b"", ()
 
 
-def bare_outcome(number: int) -> Any:
+def bare_outcome(number: int) -> Outcome:
     """Make what became of one."""
-    return number, 0.0, (b"value",), None
+    return number, 0.0, False, b"value", ()
 
 
 def new_slate() -> Slate:

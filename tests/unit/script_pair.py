@@ -20,7 +20,7 @@ from textwrap import dedent
 from types import FunctionType, ModuleType
 from typing import Any
 
-from mpiexecutor._calls.outcomes import Blob, Place, error_from, failure_of, ship, unship, with_cause
+from mpiexecutor._calls.outcomes import Blob, Place, dumps_sized, error_from, failure_of, with_cause
 from mpiexecutor._script.main_module import MainModules
 from mpiexecutor._script.names import LOOKUP, MAIN, by_name, name_of, top_of
 from mpiexecutor._script.pickling import load_definitions
@@ -85,7 +85,7 @@ class Call:
     executor: "Executor"
     state: State
     called: str | None
-    shipped: tuple[Any, ...]
+    blob: Blob
 
 
 @dataclass(frozen=True)
@@ -179,10 +179,10 @@ class Pair:
         executor = executor or self.default
         names: set[str] = set()
         called = name_of(function) if type(function) is FunctionType else None
-        shipped, _ = ship((None if called else function, arguments, keywords), names)
+        blob, _ = dumps_sized((None if called else function, arguments, keywords), names)
         if called is not None:
             names.add(top_of(called))
-        return Call(executor, executor.script.state(frozenset(names)), called, shipped)
+        return Call(executor, executor.script.state(frozenset(names)), called, blob)
 
     def call(self, call: str, worker: int = 1, executor: Executor | None = None) -> Any:
         """Have a worker run a call; give its result, or raise its error, as the script has it."""
@@ -193,7 +193,7 @@ class Pair:
         value, failure = self._in_worker(worker, lambda own: self._run(own, call))
         if failure is not None:
             raise error_from(failure)
-        return unship(value)
+        return value.load()
 
     def inside(self, expression: str, worker: int = 1, executor: Executor | None = None) -> Any:
         """Look at the `__main__` of a worker itself, not by a call."""
@@ -209,10 +209,10 @@ class Pair:
         module = own.modules.enter(call.executor.number)
         try:
             module.bring_to(call.state.number)
-            function, arguments, keywords = unship(call.shipped)
+            function, arguments, keywords = call.blob.load()
             if call.called is not None:
                 function = by_name(call.called)
-            return ship(function(*arguments, **keywords), has=module.has)[0], None
+            return Blob.of(function(*arguments, **keywords), module.has), None
         except BaseException as error:
             return None, failure_of(module.explain(error), own.place, module.has)
 

@@ -6,8 +6,9 @@ import pytest
 from fakes import LIMIT, FakeWorker, bare_call, bare_outcome, fake_crew, in_a_thread, new_slate, real_worker, until
 
 from mpiexecutor._calls import worker
+from mpiexecutor._calls.messages import load_outcomes
 from mpiexecutor._calls.worker import Courier, Desk
-from mpiexecutor._liveness.status_page import INITIALIZER, LARGE, outcomes_in
+from mpiexecutor._liveness.status_page import INITIALIZER, LARGE
 from mpiexecutor.channel import ChannelMemoryError
 
 
@@ -80,7 +81,7 @@ def test_what_is_sent_is_kept_no_longer(crew, slate):
     futures = crew.submit("a", "b", "c")
     real_worker(crew, messages=3, slate=slate).serve()
     assert [future.result(LIMIT) for future in futures] == ["a", "b", "c"]
-    assert list(outcomes_in(slate.held)) == []
+    assert list(load_outcomes(slate.held)) == []
 
 
 # -- initializers

@@ -18,7 +18,7 @@ def session_of(*tasks):
 
 
 def task(number, size=10, kind="kind"):
-    return Task(number, Future(), (bytes(size),), size, kind)
+    return Task(number, Future(), (number, None, None, bytes(size), ()), size, kind)
 
 
 def numbers(batch):

@@ -10,7 +10,7 @@ import pytest
 from script_pair import own_main, script_of
 
 from mpiexecutor import BrokenWorkerError, RemoteError, RemoteTraceback
-from mpiexecutor._calls.outcomes import Blob, Place, error_from, failure_of, ship, traceback_of, unship, with_cause
+from mpiexecutor._calls.outcomes import Blob, Failure, Place, dumps_sized, error_from, failure_of, traceback_of, with_cause
 
 HERE = Place(2, 5, "host", 123)
 
@@ -49,9 +49,9 @@ def caught(error, cause=None):
 
 
 def there_and_back(error):
-    """Have the failure go through a pickle, as it does on its way to the root."""
+    """Have the failure be bytes, as it is on its way to the root."""
     failure = failure_of(caught_by_worker(error), HERE)
-    return error_from(pickle.loads(pickle.dumps(failure, 5)))
+    return error_from(Failure.loads(*failure.dumps()))
 
 
 def caught_by_worker(error):
@@ -72,19 +72,6 @@ def test_a_place_says_where_it_is():
     assert Place.here(0, 1).pid > 0
 
 
-@pytest.mark.parametrize(
-    "value", [None, [1, {"a": 2}], b"x" * 100, b"x" * 1_000_000, "text" * 50_000], ids=lambda value: type(value).__name__
-)
-def test_a_blob_is_shipped_inside_a_message(value):
-    """What was pickled once goes through another pickle as it is."""
-    blob = Blob.of(value)
-    buffers = []
-    message = pickle.dumps(blob.ship(), 5, buffer_callback=buffers.append)
-    assert blob.size >= len(value or ())
-    assert (len(message) < 1000) == bool(buffers or blob.size < 900)
-    assert Blob.unship(pickle.loads(message, buffers=buffers)).load() == value
-
-
 def test_a_blob_has_its_large_buffers_beside_it():
     """An array of 64 KiB and more is not copied into the pickle; a smaller one is."""
     np = pytest.importorskip("numpy")
@@ -102,10 +89,11 @@ def test_buffers_count_as_bytes():
     """What is beside the pickle is part of the size, and the same comes out as went in."""
     np = pytest.importorskip("numpy")
     large = np.arange(100_000, dtype="u1")
-    shipped, size = ship([large, 1])
+    blob, size = dumps_sized([large, 1])
+    assert size == blob.size
     assert large.nbytes < size < large.nbytes + 1000
-    assert unship(shipped)[0].tolist() == large.tolist()
-    assert ship("small") == ((pickle.dumps("small", 5),), len(pickle.dumps("small", 5)))
+    assert blob.load()[0].tolist() == large.tolist()
+    assert dumps_sized("small") == (Blob(pickle.dumps("small", 5), []), len(pickle.dumps("small", 5)))
 
 
 def test_what_cannot_be_pickled_raises_what_pickle_raises():
@@ -229,20 +217,20 @@ def test_what_the_receiver_does_not_have_goes_by_value():
     """A class or function that only the sender has; what the receiver has is named."""
     with own_main():
         names = script_of("class Known:\n    level = 1\nclass Own(Known):\n    level = 2\n")
-        shipped, _ = ship((names.Known(), names.Own()), has={"Known"}.__contains__)
+        blob = Blob.of((names.Known(), names.Own()), {"Known"}.__contains__)
         failure = failure_of(ValueError(names.Own()), HERE, {"Known"}.__contains__)
         there = script_of("class Known:\n    level = 3\n")
-        known, own = unship(shipped)
+        known, own = blob.load()
         assert type(known) is there.Known
         assert type(own).__mro__[1] is there.Known
         assert (known.level, own.level) == (3, 2)
         assert error_from(failure).args[0].level == 2
 
 
-def test_what_is_shipped_names_the_globals_that_it_needs():
+def test_a_pickle_names_the_globals_that_it_needs():
     """They have to be there where it is rebuilt."""
     with own_main():
         names = script_of("factor = 2\ndef double(x):\n    return factor * x\n")
         needed = set()
-        ship((names.double, lambda: None), needed)
+        dumps_sized((names.double, lambda: None), needed)
         assert needed == {"double"}

@@ -6,7 +6,7 @@ from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
 
 import pytest
-from fakes import LIMIT, FakeWorker, fake_crew, in_a_thread, until
+from fakes import LIMIT, FakeWorker, fake_crew, in_a_thread, reply_nonsense, until
 
 from mpiexecutor._calls.outcomes import RemoteTraceback
 
@@ -292,11 +292,11 @@ def test_who_waits_for_room_is_told_that_the_executor_is_broken(crew):
 def test_a_fault_of_the_collector_fails_everything(crew):
     """It says so, with its traceback; nobody waits for ever."""
     futures = crew.submit(*range(10))
-    crew.replies.put("nonsense")
+    reply_nonsense(crew)
     for future in futures:
         error = future.exception(LIMIT)
         assert type(error) is BrokenProcessPool
-        assert str(error).startswith("the collector failed: ValueError(")
+        assert str(error).startswith("the collector failed: TypeError(")
         assert "_note_all" in str(error.__cause__)
     for late in (lambda: crew.submit("late"), crew.open):
         with pytest.raises(BrokenProcessPool, match="the collector failed"):
@@ -318,7 +318,7 @@ def test_what_came_together_with_a_fault_is_settled(crew):
     worker.take()
     with crew.replies.together():
         worker.answer()
-        crew.replies.put("nonsense")
+        reply_nonsense(crew)
     assert futures[0].result(LIMIT) == "a"
     assert type(futures[1].exception(LIMIT)) is BrokenProcessPool
 
@@ -331,7 +331,7 @@ def test_after_a_fault_no_worker_waits_for_room_or_for_a_function(crew):
     for worker in workers:
         worker.take()
     with crew.replies.together():
-        crew.replies.put("nonsense")
+        reply_nonsense(crew)
         workers[0].ask()
     assert type(futures[0].exception(LIMIT)) is BrokenProcessPool
     workers[1].ask()
@@ -344,7 +344,7 @@ def test_after_a_fault_no_worker_waits_for_room_or_for_a_function(crew):
 def test_a_death_after_a_fault_is_of_no_interest(crew):
     """Everything has failed already."""
     futures = crew.submit("a")
-    crew.replies.put("nonsense")
+    reply_nonsense(crew)
     worker = FakeWorker(crew, 1)
     worker.take()
     assert type(futures[0].exception(LIMIT)) is BrokenProcessPool

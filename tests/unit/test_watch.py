@@ -170,7 +170,7 @@ def test_one_that_says_nothing_is_sent_away_after_a_while(watch, welcomed, come,
 def test_a_death_is_told_with_all_that_is_known_of_it(watch, welcomed):
     """Who, where, how, which call it had begun, and what it held."""
     keeper = welcomed()
-    keeper.slate.hold((41, 0.5, (b"value",), None))
+    keeper.slate.hold(b"outcome")
     keeper.tell_end("was killed by SIGSEGV", 42)
     loss = next_loss(watch)
     assert loss == Loss(1, "host", 1001, "was killed by SIGSEGV", 42, 0.0, held=keeper.slate.held)
@@ -193,7 +193,7 @@ def test_a_death_is_told_once(watch, welcomed):
 def test_one_whose_keeper_is_gone_without_a_word_is_lost(watch, welcomed):
     """It goes with its keeper. What it held is not read: it may still write."""
     keeper = welcomed()
-    keeper.slate.hold((41, 0.5, (b"value",), None))
+    keeper.slate.hold(b"outcome")
     keeper.go()
     loss = next_loss(watch)
     assert (loss.rank, loss.end, loss.begun, loss.held) == (1, "was lost together with its keeper", None, b"")

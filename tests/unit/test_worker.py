@@ -7,9 +7,10 @@ import pytest
 from fakes import bare_call as call
 from fakes import bare_outcome as outcome
 
-from mpiexecutor._calls.outcomes import Place, error_from, ship
-from mpiexecutor._calls.worker import SPARE, Courier, Desk, Worker
-from mpiexecutor._liveness.status_page import LARGE, Slate, outcomes_in
+from mpiexecutor._calls.messages import Calls, Results, SpareResult, load_outcomes
+from mpiexecutor._calls.outcomes import Blob, Place, error_from
+from mpiexecutor._calls.worker import Courier, Desk, Worker
+from mpiexecutor._liveness.status_page import LARGE, Slate
 
 LIMIT = 30  # seconds
 
@@ -27,7 +28,7 @@ def desk(slate):
 
 
 def held(slate):
-    return [number for number, *_ in outcomes_in(slate.held)]
+    return [number for number, *_ in load_outcomes(slate.held)]
 
 
 def test_outcomes_are_kept_until_all_that_were_taken_away_are_sent(desk, slate):
@@ -100,24 +101,26 @@ class Channel:
         return [self.messages.pop()] if self.messages else []
 
     def put(self, message):
-        rank, executor, outcomes, *others = message
-        self.put_messages.append((rank, executor, [*outcomes], *others))
+        if isinstance(message, Results):
+            message = message._replace(outcomes=[*message.outcomes])
+        self.put_messages.append(message)
 
 
 def test_a_long_outcome_travels_alone_and_has_a_spare_one(slate):
     """After those before it: if the root cannot receive it, it is told so of this call, and of no other."""
-    calls = [(number, 0, 0, ship((bytes, (size,), {}))[0]) for number, size in enumerate([10, LARGE + 1, 20])]
+    calls = [(number, None, None, *Blob.of((bytes, (size,), {}))) for number, size in enumerate([10, LARGE + 1, 20])]
     replies = Channel()
-    worker = Worker(Channel((5, 0, 0.0, calls)), replies, None, Place.here(1, 2), slate, fail=pytest.fail)
+    worker = Worker(Channel(Calls(5, None, 0.0, calls)), replies, None, Place.here(1, 2), slate, fail=pytest.fail)
     worker._desk.held = 60.0
     worker._courier.watch = int  # or it might be faster
     worker.serve()
-    said = [([number for number, *_ in outcomes], wanted) for _, _, outcomes, _, _, wanted, _ in replies.put_messages]
-    assert said == [([0], 0), ([1], 0), ([1], SPARE), ([2], 0)]
-    ((_, _, value, failure),) = replies.put_messages[2][2]
-    assert value is None
+    first, long, spare, last = replies.put_messages
+    assert [[number for number, *_ in results.outcomes] for results in (first, long, last)] == [[0], [1], [2]]
+    assert type(spare) is SpareResult
+    assert spare.number == 1
+    failure = spare.failure
     assert failure[:2] == ("MemoryError", str(error_from(failure)))
-    assert "the result of this call is too large for the memory of the script's process" in failure[1]
+    assert "the result of this call is too large for the memory of the script's process" in failure.text
     assert held(slate) == []
 
 

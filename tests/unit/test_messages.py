@@ -1,0 +1,104 @@
+"""What root and workers say to each other: each kind goes there and back, through the frames of a channel."""
+
+import marshal
+
+import pytest
+
+from mpiexecutor._calls import messages
+from mpiexecutor._calls.messages import (
+    Barrier,
+    Calls,
+    CallTooLarge,
+    GivenBack,
+    InitializerFailed,
+    Results,
+    SpareResult,
+    TopLevelFailed,
+    Wanted,
+    dump_outcome,
+    load_outcomes,
+)
+from mpiexecutor._calls.outcomes import Blob, Failure
+from mpiexecutor.channel._codecs import codec_of
+
+FAILURE = Failure("ValueError", "no \udcff", "trace", None)
+LARGE = bytes(range(256)) * 1024
+CODEC = codec_of(messages, 1 << 14)
+
+
+def sent(message):
+    """Give a message as it arrives."""
+    return CODEC.decode(memoryview(bytearray().join(CODEC.encode(message))), shared=False)
+
+
+def plain(message):
+    """Have bytes in the place of all that has the same bytes, and tuples in the place of lists."""
+    if isinstance(message, (list, tuple)):
+        return tuple(map(plain, message))
+    return bytes(message) if isinstance(message, memoryview) else message
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Calls(1, None, 0.0, [(2, None, None, b"pickle", ())]),
+        Calls(1 << 40, 7, 2.5, [(1 << 62, 3, 4, b"one", ()), (9, 3, "double", b"two", ())]),
+        Results(3, 1, [(2, 0.5, False, b"value", ())]),
+        Results(3, 1, [(number, 0.25 * number, bool(number % 2), b"value", ()) for number in range(256)]),
+        SpareResult(3, 1, 2, 0.5, FAILURE),
+        GivenBack(3, 1, True, (4, 5)),
+        Wanted(3, 1, 8, 0),
+        InitializerFailed(3, 1, FAILURE),
+        TopLevelFailed(3, 1, FAILURE),
+        CallTooLarge(3, 5, FAILURE._replace(error=Blob(b"error", [memoryview(LARGE)]))),
+        Barrier(),
+    ],
+    ids=lambda message: type(message).__name__,
+)
+def test_each_kind_arrives_as_it_was_sent(message):
+    """Class and fields; the channel's own memory stands in the place of large buffers."""
+    arrived = sent(message)
+    assert type(arrived) is type(message)
+    assert plain(arrived) == plain(message)
+
+
+@pytest.mark.parametrize("data", [b"small", LARGE])
+@pytest.mark.parametrize("buffers", [[], [LARGE], [b"", LARGE[5:], LARGE]])
+def test_what_is_large_goes_out_of_band(data, buffers):
+    """Uncopied: pickles and buffers, of some calls of a message, and not of others."""
+    buffers = [memoryview(buffer) for buffer in buffers]
+    calls = [(1, 2, None, b"before", ()), (2, 2, None, data, buffers), (3, 2, "name", b"behind", buffers)]
+    encoded, beside = messages.dumps(Calls(5, None, 0.0, calls))
+    assert len(encoded) < 300
+    assert [part.obj for part in beside] == [data] * (data is LARGE) + [buffer.obj for buffer in buffers * 2]
+    assert plain(sent(Calls(5, None, 0.0, calls)).calls) == plain(calls)
+
+
+def test_buffers_can_be_written_to():
+    """They are the call's own, as with pickle."""
+    ((*_, buffers),) = sent(Calls(5, None, 0.0, [(1, 2, None, b"pickle", [memoryview(LARGE)])])).calls
+    buffers[0][0] = 7
+    assert bytes(buffers[0][:2]) == b"\x07\x01"
+
+
+def test_what_is_no_message_is_refused():
+    """Where it is sent, and where it arrives."""
+    with pytest.raises(TypeError, match="no message of root or workers: 'nonsense'"):
+        messages.dumps("nonsense")
+    with pytest.raises(ValueError, match="a message of an unknown kind, 9"):
+        messages.loads(memoryview(marshal.dumps((9, "field"))))
+
+
+def test_outcomes_on_a_status_page_lie_one_behind_the_other():
+    """With all that belongs to them; a buffer of theirs can be written to, as if it had been sent."""
+    outcomes = [(1, 0.5, False, b"value", [memoryview(LARGE)]), (2, 0.0, True, b"failure", ())]
+    found = list(load_outcomes(b"".join(map(dump_outcome, outcomes))))
+    assert plain(found) == plain(outcomes)
+    assert not found[0][-1][0].readonly
+
+
+@pytest.mark.parametrize("held", [b"garbage" * 20, b"N.", b"(", dump_outcome((1, 0.5, False, b"value", ()))[:-1]])
+def test_garbage_is_no_outcome(held):
+    """It raises something."""
+    with pytest.raises((ValueError, TypeError, EOFError)):
+        list(load_outcomes(held))
