@@ -89,12 +89,12 @@ class Ring:
 
     def producer(self, rank: int = 0, kind: type[Producer] = Producer, *, single: bool = False) -> Producer:
         producer = kind(self.memory(), self.layout, rank, single=single)
-        producer._tail = self.start if single else 0
+        producer._position = self.start if single else 0
         return producer
 
     def consumer(self, rank: int = 2, kind: type[Consumer] = Consumer, *, single: bool = False) -> Consumer:
         consumer = kind(self.memory(), self.layout, rank, single=single)
-        consumer._head = self.start if single else 0
+        consumer._position = self.start if single else 0
         return consumer
 
     def begin_at(self, ticket: int, messages: int) -> None:
@@ -389,8 +389,8 @@ class PublishesAtOnce(Producer):
 class SwapsWithoutLooking(Producer):
     """Stores TAIL where others do, too."""
 
-    def _swap(self, at: int, record: int, position: int, new: int, messages: int, span: int) -> int:
-        self._memory.store(at, new)
+    def _swap(self, position: int, new: int, messages: int, span: int) -> int:
+        self._memory.store(self._position_at, new)
         self._memory.flush()
         return position
 

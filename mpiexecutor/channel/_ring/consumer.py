@@ -19,7 +19,6 @@ class Consumer(Receiver):
         super().__init__(memory, layout, rank, single=single)
         self._first_words = array("q", (0, 0, 0))  # HEAD, TAIL and CLAIMED
         self._first = memoryview(self._first_words).cast("B")
-        self._head = 0  # as last seen
         self._limit = 0  # messages that were claimed, as last seen
         self._too_large: Incoming | None = None  # the next message, when there was last no memory for it
         self.interrupted: Incoming | None = None  # what was claimed, and the caller may not know of, if it was interrupted
@@ -34,7 +33,7 @@ class Consumer(Receiver):
         """
         memory, layout = self._memory, self._layout
         while not self._quiescent or self.resumed():
-            position = self._head
+            position = self._position
             ticket = position & TICKET
             slot = ticket % layout.slots
             stamp_at = layout.stamps + WORD * slot
@@ -55,12 +54,12 @@ class Consumer(Receiver):
                 return None
             memory.read(layout.bytes + layout.slot_size * slot, data)  # complete before the swap is, see _incoming
             new = layout.advance(position, 1, 1)
-            seen = self._swap(layout.head, self._claiming_at, position, new, 1, 1)
+            seen = self._swap(position, new, 1, 1)
             if seen != position:
-                self._head = seen
+                self._position = seen
                 continue
             try:
-                self._head = new
+                self._position = new
                 published = ticket * STAMP + length + PUBLISHED
                 memory.store_once(stamp_at, (published,), ((ticket + layout.slots) % layout.modulus * STAMP,))
                 memory.flush()
@@ -86,7 +85,7 @@ class Consumer(Receiver):
         """
         self._too_large = None
         while not self._quiescent or self.resumed():
-            position = self._head
+            position = self._position
             lengths, span, ready = ((), 0, 0) if position & QUIESCED else self._look(position & TICKET, most)
             allowed = self._allowed(position, len(lengths)) if lengths else 0
             if allowed <= 0:
@@ -115,7 +114,7 @@ class Consumer(Receiver):
     def skip(self, number: int) -> Incoming | None:
         """Claim a message for which there was no memory, to receive it without its bytes; None if it is not the next any more."""
         incoming = self._too_large
-        if incoming is None or (incoming.number, incoming.position) != (number, self._head):
+        if incoming is None or (incoming.number, incoming.position) != (number, self._position):
             return None
         self._too_large = None
         if self._has_claimed(incoming):
@@ -128,25 +127,11 @@ class Consumer(Receiver):
         position = incoming.position
         messages = len(incoming.lengths)
         new = self._layout.advance(position, messages, incoming.span)
-        seen = self._swap(self._layout.head, self._claiming_at, position, new, messages, incoming.span)
+        seen = self._swap(position, new, messages, incoming.span)
         if seen == position:
             self.interrupted = incoming
-        self._head = new if seen == position else seen
+        self._position = new if seen == position else seen
         return seen == position
-
-    def quiesce(self) -> None:
-        """Set the quiescing bit: nobody claims until the ring is resumed."""
-        while not self._head & QUIESCED:
-            self._head = self._set_bit(self._layout.head, self._head, QUIESCED)
-
-    def resume(self, position: int) -> None:
-        """Resume the ring at another position, by the rank that has quiesced it."""
-        if self._single:
-            self._memory.store(self._layout.head, position)
-            self._memory.flush()
-        else:
-            self._memory.compare_swap(self._layout.head, self._head, position)
-        self._head = position
 
     def is_over(self) -> bool:
         """Look whether no message will come any more."""
@@ -211,10 +196,3 @@ class Consumer(Receiver):
             self._read(incoming, ready)
             incoming.read = ready
         return incoming
-
-    def _refresh(self) -> bool:
-        """Look at HEAD; whether it moved since."""
-        if self._single:
-            return False
-        before, self._head = self._head, self._memory.load(self._layout.head)
-        return self._head != before

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mpiexecutor._rma.memory import WORD, Memory
 
 from .layout import CLOSED, LINE, MESSAGE, PUBLISHED, QUIESCED, STAMP, TICKET, WHOSE, Layout, stamps_of
-from .records import AT_WORK, NOTHING, QUIESCENT, said_of
+from .records import AT_WORK, NOTHING, QUIESCENT, SAYS, said_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +55,15 @@ class Progress(enum.Enum):
 class Participant:
     """What both ends have in common."""
 
-    def __init__(self, memory: Memory, layout: Layout, rank: int, *, single: bool) -> None:
+    def __init__(self, memory: Memory, layout: Layout, rank: int, position_at: int, record: int, *, single: bool) -> None:
         self._memory = memory
         self._layout = layout
         self._rank = rank
         self._single = single  # a single producer, or consumer: no other rank moves this position, so stores will do
-        self._state_at = 0
+        self._position_at = position_at  # where TAIL, or HEAD, is
+        self._position = 0  # as last seen
+        self._record_at = self._record(record)
+        self._state_at = self._record_at + WORD * SAYS
         self._said = 0  # what the record says, but for the state, while that is AT_WORK
         self._generation = 0
         self._quiescent = False
@@ -107,29 +110,55 @@ class Participant:
         self._memory.fetch(self._layout.records, lines)
         return lines.cast("q")
 
-    def _swap(self, at: int, record: int, position: int, new: int, messages: int, span: int) -> int:
-        """Move a position over what was seen ready; give what the position was found to be."""
+    def _swap(self, position: int, new: int, messages: int, span: int) -> int:
+        """Advance the position over slots that were seen ready; return what the position was found to be."""
         memory = self._memory
         attempt = self._attempt
         self._said = said = said_of(position, messages, span)
         attempt[0], attempt[1] = position, said + AT_WORK
-        memory.write(record, self._attempt_bytes)
-        memory.flush()  # the record is there before anybody can see the position moved: a dead rank's share is known
+        memory.write(self._record_at, self._attempt_bytes)
+        memory.flush()  # the record is there before any rank can see the new position: a failed rank's last claim is known
         if self._single:
-            memory.store(at, new)
+            memory.store(self._position_at, new)
             memory.flush()
             return position
-        return memory.compare_swap(at, position, new)
+        return memory.compare_swap(self._position_at, position, new)
 
-    def _set_bit(self, at: int, position: int, bit: int) -> int:
-        """Try to set a bit of a position; give what it is then."""
-        new = position | bit
+    def _refresh(self) -> bool:
+        """Load the position; return whether it has moved since it was last seen."""
         if self._single:
-            self._memory.store(at, new)
+            return False
+        before, self._position = self._position, self._memory.load(self._position_at)
+        return self._position != before
+
+    def _set_bit(self, bit: int) -> None:
+        """Set a bit of the position."""
+        while not self._position & bit:
+            position, new = self._position, self._position | bit
+            if self._single:
+                self._memory.store(self._position_at, new)
+                self._memory.flush()
+                self._position = new
+            else:
+                seen = self._memory.compare_swap(self._position_at, position, new)
+                self._position = new if seen == position else seen
+
+    def quiesce(self) -> None:
+        """Set the quiescing bit: no rank advances this position until the ring is resumed."""
+        self._set_bit(QUIESCED)
+
+    def resume(self, position: int) -> None:
+        """Resume the ring at another position, by the rank that has quiesced it. A ring that is closed stays so."""
+        self._refresh()
+        position |= self._position & CLOSED
+        if self._single:
+            self._memory.store(self._position_at, position)
             self._memory.flush()
-            return new
-        seen = self._memory.compare_swap(at, position, new)
-        return new if seen == position else seen
+        else:
+            while (seen := self._memory.compare_swap(self._position_at, self._position, position)) != self._position:
+                self._position = seen  # closed in between
+                position |= seen & CLOSED
+        self._position = position
 
     def _say(self, state: int) -> None:
         """Set the state of this end's record, by the next flush, if it says that this end is at work."""

@@ -10,7 +10,7 @@ from mpiexecutor.channel._errors import ChannelClosed
 
 from .layout import AHEAD, CLOSED, LINE, MESSAGE, PIECE, PUBLISHED, QUIESCED, STAMP, TICKET, Layout
 from .participant import Participant, Progress, State
-from .records import ABORT, NOTHING, PEAK, RESERVING, SAYS
+from .records import ABORT, NOTHING, PEAK, RESERVING
 
 
 class Gather:
@@ -52,10 +52,7 @@ class Producer(Participant):
     """The end of a ring at which one rank puts messages in."""
 
     def __init__(self, memory: Memory, layout: Layout, rank: int, *, single: bool = False) -> None:
-        super().__init__(memory, layout, rank, single=single)
-        self._tail = 0  # as last seen
-        self._reserving_at = self._record(RESERVING)
-        self._state_at = self._reserving_at + WORD * SAYS
+        super().__init__(memory, layout, rank, layout.tail, RESERVING, single=single)
         self._aborted: int | None = None  # the position of a message that this rank aborted and nobody has passed on yet
         self.peak = 0  # the most slots in use that were seen
 
@@ -66,7 +63,7 @@ class Producer(Participant):
         """
         memory, layout = self._memory, self._layout
         while self._aborted is None and (not self._quiescent or self.resumed()):
-            position = self._tail
+            position = self._position
             self._check_open()
             ticket = position & TICKET
             slot = ticket % layout.slots
@@ -77,12 +74,12 @@ class Producer(Participant):
                 self._give_up()
                 return False
             new = layout.advance(position, 1, 1)
-            seen = self._swap(layout.tail, self._reserving_at, position, new, 1, 1)
+            seen = self._swap(position, new, 1, 1)
             if seen != position:
-                self._tail = seen
+                self._position = seen
                 continue
             try:
-                self._tail = new
+                self._position = new
                 at = layout.bytes + layout.slot_size * slot
                 for part in parts:
                     memory.write(at, part)
@@ -111,7 +108,7 @@ class Producer(Participant):
             return None
         layout = self._layout
         while True:
-            position = self._tail
+            position = self._position
             self._check_open()
             room = 0
             if not position & QUIESCED:
@@ -128,11 +125,11 @@ class Producer(Participant):
                 self._give_up()
                 return None
             new = layout.advance(position, fitting, span)
-            seen = self._swap(layout.tail, self._reserving_at, position, new, fitting, span)
+            seen = self._swap(position, new, fitting, span)
             if seen == position:
-                self._tail = new
+                self._position = new
                 return Outgoing(position, lengths[:fitting], span, room=min(room, span))
-            self._tail = seen
+            self._position = seen
 
     def send(self, out: Outgoing) -> Progress:
         """Write what has room now, and publish it at once."""
@@ -174,7 +171,7 @@ class Producer(Participant):
             return
         self._aborted = out.position
         if self._single:  # the position of its record is stale: a single producer needs none to reserve
-            self._memory.store(self._reserving_at, out.position)
+            self._memory.store(self._record_at, out.position)
             self._memory.flush()
         self._memory.store_once(self._record(ABORT), (0,), (1 + out.sent,))
         self._memory.flush()
@@ -184,31 +181,11 @@ class Producer(Participant):
     @property
     def count(self) -> int:
         """How many messages have been reserved: if this end is the only one."""
-        return self._tail // MESSAGE
+        return self._position // MESSAGE
 
     def close(self) -> None:
         """Set the closing bit: whoever has reserved may still send, nobody reserves any more."""
-        while not self._tail & CLOSED:
-            self._tail = self._set_bit(self._layout.tail, self._tail, CLOSED)
-
-    def quiesce(self) -> None:
-        """Set the quiescing bit: nobody reserves until the ring is resumed."""
-        while not self._tail & QUIESCED:
-            self._tail = self._set_bit(self._layout.tail, self._tail, QUIESCED)
-
-    def resume(self, position: int) -> None:
-        """Resume the ring at another position, by the rank that has quiesced it."""
-        if not self._single:
-            self._tail = self._memory.load(self._layout.tail)
-        position |= self._tail & CLOSED
-        if self._single:
-            self._memory.store(self._layout.tail, position)
-            self._memory.flush()
-        else:
-            while (seen := self._memory.compare_swap(self._layout.tail, self._tail, position)) != self._tail:
-                self._tail = seen  # closed in between
-                position |= seen & CLOSED
-        self._tail = position
+        self._set_bit(CLOSED)
 
     def claim(self, total: int) -> None:
         """Say how many messages will come in all; for the host."""
@@ -223,7 +200,7 @@ class Producer(Participant):
 
     def note_peak_of_short(self) -> None:
         """Do so for the short message that was put last, by the first words as they were last read."""
-        used = ((self._tail & TICKET) - (self._words[0] & TICKET)) % self._layout.modulus
+        used = ((self._position & TICKET) - (self._words[0] & TICKET)) % self._layout.modulus
         if self.peak < used <= self._layout.slots:
             self._note_used(used)
 
@@ -238,16 +215,9 @@ class Producer(Participant):
         return max(self._records()[PEAK :: LINE // WORD])
 
     def _check_open(self) -> None:
-        if self._tail & CLOSED:
+        if self._position & CLOSED:
             self._give_up()
             raise ChannelClosed("the channel is closed: it takes no more messages")
-
-    def _refresh(self) -> bool:
-        """Look at TAIL; whether it moved since."""
-        if self._single:
-            return False
-        before, self._tail = self._tail, self._memory.load(self._layout.tail)
-        return self._tail != before
 
     def _passed(self) -> bool:
         """Whether the message that this rank aborted has been passed on: only then may its record be used again."""

@@ -47,9 +47,7 @@ class Receiver(Participant):
     """The part of a consumer that receives messages once they are claimed."""
 
     def __init__(self, memory: Memory, layout: Layout, rank: int, *, single: bool) -> None:
-        super().__init__(memory, layout, rank, single=single)
-        self._claiming_at = self._record(CLAIMING)
-        self._state_at = self._claiming_at + WORD * SAYS
+        super().__init__(memory, layout, rank, layout.head, CLAIMING, single=single)
         self._passed_on = 0
 
     def receive(self, incoming: Incoming) -> Progress:
