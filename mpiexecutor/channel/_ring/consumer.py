@@ -9,7 +9,7 @@ from mpiexecutor.channel._errors import ChannelMemoryError
 from .layout import AHEAD, CLOSED, MESSAGE, PIECE, PUBLISHED, QUIESCED, STAMP, TICKET, Layout
 from .participant import State
 from .receiver import Incoming, Receiver
-from .records import DONE_WITH
+from .records import RECEIVED
 
 
 class Consumer(Receiver):
@@ -63,7 +63,7 @@ class Consumer(Receiver):
                 published = ticket * STAMP + length + PUBLISHED
                 memory.store_once(stamp_at, (published,), ((ticket + layout.slots) % layout.modulus * STAMP,))
                 memory.flush()
-                self._say(DONE_WITH)
+                self._set_state(RECEIVED)
             except BaseException:
                 self.interrupted = Incoming(position, (length >> 1,), 1, data)
                 raise

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mpiexecutor._rma.memory import WORD, Memory
 
 from .layout import CLOSED, LINE, MESSAGE, PUBLISHED, QUIESCED, STAMP, TICKET, WHOSE, Layout, stamps_of
-from .records import AT_WORK, NOTHING, QUIESCENT, SAYS, said_of
+from .records import AT_WORK, DETAILS, QUIESCENT, UNUSED, details_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +63,8 @@ class Participant:
         self._position_at = position_at  # where TAIL, or HEAD, is
         self._position = 0  # as last seen
         self._record_at = self._record(record)
-        self._state_at = self._record_at + WORD * SAYS
-        self._said = 0  # what the record says, but for the state, while that is AT_WORK
+        self._state_at = self._record_at + WORD * DETAILS
+        self._details = 0  # of this record, without the state, while that is AT_WORK; else 0
         self._generation = 0
         self._quiescent = False
         self._control_bytes = bytearray(layout.records)
@@ -114,8 +114,8 @@ class Participant:
         """Advance the position over slots that were seen ready; return what the position was found to be."""
         memory = self._memory
         attempt = self._attempt
-        self._said = said = said_of(position, messages, span)
-        attempt[0], attempt[1] = position, said + AT_WORK
+        self._details = details = details_of(position, messages, span)
+        attempt[0], attempt[1] = position, details + AT_WORK
         memory.write(self._record_at, self._attempt_bytes)
         memory.flush()  # the record is there before any rank can see the new position: a failed rank's last claim is known
         if self._single:
@@ -160,31 +160,31 @@ class Participant:
                 position |= seen & CLOSED
         self._position = position
 
-    def _say(self, state: int) -> None:
-        """Set the state of this end's record, by the next flush, if it says that this end is at work."""
-        if self._said:
-            self._memory.store(self._state_at, self._said + state if state else 0)
+    def _set_state(self, state: int) -> None:
+        """Set the state of this record, by the next flush, if it is at work."""
+        if self._details:
+            self._memory.store(self._state_at, self._details + state if state else 0)
             if state != QUIESCENT:
-                self._said = 0
+                self._details = 0
 
     def _give_up(self) -> None:
         """Be at work no more, having tried in vain."""
-        if self._said:
-            self._say(NOTHING)
+        if self._details:
+            self._set_state(UNUSED)
             self._memory.flush()
 
     def _become_quiescent(self) -> None:
         """Touch the ring, which is quiesced, no more until it is resumed."""
         self._generation = self._memory.load(self._layout.generation)
         self._quiescent = True
-        self._say(QUIESCENT)
+        self._set_state(QUIESCENT)
         self._memory.flush()
 
     def resumed(self) -> bool:
         """Whether the ring has been resumed since this end became quiescent: before that nothing can be begun."""
         if self._quiescent and self._memory.load(self._layout.generation) != self._generation:
             self._quiescent = False
-            self._said = 0  # its record was cleared
+            self._details = 0  # its record was cleared
         return not self._quiescent
 
     def _count(self, ticket: int, want: int, published: int) -> int:

@@ -10,7 +10,7 @@ from mpiexecutor.channel._errors import ChannelClosed
 
 from .layout import AHEAD, CLOSED, LINE, MESSAGE, PIECE, PUBLISHED, QUIESCED, STAMP, TICKET, Layout
 from .participant import Participant, Progress, State
-from .records import ABORT, NOTHING, PEAK, RESERVING
+from .records import ABORT, PEAK, RESERVING, UNUSED
 
 
 class Gather:
@@ -87,7 +87,7 @@ class Producer(Participant):
                 memory.flush()
                 memory.store_once(stamp_at, (ticket * STAMP,), (ticket * STAMP + 2 * length + PUBLISHED,))
                 memory.flush()
-                self._say(NOTHING)
+                self._set_state(UNUSED)
             except BaseException:
                 self.abort(Outgoing(position, (length,), 1, Gather(parts)))
                 raise
@@ -148,7 +148,7 @@ class Producer(Participant):
         out.sent += room
         if out.sent < out.span:
             return Progress.MOVED
-        self._say(NOTHING)
+        self._set_state(UNUSED)
         return Progress.DONE
 
     def unsent(self, out: Outgoing) -> int:
@@ -175,7 +175,7 @@ class Producer(Participant):
             self._memory.flush()
         self._memory.store_once(self._record(ABORT), (0,), (1 + out.sent,))
         self._memory.flush()
-        self._say(NOTHING)
+        self._set_state(UNUSED)
         self._memory.flush()
 
     @property

@@ -7,7 +7,7 @@ from mpiexecutor._rma.memory import WORD, Memory
 
 from .layout import LINE, MESSAGE, PIECE, PUBLISHED, QUIESCED, STAMP, TICKET, Layout
 from .participant import Participant, Progress
-from .records import ABORT, CLAIMING, DONE_WITH, NOTHING, QUIESCENT, RESERVING, SAYS, parts_of
+from .records import ABORT, CLAIMING, DETAILS, QUIESCENT, RECEIVED, RESERVING, UNUSED, unpacked
 
 
 @dataclass(slots=True)
@@ -74,7 +74,7 @@ class Receiver(Participant):
     def _moved(self, incoming: Incoming) -> Progress:
         if incoming.got < incoming.span:
             return Progress.MOVED
-        self._say(DONE_WITH)
+        self._set_state(RECEIVED)
         return Progress.DONE
 
     def recount(self, incoming: Incoming) -> None:
@@ -121,7 +121,7 @@ class Receiver(Participant):
         """
         states = set()
         for start in range(RESERVING, len(records), LINE // WORD):
-            if records[start] == incoming.position and (parts := parts_of(records[start], records[start + SAYS])):
+            if records[start] == incoming.position and (parts := unpacked(records[start], records[start + DETAILS])):
                 states.add(parts[-1])
         if states != {QUIESCENT} or self._count(incoming.ticket + incoming.got, 1, PUBLISHED):
             return False
@@ -164,5 +164,5 @@ class Receiver(Participant):
         if self._is_abort_of(abort.rank, incoming) and (sent := self._memory.load(record)):
             self._memory.store_once(record, (sent,), (0,))
             self._memory.flush()
-        self._say(NOTHING)
+        self._set_state(UNUSED)
         return Progress.ABORTED

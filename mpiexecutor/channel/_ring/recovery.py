@@ -31,7 +31,7 @@ from mpiexecutor._rma.memory import WORD, Memory
 from mpiexecutor.channel._errors import Share
 
 from .layout import LINE, MESSAGE, PUBLISHED, STAMP, TICKET, Layout, stamps_of
-from .records import ABORT, AT_WORK, CLAIMING, DONE_WITH, QUIESCENT, RESERVING, SAYS, parts_of, said_of
+from .records import ABORT, AT_WORK, CLAIMING, DETAILS, QUIESCENT, RECEIVED, RESERVING, details_of, unpacked
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +80,8 @@ class RingRecovery:
         """Give the living ranks that are at work still. To be asked until there are none, with all that have died by then."""
         for record in self._records(RESERVING):
             if record.rank in dead and record.state == AT_WORK:
-                at = self._layout.records + LINE * record.rank + WORD * (RESERVING + SAYS)
-                self._memory.store(at, said_of(record.position, record.messages, record.span) + QUIESCENT)
+                at = self._layout.records + LINE * record.rank + WORD * (RESERVING + DETAILS)
+                self._memory.store(at, details_of(record.position, record.messages, record.span) + QUIESCENT)
         self._memory.flush()
         return [record.rank for what in (RESERVING, CLAIMING) for record in self._records(what, dead) if record.state == AT_WORK]
 
@@ -118,8 +118,8 @@ class RingRecovery:
         words = lines.cast("q")
         found = []
         for rank in range(self._layout.ranks):
-            position, said = words[rank * LINE // WORD + what : rank * LINE // WORD + what + 2]
-            parts = parts_of(position, said)
+            position, details = words[rank * LINE // WORD + what : rank * LINE // WORD + what + 2]
+            parts = unpacked(position, details)
             if parts is not None and rank not in without:
                 found.append(_Record(rank, position, *parts))
         return found
@@ -176,9 +176,9 @@ class RingRecovery:
                 continue
             others = [other for other in claims if other.position == record.position and other.rank != record.rank]
             messages = range(record.first, record.first + record.messages)
-            if record.state == DONE_WITH:
+            if record.state == RECEIVED:
                 yield Share(record.rank, messages, received=True)
-            elif any(other.state in {QUIESCENT, DONE_WITH} for other in others):
+            elif any(other.state in {QUIESCENT, RECEIVED} for other in others):
                 continue  # it was another's
             elif self._was_claimed(record) and self._is_whole(record, stamps):
                 yield Share(record.rank, messages, received=False if self._is_held(record, stamps) else None)
@@ -251,7 +251,7 @@ class RingRecovery:
         for what in (RESERVING, CLAIMING):
             for record in self._records(what):
                 if record.rank in dead or record.state == QUIESCENT:
-                    memory.store(layout.records + LINE * record.rank + WORD * (what + SAYS), 0)
+                    memory.store(layout.records + LINE * record.rank + WORD * (what + DETAILS), 0)
         for rank in dead:
             memory.write(layout.takers + rank, memoryview(b"\0"))
             memory.write(layout.putters + rank, memoryview(b"\0"))
