@@ -188,9 +188,9 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
         with self._aside_lock:
             self._place.check()
             ring = self._takes.ring
-            ring.own_claims = (ring.own_claims or 0) + count
+            ring.own_expected = (ring.own_expected or 0) + count
             if self._rank == self._host:
-                self._aside.claim(ring.own_claims)
+                self._aside.expect(ring.own_expected)
             self._wake_all()
 
     def close(self) -> None:
@@ -212,7 +212,7 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
             self._place.check()
             state, peak = self._aside.state(), self._aside.peak_of_all()
         put, taken = state.put - state.aborted, state.taken - state.aborted
-        return Statistics(put, taken, state.claimed, max(0, put - taken), peak, self._layout.slots, state.closed)
+        return Statistics(put, taken, state.expected, max(0, put - taken), peak, self._layout.slots, state.closed)
 
     def __len__(self) -> int:
         """Return how many messages are in the channel, put and not taken."""

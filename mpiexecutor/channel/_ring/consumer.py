@@ -17,12 +17,12 @@ class Consumer(Receiver):
 
     def __init__(self, memory: Memory, layout: Layout, rank: int, *, single: bool = False) -> None:
         super().__init__(memory, layout, rank, single=single)
-        self._first_words = array("q", (0, 0, 0))  # HEAD, TAIL and CLAIMED
+        self._first_words = array("q", (0, 0, 0))  # HEAD, TAIL and EXPECTED
         self._first = memoryview(self._first_words).cast("B")
-        self._limit = 0  # messages that were claimed, as last seen
+        self._limit = 0  # messages that may be taken in all, as last seen
         self._too_large: Incoming | None = None  # the next message, when there was last no memory for it
         self.interrupted: Incoming | None = None  # what was claimed, and the caller may not know of, if it was interrupted
-        self.own_claims: int | None = None  # what this rank itself has claimed: true even before the host's claim is seen
+        self.own_expected: int | None = None  # what this rank itself expects: true even before EXPECTED is set
 
     def take_short(self, *, alone: bool = False) -> memoryview | None:
         """Claim and receive the next message if it fits into one slot, and is there; None if not, or none is left to take.
@@ -71,10 +71,10 @@ class Consumer(Receiver):
         return None
 
     def _may_take_one(self, position: int) -> bool:
-        """Whether the next message may be taken: so it is while nobody has claimed any."""
+        """Whether the next message may be claimed: any may while EXPECTED is not set."""
         if position // MESSAGE < self._limit:
             return True
-        if self.own_claims is None and self._memory.load(self._layout.claimed) == 0:
+        if self.own_expected is None and self._memory.load(self._layout.expected) == 0:
             return True
         return self._allowed(position, 1) > 0
 
@@ -134,25 +134,25 @@ class Consumer(Receiver):
         return seen == position
 
     def is_over(self) -> bool:
-        """Look whether no message will come any more."""
+        """Read the header; return whether no message will come any more."""
         self._memory.fetch(0, self._first)
-        _, tail, claimed = self._first_words
-        return bool(tail & CLOSED or claimed or self.own_claims is not None) and self.ended(self.state())
+        _, tail, expected = self._first_words
+        return bool(tail & CLOSED or expected or self.own_expected is not None) and self.ended(self.state())
 
     def ended(self, state: State) -> bool:
-        """Whether no message will come any more: all that were claimed are taken, or the channel is closed and empty."""
-        limit = self._claimed(state)
+        """Whether no message will come any more: all expected ones are claimed, or the ring is closed and empty."""
+        limit = self._expected(state)
         return (limit is not None and state.taken >= limit) or (state.closed and not state.waiting)
 
-    def _claimed(self, state: State) -> int | None:
-        claims = [n for n in (state.claimed, self.own_claims) if n is not None]
-        return max(claims) + state.aborted if claims else None
+    def _expected(self, state: State) -> int | None:
+        known = [n for n in (state.expected, self.own_expected) if n is not None]
+        return max(known) + state.aborted if known else None
 
     def _allowed(self, position: int, wanted: int) -> int:
-        """How many messages may be taken from a position on: those claimed, and any number while nobody has claimed."""
+        """Return how many of the messages from a position on may be claimed: any number while EXPECTED is not set."""
         taken = position // MESSAGE
         if taken + wanted > self._limit:
-            limit = self._claimed(self.state())
+            limit = self._expected(self.state())
             if limit is None:
                 return wanted
             self._limit = limit

@@ -17,7 +17,7 @@ class State:
 
     head: int
     tail: int
-    claimed: int | None
+    expected: int | None  # messages in all; None while that is not known
     aborted: int
     takers: bytes
     putters: bytes
@@ -28,7 +28,7 @@ class State:
 
     @property
     def put(self) -> int:
-        """Messages that tickets were reserved for."""
+        """Messages that were reserved."""
         return self.tail // MESSAGE
 
     @property
@@ -43,17 +43,20 @@ class State:
 
 
 class Progress(enum.Enum):
-    """What a step of sending or receiving came to."""
+    """What came of a step of sending, or of receiving."""
 
     MOVED = enum.auto()  # some of it: there may be more at once
     STALLED = enum.auto()  # nothing: the other side has to move first
-    QUIESCENT = enum.auto()  # nothing: the ring is quiesced, and what was begun is to be begun anew when it is no more
+    QUIESCENT = enum.auto()  # nothing: the ring is quiesced; what was begun is begun anew once it is resumed
     DONE = enum.auto()  # all of it is sent, or received
     ABORTED = enum.auto()  # the producer gave up: there is no message to receive
 
 
 class Participant:
-    """What both ends have in common."""
+    """One rank's access to the ring, at one end: a handle on its memory, a position, a record.
+
+    `position_at` is the offset of TAIL, or of HEAD; `record` is RESERVING, or CLAIMING.
+    """
 
     def __init__(self, memory: Memory, layout: Layout, rank: int, position_at: int, record: int, *, single: bool) -> None:
         self._memory = memory
@@ -86,18 +89,18 @@ class Participant:
 
     def header(self) -> State:
         """Return what the header said when it was last read."""
-        head, tail, claimed, _, *aborted = self._words
+        head, tail, expected, _, *aborted = self._words
         layout = self._layout
         takers = bytes(self._control[layout.takers : layout.putters])
         putters = bytes(self._control[layout.putters : layout.putters + layout.ranks])
-        return State(head, tail, claimed - 1 if claimed else None, sum(aborted), takers, putters)
+        return State(head, tail, expected - 1 if expected else None, sum(aborted), takers, putters)
 
     def used(self, state: State) -> int:
-        """How many tickets are reserved and not claimed: more than there are slots while a long message is in the way."""
+        """Return how many tickets are reserved and not claimed: a long message may have more than there are slots."""
         return ((state.tail & TICKET) - (state.head & TICKET)) % self._layout.modulus
 
     def mark(self, at: int, flag: memoryview) -> None:
-        """Set a sleeper's byte; a full fence after it."""
+        """Set a sleeper's byte, and flush: a full fence follows."""
         self._memory.write(at, flag)
         self._memory.flush()
 
@@ -168,20 +171,20 @@ class Participant:
                 self._details = 0
 
     def _give_up(self) -> None:
-        """Be at work no more, having tried in vain."""
+        """Clear the record after an attempt in vain."""
         if self._details:
             self._set_state(UNUSED)
             self._memory.flush()
 
     def _become_quiescent(self) -> None:
-        """Touch the ring, which is quiesced, no more until it is resumed."""
+        """Do not touch the ring, which is quiesced, until it is resumed."""
         self._generation = self._memory.load(self._layout.generation)
         self._quiescent = True
         self._set_state(QUIESCENT)
         self._memory.flush()
 
     def resumed(self) -> bool:
-        """Whether the ring has been resumed since this end became quiescent: before that nothing can be begun."""
+        """Whether this end may begin something: not while it is quiescent, that is, until the ring is resumed."""
         if self._quiescent and self._memory.load(self._layout.generation) != self._generation:
             self._quiescent = False
             self._details = 0  # its record was cleared
@@ -206,7 +209,7 @@ class Participant:
         return want
 
     def _published(self, ticket: int, lengths: Sequence[int], done: int, count: int) -> "array[int]":
-        """Give the stamps of messages from `ticket` on when they are published: `count` of them, after the first `done`."""
+        """Return the stamps of published messages, from `ticket` on: `count` stamps after the first `done`."""
         stamps = self._stamps(ticket + done, count, PUBLISHED)
         start = 0
         for length in lengths:  # each belongs on its own first slot
@@ -216,7 +219,7 @@ class Participant:
         return stamps
 
     def _stamps(self, ticket: int, count: int, published: int = 0) -> "array[int]":
-        """Give the stamps of so many tickets, free (0) or published (1), lengths left out."""
+        """Return the stamps of `count` tickets, free (0) or published (1), lengths left out."""
         stamps = array("q")
         for first, here in self._layout.pieces(ticket, count):
             stamps.extend(stamps_of(first, here, published))
@@ -231,9 +234,9 @@ class Participant:
             done += count
 
     def _count_past(self, ticket: int, limit: int, *, published: bool) -> int:
-        """Count the slots from a ticket on that are past being free (or past being published) already.
+        """Count the slots from a ticket on that are past being free already (or past being published).
 
-        Whoever was interrupted between a store and the note of it finds out here how far it came.
+        Tells how far an operation came that was interrupted between a store and the note of it.
         """
         modulus = self._layout.modulus
         self._memory.flush()  # what the interrupt left half done
@@ -248,6 +251,6 @@ class Participant:
     def _past(self, word: int, ticket: int) -> bool:
         """Whether a stamp is one of a later ticket than this one, which uses the same slot.
 
-        Others may be several rounds ahead, or behind if a long message was aborted; but not by half of all tickets.
+        Other ranks may be several rounds ahead; or behind, if a long message was aborted; but not by half of all tickets.
         """
         return 0 < (word // STAMP - ticket) % self._layout.modulus < self._layout.modulus // 2

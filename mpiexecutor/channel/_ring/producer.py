@@ -14,7 +14,7 @@ from .records import ABORT, PEAK, RESERVING, UNUSED
 
 
 class Gather:
-    """Several buffers, read as if they were one."""
+    """Several buffers that are read as one."""
 
     def __init__(self, parts: Sequence[memoryview]) -> None:
         self._parts = parts
@@ -24,7 +24,7 @@ class Gather:
         return self._starts[-1]
 
     def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
-        """Give the bytes from `start` to `stop`, or to the end, in pieces that lie together."""
+        """Yield the bytes from `start` to `stop`, or to the end, in pieces that lie together."""
         index = max(0, bisect_right(self._starts, start) - 1)
         while index < len(self._parts) and self._starts[index] < stop:
             begin = self._starts[index]
@@ -53,7 +53,7 @@ class Producer(Participant):
 
     def __init__(self, memory: Memory, layout: Layout, rank: int, *, single: bool = False) -> None:
         super().__init__(memory, layout, rank, layout.tail, RESERVING, single=single)
-        self._aborted: int | None = None  # the position of a message that this rank aborted and nobody has passed on yet
+        self._aborted: int | None = None  # the position of a message that this rank aborted, until it is passed on
         self.peak = 0  # the most slots in use that were seen
 
     def put_short(self, parts: Sequence[memoryview], length: int) -> bool:
@@ -157,7 +157,7 @@ class Producer(Participant):
         return sum(end > out.sent for end in ends)
 
     def abort(self, out: Outgoing) -> None:
-        """Give up, having been interrupted or run out of time: no further slot will be published.
+        """Give up, after an interrupt or a time-out: no further slot will be published.
 
         Several messages have all the room they need: they are sent after all.
         """
@@ -180,20 +180,20 @@ class Producer(Participant):
 
     @property
     def count(self) -> int:
-        """How many messages have been reserved: if this end is the only one."""
+        """How many messages have been reserved, if this is the single producer."""
         return self._position // MESSAGE
 
     def close(self) -> None:
-        """Set the closing bit: whoever has reserved may still send, nobody reserves any more."""
+        """Set the closing bit: messages that are reserved may still be sent, no more are reserved."""
         self._set_bit(CLOSED)
 
-    def claim(self, total: int) -> None:
-        """Say how many messages will come in all; for the host."""
-        self._memory.store(self._layout.claimed, 1 + total)
+    def expect(self, total: int) -> None:
+        """Say how many messages are expected in all; for the host."""
+        self._memory.store(self._layout.expected, 1 + total)
         self._memory.flush()
 
     def note_peak(self, out: Outgoing, state: State) -> None:
-        """Remember how many slots were in use when these messages had been put."""
+        """Note how many slots were in use when these messages had been put."""
         end = out.ticket + out.span
         used = (end - (state.head & TICKET)) % self._layout.modulus
         self._note_used(min(max(out.span, used if used <= self._layout.slots + out.span else 0), self._layout.slots))
@@ -211,7 +211,7 @@ class Producer(Participant):
             self._memory.flush()
 
     def peak_of_all(self) -> int:
-        """Give the most slots in use that any producer has seen."""
+        """Return the most slots in use that any producer has seen."""
         return max(self._records()[PEAK :: LINE // WORD])
 
     def _check_open(self) -> None:

@@ -91,7 +91,7 @@ class Receiver(Participant):
             self._memory.read(self._layout.bytes_at(first), incoming.data[done : done + count * size])
 
     def _release(self, incoming: Incoming, ready: int) -> None:
-        """Free the next slots, for the tickets a round later."""
+        """Free the next slots for the tickets a round later."""
         ticket = incoming.ticket + incoming.got
         if incoming.span == 1:  # by far the most messages: the same without what only several slots need
             published = ticket * STAMP + 2 * incoming.lengths[0] + PUBLISHED
