@@ -159,7 +159,7 @@ class Consumer(Receiver):
         return min(wanted, self._limit - taken)
 
     def _look(self, ticket: int, most: int) -> tuple[Sequence[int], int, int]:
-        """Look at what is published from a ticket on: lengths of the messages, their slots, how many of these are there.
+        """Look at what is published from a ticket on; return the messages' lengths, their slots, how many of these are published.
 
         A first message whose end is not there yet counts, too, alone.
         """
@@ -188,7 +188,7 @@ class Consumer(Receiver):
     def _incoming(self, position: int, lengths: Sequence[int], span: int, ready: int) -> Incoming:
         """Make room for the bytes, and ask for them at once if they are few: the swap's own flush completes that, too.
 
-        They cannot change before the swap: only who has claimed a slot frees it. If the swap fails they are thrown away.
+        They cannot change before the swap: only the rank that has claimed a slot frees it. If the swap fails they are thrown away.
         """
         size = lengths[0] if len(lengths) == 1 else span * self._layout.slot_size
         incoming = Incoming(position, lengths, span, self._memory.allocate(size), ready)

@@ -107,12 +107,6 @@ class Participant:
     def _record(self, what: int, rank: int | None = None) -> int:
         return self._layout.records + LINE * (self._rank if rank is None else rank) + WORD * what
 
-    def _records(self) -> memoryview:
-        """Read all ranks' records, as words."""
-        lines = memoryview(bytearray(LINE * self._layout.ranks))
-        self._memory.fetch(self._layout.records, lines)
-        return lines.cast("q")
-
     def _swap(self, position: int, new: int, messages: int, span: int) -> int:
         """Advance the position over slots that were seen ready; return what the position was found to be."""
         memory = self._memory

@@ -10,7 +10,7 @@ from mpiexecutor.channel._errors import ChannelClosed
 
 from .layout import AHEAD, CLOSED, LINE, MESSAGE, PIECE, PUBLISHED, QUIESCED, STAMP, TICKET, Layout
 from .participant import Participant, Progress, State
-from .records import ABORT, PEAK, RESERVING, UNUSED
+from .records import ABORT, PEAK, RESERVING, UNUSED, lines_of
 
 
 class Gather:
@@ -199,7 +199,7 @@ class Producer(Participant):
         self._note_used(min(max(out.span, used if used <= self._layout.slots + out.span else 0), self._layout.slots))
 
     def note_peak_of_short(self) -> None:
-        """Do so for the short message that was put last, by the first words as they were last read."""
+        """Do the same for the short message that was put last, with the header as it was last read."""
         used = ((self._position & TICKET) - (self._words[0] & TICKET)) % self._layout.modulus
         if self.peak < used <= self._layout.slots:
             self._note_used(used)
@@ -212,7 +212,7 @@ class Producer(Participant):
 
     def peak_of_all(self) -> int:
         """Return the most slots in use that any producer has seen."""
-        return max(self._records()[PEAK :: LINE // WORD])
+        return max(lines_of(self._memory, self._layout)[PEAK :: LINE // WORD])
 
     def _check_open(self) -> None:
         if self._position & CLOSED:

@@ -7,12 +7,12 @@ from mpiexecutor._rma.memory import WORD, Memory
 
 from .layout import LINE, MESSAGE, PIECE, PUBLISHED, QUIESCED, STAMP, TICKET, Layout
 from .participant import Participant, Progress
-from .records import ABORT, CLAIMING, DETAILS, QUIESCENT, RECEIVED, RESERVING, UNUSED, unpacked
+from .records import ABORT, CLAIMING, DETAILS, QUIESCENT, RECEIVED, RESERVING, UNUSED, lines_of, unpacked
 
 
 @dataclass(slots=True)
 class Incoming:
-    """Messages that this consumer has claimed, on their way out: one of any length, or several that are there as a whole."""
+    """Messages that this consumer has claimed: one of any length, or several that are there as a whole."""
 
     position: int  # of HEAD before them
     lengths: Sequence[int]
@@ -36,15 +36,18 @@ class Incoming:
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """Which rank aborted a message, and how far its slots are to be passed on: those that it uses several times once only."""
+    """A message that its producer has aborted, as its consumer passes it on.
 
-    rank: int
+    `until` is the slot to pass on up to: a slot that the message was to use several times is passed on once only.
+    """
+
+    rank: int  # of the producer
     until: int
     passed_on: int  # aborted messages that the consumer will have passed on, this one too
 
 
 class Receiver(Participant):
-    """The part of a consumer that receives messages once they are claimed."""
+    """The half of a consumer that receives messages which it has claimed."""
 
     def __init__(self, memory: Memory, layout: Layout, rank: int, *, single: bool) -> None:
         super().__init__(memory, layout, rank, layout.head, CLAIMING, single=single)
@@ -103,7 +106,7 @@ class Receiver(Participant):
 
     def _stalled(self, incoming: Incoming) -> Progress:
         """Nothing further is published: the producer is slow, or has aborted the message."""
-        records = self._records()
+        records = lines_of(self._memory, self._layout)
         for rank in range(self._layout.ranks):
             line = records[rank * LINE // WORD : (rank + 1) * LINE // WORD]
             # An abort further on: some slots were published since we looked, and are to be read first.
@@ -132,12 +135,12 @@ class Receiver(Participant):
         """Whether the abort that was seen is of this message.
 
         The record may have been read before the abort was set, and be one of a vain attempt. It is read once more: a rank that
-        has aborted a message leaves its record alone, and nobody can try for this position again.
+        has aborted a message leaves its record alone, and no rank can try for this position again.
         """
         return self._memory.load(self._record(RESERVING, rank)) == incoming.position
 
     def _pass_on(self, incoming: Incoming, abort: Abort) -> Progress:
-        """Free the slots that an aborted message holds and never used, once those who had them before are done with them.
+        """Free the slots that an aborted message holds and never used, once their users before are done with them.
 
         A slot that the message was to use several times is freed for the first ticket after the message at once. Each step
         may be taken again after an interrupt.

@@ -4,7 +4,9 @@ A rank has one line of words. For each of its two ends it writes, before each sw
 word the *details*: messages, slots, a tag of the position, and the state. A record that was written in part has a wrong tag.
 """
 
-from .layout import MESSAGE
+from mpiexecutor._rma.memory import Memory
+
+from .layout import LINE, MESSAGE, Layout
 
 # Where in a rank's line: what it reserves (position, details), the message that it has aborted, what it claims, its peak.
 RESERVING, ABORT, CLAIMING, PEAK = 0, 3, 4, 7
@@ -29,3 +31,10 @@ def unpacked(position: int, details: int) -> tuple[int, int, int] | None:
     if details % _MESSAGES == UNUSED or details // _TAG != position // MESSAGE % _TAGS:
         return None
     return details % _SPAN // _MESSAGES, details % _TAG // _SPAN, details % _MESSAGES
+
+
+def lines_of(memory: Memory, layout: Layout) -> memoryview:
+    """Read the lines of all ranks, and return them as words, one line after another."""
+    lines = memoryview(bytearray(LINE * layout.ranks))
+    memory.fetch(layout.records, lines)
+    return lines.cast("q")
