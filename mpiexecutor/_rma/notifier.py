@@ -138,7 +138,7 @@ class _Bytes:
 
     def receive(self, which: Which) -> bool:
         self._comm.Iprobe()  # is progress
-        return self._marks.unset(_TAGS[which])
+        return self._marks.clear(_TAGS[which])
 
     def free(self) -> None:
         self._marks.free()

@@ -44,14 +44,14 @@ from .waiter import Waiter
 T = TypeVar("T")
 
 Step = Callable[[], T | None]
-Begin = Callable[[Step[T]], T | None]  # takes the step that reserves or claims, unless it is not wanted any more
+Begin = Callable[[Step[T]], T | None]  # takes a step that reserves or claims, unless that was cancelled
 
 _NAP: Final = {"put": 0.05, "take": 1.0}  # seconds of the longest sleep
 _FAR_NAP: Final = {"put": 0.5, "take": 30.0}  # the same where the host, too, has to wake up for the look that follows
 
 
 class End:
-    """What both ends have."""
+    """One of a rank's two ends."""
 
     ring: Producer | Consumer
 
@@ -80,7 +80,7 @@ class End:
         self._waiter.wait(look, None, TO_GO_ON)
 
     def quiesce(self) -> None:
-        """Quiesce the ring at this end. It is the only one that moves this position, so the end's own lock need not be held."""
+        """Quiesce the ring at this end, which is the only one to move this position. Its lock need not be held."""
         with self._moving:
             self.ring.quiesce()
 

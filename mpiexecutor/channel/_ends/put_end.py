@@ -16,7 +16,7 @@ Parts = list[memoryview]  # of one message
 
 
 class PutEnd(End):
-    """Where this rank puts."""
+    """The end at which this rank puts. One thread at a time is at work here."""
 
     ring: Producer
 
@@ -24,7 +24,7 @@ class PutEnd(End):
         super().__init__("put", place, Producer(memory, place.layout, place.rank, single=single))
 
     def put(self, messages: Sequence[Parts], deadline: float | None, *, whole: bool = False) -> int:
-        """Put as many of the messages as have room once the first has; how many, 0 when out of time."""
+        """Wait for room for the first message, and put as many as have room; return how many, 0 when out of time."""
         if not self.acquire(deadline):
             return 0
         try:
@@ -46,12 +46,12 @@ class PutEnd(End):
         return self.background.submit(operation)
 
     def close(self) -> None:
-        """Close the channel from this end, which is the only one: the lock need not be held. As for all that follows here."""
+        """Close the channel from this end, which is the only one. Its lock need not be held."""
         with self._moving:
             self.ring.close()
 
     def _put_short(self, parts: Parts) -> bool:
-        """Put a message at once if it takes one slot, and there is room."""
+        """Put a message at once if it has one slot, and there is room."""
         length = len(parts[0]) if len(parts) == 1 else sum(map(len, parts))
         if length > self._place.layout.slot_size:
             return False
@@ -118,7 +118,7 @@ class PutEnd(End):
 
 
 def _gather(messages: Sequence[Parts], lengths: Sequence[int], layout: Layout) -> Gather:
-    """Lay messages out as their slots lie: one as it is, several with the padding between them."""
+    """Return messages as their slots lie: one as it is, several with the padding between them."""
     if len(lengths) == 1:
         return Gather(messages[0])
     whole = bytearray()

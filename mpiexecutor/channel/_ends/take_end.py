@@ -18,22 +18,22 @@ T = TypeVar("T")
 _WORTH = 4  # a producer is woken to begin when this fraction of the ring is free: for one slot alone it would sleep again at once
 
 
-# What is taken when no message will come any more: no messages.
-END: Final = Incoming(0, (), 0, memoryview(b""))
+# What take returns when no message will come any more: no messages.
+NO_MORE: Final = Incoming(0, (), 0, memoryview(b""))
 
 
 class TakeEnd(End):
-    """Where this rank takes."""
+    """The end at which this rank takes. One thread at a time is at work here."""
 
     ring: Consumer
 
     def __init__(self, place: Place, memory: Memory, *, single: bool) -> None:
         ring = Consumer(memory, place.layout, place.rank, single=single)
         super().__init__("take", place, ring, None if single or place.remote is not None else self._may_spin)
-        self._incoming: Incoming | None = None  # claimed, and not received yet: taken up again after an interrupt
+        self._incoming: Incoming | None = None  # claimed, and not received yet: the next call goes on with it after an interrupt
 
     def take(self, most: int, deadline: float | None) -> Incoming | None:
-        """Take what is there, up to so many messages, once something is; None when out of time."""
+        """Take up to `most` messages that are there, and wait for the first of them; None when out of time."""
         if not self.acquire(deadline):
             return None
         try:
@@ -45,7 +45,7 @@ class TakeEnd(End):
             self.lock.release()
 
     def skip(self, number: int) -> bool:
-        """Throw a message away for which there was no memory; False if it is not the next any more, or another thread takes."""
+        """Throw away a message that had no memory here; False if it is not the next one any more, or another thread takes."""
         if not self.lock.acquire(blocking=False):
             return False
         try:
@@ -74,7 +74,7 @@ class TakeEnd(End):
         return self.background.submit(operation)
 
     def _may_spin(self, flag: int) -> bool:
-        """Look out for messages, for all ranks, unless another rank does."""
+        """Spin for a message on behalf of all ranks that wait to begin, unless another rank does."""
         if flag != TO_BEGIN:
             return True
         if SPINNING in self.ring.state().takers:
@@ -83,7 +83,7 @@ class TakeEnd(End):
         return True
 
     def _take_short(self) -> memoryview | None:
-        """Take a message at once if it takes one slot, and is there."""
+        """Take a message at once if it has one slot, and is there."""
         data = None
         try:
             data = self._receive_short()
@@ -100,7 +100,7 @@ class TakeEnd(End):
             self._incoming, self.ring.interrupted = self.ring.interrupted, None
 
     def _claimed(self, claim: Callable[[], Incoming | None]) -> Incoming | None:
-        """Claim something. It is noted at once: if this is interrupted the next call takes it up again."""
+        """Claim, and note at once what was claimed: the next call goes on with it after an interrupt."""
         try:
             with self._moving:
                 return claim()
@@ -115,14 +115,14 @@ class TakeEnd(End):
             finally:
                 if incoming is None:
                     self._wake()
-            if incoming is None or incoming is END:
+            if incoming is None or incoming is NO_MORE:
                 return incoming
             if self._has_received(incoming) and not incoming.skipped:
                 return incoming
-            begin = at_once  # the message was aborted, or is put anew: the next one is taken instead
+            begin = at_once  # take the next message instead
 
     def _has_received(self, incoming: Incoming) -> bool:
-        """Receive what was claimed; False if that was aborted, or is put anew."""
+        """Receive what was claimed; False if its producer has aborted it, or puts it anew."""
         self._incoming = incoming
         progress = self._receive(incoming)
         self._incoming = None
@@ -141,7 +141,7 @@ class TakeEnd(End):
             return Incoming(0, (len(data),), 1, data, got=1)
         incoming = self._claimed(partial(self.ring.claim, most))
         if incoming is None and self.ring.is_over():
-            return END
+            return NO_MORE
         return incoming
 
     def _receive(self, incoming: Incoming) -> Progress:
