@@ -37,7 +37,10 @@ class Memory(Protocol):
         """Set the word at `at`, by the next flush."""
 
     def store_once(self, at: int, olds: Sequence[int], words: Sequence[int]) -> None:
-        """Set the words from `at` on, once each, by the next flush. They are `olds`; others set one once they see that."""
+        """Set the words from `at` on, once each, by the next flush.
+
+        They are `olds` now, and no other party sets one of them before it sees the new word.
+        """
 
     def write(self, at: int, data: memoryview) -> None:
         """Copy `data` to `at`, by the next flush; until then it must not change."""
