@@ -137,8 +137,8 @@ class _RemoteMemory:
         for index, numbers in enumerate(zip(words, olds, strict=True)):
             origin, compare, result = (memoryview(array("q", (number,))) for number in (*numbers, 0))
             self._kept += (origin, compare, result)
-            place = at + WORD * index
-            self._win.Compare_and_swap([origin, 1, _WORD], [compare, 1, _WORD], [result, 1, _WORD], self._host, place)
+            offset = at + WORD * index
+            self._win.Compare_and_swap([origin, 1, _WORD], [compare, 1, _WORD], [result, 1, _WORD], self._host, offset)
 
     def write(self, at: int, data: memoryview) -> None:
         self._kept.append(data)

@@ -54,7 +54,7 @@ class Losses(ChannelBase):
         """
         deadline = time.monotonic() + timeout
         with self._aside_lock:
-            if self._gone:
+            if self._rank_state.gone:
                 raise ChannelClosed("the channel was freed")
             tail: Position = self._puts if self._only_host["put"] else self._aside
             head: Position = self._takes if self._only_host["take"] else Consumer(self._memory(), self._layout, self._rank)
@@ -62,7 +62,7 @@ class Losses(ChannelBase):
             recovery.quiesce()
             known: frozenset[int] = frozenset()
             while (busy := recovery.at_work((now := frozenset(dead)) - frozenset(silent))) or now != known:
-                self._place.dead = now - frozenset(silent)
+                self._rank_state.dead = now - frozenset(silent)
                 if now != known:
                     self._wake_all()  # only now can they see who is dead
                     known = now
@@ -83,21 +83,21 @@ class Losses(ChannelBase):
         """
         dead, silent = frozenset(self._dead), frozenset(self._dead.silent)
         new = {(rank, rank in silent) for rank in dead} - self._taken_in
-        self._place.dead = dead - silent
-        if self._gone or not new:
+        self._rank_state.dead = dead - silent
+        if self._rank_state.gone or not new:
             return True
         if self._host in dead:
             self._taken_in |= new
-            self._place.host_lost = ChannelBroken(f"{self._dead.ends([self._host])}: it was the channel's host", [self._host])
-            if self._place.remote is not None:
-                DEATHS.end_job(f"{self._place.host_lost}, and ranks on other nodes may wait for its memory for ever")
+            self._rank_state.host_lost = ChannelBroken(f"{self._dead.ends([self._host])}: it was the channel's host", [self._host])
+            if self._rank_state.remote is not None:
+                DEATHS.end_job(f"{self._rank_state.host_lost}, and ranks on other nodes may wait for its memory for ever")
         elif self._rank == self._host:
             try:
                 last_claims = self.settle(self._dead, silent=self._dead.silent)  # more may die meanwhile
             except ChannelClosed:  # freed meanwhile
                 return True
             except ChannelBroken as error:
-                if not self._place.losses:  # or it would be told as often as it is tried
+                if not self._rank_state.losses:  # or it would be told as often as it is tried
                     self._tell(error)
                 return False
             told = {rank for rank, _ in self._taken_in} - {rank for rank, _ in new}
@@ -112,6 +112,6 @@ class Losses(ChannelBase):
         return True
 
     def _tell(self, error: ChannelBroken) -> None:
-        self._place.losses.append(error)
+        self._rank_state.losses.append(error)
         self._puts.interrupt()
         self._takes.interrupt()

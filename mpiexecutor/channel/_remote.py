@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypedDict, Unpack
 from mpiexecutor._rma.doorbell import Notifier
 from mpiexecutor._rma.failed_ranks import DEATHS, Dead
 from mpiexecutor._util.process_end import PROCESS_END
-from mpiexecutor.channel._ends.place import Place
+from mpiexecutor.channel._ends.rank_state import RankState
 from mpiexecutor.channel._ring.layout import Layout
 
 from ._agreement import Arguments, agree, all_come
@@ -165,9 +165,9 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
             if comm.rank == host:
                 layout.prepare(self._window.memory())
             comm.Barrier()
-        place = Place(layout, comm.rank, agreement.token, agreement.nodes, Notifier(), remote)
+        rank_state = RankState(layout, comm.rank, agreement.token, agreement.nodes, Notifier(), remote)
         memory = self._window.memory if remote is None else lambda: remote.with_progress(self._window.memory())
-        self._begin(agreement.codec, place, memory, host, only_host={"put": producers == "host", "take": consumers == "host"})
+        self._begin(agreement.codec, rank_state, memory, host, only_host={"put": producers == "host", "take": consumers == "host"})
         self._begin_losses(dead)
         self._threads = MPI.Query_thread() == MPI.THREAD_MULTIPLE
         self._at_exit = _at_exit(self)
@@ -186,7 +186,7 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
         if count < 0:
             raise ValueError(f"claim says how many messages will come, at least 0, not {count}")
         with self._aside_lock:
-            self._place.check()
+            self._rank_state.check()
             ring = self._takes.ring
             ring.own_expected = (ring.own_expected or 0) + count
             if self._rank == self._host:
@@ -209,7 +209,7 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
     def statistics(self) -> Statistics:
         """Return a snapshot of the counts."""
         with self._aside_lock:
-            self._place.check()
+            self._rank_state.check()
             state, peak = self._aside.state(), self._aside.peak_of_all()
         put, taken = state.put - state.aborted, state.taken - state.aborted
         return Statistics(put, taken, state.expected, max(0, put - taken), peak, self._layout.slots, state.closed)
@@ -223,7 +223,7 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
 
         If a rank has failed the memory is freed when the job ends.
         """
-        if self._place.freed:
+        if self._rank_state.freed:
             return
         self._stop()
         PROCESS_END.remove(self._at_exit)
@@ -235,13 +235,13 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
         with DEATHS.all_needed("the freeing of a channel", self._dead), self._puts.lock, self._takes.lock, self._aside_lock:
             self._leave()
             self._window.free()
-            if self._place.remote is not None:
-                self._place.remote.free()
+            if self._rank_state.remote is not None:
+                self._rank_state.remote.free()
             if self._parting is not None:
                 self._parting.Free()
             self._puts.free()
             self._takes.free()
-            self._place.notifier.free()
+            self._rank_state.notifier.free()
 
     def abandon(self) -> None:
         """Use the channel no more, without the other ranks, which may be lost: its memory is not freed."""
@@ -250,23 +250,23 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
 
     def disown(self) -> None:
         """Leave the channel as it is: in a forked child it is the parent's. Any further use is ChannelClosed."""
-        self._gone = self._place.freed = True
+        self._rank_state.gone = self._rank_state.freed = True
         PROCESS_END.remove(self._at_exit)
 
     def _stop(self) -> None:
         """Begin nothing any more, and have whoever waits give up."""
-        self._place.freed = True
+        self._rank_state.freed = True
         self._puts.stop()
         self._takes.stop()
 
     def _leave(self) -> None:
-        self._gone = True
-        if self._place.remote is not None:
-            self._place.remote.leave()
+        self._rank_state.gone = True
+        if self._rank_state.remote is not None:
+            self._rank_state.remote.leave()
 
     def _finish(self) -> None:
         """At exit, before MPI ends: what was to be put is put, what was to be taken is given up."""
-        if not self._place.freed:
+        if not self._rank_state.freed:
             self._puts.background.join()
             if DEATHS.are_told:
                 self._stop()  # others may go on using its memory, and die
@@ -275,17 +275,17 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
                 self.abandon()
 
     def __enter__(self) -> Self:
-        self._place.check()
+        self._rank_state.check()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Free the channel. After an error close it first, so that no other rank waits for this one."""
-        if error is not None and not self._place.freed and (self._rank == self._host or not self._only_host["put"]):
+        if error is not None and not self._rank_state.freed and (self._rank == self._host or not self._only_host["put"]):
             self.close()
         self.free()
 
     def __repr__(self) -> str:
-        state = "freed" if self._place.freed else f"{len(self)} messages in {self._layout.slots} slots"
+        state = "freed" if self._rank_state.freed else f"{len(self)} messages in {self._layout.slots} slots"
         return f"<RemoteChannel of {self._codec.name} on rank {self._host}: {state}>"
 
 

@@ -38,7 +38,7 @@ from mpiexecutor.channel._ring.consumer import Consumer
 from mpiexecutor.channel._ring.producer import Producer
 
 from .background import Background
-from .place import TO_GO_ON, Place, Side, flag_of
+from .rank_state import TO_GO_ON, RankState, Side, flag_of
 from .waiter import Waiter
 
 T = TypeVar("T")
@@ -55,16 +55,18 @@ class End:
 
     ring: Producer | Consumer
 
-    def __init__(self, side: Side, place: Place, ring: Producer | Consumer, may_spin: Callable[[int], bool] | None = None) -> None:
+    def __init__(
+        self, side: Side, rank_state: RankState, ring: Producer | Consumer, may_spin: Callable[[int], bool] | None = None
+    ) -> None:
         self._side = side
-        self._place = place
+        self._rank_state = rank_state
         self.ring = ring
         self._moving = threading.Lock()  # held to move this end's position
         self.lock = threading.Lock()
-        far = None if place.remote is None else partial(place.remote.was_notified, side)
-        self._bell = Doorbell(place.address(side, place.rank), far)
-        asleep_at = place.asleep_at(side, place.rank)
-        nap = _NAP if place.remote is None else _FAR_NAP
+        far = None if rank_state.remote is None else partial(rank_state.remote.was_notified, side)
+        self._bell = Doorbell(rank_state.address(side, rank_state.rank), far)
+        asleep_at = rank_state.asleep_at(side, rank_state.rank)
+        nap = _NAP if rank_state.remote is None else _FAR_NAP
         self._resumed = ring.resumed
         self._mark: Callable[[int], None] = lambda flag: ring.mark(asleep_at, flag_of(flag))
         self._waiter = Waiter(self._bell, self._mark, longest=nap[side], may_spin=may_spin)
@@ -74,7 +76,7 @@ class End:
         """Wait until the ring is recovered. Nothing can be begun before, and nothing has to be given up."""
 
         def look() -> bool | None:
-            self._place.check()
+            self._rank_state.check()
             return self._resumed() or None
 
         self._waiter.wait(look, None, TO_GO_ON)
@@ -91,14 +93,14 @@ class End:
 
     def interrupt(self) -> None:
         """Wake this rank's own thread that sleeps here."""
-        self._place.notifier.notify(self._place.address(self._side, self._place.rank))
+        self._rank_state.notifier.notify(self._rank_state.address(self._side, self._rank_state.rank))
 
     def acquire(self, deadline: float | None) -> bool:
         """Acquire the lock, which another thread of this rank may hold while it waits. False if that was not possible in time."""
         return self.lock.acquire(timeout=-1 if deadline is None else max(0.0, deadline - time.monotonic()))
 
     def stop(self) -> None:
-        """End the background thread. The place is marked as freed already, so that an operation under way ends."""
+        """End the background thread. The channel is marked as freed already, so that an operation under way ends."""
         self.background.stop()
         self.interrupt()
 

@@ -1,4 +1,4 @@
-"""A rank's place in a channel: what its two ends share, and how a rank wakes the others."""
+"""What the two ends of a rank share, and how a rank wakes the others."""
 
 import contextlib
 from collections import deque
@@ -38,7 +38,7 @@ class RemoteNotifier(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class Place:
+class RankState:
     """What both ends of one rank share: where the rank is, how it wakes others, and what it knows of failures."""
 
     layout: Layout
@@ -47,7 +47,8 @@ class Place:
     nodes: Sequence[str]
     notifier: Notifier
     remote: RemoteNotifier | None  # if there are several nodes
-    freed: bool = False
+    freed: bool = False  # no operation may begin
+    gone: bool = False  # the memory may not be used: freed by MPI, or left to others
     dead: frozenset[int] = frozenset()  # failed ranks, as far as this rank knows; to send them a message crashes some MPIs
     host_lost: ChannelBroken | None = None
     losses: deque[ChannelBroken] = field(default_factory=deque)  # errors that the next operations of this rank raise, one each

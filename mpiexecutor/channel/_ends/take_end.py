@@ -11,7 +11,7 @@ from mpiexecutor.channel._ring.receiver import Incoming
 
 from .background import ChannelFuture
 from .end import Begin, End, at_once
-from .place import SPINNING, TO_BEGIN, TO_GO_ON, Place
+from .rank_state import SPINNING, TO_BEGIN, TO_GO_ON, RankState
 
 T = TypeVar("T")
 
@@ -27,9 +27,9 @@ class TakeEnd(End):
 
     ring: Consumer
 
-    def __init__(self, place: Place, memory: Memory, *, single: bool) -> None:
-        ring = Consumer(memory, place.layout, place.rank, single=single)
-        super().__init__("take", place, ring, None if single or place.remote is not None else self._may_spin)
+    def __init__(self, rank_state: RankState, memory: Memory, *, single: bool) -> None:
+        ring = Consumer(memory, rank_state.layout, rank_state.rank, single=single)
+        super().__init__("take", rank_state, ring, None if single or rank_state.remote is not None else self._may_spin)
         self._incoming: Incoming | None = None  # claimed, and not received yet: the next call goes on with it after an interrupt
 
     def take(self, most: int, deadline: float | None) -> Incoming | None:
@@ -37,7 +37,7 @@ class TakeEnd(End):
         if not self.acquire(deadline):
             return None
         try:
-            self._place.check_losses()
+            self._rank_state.check_losses()
             if most == 1 and self._incoming is None and (data := self._take_short()) is not None:
                 return Incoming(0, (len(data),), 1, data)
             return self._take(most, deadline, at_once)
@@ -49,7 +49,7 @@ class TakeEnd(End):
         if not self.lock.acquire(blocking=False):
             return False
         try:
-            self._place.check()
+            self._rank_state.check()
             incoming = self._incoming  # of a call that was interrupted
             if incoming is None:
                 incoming = self._claimed(partial(self.ring.skip, number))
@@ -66,7 +66,7 @@ class TakeEnd(End):
 
         def operation(future: ChannelFuture[T]) -> T:
             with self.lock:
-                self._place.check()
+                self._rank_state.check()
                 found = self._take(1, None, future.begin)
             assert found is not None
             return decode(found)
@@ -133,7 +133,7 @@ class TakeEnd(End):
         return progress is Progress.DONE
 
     def _claim(self, most: int) -> Incoming | None:
-        self._place.check_losses()
+        self._rank_state.check_losses()
         if self._incoming is not None:
             self.ring.recount(self._incoming)
             return self._incoming
@@ -146,7 +146,7 @@ class TakeEnd(End):
 
     def _receive(self, incoming: Incoming) -> Progress:
         def step() -> Progress | None:
-            self._place.check()
+            self._rank_state.check()
             progress = self.ring.receive(incoming)
             return None if progress is Progress.STALLED else progress
 
@@ -160,8 +160,8 @@ class TakeEnd(End):
         self._wake_by(self.ring.state())
 
     def _wake_by(self, state: State) -> None:
-        slots = self._place.layout.slots
+        slots = self._rank_state.layout.slots
         room = slots - self.ring.used(state)
-        self._place.wake(self.ring, "put", state.putters, begin=room if room * _WORTH >= slots else 0)
+        self._rank_state.wake(self.ring, "put", state.putters, begin=room if room * _WORTH >= slots else 0)
         begin = len(state.takers) if self.ring.ended(state) else int(state.waiting)
-        self._place.wake(self.ring, "take", state.takers, begin=begin)
+        self._rank_state.wake(self.ring, "take", state.takers, begin=begin)
