@@ -1,4 +1,4 @@
-"""What a channel does when ranks have failed: the host settles what they have left in the ring, and the next operation says so.
+"""What a channel does when ranks have failed: the host recovers the ring, and the next operation raises an error.
 
 The channel does not notice failures: the program that started the ranks reports them, by DEATHS of failed_ranks.py, or calls
 `settle` itself.
@@ -22,9 +22,9 @@ class Losses(ChannelBase):
     """A channel's operations after a failure."""
 
     def _begin_losses(self, dead: Dead) -> None:
-        """Begin with the ranks that have failed so far; they may become more."""
+        """Set which ranks have failed; they may become more."""
         self._dead = dead
-        self._taken_in: set[tuple[int, bool]] = set()  # of the dead, and whether that perhaps lives
+        self._taken_in: set[tuple[int, bool]] = set()  # failed ranks that the channel has dealt with; whether each perhaps lives
 
     def settle(
         self,
@@ -34,13 +34,13 @@ class Losses(ChannelBase):
         *,
         silent: Collection[int] = (),
     ) -> list[Share]:
-        """On the host: settle what failed ranks have left in the ring. Nobody else can put or take meanwhile.
+        """On the host: recover the ring after ranks have failed. No rank can put or take meanwhile.
 
         Args:
             dead: All ranks that have failed so far: they will never touch the channel again. It may grow meanwhile.
             timeout: Seconds that the living ranks have to finish what they are in the middle of.
-            renumber: Is called at the end, before anybody can put or take, with the numbers of the messages that are kept, and the
-                new number of the first of them; these differ only if a message among them was given up half-way.
+            renumber: Is called at the end, before any rank can put or take, with the numbers of the messages that are kept, and the
+                new number of the first; they differ only if a message among them was aborted.
             silent: Ranks of `dead` that perhaps live: they count as failed only if they are not in the middle of a message.
 
         Returns:
@@ -64,7 +64,7 @@ class Losses(ChannelBase):
             while (busy := recovery.at_work((now := frozenset(dead)) - frozenset(silent))) or now != known:
                 self._rank_state.dead = now - frozenset(silent)
                 if now != known:
-                    self._wake_all()  # only now can they see who is dead
+                    self._wake_all()  # only now can they see which ranks have failed
                     known = now
                 elif time.monotonic() > deadline:
                     raise ChannelBroken(f"ranks {busy} live, or may, and have not come to a rest within {timeout} s", busy)
@@ -75,7 +75,7 @@ class Losses(ChannelBase):
         return last_claims
 
     def lose(self) -> bool:
-        """Take in which ranks have failed: as the host, settle what they have left and tell the next operation.
+        """Deal with ranks that have failed since: on the host, recover the ring, and have the next operation raise an error.
 
         Returns:
             False if living ranks have not come to a rest: to be tried again.
@@ -97,7 +97,7 @@ class Losses(ChannelBase):
             except ChannelClosed:  # freed meanwhile
                 return True
             except ChannelBroken as error:
-                if not self._rank_state.losses:  # or it would be told as often as it is tried
+                if not self._rank_state.losses:  # or it would be raised as often as this is tried
                     self._tell(error)
                 return False
             told = {rank for rank, _ in self._taken_in} - {rank for rank, _ in new}

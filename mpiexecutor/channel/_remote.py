@@ -2,8 +2,8 @@
 
     put ──> codec ──> PutEnd  ══ RMA ══>  ring in the host's window  ══ RMA ══>  TakeEnd ──> codec ──> take
 
-Here is the channel as a whole: how it is made, claimed, closed and freed. Its operations that put, take, and settle what failed
-ranks have left are in _putting.py, _taking.py and _losses.py.
+Here is the channel as a whole: how it is made, claimed, closed and freed. Its other operations are in _putting.py and _taking.py;
+_losses.py has what it does when ranks have failed.
 """
 
 import weakref
@@ -42,13 +42,24 @@ class _Options(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What a channel has seen, all ranks together. Counts are of messages, but for the slots."""
+    """A snapshot of a channel's counts, all ranks together.
+
+    Attributes:
+        put: Messages that were put.
+        taken: Messages that were taken.
+        claimed: Messages that `claim` has announced; None before.
+        waiting: Messages that were put, and not taken yet.
+        peak_slots: The most slots that were in use at once, as producers have seen it.
+        slots: Slots of the channel.
+        closed: Whether the channel is closed.
+
+    """
 
     put: int
     taken: int
-    claimed: int | None  # None while nobody has claimed
-    waiting: int  # put, and not taken yet
-    peak_slots: int  # the most slots that were in use at once, as seen by those who put
+    claimed: int | None
+    waiting: int
+    peak_slots: int
     slots: int
     closed: bool
 
@@ -161,7 +172,7 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
         with DEATHS.all_needed("the making of a channel", dead):
             self._window = Window(comm, host, layout.size)
             remote = RemoteNotifier(comm, host) if len(set(agreement.nodes)) > 1 else None
-            self._parting = comm.Dup() if DEATHS.are_told else None  # by which it is found out whether all free it
+            self._parting = comm.Dup() if DEATHS.are_told else None  # for a barrier of all ranks that free the channel
             if comm.rank == host:
                 layout.prepare(self._window.memory())
             comm.Barrier()
@@ -230,7 +241,7 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
         if self._parting is not None:
             all_come(self._parting, self._dead)
         if self._dead:
-            DEATHS.keep(self)  # others may go on using its memory, and die
+            DEATHS.keep(self)  # other ranks may go on using its memory, and fail
             return
         with DEATHS.all_needed("the freeing of a channel", self._dead), self._puts.lock, self._takes.lock, self._aside_lock:
             self._leave()
@@ -244,17 +255,17 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
             self._rank_state.notifier.free()
 
     def abandon(self) -> None:
-        """Use the channel no more, without the other ranks, which may be lost: its memory is not freed."""
+        """Stop to use the channel without the other ranks, which may have failed: its memory is not freed."""
         self._stop()
         self._leave()
 
     def disown(self) -> None:
-        """Leave the channel as it is: in a forked child it is the parent's. Any further use is ChannelClosed."""
+        """Leave the channel as it is: in a forked child it is the parent's. Every further operation raises ChannelClosed."""
         self._rank_state.gone = self._rank_state.freed = True
         PROCESS_END.remove(self._at_exit)
 
     def _stop(self) -> None:
-        """Begin nothing any more, and have whoever waits give up."""
+        """Begin no operation, and end those that wait."""
         self._rank_state.freed = True
         self._puts.stop()
         self._takes.stop()
@@ -265,11 +276,11 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
             self._rank_state.remote.leave()
 
     def _finish(self) -> None:
-        """At exit, before MPI ends: what was to be put is put, what was to be taken is given up."""
+        """At exit, before MPI ends: finish the puts in the background, and give up the takes."""
         if not self._rank_state.freed:
             self._puts.background.join()
             if DEATHS.are_told:
-                self._stop()  # others may go on using its memory, and die
+                self._stop()  # other ranks may go on using its memory, and fail
                 DEATHS.keep(self)
             else:
                 self.abandon()
@@ -290,7 +301,7 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
 
 
 def _at_exit(channel: RemoteChannel[Any, Any]) -> Callable[[], None]:
-    """Have the background threads end before MPI does, unless the channel is gone by then."""
+    """Have the background threads end before MPI does, unless the channel was collected by then."""
     reference = weakref.ref(channel)
 
     def finish() -> None:
