@@ -20,16 +20,16 @@ class Consumer(Receiver):
         self._first_words = array("q", (0, 0, 0))  # HEAD, TAIL and EXPECTED
         self._first = memoryview(self._first_words).cast("B")
         self._limit = 0  # messages that may be taken in all, as last seen
-        self._too_large: Incoming | None = None  # the next message, when there was last no memory for it
-        self.interrupted: Incoming | None = None  # what was claimed, and the caller may not know of, if it was interrupted
+        self._too_large: Incoming | None = None  # the next message, if it had no memory when last seen
+        self.interrupted: Incoming | None = None  # what was claimed, if an interrupt kept it from the caller
         self.own_expected: int | None = None  # what this rank itself expects: true even before EXPECTED is set
 
     def take_short(self, *, alone: bool = False) -> memoryview | None:
-        """Claim and receive the next message if it fits into one slot, and is there; None if not, or none is left to take.
+        """Claim and receive the next message, if it has one slot and is there; else return None.
 
-        None, too, if there is no memory for it. With `alone`, also None if another message seems to be there behind it: they are
-        better claimed together. The same steps as claim and receive, without what only longer messages need. Interrupted in the
-        middle it leaves what it has claimed in `interrupted`.
+        It returns None, too, if no message may be claimed, if there is no memory for it, or, with `alone`, if another message seems
+        to be there behind it: the two are better claimed together. The steps are those of `claim` and `receive`, without what only
+        longer messages need. After an interrupt, `interrupted` has what was claimed.
         """
         memory, layout = self._memory, self._layout
         while not self._quiescent or self.resumed():
@@ -49,7 +49,7 @@ class Consumer(Receiver):
                 return None
             try:
                 data = memory.allocate(length >> 1)
-            except MemoryError:  # claim says so
+            except MemoryError:  # claim raises the error
                 self._give_up()
                 return None
             memory.read(layout.bytes + layout.slot_size * slot, data)  # complete before the swap is, see _incoming
@@ -79,9 +79,9 @@ class Consumer(Receiver):
         return self._allowed(position, 1) > 0
 
     def claim(self, most: int = 1) -> Incoming | None:
-        """Claim the next message, or up to `most` that are there as a whole; None if there is none, or none is left to take.
+        """Claim the next message, or up to `most` that are there as a whole; None if there is none, or none may be claimed.
 
-        ChannelMemoryError if there is no memory for the next one, which stays where it is.
+        ChannelMemoryError if there is no memory for the next one, which stays in the ring.
         """
         self._too_large = None
         while not self._quiescent or self.resumed():
@@ -99,7 +99,7 @@ class Consumer(Receiver):
             try:
                 incoming = self._incoming(position, lengths, span, ready)
             except MemoryError:
-                if self._refresh():  # another has claimed it meanwhile
+                if self._refresh():  # another rank has claimed it meanwhile
                     continue
                 if len(lengths) > 1:
                     most = 1
@@ -112,7 +112,7 @@ class Consumer(Receiver):
         return None
 
     def skip(self, number: int) -> Incoming | None:
-        """Claim a message for which there was no memory, to receive it without its bytes; None if it is not the next any more."""
+        """Claim a message that had no memory, to receive it without its bytes; None if it is not the next one any more."""
         incoming = self._too_large
         if incoming is None or (incoming.number, incoming.position) != (number, self._position):
             return None
@@ -123,7 +123,7 @@ class Consumer(Receiver):
         return None
 
     def _has_claimed(self, incoming: Incoming) -> bool:
-        """Swap HEAD; whether this rank was the fastest."""
+        """Swap HEAD forward; return whether this rank was the first."""
         position = incoming.position
         messages = len(incoming.lengths)
         new = self._layout.advance(position, messages, incoming.span)
@@ -161,7 +161,7 @@ class Consumer(Receiver):
     def _look(self, ticket: int, most: int) -> tuple[Sequence[int], int, int]:
         """Look at what is published from a ticket on; return the messages' lengths, their slots, how many of these are published.
 
-        A first message whose end is not there yet counts, too, alone.
+        A first message whose end is not published yet counts, too, but alone.
         """
         layout = self._layout
         words: Sequence[int] = (self._memory.load(layout.stamp_at(ticket)),)
@@ -186,7 +186,7 @@ class Consumer(Receiver):
         return lengths, done, done
 
     def _incoming(self, position: int, lengths: Sequence[int], span: int, ready: int) -> Incoming:
-        """Make room for the bytes, and ask for them at once if they are few: the swap's own flush completes that, too.
+        """Allocate memory for the bytes, and begin to read them if they are few: the swap's own flush completes that, too.
 
         They cannot change before the swap: only the rank that has claimed a slot frees it. If the swap fails they are thrown away.
         """

@@ -57,9 +57,9 @@ class Producer(Participant):
         self.peak = 0  # the most slots in use that were seen
 
     def put_short(self, parts: Sequence[memoryview], length: int) -> bool:
-        """Reserve and send one message that fits into one slot; False if there is no room now.
+        """Reserve and send one message of one slot; False if there is no room now.
 
-        The same steps as reserve and send, without what only longer messages need: most messages are short.
+        The steps are those of `reserve` and `send`, without what only longer messages need: most messages are short.
         """
         memory, layout = self._memory, self._layout
         while self._aborted is None and (not self._quiescent or self.resumed()):
@@ -97,8 +97,8 @@ class Producer(Participant):
     def reserve(self, lengths: Sequence[int], *, whole: bool) -> Outgoing | None:
         """Reserve tickets for as many of the messages as have room now; None if the first has not.
 
-        With `whole`, a message has room if all its slots are free; without it, the first one is enough if no message
-        fits: the rest is sent as others are taken.
+        With `whole` a message has room if all its slots are free. Without it, if no message fits, one free slot is enough: the rest
+        of the message is sent as other messages are taken.
         """
         if self._quiescent and not self.resumed():
             return None
@@ -121,7 +121,7 @@ class Producer(Participant):
                 fitting = int(span <= room or not whole)
             if not fitting:
                 if self._refresh():
-                    continue  # others have been here: the slot looked at is not the next one
+                    continue  # other ranks have reserved: this slot is not the next one
                 self._give_up()
                 return None
             new = layout.advance(position, fitting, span)
@@ -132,7 +132,7 @@ class Producer(Participant):
             self._position = seen
 
     def send(self, out: Outgoing) -> Progress:
-        """Write what has room now, and publish it at once."""
+        """Write the slots that are free now, and publish them at once."""
         count = min(max(1, PIECE // self._layout.slot_size), out.span - out.sent)
         room = min(count, out.room) or self._count(out.ticket + out.sent, count, 0)
         out.room = max(0, out.room - room)
@@ -159,7 +159,7 @@ class Producer(Participant):
     def abort(self, out: Outgoing) -> None:
         """Give up, after an interrupt or a time-out: no further slot will be published.
 
-        Several messages have all the room they need: they are sent after all.
+        Several messages are reserved only if all have room: they are sent after all.
         """
         # The interrupt may have come between a publication and the note of it, or before the first.
         out.room = 0
@@ -220,7 +220,7 @@ class Producer(Participant):
             raise ChannelClosed("the channel is closed: it takes no more messages")
 
     def _passed(self) -> bool:
-        """Whether the message that this rank aborted has been passed on: only then may its record be used again."""
+        """Whether the message that this rank aborted is passed on: only then may this rank write its record again."""
         if self._memory.load(self._record(ABORT)) != 0:
             return False
         self._aborted = None

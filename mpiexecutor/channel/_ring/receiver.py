@@ -54,7 +54,7 @@ class Receiver(Participant):
         self._passed_on = 0
 
     def receive(self, incoming: Incoming) -> Progress:
-        """Read what has been published by now, and free its slots."""
+        """Read what is published by now, and free its slots."""
         if incoming.abort is not None:
             return self._pass_on(incoming, incoming.abort)
         if incoming.got == incoming.span:
@@ -109,7 +109,7 @@ class Receiver(Participant):
         records = lines_of(self._memory, self._layout)
         for rank in range(self._layout.ranks):
             line = records[rank * LINE // WORD : (rank + 1) * LINE // WORD]
-            # An abort further on: some slots were published since we looked, and are to be read first.
+            # An abort further on: some slots were published since the last look, and are read first.
             if line[ABORT] - 1 == incoming.got and line[RESERVING] == incoming.position and self._is_abort_of(rank, incoming):
                 until = min(incoming.span, incoming.got + self._layout.slots)
                 incoming.abort = Abort(rank, until, passed_on=self._passed_on + 1)
@@ -117,10 +117,10 @@ class Receiver(Participant):
         return Progress.QUIESCENT if self._is_abandoned(incoming, records) else Progress.STALLED
 
     def _is_abandoned(self, incoming: Incoming, records: memoryview) -> bool:
-        """Whether the message's producer is quiescent, or dead; then this end becomes quiescent, too.
+        """Whether the producer of the message is quiescent, or has failed; then this end becomes quiescent, too.
 
-        Others may have tried for the same position in vain, and be dead: if there is one at work, that is the producer; and if it
-        is done, it was so before the records were read, and there is more to receive.
+        Other ranks may have tried for the same position in vain, and have failed. If one of the ranks is at work it is the
+        producer; if the producer is done, it was so before the records were read, and there is more to receive.
         """
         states = set()
         for start in range(RESERVING, len(records), LINE // WORD):
