@@ -23,6 +23,23 @@ def test_the_usage_is_shown(arguments, status, capsys):
     assert "usage" not in (said.err if status == 0 else said.out)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (["-c"], "-c is followed by the code to run"),
+        (["-n", "3", "-m"], "-m is followed by the module to run"),
+        (["-"], "the script cannot come from standard input: name a file, or run 'python -', which starts workers, too"),
+        (["-v", "-", "-c"], "the script cannot come from standard input"),
+    ],
+)
+def test_a_program_that_cannot_be_run_is_explained(arguments, remedy, capsys):
+    """And what to do instead."""
+    with pytest.raises(SystemExit) as caught:
+        command._parse(arguments)
+    assert caught.value.code == 2
+    assert f"python -m mpiexecutor: error: {remedy}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", [["-n", "0", "x.py"], ["-n", "2"], ["--unknown", "x.py"], ["--mpiexec", "/nowhere", "x.py"]])
 def test_nonsense_is_refused(arguments, capsys, monkeypatch):
     """In one sentence, and nothing is started."""
