@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from mpiexecutor._cli import info
 from mpiexecutor._cli.script import run_as_rank
@@ -125,9 +126,11 @@ def _become_mpiexec(options: argparse.Namespace, program: Sequence[str]) -> None
     """Replace this process by the mpiexec, so that signals reach it and its status is the status of this command.
 
     Raises:
-        SystemExit: There is no mpiexec; the text says so.
+        SystemExit: There is no mpiexec, or no hostfile of that name; the text says so.
 
     """
+    if options.hostfile is not None and (Path(options.hostfile).is_dir() or not os.access(options.hostfile, os.R_OK)):
+        sys.exit(f"python -m mpiexecutor: --hostfile names a file that lists the hosts, but {options.hostfile} cannot be read")
     try:
         mpiexec = Mpiexec.find(options.mpiexec)
     except NoMpiexecError as error:

@@ -51,6 +51,27 @@ def test_nonsense_is_refused(arguments, capsys, monkeypatch):
     assert "python -m mpiexecutor: " in f"{caught.value.code} {capsys.readouterr().err}"
 
 
+@pytest.mark.parametrize("name", ["nowhere", "."])
+def test_a_hostfile_that_cannot_be_read_is_named(name, tmp_path, monkeypatch):
+    """In one sentence of this command, before mpiexec has many."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("something was started"))
+    options, program = command._parse(["--hostfile", name, "x.py"])
+    with pytest.raises(SystemExit) as caught:
+        command._become_mpiexec(options, program)
+    assert caught.value.code == f"python -m mpiexecutor: --hostfile names a file that lists the hosts, but {name} cannot be read"
+
+
+def test_a_hostfile_goes_to_mpiexec(tmp_path, monkeypatch):
+    """As it was named."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hosts").write_text("localhost\n")
+    started = []
+    monkeypatch.setattr(os, "execv", lambda _, command: started.append(command))
+    command._become_mpiexec(*command._parse(["--hostfile", "hosts", "x.py"]))
+    assert "hosts" in started[0]
+
+
 def test_ranks_that_another_explains_things_for_are_quiet(capsys):
     """They end with success, and leave the status to that one."""
     with pytest.raises(SystemExit) as caught:
