@@ -1,9 +1,11 @@
 """What python -m mpiexecutor makes of its arguments: in pytest's own process, and nothing is started."""
 
 import os
+import re
 import sys
 
 import pytest
+from jobs import ROOT
 
 from mpiexecutor import __main__ as command
 
@@ -21,6 +23,16 @@ def test_the_usage_is_shown(arguments, status, capsys):
     assert caught.value.code == status
     assert (said.out if status == 0 else said.err).count("usage: python -m mpiexecutor") == 1
     assert "usage" not in (said.err if status == 0 else said.out)
+
+
+def test_the_help_describes_the_environment_variables(capsys):
+    """All that the package reads, but for those that its own processes and its tests set."""
+    sources = "".join(path.read_text() for path in (ROOT / "mpiexecutor").rglob("*.py"))
+    read = set(re.findall(r'"(MPIEXECUTOR_\w+)"', sources)) - {"MPIEXECUTOR_JOB", "MPIEXECUTOR_TEST_SCALE"}
+    with pytest.raises(SystemExit):
+        command._parse(["--help"])
+    described = re.findall(r"^  (MPIEXECUTOR_\w+) ", capsys.readouterr().out, re.MULTILINE)
+    assert read == set(described)
 
 
 @pytest.mark.parametrize(
