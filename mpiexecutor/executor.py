@@ -486,8 +486,8 @@ def _warnings(crew: Crew, options: Options) -> Iterator[str]:
     """Say what cannot be as the options want it."""
     if crew.alone:
         yield (
-            "this job has one rank: calls run one by one in a thread of this process. For 4 workers start it as "
-            "'mpiexec -n 5 python ...'"
+            "this job has one rank: calls run one by one in a thread of this process. A job of N ranks, started by "
+            "'mpiexec -n N python ...', has N - 1 workers"
         )
     if options.max_workers is not None and options.max_workers > crew.workers:
         hint = f"; {MAX_WORKERS_VARIABLE} sets how many are started" if crew.started_here else ""
