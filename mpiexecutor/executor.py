@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 from mpiexecutor._calls.functions import Catalogue, Function
 from mpiexecutor._calls.options import Options
 from mpiexecutor._calls.outcomes import dumps_sized, with_cause
-from mpiexecutor._calls.session import slim_future
+from mpiexecutor._calls.scheduling.session import slim_future
 from mpiexecutor._calls.worker import in_task, run_chunk
 from mpiexecutor._liveness.commands import KILL, TERMINATE
 from mpiexecutor._liveness.monitor import WorkerStatus
