@@ -2,6 +2,7 @@
 
 scheduling  root: from the calls of executors to messages, and from replies to futures
 worker      worker: the loop that takes messages, runs calls and replies
+batch       worker: the calls of one message, and what waits there
 messages    all that root and workers say to each other, and its encoding
 functions   functions that many calls share: numbered by the root, kept by the workers
 bulk        large objects, from the root to one worker

@@ -476,7 +476,7 @@ def reply_nonsense(crew: FakeCrew) -> None:
 
 
 def bare_call(number: int) -> Call:
-    """Make a call as a worker has it on its desk, of which nobody looks at more than the number."""
+    """Make a call as a worker has it in its batch, of which nobody looks at more than the number."""
     return number, None, None, b"", ()
 
 
