@@ -8,41 +8,30 @@ The executor checks arguments, pickles calls in the thread that submits them, an
 """
 
 import multiprocessing
-import threading
-import time
 import warnings
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
-from functools import partial
-from itertools import islice
-from pickle import PicklingError
-from queue import Empty
-from types import FunctionType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
-from mpiexecutor._calls.functions import Catalogue, Function
+from mpiexecutor._calls.functions import Catalogue
+from mpiexecutor._calls.map_results import map_results
 from mpiexecutor._calls.options import Options
-from mpiexecutor._calls.outcomes import dumps_sized, with_cause
-from mpiexecutor._calls.scheduling.session import slim_future
-from mpiexecutor._calls.worker import in_task, run_chunk
+from mpiexecutor._calls.submission import Submitter, kind_of
+from mpiexecutor._calls.worker import in_task
 from mpiexecutor._liveness.commands import KILL, TERMINATE
 from mpiexecutor._liveness.monitor import WorkerStatus
 from mpiexecutor._pool.crew import Crew, enlist, has_crew, muster
 from mpiexecutor._pool.registration import ranks_text
 from mpiexecutor._pool.serve import is_serving, serve
 from mpiexecutor._rma.failed_ranks import DEATHS
-from mpiexecutor._script.names import name_of, top_of
 from mpiexecutor._script.root.script import Script
 from mpiexecutor._script.top_level import RUNNING, TopLevelEnd
 from mpiexecutor._start.process import MAX_WORKERS_VARIABLE, STANDING, leave, started_world
-from mpiexecutor._util.inbox import Inbox
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-
-    from mpiexecutor._script.state import State
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -187,17 +176,16 @@ class RMAChannelExecutor(Executor):
         """Be an executor of this crew."""
         if crew.closed:
             raise RuntimeError("cannot make an executor at interpreter shutdown")
-        self._catalogue = Catalogue(crew.pump.registry)
-        first = None if options.initializer is None else self._catalogue.add((options.initializer, options.initargs))
-        self._script = None if crew.alone else Script(crew.pump.registry, crew.origin())
-        if self._script is not None and first is not None:
-            self._script.always_needs(first.names)
+        catalogue = Catalogue(crew.pump.registry)
+        first = None if options.initializer is None else catalogue.add((options.initializer, options.initargs))
+        script = None if crew.alone else Script(crew.pump.registry, crew.origin())
+        if script is not None and first is not None:
+            script.always_needs(first.names)
         for warning in _warnings(crew, options):
             warnings.warn(warning, RuntimeWarning, stacklevel=3)
         self._num_workers = min(options.max_workers or crew.workers, crew.workers)
         self._crew = crew
         self._pump = crew.pump
-        self._place = crew.place
         self._session = crew.pump.open(
             self._num_workers,
             first,
@@ -205,6 +193,7 @@ class RMAChannelExecutor(Executor):
             task_timeout=options.task_timeout or 0.0,
             max_pending=options.max_pending,
         )
+        self._submitter = Submitter(crew.pump, self._session, catalogue, script, crew.place)
         # An executor that is dropped takes no more calls; those that it has are run.
         weakref.finalize(self, crew.pump.drop, self._session).atexit = False
 
@@ -240,34 +229,7 @@ class RMAChannelExecutor(Executor):
             BrokenProcessPool: No worker is left.
 
         """
-        return self._submit(fn, args, kwargs, _kind(fn), None)
-
-    def _submit(
-        self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], kind: object, function: Function | None
-    ) -> Future[T]:
-        if self._session.closed or self._session.broken:
-            self._pump.check_open(self._session)
-        future: Future[T] = slim_future()
-        names: set[str] = set()
-        try:
-            called: Function | str | None = None
-            state: State | None = None
-            if type(fn) is FunctionType:
-                called, state = (name_of(fn), None) if self._script is None else self._script.named(fn)
-            if called is None:
-                called = function or self._catalogue.submitted(fn)
-            blob, size = dumps_sized((None if called else fn, args, kwargs), names)
-            if self._script is not None and (names or state is None):
-                state = self._script.state(_all_names(called, names))
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) and not _raises_interrupt((fn, args, kwargs)):
-                raise  # from the keyboard
-            self._pump.check_open(self._session)
-            future.set_running_or_notify_cancel()
-            future.set_exception(with_cause(_without_exit(error), self._place))
-            return future
-        self._pump.submit(self._session, future, blob, size, kind, called, state)
-        return future
+        return self._submitter.submit(fn, args, kwargs, kind_of(fn), None)
 
     def map(
         self,
@@ -313,28 +275,10 @@ class RMAChannelExecutor(Executor):
     ) -> Iterator[T]:
         """Return an iterator over ``fn(*arguments)`` for each `arguments` in `iterable`; see `map`."""
         _check_map(chunksize, buffersize)
-        deadline = None if timeout is None else timeout + time.monotonic()
-        submit: Callable[[tuple[Any, ...]], Future[Any]]
-        calls: Iterator[tuple[Any, ...]] = map(tuple, iterable)
-        called: Callable[..., Any] = fn
-        kind = _kind(fn)
-        if chunksize > 1:
-            called, kind = partial(run_chunk, fn), ("chunk", kind)
-            calls = ((chunk,) for chunk in _chunks(calls, chunksize))
-        function = self._mapped(called)
-        first = calls if buffersize is None else islice(calls, buffersize)
-        futures = deque([self._submit(called, call, {}, kind, function) for call in first])
-        submit = partial(_submit_weakly, weakref.ref(self), called, kind, function)
-        more = iter(()) if buffersize is None else calls
-        results = _unordered(futures, submit, more, deadline) if unordered else _ordered(futures, submit, more, deadline)
-        return results if chunksize == 1 else _flattened(results)
-
-    def _mapped(self, fn: Callable[..., Any]) -> Function | None:
-        """Have the function go to each worker once; None if it has a name, is as well sent with every call, or fails with it."""
-        try:
-            return None if type(fn) is FunctionType and name_of(fn) else self._catalogue.mapped(fn)
-        except Exception:  # noqa: BLE001 - its own pickling: every call shows it
-            return None
+        calls = map(tuple, iterable)
+        return map_results(
+            self._submitter, fn, calls, timeout=timeout, chunksize=chunksize, buffersize=buffersize, unordered=unordered
+        )
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Accept no more calls. The workers stay, for other executors of this process.
@@ -499,136 +443,6 @@ def _warnings(crew: Crew, options: Options) -> Iterator[str]:
 def _unkept(crew: Crew, ranks: list[int]) -> str:
     """Say who cannot be killed."""
     return "this job has one rank, and no workers" if crew.alone else f"{ranks_text(ranks)} have no keeper (see the README)"
-
-
-def _all_names(called: Function | str | None, names: set[str]) -> frozenset[str]:
-    """Return the globals of the script that a call needs: those of its function and those in its arguments."""
-    if called is None:
-        return frozenset(names)
-    return called.names | names if isinstance(called, Function) else frozenset([top_of(called), *names])
-
-
-def _without_exit(error: BaseException) -> BaseException:
-    """Return the error of a call that cannot be pickled: none that would end the script when its result is asked for."""
-    if not isinstance(error, (SystemExit, KeyboardInterrupt)):
-        return error
-    refused = PicklingError(f"pickling this call raised {type(error).__name__}: {error}")
-    refused.__cause__ = error
-    return refused
-
-
-def _raises_interrupt(call: Any) -> bool:
-    """Whether pickling a call raises KeyboardInterrupt of its own accord.
-
-    Signals are handled in the main thread only: an interrupt that comes again in another thread is the call's own.
-    """
-    own: list[bool] = []
-
-    def pickle_again() -> None:
-        try:
-            dumps_sized(call)
-        except BaseException as error:  # noqa: BLE001 - whatever it is
-            own.append(isinstance(error, KeyboardInterrupt))
-
-    thread = threading.Thread(target=pickle_again)
-    thread.start()
-    thread.join()
-    return own == [True]
-
-
-def _kind(fn: Callable[..., Any]) -> object:
-    """Tell apart the calls that probably do not take as long as each other."""
-    while type(fn) is partial:
-        fn = fn.func
-    if type(fn) is FunctionType:
-        return fn.__code__
-    try:
-        names = fn.__module__, fn.__qualname__
-    except Exception:  # noqa: BLE001 - its own code
-        names = type(fn).__module__, type(fn).__qualname__
-    return ".".join(name for name in names if type(name) is str)
-
-
-def _submit_weakly(
-    executor: "weakref.ref[RMAChannelExecutor]",
-    fn: Callable[..., Any],
-    kind: object,
-    function: Function | None,
-    args: tuple[Any, ...],
-) -> Future[Any]:
-    """Submit for an iterator, which must not keep its executor alive."""
-    this = executor()
-    if this is None:
-        raise RuntimeError("cannot schedule new futures: the executor is gone")
-    return this._submit(fn, args, {}, kind, function)  # noqa: SLF001 - its own
-
-
-def _chunks(calls: Iterator[tuple[Any, ...]], size: int) -> Iterator[list[tuple[Any, ...]]]:
-    while chunk := list(islice(calls, size)):
-        yield chunk
-
-
-def _flattened(chunks: Iterator[list[T]]) -> Iterator[T]:
-    for chunk in chunks:
-        chunk.reverse()
-        while chunk:
-            yield chunk.pop()  # so that nothing here holds on to a result
-
-
-def _ordered(
-    futures: deque[Future[T]], submit: Callable[[Any], Future[T]], more: Iterator[Any], deadline: float | None
-) -> Iterator[T]:
-    try:
-        while futures:
-            futures.extend(map(submit, islice(more, 1)))  # before the wait, and before the caller looks at the result
-            yield _result(futures, deadline)
-    finally:
-        for future in futures:
-            future.cancel()
-
-
-def _result(futures: deque[Future[T]], deadline: float | None) -> T:
-    """Wait for the first future and drop it; out of time, or interrupted, it is cancelled."""
-    future = futures.popleft()
-    try:
-        return future.result(None if deadline is None else deadline - time.monotonic())
-    finally:
-        future.cancel()
-        del future  # its exception refers to this frame
-
-
-def _unordered(
-    futures: deque[Future[T]], submit: Callable[[Any], Future[T]], more: Iterator[Any], deadline: float | None
-) -> Iterator[T]:
-    ready: Inbox[Future[T]] = Inbox()
-    waiting: set[Future[T]] = set()
-
-    def watch(future: Future[T]) -> None:
-        waiting.add(future)
-        future.add_done_callback(ready.put)
-
-    while futures:
-        watch(futures.popleft())
-    try:
-        while waiting:
-            for call in islice(more, 1):
-                watch(submit(call))
-            yield _next_ready(ready, waiting, deadline)
-    finally:
-        for future in waiting:
-            future.cancel()
-
-
-def _next_ready(ready: Inbox[Future[T]], waiting: set[Future[T]], deadline: float | None) -> T:
-    try:
-        future = ready.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
-    except Empty:
-        raise TimeoutError from None
-    waiting.discard(future)
-    try:
-        return future.result()
-    finally:
-        del future  # its exception refers to this frame
 
 
 def _check_impossible(mp_context: object, max_tasks_per_child: object) -> None:
