@@ -17,18 +17,19 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 from mpiexecutor._calls.functions import Catalogue
 from mpiexecutor._calls.map_results import map_results
-from mpiexecutor._calls.options import Options
+from mpiexecutor._calls.options import Options, check_impossible, check_map
 from mpiexecutor._calls.submission import Submitter, kind_of
 from mpiexecutor._calls.worker import in_task
 from mpiexecutor._liveness.commands import KILL, TERMINATE
 from mpiexecutor._liveness.monitor import WorkerStatus
-from mpiexecutor._pool.crew import Crew, enlist, has_crew, muster
-from mpiexecutor._pool.registration import ranks_text
-from mpiexecutor._pool.serve import is_serving, serve
+from mpiexecutor._pool.crew import Crew, enlist
+from mpiexecutor._pool.serve import is_serving
 from mpiexecutor._rma.failed_ranks import DEATHS
 from mpiexecutor._script.root.script import Script
 from mpiexecutor._script.top_level import RUNNING, TopLevelEnd
-from mpiexecutor._start.process import MAX_WORKERS_VARIABLE, STANDING, leave, started_world
+from mpiexecutor._start.process import leave, started_world
+
+from .checks import check_root, warnings_of, without_keeper
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -149,7 +150,7 @@ class RMAChannelExecutor(Executor):
             max_pending=max_pending,
         )
         options.check()
-        _check_impossible(mp_context, max_tasks_per_child)
+        check_impossible(mp_context, max_tasks_per_child)
         if multiprocessing.parent_process() is not None:
             raise RuntimeError(
                 "an executor cannot be made in a process that multiprocessing has started: if that ran the script again, "
@@ -163,7 +164,7 @@ class RMAChannelExecutor(Executor):
                 "start the script without --spmd"
             )
         comm = started_world(max_workers, root) if comm is None else comm
-        _check_root(comm, root)
+        check_root(comm, root)
         if is_serving(comm):
             raise RuntimeError(f"rank {comm.rank} is a worker: only rank {root} can make executors from here on")
         crew = enlist(comm, root)
@@ -181,7 +182,7 @@ class RMAChannelExecutor(Executor):
         script = None if crew.alone else Script(crew.pump.registry, crew.origin())
         if script is not None and first is not None:
             script.always_needs(first.names)
-        for warning in _warnings(crew, options):
+        for warning in warnings_of(crew, options):
             warnings.warn(warning, RuntimeWarning, stacklevel=3)
         self._num_workers = min(options.max_workers or crew.workers, crew.workers)
         self._crew = crew
@@ -274,7 +275,7 @@ class RMAChannelExecutor(Executor):
         unordered: bool = False,
     ) -> Iterator[T]:
         """Return an iterator over ``fn(*arguments)`` for each `arguments` in `iterable`; see `map`."""
-        _check_map(chunksize, buffersize)
+        check_map(chunksize, buffersize)
         calls = map(tuple, iterable)
         return map_results(
             self._submitter, fn, calls, timeout=timeout, chunksize=chunksize, buffersize=buffersize, unordered=unordered
@@ -313,7 +314,7 @@ class RMAChannelExecutor(Executor):
 
     def _end_workers(self, how: bytes) -> None:
         if unkept := self._crew.without_keeper:
-            raise RuntimeError(f"{_unkept(self._crew, unkept)}: they can only end together with the whole job")
+            raise RuntimeError(f"{without_keeper(self._crew, unkept)}: they can only end together with the whole job")
         self.shutdown(wait=False, cancel_futures=True)
         self._crew.end_workers(how)
 
@@ -330,152 +331,3 @@ class RMAChannelExecutor(Executor):
 
     def __repr__(self) -> str:
         return f"<RMAChannelExecutor with {self.num_workers} workers>"
-
-
-class RMACommExecutor:
-    """A context manager in an MPI program: an executor on the root, None on the other ranks, as mpi4py.futures.MPICommExecutor.
-
-    Every rank of the communicator enters the block. The other ranks run calls until the root leaves it; then every rank goes on. A
-    communicator can be used for any number of blocks, one after another. The death of a worker ends the job, as
-    in any MPI program.
-
-    Example:
-        Run it with ``mpiexec -n 4 python program.py``::
-
-            from mpi4py import MPI
-            from mpiexecutor import RMACommExecutor
-
-            with RMACommExecutor(MPI.COMM_WORLD, root=0) as executor:
-                if executor is not None:  # on rank 0
-                    print(list(executor.map(abs, range(-3, 3))))
-            MPI.COMM_WORLD.Barrier()  # on every rank
-
-    """
-
-    def __init__(
-        self,
-        comm: "MPI.Intracomm | None" = None,
-        root: int = 0,
-        *,
-        max_workers: int | None = None,
-        initializer: Callable[..., object] | None = None,
-        initargs: tuple[Any, ...] = (),
-        retries: int = 0,
-        task_timeout: float | None = None,
-        max_pending: int | None = None,
-    ) -> None:
-        """Take the arguments of the executor, which is made when the block is entered.
-
-        Args:
-            comm: The communicator, all of whose ranks enter the block; default: MPI.COMM_WORLD.
-            root: The rank that submits calls.
-            max_workers: This and the following ones as for `RMAChannelExecutor`.
-            initializer: Called once in each worker, before its first call.
-            initargs: Arguments of `initializer`.
-            retries: How many times a call is run again if its worker dies.
-            task_timeout: Seconds that a call may run.
-            max_pending: Number of futures that are not done at which `submit` blocks.
-
-        Raises:
-            ValueError, TypeError: An argument is not possible; the text says which values are.
-
-        """
-        if RUNNING.now:
-            raise TopLevelEnd
-        self._options = Options(
-            max_workers=max_workers,
-            initializer=initializer,
-            initargs=initargs,
-            retries=retries,
-            task_timeout=task_timeout,
-            max_pending=max_pending,
-        )
-        self._options.check()
-        from mpi4py import MPI  # noqa: PLC0415 - initialises MPI: not before it is needed
-
-        self._comm = MPI.COMM_WORLD if comm is None else comm
-        _check_root(self._comm, root)
-        self._root = root
-        self._crew: Crew | None = None
-        self._executor: RMAChannelExecutor | None = None
-
-    def __enter__(self) -> RMAChannelExecutor | None:
-        if self._executor is not None:
-            raise RuntimeError("this with-block has been entered already: make another RMACommExecutor")
-        if has_crew(self._comm):
-            raise RuntimeError("the ranks of this communicator serve an RMAChannelExecutor already: make one of those instead")
-        if self._comm.rank != self._root:
-            serve(self._comm, self._root)
-            return None
-        self._crew = muster(self._comm, self._root)
-        executor = RMAChannelExecutor.__new__(RMAChannelExecutor)
-        try:
-            executor._join(self._crew, self._options)  # noqa: SLF001 - made here, for a crew of its own
-        except BaseException:
-            self._crew.close(for_good=False)  # the others are not to serve for ever
-            raise
-        self._executor = executor
-        return executor
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._crew is not None and self._executor is not None:
-            try:
-                self._executor.__exit__(kind, error, trace)
-            finally:
-                self._crew.close(for_good=False)
-                self._crew = self._executor = None
-
-
-def _warnings(crew: Crew, options: Options) -> Iterator[str]:
-    """Say what cannot be as the options want it."""
-    if crew.alone:
-        yield (
-            "this job has one rank: calls run one by one in a thread of this process. For 4 workers start it as "
-            "'mpiexec -n 5 python ...'"
-        )
-    if options.max_workers is not None and options.max_workers > crew.workers:
-        hint = f"; {MAX_WORKERS_VARIABLE} sets how many are started" if crew.started_here else ""
-        yield f"{options.max_workers} workers were asked for, there are {crew.workers}{hint}"
-    if options.task_timeout is not None and (unkept := crew.without_keeper):
-        yield f"{_unkept(crew, unkept)}: task_timeout cannot end their calls"
-
-
-def _unkept(crew: Crew, ranks: list[int]) -> str:
-    """Say who cannot be killed."""
-    return "this job has one rank, and no workers" if crew.alone else f"{ranks_text(ranks)} have no keeper (see the README)"
-
-
-def _check_impossible(mp_context: object, max_tasks_per_child: object) -> None:
-    if mp_context is not None:
-        raise ValueError("mp_context cannot be chosen: workers are ranks of the MPI job, not processes that this one starts")
-    if max_tasks_per_child is not None:
-        raise ValueError("max_tasks_per_child cannot be kept: MPI cannot replace a rank while the job runs")
-
-
-def _check_root(comm: "MPI.Intracomm", root: int) -> None:
-    if not hasattr(comm, "Get_size"):
-        raise TypeError(f"comm is an MPI communicator, or None for MPI.COMM_WORLD, not {comm!r}")
-    if comm.Is_inter():
-        raise ValueError(
-            "comm is an intracommunicator, whose ranks are the root and its workers, not an intercommunicator: comm.Merge() makes "
-            "an intracommunicator of it"
-        )
-    if not hasattr(root, "__index__"):
-        raise TypeError(f"root is a rank of the communicator, a whole number, not {root!r}")
-    if not 0 <= root < comm.size:
-        raise ValueError(f"root is a rank of the communicator, 0 to {comm.size - 1}, not {root}")
-    if STANDING.runs_alone and root != comm.rank:
-        raise ValueError(
-            f"'python -m mpiexecutor' has rank 0 alone run the script, and be the root: root is {comm.rank}, not {root}"
-        )
-
-
-def _check_map(chunksize: int, buffersize: int | None) -> None:
-    if not hasattr(chunksize, "__index__"):
-        raise TypeError(f"chunksize is a number of calls, at least 1, not {chunksize!r}")
-    if chunksize < 1:
-        raise ValueError("chunksize must be >= 1.")
-    if buffersize is not None and not isinstance(buffersize, int):
-        raise TypeError("buffersize must be an integer or None")
-    if buffersize is not None and buffersize < 1:
-        raise ValueError("buffersize must be None or > 0")
