@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from mpiexecutor._calls import messages, scheduler
+from mpiexecutor._calls import messages
 from mpiexecutor._calls.functions import Catalogue, Function
 from mpiexecutor._calls.messages import (
     Call,
@@ -38,8 +38,9 @@ from mpiexecutor._calls.messages import (
     dump_outcome,
 )
 from mpiexecutor._calls.outcomes import Blob, Place, dumps_sized, failure_of
-from mpiexecutor._calls.scheduler import Pump
-from mpiexecutor._calls.session import Session, slim_future
+from mpiexecutor._calls.scheduling import dispatcher
+from mpiexecutor._calls.scheduling.scheduler import Pump
+from mpiexecutor._calls.scheduling.session import Session, slim_future
 from mpiexecutor._calls.worker import Worker
 from mpiexecutor._liveness.monitor import Loss
 from mpiexecutor._liveness.status_page import NOTHING, Slate
@@ -354,7 +355,7 @@ class FakeCrew:
     def look(self, times: int = 1) -> None:
         """Have the pump see which messages are slow."""
         for _ in range(times):
-            self.pump._sentry.look()
+            self.pump._dispatcher._sentry.look()
 
     def take_all(self, rank: int = 1) -> list[list[Any]]:
         """Have one worker take every message that is there; give the names of their calls."""
@@ -371,7 +372,7 @@ class FakeCrew:
 def fake_crew(workers: int = 2) -> Iterator[FakeCrew]:
     """Make a crew; at the end its threads end."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scheduler, "Sentry", StillSentry)
+        patch.setattr(dispatcher, "Sentry", StillSentry)
         crew = FakeCrew(workers)
     try:
         yield crew
@@ -475,7 +476,7 @@ def reply_nonsense(crew: FakeCrew) -> None:
 
 
 def bare_call(number: int) -> Call:
-    """Make a call as a worker has it on its desk, of which nobody looks at more than the number."""
+    """Make a call as a worker has it in its batch, of which nobody looks at more than the number."""
     return number, None, None, b"", ()
 
 
