@@ -25,7 +25,7 @@ from mpiexecutor._liveness.process_manager import connection
 from mpiexecutor._rma.doorbell import node_name
 from mpiexecutor._script.names import LOOKUP, main_modules
 from mpiexecutor._script.random_generators import STREAM, GeneratorStates
-from mpiexecutor._script.surroundings import Kept, leave_out_rank
+from mpiexecutor._script.surroundings import Snapshot, leave_out_rank
 from mpiexecutor._util.polling import wait_for_ranks
 from mpiexecutor._util.seconds import PATIENCE as _PATIENCE
 
@@ -92,7 +92,7 @@ class Orders:
 def serving() -> Iterator[None]:
     """Be a worker, and then as before: calls of an executor have surroundings of their own, and are no ranks."""
     connection()  # while the environment still says
-    main, surroundings, generators = main_modules(), Kept(), GeneratorStates()
+    main, surroundings, generators = main_modules(), Snapshot(), GeneratorStates()
     stdin = sys.stdin
     with _uninterrupted(), Path(os.devnull).open() as nothing:
         leave_out_rank()

@@ -10,7 +10,7 @@ from .surroundings import set_filters
 logger = logging.getLogger("mpiexecutor")
 
 
-def filters_of(names: set[str]) -> list[bytes]:
+def dump_filters(names: set[str]) -> list[bytes]:
     """Pickle the warning filters of this process one by one, as their categories may be of any module; collect needed globals."""
     return [bytes(dumps(tuple(item), names)[0]) for item in warnings.filters]
 

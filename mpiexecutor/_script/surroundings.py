@@ -69,7 +69,7 @@ class Surroundings:
         multiprocessing.current_process().authkey = self.authkey
 
 
-class Kept:
+class Snapshot:
     """The surroundings of one executor in a worker, while calls of another one run."""
 
     def __init__(self) -> None:

@@ -27,7 +27,7 @@ from mpiexecutor._script.pickling import load_definitions
 from mpiexecutor._script.random_generators import STREAM, GeneratorStates
 from mpiexecutor._script.root.script import Script
 from mpiexecutor._script.state import Origin, Registry, State
-from mpiexecutor._script.surroundings import Kept
+from mpiexecutor._script.surroundings import Snapshot
 
 OTHER = "__mp_main__"
 GUARD = '\nif __name__ == "__main__":\n    is_script = True\n'
@@ -61,7 +61,7 @@ class _Side:
     def save(self) -> None:
         self._modules = {name: sys.modules.get(name) for name in (MAIN, OTHER)}
         self._bring, self._key = LOOKUP.bring, STREAM.key
-        self._kept, self._generators = Kept(), GeneratorStates()
+        self._kept, self._generators = Snapshot(), GeneratorStates()
 
     def restore(self) -> None:
         for name, module in self._modules.items():

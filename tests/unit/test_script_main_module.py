@@ -958,3 +958,23 @@ def test_what_only_pickle_names_is_there_from_the_first_call_on(pair):
     this = pair(RESULTS)
     this.call("same(1)")
     assert this.inside("[name for name in ('Thing', 'Color', 'function', 'Outer') if name not in globals()]") == []
+
+
+@OWN
+def test_a_function_whose_closure_cannot_be_pickled_is_the_workers_own(pair):
+    """A decorator holds a connection, for example."""
+    this = pair(
+        """
+        import functools
+        class Connection:
+            def __reduce__(self): raise ValueError("own")
+        def connected(function):
+            connection = Connection()
+            @functools.wraps(function)
+            def wrapper(): return function(), type(connection).__name__
+            return wrapper
+        @connected
+        def f(): return 1
+    """
+    )
+    assert this.call("f()") == (1, "Connection")

@@ -11,6 +11,6 @@ shared_memory  the same for what forked processes share
 
 from .calls import Has, always, dumps
 from .definitions import dump_definitions, identities_of, load_definitions
-from .digests import digest_of, header_of
+from .digests import digest_of, type_digest
 
-__all__ = ["Has", "always", "digest_of", "dump_definitions", "dumps", "header_of", "identities_of", "load_definitions"]
+__all__ = ["Has", "always", "digest_of", "dump_definitions", "dumps", "identities_of", "load_definitions", "type_digest"]

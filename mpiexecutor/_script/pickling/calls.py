@@ -102,7 +102,7 @@ class CallPickler(KeepingFilenames):
         """Collect in `names` the globals that the pickle needs. `whole` are the qualified names of what is pickled by value."""
         super().__init__(file, PROTOCOL, buffer_callback=keep)
         self.names = names
-        self.refers: set[str] = set()  # the part of them that has to be there when the pickle is loaded
+        self.references: set[str] = set()  # those of them that must exist when the pickle is loaded
         self._main = main_dict()
         self._has = has
         self._whole = whole
@@ -136,7 +136,7 @@ class CallPickler(KeepingFilenames):
         return self._reduce_class(obj, reduced, is_local=name is None) if is_by_value else reduced
 
     def _refer(self, name: str) -> tuple[Any, ...]:
-        self.refers.add(top_of(name))
+        self.references.add(top_of(name))
         self.names.add(top_of(name))
         return by_name, (name,)
 
