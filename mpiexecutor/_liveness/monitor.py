@@ -67,7 +67,7 @@ class WorkerStatus:
         pid: Its process id on that host.
         state: "idle": it waits for a call. "running": it runs a call. "silent": it gives no sign of life, because it is stopped or
             its call holds the GIL. "lost": it died, or its host is cut off. "unknown": it has no supervisor.
-        since: Time at which the state began, in seconds since the epoch as from `time.time`; None if it is not known.
+        since: When "running" or "silent" began, in seconds since the epoch as from `time.time`; None for other states.
         done: Number of its calls whose results have arrived.
 
     """
