@@ -1,4 +1,4 @@
-"""Globals that are made anew in a worker by their kind, and random numbers."""
+"""Globals that a worker makes anew by reducers, and random numbers."""
 
 import random
 import sys
