@@ -10,14 +10,13 @@ Theory of operation
     - It keeps its own value if that equals the script's, as their digests say, or if neither of them can be pickled.
     - It deletes the name if the script has deleted it, or if the script's value cannot be pickled or rebuilt. In the second case
       `explain` adds the reason to the NameError that a call may raise.
-    - Otherwise it loads the payload and binds the value. Loading looks up other globals, which are brought first: see
-    `LOOKUP.bring`.
+    - Otherwise it loads the payload and binds the value. Loading looks up other globals; `LOOKUP.bring` brings them first.
 
 Invariants
-    `_bound` has the object that the worker, or the top level that it has run, has bound each name to last. If the module has
-    another object under that name, a call has bound it. Bringing a global ends, although it may bring others: globals that refer
-    to each other share a payload, so there are no cycles. If bringing a module fails, its state is 0: the next call asks for
-    everything.
+    `_bound` has the object to which the worker, or the top level that it has run, has bound each name last. If the module has
+    another object under that name, a call has bound it.
+    Globals that refer to each other share a payload. So bringing a global ends, although it may bring others first.
+    If bringing a module fails, its state is 0, and the next call asks for everything.
 """
 
 import gc

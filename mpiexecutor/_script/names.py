@@ -16,8 +16,7 @@ from typing import Any, Final
 MAIN: Final = "__main__"
 MISSING: Final = object()  # stands for the value of a name that does not exist: None is a value
 ANY: Final = "*"  # stands for all globals of the script, in the names that a piece of code uses
-# A global that code only sets is needed, too: the value that the script has bound it to must not come later, and replace the new
-# one.
+# A global that code only sets is needed, too: if the script's value came later, it would replace what the code has set.
 _USES_GLOBALS: Final = {"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
 _OF_PROMPTS: Final = re.compile(r"_+$|_i*\d*$|_(ih|oh|dh|exit_code)$")  # the input and output that IPython and the interpreter keep
 _READS_ANY: Final = {"globals", "eval", "exec"}  # builtins with which code may read any global

@@ -2,15 +2,18 @@
 
 Theory of operation
     A *version* is one binding of a global ("scale", "Model"), or of an attribute of a function or class of the script
-    ("Model.level"). Both are named by their qualified name. The root makes a version when a call needs a global for the first
-    time, and again whenever the script has bound the name to another object since the last call that needed it. A *payload* is
-    the pickled value of a version. Globals that refer to each other share one payload. A *state* is a table that has one version
-    for each global that the executor's calls have needed so far. A call names its state by a number.
+    ("Model.level"); both have a qualified name. The root makes a version when a call needs a global for the first time, and again
+    when the script has bound the name to another object since the last call that needed it.
 
-    A worker that is in another state asks for the *difference*: all versions that are newer than its state. Small payloads come
-    with the difference; the worker asks for larger ones by number, and only if it needs them. A worker that has run the top level
-    of the script has globals of its own. Versions then have a *digest*, and the worker asks for a payload only if its own value
-    has another digest.
+    A *payload* is the pickled value of a version. Globals that refer to each other share one payload.
+
+    A *state* is a table: the version of each global that calls of the executor have needed so far. A call names its state by
+    number.
+
+    A worker that is in another state asks for the *difference*: all versions that are newer than its own state. Small payloads
+    are part of the difference; the worker asks for larger ones by number, and only for those that it needs. A worker that has run
+    the top level of the script has globals of its own. Versions then have a *digest*, and the worker needs a payload only if its
+    own value has another digest.
 
 Invariants
     Numbers of versions, payloads and states come from one counter, so a later one is larger.

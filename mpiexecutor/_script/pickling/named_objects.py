@@ -1,4 +1,4 @@
-"""Reducers for functions and types that pickle would carry by their own name only: caches, single dispatch, NewType, ParamSpec."""
+"""Reducers for functions and types that pickle would only refer to by name: caches, single dispatch, NewType, ParamSpec."""
 
 import functools
 import typing
@@ -47,7 +47,7 @@ def _make_singledispatch(base: Any, others: list[tuple[type, Any]]) -> Any:
 
 
 def _make_prototype(restype: Any, argtypes: tuple[Any, ...], flags: int) -> Any:
-    import ctypes  # noqa: PLC0415 - for those who use it
+    import ctypes  # noqa: PLC0415 - loaded by the script
 
     errors = {"use_errno": bool(flags & _FUNCFLAG_USE_ERRNO), "use_last_error": False}
     make = ctypes.PYFUNCTYPE if flags & _FUNCFLAG_PYTHONAPI else ctypes.CFUNCTYPE

@@ -58,7 +58,7 @@ def reduce_inherited(obj: Any) -> tuple[Any, ...] | None:
 
 
 def _make_inherited(name: str, arguments: tuple[Any, ...]) -> Any:
-    import multiprocessing  # noqa: PLC0415 - for those who use it
+    import multiprocessing  # noqa: PLC0415 - loaded by the script
 
     if name == "Event":
         event = multiprocessing.Event()

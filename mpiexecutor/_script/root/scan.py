@@ -265,7 +265,7 @@ def _names_in_annotations(value: Any) -> set[str]:
 
 
 def _named_attributes(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the attributes of a function or class that the script may bind anew."""
+    """Yield the attributes of a function or class that the script may bind again, with their names."""
     if isinstance(value, FunctionType):
         for name in _FUNCTION_ATTRIBUTES:
             yield name, getattr(value, name)
