@@ -93,7 +93,7 @@ class Fetched:
     """What a worker has asked the script for."""
 
     worker: int
-    slots: frozenset[str] | None  # whose values it brings; None: it is a state
+    names: frozenset[str] | None  # qualified names of the values in a payload; None: it is a state
     size: int
 
 
@@ -226,8 +226,8 @@ class Pair:
                 data, buffers = shared.pickled(known, ended)
             except Exception as error:
                 data, buffers = Blob.of(with_cause(error, Place(0, 3, "host", 1000)))
-            slots = None if isinstance(shared, State) else frozenset(shared._values)
-            self.fetched.append(Fetched(rank, slots, len(data) + sum(map(len, buffers))))
+            names = None if isinstance(shared, State) else frozenset(shared._values)
+            self.fetched.append(Fetched(rank, names, len(data) + sum(map(len, buffers))))
         found = load_definitions(data, [bytearray(buffer) for buffer in buffers])
         if isinstance(found, BaseException):
             raise found

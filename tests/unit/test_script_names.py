@@ -54,7 +54,7 @@ def test_what_knows_its_name_has_it(name):
     ],
 )
 def test_what_means_something_else_has_no_name(text):
-    """Local, deleted, bound anew, of another module; whatever calls itself what it likes."""
+    """Local, deleted, bound again, of another module; whatever calls itself what it likes."""
     if "__qualname__ = None" in text:
         text = "class A:\n    pass\nx = A()\nx.__module__ = '__main__'\nx.__qualname__ = 5"
     assert name_of(script_of(text).x) is None

@@ -123,7 +123,7 @@ ODD = {
     """,
         "x.a.name == 'a' and D.names == ['a', 'b']",
     ),
-    "a class of bases made anew": ("import typing\nclass x(typing.List[int]): pass", "x([1])[0] == 1 and x.__orig_bases__"),
+    "a class of bases rebuilt": ("import typing\nclass x(typing.List[int]): pass", "x([1])[0] == 1 and x.__orig_bases__"),
     "properties and others": (
         """
         class x:
@@ -152,7 +152,7 @@ ODD = {kind: (dedent(text), expression) for kind, (text, expression) in ODD.item
 @pytest.mark.parametrize("kind", ODD)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 def test_whatever_a_global_is(pair, kind):
-    """Nothing is compared, hashed or shown that the script has not written for it; and it is there, also when it was bound anew."""
+    """Nothing is compared, hashed or shown that the script has not written for it. It is there, also after it was bound again."""
     text, expression = ODD[kind]
     this = pair(f"{text}\nother = 1\ndef f(): return bool({expression}), other\n")
     assert this.call("f()") == (True, 1)
