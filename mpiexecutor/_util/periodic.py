@@ -7,7 +7,7 @@ from collections.abc import Callable
 logger = logging.getLogger("mpiexecutor")
 
 
-class Sentry:
+class PeriodicCheck:
     """A thread that calls a function at intervals after `watch`, until it has returned False several times in a row.
 
     `watch` is cheap while the thread is awake: it reads a flag.

@@ -251,8 +251,8 @@ class FakeParcels:
         return SimpleNamespace(receive=partial(self.receive, rank))
 
 
-class StillSentry:
-    """A sentry that looks when a test has it look."""
+class StillCheck:
+    """A periodic check that looks when a test has it look."""
 
     def __init__(self, name: str, look: Callable[[], bool], *, every: float, times: int) -> None:
         self.look = look
@@ -355,7 +355,7 @@ class FakeCrew:
     def look(self, times: int = 1) -> None:
         """Have the pump see which messages are slow."""
         for _ in range(times):
-            self.pump._dispatcher._sentry.look()
+            self.pump._dispatcher._slow_check.look()
 
     def take_all(self, rank: int = 1) -> list[list[Any]]:
         """Have one worker take every message that is there; give the names of their calls."""
@@ -372,7 +372,7 @@ class FakeCrew:
 def fake_crew(workers: int = 2) -> Iterator[FakeCrew]:
     """Make a crew; at the end its threads end."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dispatcher, "Sentry", StillSentry)
+        patch.setattr(dispatcher, "PeriodicCheck", StillCheck)
         crew = FakeCrew(workers)
     try:
         yield crew

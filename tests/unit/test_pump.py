@@ -99,7 +99,7 @@ def test_what_many_calls_are_expected_to_take_decides_how_many_go_together():
         crew.teach("short", 0.0)
         crew.submit(*range(10), kind="short", session=crew.open())
         assert crew.take_all() == [[0], [1], [2], [3]]  # as many as the root can feed
-        assert crew.pump._dispatcher._sentry.wanted
+        assert crew.pump._dispatcher._slow_check.wanted
         crew.teach("long", 1.0)
         crew.submit(*range(150), kind="long", session=crew.open())
         assert crew.take_all() == [[name] for name in range(150)]
