@@ -20,7 +20,7 @@ ASLEEP: Final = 1 * _SCALE  # without a look of the root: it had no time, and ca
 # After a death. The living rest before the watchdog calls this process stuck.
 REST: Final = 6 * _SCALE  # that the living have to finish what they have begun
 WEDGED: Final = 9 * _SCALE  # after which this process is taken to be stuck inside MPI
-STUCK: Final = 2 * _SCALE  # that any thread may be at work in the pump, when the executor is given up
+STUCK: Final = 2 * _SCALE  # that any thread may be at work in the scheduler, when the executor is given up
 LOOK: Final = 10 * _SCALE  # that a look of the progress thread may take
 
 # Of keepers.
