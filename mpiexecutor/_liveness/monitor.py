@@ -1,6 +1,6 @@
 """Who of the workers lives: the root's ear for their keepers, and what it does when one has died.
 
-    keeper ──"was killed by SIGKILL"──> watch ──> undertaker: settles both channels ──> pump: whose calls were these?
+    keeper ──"was killed by SIGKILL"──> watch ──> undertaker: settles both channels ──> scheduler: whose calls were these?
 
 The watch listens to keepers. The undertaker has both channels forget the dead, which may take a moment: whatever a living rank has
 begun to put or take is finished first. More may die meanwhile, so the watch goes on listening.

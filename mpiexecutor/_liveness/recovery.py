@@ -1,4 +1,4 @@
-"""What the root of a crew does when a worker has died: both channels forget the dead, then the pump is told."""
+"""What the root of a crew does when a worker has died: both channels forget the dead, then the scheduler is told."""
 
 import logging
 from collections.abc import Callable

@@ -19,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from mpiexecutor._calls.outcomes import Place
-from mpiexecutor._calls.scheduling.scheduler import Pump
+from mpiexecutor._calls.scheduling.scheduler import Scheduler
 from mpiexecutor._calls.worker import Worker
 from mpiexecutor._liveness.monitor import WorkerStatus
 from mpiexecutor._liveness.process_manager import mapped, remove
@@ -66,14 +66,16 @@ class Crew:
             worker = Worker(*links.channels, links.parcels, self.place, Slate(), fail=fail)
             self._thread = threading.Thread(target=worker.serve, name="mpiexecutor worker", daemon=True)
             self._thread.start()
-        self.pump = Pump(*links.channels, links.parcels, self.workers, self.place)
+        self.scheduler = Scheduler(*links.channels, links.parcels, self.workers, self.place)
         self.closed = False
         self._needs = contextlib.ExitStack()
         self._needs.enter_context(DEATHS.all_needed("the service of an executor"))  # whose workers have no keepers of ours then
         self._wedged = False  # they will never be of use again
-        pump = self.pump
-        watch.returned = pump.regain
-        Undertaker(watch, links.channels, renumber=pump.renumber, bury=pump.lose, give_up=self._give_up, note=self._note_loss)
+        scheduler = self.scheduler
+        watch.returned = scheduler.regain
+        Undertaker(
+            watch, links.channels, renumber=scheduler.renumber, bury=scheduler.lose, give_up=self._give_up, note=self._note_loss
+        )
         self._job = STANDING.job
         if self._job is not None:
             self._job.tell_of_end(
@@ -86,7 +88,7 @@ class Crew:
     def forked(self) -> None:
         """In a forked child: the workers are its parent's. The windows are shared memory, and must not be touched."""
         self.closed = True
-        self.pump.disown("this executor belongs to the process that has made it, not to one forked from it")
+        self.scheduler.disown("this executor belongs to the process that has made it, not to one forked from it")
         self._links.disown()
 
     def origin(self) -> Origin:
@@ -110,10 +112,12 @@ class Crew:
         """Say what each worker does."""
         if self.alone:
             return [
-                WorkerStatus(self.place.rank, self.place.host, self.place.pid, "unknown", None, self.pump.done_by(self.place.rank))
+                WorkerStatus(
+                    self.place.rank, self.place.host, self.place.pid, "unknown", None, self.scheduler.done_by(self.place.rank)
+                )
             ]
         return [
-            WorkerStatus(rank, said.host, said.pid, *self._watch.state_of(rank), self.pump.done_by(rank))
+            WorkerStatus(rank, said.host, said.pid, *self._watch.state_of(rank), self.scheduler.done_by(rank))
             for rank, said in sorted(self._members.reports.items())
         ]
 
@@ -140,19 +144,19 @@ class Crew:
 
     def _finish(self, *, for_good: bool) -> None:
         failed = _script_failed()
-        sessions = self.pump.sessions()
+        sessions = self.scheduler.sessions()
         for session in sessions:
-            self.pump.close(session, "cannot schedule new futures after interpreter shutdown", cancel=failed)
+            self.scheduler.close(session, "cannot schedule new futures after interpreter shutdown", cancel=failed)
         if failed and not all(session.idle for session in sessions):
             self._abort()
             return
         for session in sessions:
-            self.pump.wait(session)
+            self.scheduler.wait(session)
         if self._wedged:
             self._links.disown()  # whoever is in the middle of it will stay there
             self._members.stay()
             return
-        self.pump.stop()
+        self.scheduler.stop()
         if self._thread is not None:
             self._thread.join()
         self._members.await_leavers("kill" if for_good else "warn")
@@ -169,12 +173,12 @@ class Crew:
             os._exit(1)
 
     def _give_up(self, reason: str) -> None:
-        """Fail everything, for good; if that cannot be done, because a thread is stuck inside MPI with the pump, end the job."""
+        """Fail everything, for good; if a thread is stuck inside MPI with the scheduler, and that cannot be done, end the job."""
         self._wedged = True
         given_up = threading.Event()
 
         def give_up() -> None:
-            self.pump.give_up(reason)
+            self.scheduler.give_up(reason)
             given_up.set()
 
         try:
@@ -182,7 +186,7 @@ class Crew:
         except RuntimeError:  # this process is ending, and starts no thread any more
             give_up()
         while not given_up.wait(_PATIENCE):
-            if self.pump.is_stuck(_PATIENCE):
+            if self.scheduler.is_stuck(_PATIENCE):
                 logger.critical("%s; this process is stuck inside MPI, too: the job is ended", reason)
                 sys.stdout.flush()
                 sys.stderr.flush()

@@ -1,8 +1,8 @@
 """RMAChannelExecutor: calls to the ranks of an MPI job, by one-sided communication.
 
     your threads          root rank (the host of both windows)              worker ranks
-    submit / map  ──>  scheduler ──> work channel   ═══ RMA ═══>  take, run, put
-    Future.result <──  scheduler <── reply channel  <═══ RMA ═══
+    submit / map  ──>  dispatcher ──> work channel   ═══ RMA ═══>  take, run, put
+    Future.result <──  collector  <── reply channel  <═══ RMA ═══
 
 The methods check arguments. `_calls` pickles the calls and runs them.
 """
@@ -138,31 +138,31 @@ class RMAChannelExecutor(Executor):
         """Become an executor of this crew."""
         if crew.closed:
             raise RuntimeError("cannot make an executor at interpreter shutdown")
-        catalogue = Catalogue(crew.pump.registry)
+        catalogue = Catalogue(crew.scheduler.registry)
         first = None if options.initializer is None else catalogue.add((options.initializer, options.initargs))
-        script = None if crew.alone else Script(crew.pump.registry, crew.origin())
+        script = None if crew.alone else Script(crew.scheduler.registry, crew.origin())
         if script is not None and first is not None:
             script.always_needs(first.names)
         for warning in warnings_of(crew, options):
             warnings.warn(warning, RuntimeWarning, stacklevel=3)
         self._num_workers = min(options.max_workers or crew.workers, crew.workers)
         self._crew = crew
-        self._pump = crew.pump
-        self._session = crew.pump.open(
+        self._scheduler = crew.scheduler
+        self._session = crew.scheduler.open(
             self._num_workers,
             first,
             retries=options.retries,
             task_timeout=options.task_timeout or 0.0,
             max_pending=options.max_pending,
         )
-        self._submitter = Submitter(crew.pump, self._session, catalogue, script, crew.place)
+        self._submitter = Submitter(crew.scheduler, self._session, catalogue, script, crew.place)
         # An executor that is dropped takes no more calls; those that it has are run.
-        weakref.finalize(self, crew.pump.drop, self._session).atexit = False
+        weakref.finalize(self, crew.scheduler.drop, self._session).atexit = False
 
     @property
     def num_workers(self) -> int:
         """The number of calls that can run at a time: `max_workers` at most, fewer if workers have died, 0 if none is left."""
-        return 0 if self._session.broken else min(self._num_workers, self._pump.workers)
+        return 0 if self._session.broken else min(self._num_workers, self._scheduler.workers)
 
     @property
     def size(self) -> int:
@@ -247,9 +247,9 @@ class RMAChannelExecutor(Executor):
             cancel_futures: Cancel the calls that were not sent to a worker yet.
 
         """
-        self._pump.close(self._session, "cannot schedule new futures after shutdown", cancel=cancel_futures)
+        self._scheduler.close(self._session, "cannot schedule new futures after shutdown", cancel=cancel_futures)
         if wait:
-            self._pump.wait(self._session)
+            self._scheduler.wait(self._session)
 
     def workers(self) -> list[WorkerStatus]:
         """Return the status of every worker at this moment, dead ones included, in the order of their ranks."""
