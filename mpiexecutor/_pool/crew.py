@@ -27,7 +27,7 @@ from mpiexecutor._liveness.recovery import Undertaker
 from mpiexecutor._liveness.status_page import Slate
 from mpiexecutor._rma.failed_ranks import DEATHS
 from mpiexecutor._script.state import Origin
-from mpiexecutor._script.surroundings import note_environment
+from mpiexecutor._script.surroundings import remember_environment
 from mpiexecutor._start.process import STANDING, comm_world
 from mpiexecutor._util.process_end import PROCESS_END
 from mpiexecutor._util.seconds import STUCK as _PATIENCE
@@ -52,7 +52,7 @@ class Crew:
     def __init__(self, comm: "MPI.Intracomm", root: int, origin: Origin) -> None:
         """`origin` says what the workers have of the script, unless they were started without it."""
         self._origin = origin
-        note_environment()
+        remember_environment()
         self._members = members = Root(comm, root)
         self._watch = watch = members.watch
         self._links = links = Links(members.comm, root, lambda rank: rank in watch.dead and rank not in watch.silent)

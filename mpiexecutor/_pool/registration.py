@@ -25,7 +25,7 @@ from mpiexecutor._liveness.process_manager import connection
 from mpiexecutor._rma.doorbell import node_name
 from mpiexecutor._script.names import LOOKUP, main_modules
 from mpiexecutor._script.random_generators import STREAM, GeneratorStates
-from mpiexecutor._script.surroundings import Snapshot, leave_out_rank
+from mpiexecutor._script.surroundings import Snapshot, remove_rank_variables
 from mpiexecutor._util.polling import wait_for_ranks
 from mpiexecutor._util.seconds import PATIENCE as _PATIENCE
 
@@ -95,7 +95,7 @@ def serving() -> Iterator[None]:
     main, surroundings, generators = main_modules(), Snapshot(), GeneratorStates()
     stdin = sys.stdin
     with _uninterrupted(), Path(os.devnull).open() as nothing:
-        leave_out_rank()
+        remove_rank_variables()
         sys.stdin = nothing  # nobody can answer what a call asks
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # what a call prints appears at once, as at a terminal
