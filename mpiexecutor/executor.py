@@ -368,7 +368,7 @@ class RMAChannelExecutor(Executor):
         self._end_workers(KILL)
 
     def _end_workers(self, how: bytes) -> None:
-        if unkept := self._crew.without_keeper:
+        if unkept := self._crew.without_supervisor:
             raise RuntimeError(f"{_unkept(self._crew, unkept)}: they can only end together with the whole job")
         self.shutdown(wait=False, cancel_futures=True)
         self._crew.end_workers(how)
@@ -492,7 +492,7 @@ def _warnings(crew: Crew, options: Options) -> Iterator[str]:
     if options.max_workers is not None and options.max_workers > crew.workers:
         hint = f"; {MAX_WORKERS_VARIABLE} sets how many are started" if crew.started_here else ""
         yield f"{options.max_workers} workers were asked for, there are {crew.workers}{hint}"
-    if options.task_timeout is not None and (unkept := crew.without_keeper):
+    if options.task_timeout is not None and (unkept := crew.without_supervisor):
         yield f"{_unkept(crew, unkept)}: task_timeout cannot end their calls"
 
 

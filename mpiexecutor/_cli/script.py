@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType, TracebackType
 
-from mpiexecutor._liveness.supervised import keep
+from mpiexecutor._liveness.supervised import start_supervisor
 from mpiexecutor._pool.crew import dismiss
 from mpiexecutor._pool.serve import serve
 from mpiexecutor._start.job import StartError
@@ -33,7 +33,7 @@ def run_as_rank(program: list[str], *, spmd: bool) -> None:
 
     """
     have_waiting_give_way()
-    comm = initialise(keep() if rank_in_environment() else None)
+    comm = initialise(start_supervisor() if rank_in_environment() else None)
     try:
         check_company(comm)
     except StartError as error:

@@ -1,8 +1,8 @@
 """python -m mpiexecutor --spmd: every rank runs the script, and outlives the others.
 
-Every rank but 0 has a keeper. Rank 0 hears of a death as the root of a crew does, and tells all others, by their keepers:
+Every rank but 0 has a supervisor. Rank 0 hears of a death as the root of a crew does, and tells all others, by their supervisors:
 
-    keeper ──> watch of rank 0 ──> keepers of the others ──> their ranks ──> their channels (see _rma/failed_ranks.py)
+    supervisor ──> watch of rank 0 ──> supervisors of the others ──> their ranks ──> their channels (see _rma/failed_ranks.py)
 
 Two things end the job, with a word: the death of rank 0, and an exception that a rank does not catch, or a status that is not 0, as
 with 'python -m mpi4py', because others may wait for that rank.
@@ -22,7 +22,7 @@ from queue import Empty
 from typing import TYPE_CHECKING
 
 from mpiexecutor._liveness.commands import NEWS
-from mpiexecutor._liveness.supervised import Kept
+from mpiexecutor._liveness.supervised import Supervised
 from mpiexecutor._pool.membership import Member, Root, register
 from mpiexecutor._rma.failed_ranks import DEATHS
 from mpiexecutor._start.process import STANDING
@@ -67,7 +67,7 @@ class _Root:
         self._watch = self._members.watch
         self._watch.returned = self._tell_returned
         self._members.join()
-        self._members.await_keepers()
+        self._members.await_supervisors()
         threading.Thread(target=self._pass_on, name="mpiexecutor news", daemon=True).start()
 
     def close(self) -> None:
@@ -76,7 +76,7 @@ class _Root:
         self._members.await_leavers("wait")
         with contextlib.nullcontext() if self._watch.dead else DEATHS.all_needed("the end of the job"):
             if self._members.part():
-                self._members.comm.Barrier()  # all have dismissed their keepers, who would take the watch's end for this rank's
+                self._members.comm.Barrier()  # all have dismissed their supervisors, who would take the watch's end for this rank's
                 self._members.leave()
 
     def _pass_on(self) -> None:
@@ -115,8 +115,8 @@ def _follow(comm: "MPI.Intracomm") -> Callable[[], None]:
     assert orders is not None
     member = Member(comm, orders)
     member.join()
-    if member.keeper is not None:
-        threading.Thread(target=_hear, args=(member.keeper,), name="mpiexecutor news", daemon=True).start()
+    if member.supervisor is not None:
+        threading.Thread(target=_hear, args=(member.supervisor,), name="mpiexecutor news", daemon=True).start()
 
     def part_from_others() -> None:
         _write_out()
@@ -135,8 +135,8 @@ def _write_out() -> None:
                 each.flush()
 
 
-def _hear(keeper: Kept) -> None:
-    while (news := keeper.news(_ONCE_MORE if DEATHS.any_known() else None)) != b"":
+def _hear(supervisor: Supervised) -> None:
+    while (news := supervisor.news(_ONCE_MORE if DEATHS.any_known() else None)) != b"":
         DEATHS.watchdog.left()
         for death in json.loads(news or "[]"):
             DEATHS.tell(*death)
@@ -146,8 +146,8 @@ def _end_job(reason: str) -> None:
     """End this rank so that mpiexec ends the job. Not by MPI: if a rank has died inside it this one may be stuck there, too."""
     logger.critical("%s", reason)
     _have_said()
-    if STANDING.keeper is not None:
-        STANDING.keeper.dismiss()  # it ends as this rank does
+    if STANDING.supervisor is not None:
+        STANDING.supervisor.dismiss()  # it ends as this rank does
     os._exit(1)
 
 

@@ -1,7 +1,7 @@
-"""What a rank, its keeper and the root say to each other, over connections of Unix sockets.
+"""What a rank, its supervisor and the root say to each other, over connections of Unix sockets.
 
-rank ──Service, "limit", "staying", None──> keeper ──how the rank has ended, BYE──> watch
-rank <──────────── NEWS ─────────────────── keeper <── KILL, TERMINATE, LEAVE, NEWS ── watch
+rank ──Service, "limit", "staying", None──> supervisor ──how the rank has ended, BYE──> watch
+rank <──────────── NEWS ─────────────────── supervisor <── KILL, TERMINATE, LEAVE, NEWS ── watch
 """
 
 import socket
@@ -10,9 +10,9 @@ from typing import Final
 
 KILL: Final = b"kill"  # what the root may say: to end the rank,
 TERMINATE: Final = b"terminate"  # to have it end, by SIGTERM,
-LEAVE: Final = b"leave"  # or to end the rank and its keeper;
+LEAVE: Final = b"leave"  # or to end the rank and its supervisor;
 NEWS: Final = b"news "  # or something else, for the rank itself
-BYE: Final = b"{}"  # what a keeper says when it goes, and nothing is wrong
+BYE: Final = b"{}"  # what a supervisor says when it goes, and nothing is wrong
 LONGEST: Final = 1 << 16  # bytes of a message
 
 

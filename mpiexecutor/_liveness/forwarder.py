@@ -1,10 +1,10 @@
-"""Between nodes: how the root hears of workers whose keepers cannot reach it, and how they hear of its wishes.
+"""Between nodes: how the root hears of workers whose supervisors cannot reach it, and how they hear of its wishes.
 
-    keeper ──> another worker of its node: watch ──> post ══ MPI ══> root: exchange ──> watch of the root
+    supervisor ──> another worker of its node: watch ──> post ══ MPI ══> root: exchange ──> watch of the root
 
 Every worker on a node without the root has a watch, as the root has one, and a post that passes on what that hears: a death at
-once, and now and then which workers have given signs of life. A keeper turns to the watch of another worker than its own, if there
-is one, so that a death is told by somebody who lives.
+once, and now and then which workers have given signs of life. A supervisor turns to the watch of another worker than its own,
+if there is one, so that a death is told by somebody who lives.
 
 A worker of whom nobody has told anything for long is given up: its node is cut off, or it was the last there and has died. That is
 a mistake if all workers of a node hold the GIL for that long. Should it come back it does no harm, as it was not in the middle of a
@@ -189,7 +189,7 @@ class Exchange:
         if what == "gone":
             self._there.discard(source)
             self._heard.pop(source, None)
-            self._watch.forget_keeper(source)
+            self._watch.forget_supervisor(source)
         elif what == "held":
             rank, piece = said
             self._pieces[source, rank] = self._pieces.get((source, rank), b"") + piece
@@ -226,11 +226,11 @@ class Exchange:
     def _lose(self, loss: Loss) -> None:
         self._heard.pop(loss.rank, None)
         self._watch.lose(loss)
-        self._watch.forget_keeper(loss.rank)  # it stays until its watcher is told to leave
+        self._watch.forget_supervisor(loss.rank)  # it stays until its watcher is told to leave
 
 
 class _FarLine:
-    """The way to a keeper on another node: by the worker that watches over it. To leave is for each worker itself."""
+    """The way to a supervisor on another node: by the worker that watches over it. To leave is for each worker itself."""
 
     def __init__(self, send: Callable[[int, tuple[int, bytes]], None], rank: int, watcher: int) -> None:
         self._send = send

@@ -1,9 +1,9 @@
-"""Who of the workers lives: the root's ear for their keepers, and what it does when one has died.
+"""Who of the workers lives: the root's ear for their supervisors, and what it does when one has died.
 
-    keeper ──"was killed by SIGKILL"──> watch ──> undertaker: settles both channels ──> pump: whose calls were these?
+    supervisor ──"was killed by SIGKILL"──> watch ──> undertaker: settles both channels ──> pump: whose calls were these?
 
-The watch listens to keepers. The undertaker has both channels forget the dead, which may take a moment: whatever a living rank has
-begun to put or take is finished first. More may die meanwhile, so the watch goes on listening.
+The watch listens to supervisors. The undertaker has both channels forget the dead, which may take a moment: whatever a living
+rank has begun to put or take is finished first. More may die meanwhile, so the watch goes on listening.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ from .supervised import possible
 
 logger = logging.getLogger("mpiexecutor")
 
-_MOST = 4096  # keepers that may come at once
+_MOST = 4096  # supervisors that may come at once
 _LOOK = 1e-3  # seconds between two looks whether they have
 
 
@@ -81,7 +81,7 @@ class WorkerStatus:
 
 
 class Line(Protocol):
-    """A way to tell a keeper something."""
+    """A way to tell a supervisor something."""
 
     def send(self, wish: bytes, /) -> object: ...
 
@@ -94,7 +94,7 @@ def address_of(name: str) -> str:
 
 
 class Watch:
-    """Listens to the keepers of this node. Nobody else gets in: see _start/job.py."""
+    """Listens to the supervisors of this node. Nobody else gets in: see _start/job.py."""
 
     def __init__(self, name: str, token: str) -> None:
         """Listen, under a name that is hard to guess, to those who know the token."""
@@ -104,7 +104,7 @@ class Watch:
         self.silent: set[int] = set()  # of these: perhaps they live
         self.returned: Callable[[int], object] = lambda _rank: None  # called if one of them lives
         self.spans_job = False  # nobody else is in this job but these workers
-        self._keepers: dict[int, Line] = {}  # by rank
+        self._supervisors: dict[int, Line] = {}  # by rank
         self._slates: dict[int, Slate | Signs] = {}  # by rank
         self._doomed: dict[int, bytes] = {}  # whom this process wants to end, and how it has put that
         self._selector = selectors.DefaultSelector()
@@ -123,8 +123,8 @@ class Watch:
         self._thread.start()
         PROCESS_END.disown_in_child(self.close)
 
-    def await_keepers(self, ranks: Collection[int]) -> None:
-        """Wait until the keepers of these ranks have come, who are on their way."""
+    def await_supervisors(self, ranks: Collection[int]) -> None:
+        """Wait until the supervisors of these ranks have come, who are on their way."""
         until = time.monotonic() + _COMING
         wait_for_ranks(lambda: self._slates.keys() >= set(ranks) or time.monotonic() > until)
 
@@ -133,17 +133,17 @@ class Watch:
         return rank not in self.dead and self.tell(rank, KILL)
 
     def doom(self, rank: int, how: bytes) -> None:
-        """Have a worker end, by KILL or TERMINATE: if its keeper is still to come, then."""
-        self._doomed[rank] = how  # before the look for its keeper, who is noted before a look here
+        """Have a worker end, by KILL or TERMINATE: if its supervisor is still to come, then."""
+        self._doomed[rank] = how  # before the look for its supervisor, who is noted before a look here
         self.tell(rank, how)
 
     def tell(self, rank: int, wish: bytes) -> bool:
-        """Tell a worker's keeper something; False if it has none, or that has gone."""
-        keeper = self._keepers.get(rank)
-        if keeper is None:
+        """Tell a worker's supervisor something; False if it has none, or that has gone."""
+        supervisor = self._supervisors.get(rank)
+        if supervisor is None:
             return False
         with contextlib.suppress(OSError):
-            keeper.send(wish)
+            supervisor.send(wish)
         return True
 
     def foresee_deaths(self) -> None:
@@ -177,7 +177,7 @@ class Watch:
 
     @property
     def known(self) -> frozenset[int]:
-        """Whose keepers have come."""
+        """Whose supervisors have come."""
         return frozenset(self._slates)
 
     def signs(self) -> Iterator[tuple[int, Signs]]:
@@ -186,17 +186,17 @@ class Watch:
             if rank not in self.dead:
                 yield rank, Signs(slate.running_since, slate.seen, time.monotonic())
 
-    def admit(self, rank: int, keeper: Line, slate: Slate | Signs) -> None:
-        """Note a keeper, and its worker's slate, or what is known of that now."""
+    def admit(self, rank: int, supervisor: Line, slate: Slate | Signs) -> None:
+        """Note a supervisor, and its worker's slate, or what is known of that now."""
         self._slates[rank] = slate
-        self._keepers[rank] = keeper
+        self._supervisors[rank] = supervisor
         if rank in self._doomed:
             self.tell(rank, self._doomed[rank])
 
-    def forget_keeper(self, rank: int) -> None:
-        """Note that a keeper has gone, or can be told nothing any more."""
-        if (keeper := self._keepers.pop(rank, None)) is not None:
-            keeper.close()
+    def forget_supervisor(self, rank: int) -> None:
+        """Note that a supervisor has gone, or can be told nothing any more."""
+        if (supervisor := self._supervisors.pop(rank, None)) is not None:
+            supervisor.close()
 
     def lose(self, loss: Loss) -> None:
         """Note a death, once."""
@@ -204,16 +204,16 @@ class Watch:
             self.dead.add(loss.rank)
             self.losses.put(loss)
 
-    def take_back(self, rank: int, keeper: Line) -> None:
+    def take_back(self, rank: int, supervisor: Line) -> None:
         """Note that a worker lives that was silent."""
         logger.warning("the worker on rank %d was heard of again", rank)
         self.dead.discard(rank)  # first: it is not to be taken for one that is dead for sure
         self.silent.discard(rank)
-        self._keepers[rank] = keeper
+        self._supervisors[rank] = supervisor
         self.returned(rank)
 
     def hear_by(self, look: Callable[[], object]) -> None:
-        """Have this called while keepers of other nodes are awaited: see forwarder.py."""
+        """Have this called while supervisors of other nodes are awaited: see forwarder.py."""
         self._look = look
 
     def attend(self, descriptor: int, happened: Callable[[], None]) -> None:
@@ -227,17 +227,17 @@ class Watch:
         self._there.send(b"!")
 
     def see_off(self, ranks: Collection[int] | None = None) -> None:
-        """Have all keepers end, or those of some ranks, with their ranks, and wait until they have taken leave of the job."""
-        leaving = set(self._keepers if ranks is None else ranks)
+        """Have all supervisors end, or those of some ranks, with their ranks, and wait until they have taken leave of the job."""
+        leaving = set(self._supervisors if ranks is None else ranks)
         for rank in leaving:
             self.tell(rank, LEAVE)
         until = time.monotonic() + _LEAVING
-        while leaving & self._keepers.keys() and time.monotonic() < until:
+        while leaving & self._supervisors.keys() and time.monotonic() < until:
             self._look()
             time.sleep(_LOOK)
 
     def stop(self) -> None:
-        """Let the keepers go, who have been told by their ranks that this is no death."""
+        """Let the supervisors go, who have been told by their ranks that this is no death."""
         self._stopped = True
         self._there.send(b"!")
         self._thread.join()
@@ -247,7 +247,7 @@ class Watch:
 
     def close(self) -> None:
         """Close the connections, without a word: in a forked child they are its parent's."""
-        for connection in (self._here, self._there, self._listener, *self._keepers.values()):
+        for connection in (self._here, self._there, self._listener, *self._supervisors.values()):
             if connection is not None:
                 connection.close()
         self._selector.close()
@@ -274,7 +274,7 @@ class Watch:
         self.admit(hello["rank"], connection, slate)
 
     def _hello(self, connection: socket.socket) -> tuple[dict[str, Any], Slate]:
-        """Receive what a keeper has to say of itself, and its rank's slate; any error if it is a stranger."""
+        """Receive what a supervisor has to say of itself, and its rank's slate; any error if it is a stranger."""
         _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
         if uid != os.geteuid():
             raise PermissionError
@@ -291,15 +291,15 @@ class Watch:
         connection.settimeout(None)
         return hello, slate
 
-    def _hear(self, hello: dict[str, Any], slate: Slate, keeper: socket.socket) -> None:
-        """Hear from a keeper of a death; or it is going, or gone."""
+    def _hear(self, hello: dict[str, Any], slate: Slate, supervisor: socket.socket) -> None:
+        """Hear from a supervisor of a death; or it is going, or gone."""
         data = b""
         with contextlib.suppress(OSError):
-            data = receive(keeper)
+            data = receive(supervisor)
         rank = hello["rank"]
         if data in {b"", BYE}:
-            self._selector.unregister(keeper)
-            self.forget_keeper(rank)
+            self._selector.unregister(supervisor)
+            self.forget_supervisor(rank)
         if data != BYE:
             said = json.loads(data) if data else {"end": "was lost together with its keeper", "begun": None}
             held = slate.held if data else b""  # else it may still write

@@ -1,10 +1,10 @@
 """The process manager, as a rank sees it without MPI: how to take leave of it.
 
 A process manager takes a rank that ends without a word for a failure, and ends the job. MPI_Finalize says that word, but waits for
-all ranks, and so for ever once one is dead. After a death each rank's word is said without MPI, a dead one's by its keeper.
+all ranks, and so for ever once one is dead. After a death each rank's word is said without MPI, a dead one's by its supervisor.
 
 With Hydra, the mpiexec of MPICH and Intel MPI, the word is a line of PMI-1's protocol. Open MPI's process manager wants to be
-connected to by PMIx: it takes a second process of a rank, such as its keeper, for the rank (tried with Open MPI 5.0).
+connected to by PMIx: it takes a second process of a rank, such as its supervisor, for the rank (tried with Open MPI 5.0).
 """
 
 import contextlib
@@ -71,7 +71,7 @@ def remove(files: Sequence[str]) -> None:
 
 
 def take_leave(descriptor: int | None, library: str | None, *, initialise: bool) -> None:
-    """Say that this rank is done, without MPI. With `initialise` the process has not initialised PMIx itself: it is a keeper."""
+    """Say that this rank is done, without MPI. `initialise`: it has not initialised PMIx, as a supervisor."""
     if descriptor is not None:
         with contextlib.suppress(OSError):
             os.write(descriptor, b"cmd=finalize\n")

@@ -1,4 +1,4 @@
-"""What a worker writes down of itself, in memory that its keeper and its root share: nothing is sent.
+"""What a worker writes down of itself, in memory that its supervisor and its root share: nothing is sent.
 
 Theory of operation
     A page of words of 8 bytes, each written by one thread of the rank at a time, as a whole. Others only read.

@@ -1,4 +1,4 @@
-"""A rank's side of its keeper: how it gets one, and what it says to it. See supervisor.py for the keeper itself."""
+"""A rank's side of its supervisor: how it gets one, and what it says to it. See supervisor.py for the supervisor itself."""
 
 import ctypes
 import json
@@ -20,7 +20,7 @@ from mpiexecutor._util.seconds import PULSE
 from . import process_manager
 from .commands import LONGEST, NEWS, Service
 from .status_page import Slate
-from .supervisor import be_keeper
+from .supervisor import be_supervisor
 
 logger = logging.getLogger("mpiexecutor")
 
@@ -29,8 +29,8 @@ _PR_SET_PDEATHSIG = 1
 _FORK_SHY = "libgomp", "libomp", "libiomp5", "libcuda"  # libraries that hang, or fail, in a child if the parent has used them
 
 
-class Kept:
-    """A rank's side of its keeper."""
+class Supervised:
+    """A rank's side of its supervisor."""
 
     def __init__(self, line: socket.socket, slate: Slate) -> None:
         self._line = line
@@ -45,12 +45,12 @@ class Kept:
         self.slate.let_go()
         self.slate.pulse()
         self._say(asdict(Service(list(addresses), token, rank, far, *process_manager.mapped())))
-        self._line.recv(1)  # the root knows its keeper: only now may the rank begin
+        self._line.recv(1)  # the root knows its supervisor: only now may the rank begin
         self._resting = threading.Event()
         threading.Thread(target=self._pulse, args=(self._resting,), name="mpiexecutor pulse", daemon=True).start()
 
     def news(self, timeout: float | None = None) -> bytes | None:
-        """Wait for something that the root has to say to this rank, while it serves; nothing: its keeper has gone.
+        """Wait for something that the root has to say to this rank, while it serves; nothing: its supervisor has gone.
 
         None if nothing has come within so many seconds.
         """
@@ -87,10 +87,10 @@ class Kept:
             resting.wait(PULSE)
 
 
-def keep(last_words: bytes = b"") -> Kept | None:
-    """Become the child of a keeper, who returns never; None if there can be none, or is to be none.
+def start_supervisor(last_words: bytes = b"") -> Supervised | None:
+    """Become the child of a supervisor, who returns never; None if there can be none, or is to be none.
 
-    `last_words` are for both streams, from the keeper if the rank cannot end as it should.
+    `last_words` are for both streams, from the supervisor if the rank cannot end as it should.
     """
     if os.environ.get(VARIABLE) == "0":
         return None
@@ -103,21 +103,21 @@ def keep(last_words: bytes = b"") -> Kept | None:
     mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     before = os.getpid()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the libraries of NumPy have threads; the keeper needs none
+        warnings.simplefilter("ignore", DeprecationWarning)  # the libraries of NumPy have threads; the supervisor needs none
         child = os.fork()
     if child:
         its.close()
-        be_keeper(child, mine, slate, descriptor, last_words)
+        be_supervisor(child, mine, slate, descriptor, last_words)
     mine.close()
     os.close(descriptor)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != before:
         os._exit(1)
-    return Kept(its, slate)
+    return Supervised(its, slate)
 
 
 def possible() -> bool:
-    """Whether this system has what a keeper needs: Linux 5.3 has, and lets everybody use it who is not forbidden to."""
+    """Whether this system has what a supervisor needs: Linux 5.3 has, and lets everybody use it who is not forbidden to."""
     try:
         os.close(os.pidfd_open(os.getpid()))
         os.close(os.memfd_create("mpiexecutor-trial"))
@@ -127,7 +127,7 @@ def possible() -> bool:
 
 
 def _obstacle() -> str:
-    """Say why there can be no keeper, if so."""
+    """Say why there can be no supervisor, if so."""
     if not possible():
         return "this system has not both of pidfd_open and memfd_create, as Linux 5.3 has"
     if threading.active_count() > 1:

@@ -1,21 +1,21 @@
-"""A worker's keeper: hides its death from the process manager, which would end the job, and tells the root.
+"""A worker's supervisor: hides its death from the process manager, which would end the job, and tells the root.
 
-    process manager ── started ──> keeper ── forked, before MPI ──> rank
+    process manager ── started ──> supervisor ── forked, before MPI ──> rank
                                      |  <─── "serving", "dismissed" ──┘
                                      └── "it was killed by SIGKILL" ──> a watch: the root's (see monitor.py)
 
-The process that was started as a rank forks, and the child is the rank. The parent, its keeper, has the same connection to the
-process manager, and never touches MPI. As long as the rank serves nobody it is as if there were no keeper: it ends as the rank
-ends. If the rank dies while it serves, the keeper stays in its place until the root has done all it wants to. A rank whose call
-runs longer than it may is killed by its keeper.
+The process that was started as a rank forks, and the child is the rank. The parent, its supervisor, has the same connection to the
+process manager, and never touches MPI. As long as the rank serves nobody it is as if there were no supervisor: it ends as the rank
+ends. If the rank dies while it serves, the supervisor stays in its place until the root has done all it wants to. A rank whose call
+runs longer than it may is killed by its supervisor.
 
-Life and death. If the keeper dies the kernel kills its rank. The keeper is connected to the root as long as that lives. When the
-root says so the keeper kills its rank, if that still lives, takes leave, and ends; when the kernel closes the connection, because
-the root has died, it does so without taking leave.
+Life and death. If the supervisor dies the kernel kills its rank. The supervisor is connected to the root as long as that lives.
+When the root says so the supervisor kills its rank, if that still lives, takes leave, and ends; when the kernel closes the
+connection, because the root has died, it does so without taking leave.
 
-On another node than the root's the watches are those of other ranks there, which pass on what they hear (see forwarder.py). When
-one is gone the keeper turns to the next. If its rank dies, and there is none any more, the keeper takes leave, and ends: the root
-will miss them both.
+On another node than the root's the watches are those of other ranks there, which pass on what they hear (see forwarder.py).
+When one is gone the supervisor turns to the next. If its rank dies, and there is none any more, the supervisor takes leave, and
+ends: the root will miss them both.
 
 Only Linux has what this takes (pidfd_open, PR_SET_PDEATHSIG).
 """
@@ -40,11 +40,11 @@ from .status_page import Slate
 
 _PATIENCE = 1.0  # seconds that a child of the script has to end by SIGTERM
 _LONGEST_WAIT = 3600.0  # seconds: a poll counts in milliseconds, in 32 bits
-_LOST = 1 << 8  # the status of a keeper whose root is dead, as waitpid would give it
+_LOST = 1 << 8  # the status of a supervisor whose root is dead, as waitpid would give it
 
 
-class _Keeper:
-    """The keeper itself."""
+class Supervisor:
+    """The supervisor itself."""
 
     def __init__(self, child: int, line: socket.socket, slate: Slate, descriptor: int, last_words: bytes) -> None:
         self._child = child
@@ -235,12 +235,12 @@ class _Keeper:
         self._last_words = b""
 
 
-def be_keeper(child: int, line: socket.socket, slate: Slate, descriptor: int, last_words: bytes) -> NoReturn:
-    """Be the keeper of a rank, and end as it does: whatever happens, the script is not to go on here."""
+def be_supervisor(child: int, line: socket.socket, slate: Slate, descriptor: int, last_words: bytes) -> NoReturn:
+    """Be the supervisor of a rank, and end as it does: whatever happens, the script is not to go on here."""
     code = 1
     try:
         _leave_signals_to_rank()
-        status = _Keeper(child, line, slate, descriptor, last_words).run()
+        status = Supervisor(child, line, slate, descriptor, last_words).run()
         if os.WIFSIGNALED(status):
             end_children()
             _die_by(os.WTERMSIG(status))

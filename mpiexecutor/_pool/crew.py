@@ -69,7 +69,7 @@ class Crew:
         self.pump = Pump(*links.channels, links.parcels, self.workers, self.place)
         self.closed = False
         self._needs = contextlib.ExitStack()
-        self._needs.enter_context(DEATHS.all_needed("the service of an executor"))  # whose workers have no keepers of ours then
+        self._needs.enter_context(DEATHS.all_needed("the service of an executor"))  # whose workers have no supervisors of ours then
         self._wedged = False  # they will never be of use again
         pump = self.pump
         watch.returned = pump.regain
@@ -79,7 +79,7 @@ class Crew:
             self._job.tell_of_end(
                 watch.attend, partial(self._give_up, "the job has ended: mpiexec was killed, or a worker without keeper")
             )
-        members.await_keepers()
+        members.await_supervisors()
         PROCESS_END.add(self.close)
         PROCESS_END.disown_in_child(self.forked)
 
@@ -102,9 +102,9 @@ class Crew:
         return self._job is not None
 
     @property
-    def without_keeper(self) -> list[int]:
+    def without_supervisor(self) -> list[int]:
         """The workers that cannot be killed unless the job ends with them; rank 0 is a thread of this process."""
-        return [0] if self.alone else [rank for rank, said in self._members.reports.items() if not said.kept]
+        return [0] if self.alone else [rank for rank, said in self._members.reports.items() if not said.supervised]
 
     def workers_now(self) -> list[WorkerStatus]:
         """Say what each worker does."""

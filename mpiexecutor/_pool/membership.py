@@ -1,7 +1,7 @@
 """How a root hears of those that serve it, and how they part in the end, whether all live or not.
 
-The root has a watch, to which the keepers on its node come. Another node's members have a watch each, and a post that passes on to
-the root what that hears: see forwarder.py.
+The root has a watch, to which the supervisors on its node come. Another node's members have a watch each, and a post that
+passes on to the root what that hears: see forwarder.py.
 """
 
 import logging
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from mpiexecutor._liveness.commands import KILL
 from mpiexecutor._liveness.monitor import Watch, address_of
 from mpiexecutor._liveness.process_manager import connection, mapped, remove, take_leave
-from mpiexecutor._liveness.supervised import Kept
+from mpiexecutor._liveness.supervised import Supervised
 from mpiexecutor._start.process import STANDING, comm_world
 from mpiexecutor._util.seconds import LATE as _LATE
 
@@ -35,7 +35,7 @@ logger = logging.getLogger("mpiexecutor")
 
 def register(comm: "MPI.Intracomm", root: int) -> Orders | None:
     """Report to the root, and wait for its answer; None if this rank is not to serve."""
-    return report(comm, root, kept=own_keeper() is not None)
+    return report(comm, root, supervised=own_supervisor() is not None)
 
 
 class Root:
@@ -60,9 +60,9 @@ class Root:
         if far := {rank: (self.reports[rank].host, self.reports[rank].pid) for rank in self._orders.far}:
             self._exchange = Exchange(News(self.comm), self.watch, far, self._orders.lost_after)
 
-    def await_keepers(self) -> None:
-        """Wait until the keepers of the members have come."""
-        self.watch.await_keepers([rank for rank, said in self.reports.items() if said.kept])
+    def await_supervisors(self) -> None:
+        """Wait until the supervisors of the members have come."""
+        self.watch.await_supervisors([rank for rank, said in self.reports.items() if said.supervised])
 
     def await_leavers(self, stopped: Literal["kill", "warn", "wait"]) -> None:
         """Wait until all that live want to part. `stopped` says what is done about one that gives no signs of life.
@@ -121,24 +121,24 @@ class Member:
 
     def __init__(self, comm: "MPI.Intracomm", orders: Orders) -> None:
         self.comm = comm.Dup()
-        self.keeper = own_keeper()
+        self.supervisor = own_supervisor()
         self._orders = orders
         self._news: News | None = None
         self._post: Post | None = None
 
     def join(self) -> None:
-        """Have the root hear of this rank, by its keeper; and on another node than the root's be one by whom it hears of others."""
+        """Have the root hear of this rank by its supervisor; on another node, forward what the supervisors there say."""
         from mpiexecutor._liveness.forwarder import News, Post  # noqa: PLC0415 - they know MPI
 
         orders, rank = self._orders, self.comm.rank
         far = rank in orders.far
-        watch = Watch(orders.watch_of(rank), orders.token) if far else None  # before keepers can want to come to it
+        watch = Watch(orders.watch_of(rank), orders.token) if far else None  # before supervisors can want to come to it
         self._news = News(self.comm) if orders.far else None
         if watch is not None and self._news is not None:
-            self._post = Post(self._news.comm, orders.root, watch, orders.lost_after, partial(_go, self.keeper))
-        if self.keeper is not None:
+            self._post = Post(self._news.comm, orders.root, watch, orders.lost_after, partial(_go, self.supervisor))
+        if self.supervisor is not None:
             watches = [address_of(orders.watch_of(other)) for other in orders.watchers_of(rank)]
-            self.keeper.serve(watches, orders.token, rank, far=far)
+            self.supervisor.serve(watches, orders.token, rank, far=far)
 
     def part(self, channels: "Sequence[RemoteChannel[Any, Any]]" = ()) -> None:
         """Part from the root. If not all live wait for the end: MPI can be finalised no more, and who leaves first ends the job."""
@@ -146,8 +146,8 @@ class Member:
             for channel in channels:
                 channel.abandon()
             self._stay()
-        if self.keeper is not None:
-            self.keeper.dismiss()
+        if self.supervisor is not None:
+            self.supervisor.dismiss()
         if self._post is not None:
             self._post.stop()
         if self._news is not None:
@@ -158,24 +158,24 @@ class Member:
         self.comm.Free()
 
     def _stay(self) -> NoReturn:
-        if self.keeper is not None:
-            self.keeper.stay()
+        if self.supervisor is not None:
+            self.supervisor.stay()
         while self._post is not None:
             signal.pause()
-        _go(self.keeper)
+        _go(self.supervisor)
 
 
-def _go(keeper: Kept | None) -> NoReturn:
+def _go(supervisor: Supervised | None) -> NoReturn:
     """Be done, without MPI."""
-    if keeper is not None:
-        keeper.dismiss()
+    if supervisor is not None:
+        supervisor.dismiss()
     library, files = mapped()
     remove(files)
     take_leave(connection(), library, initialise=False)
     os._exit(0)
 
 
-def own_keeper() -> Kept | None:
-    """Give this rank's keeper, if it has one that serves nobody else."""
-    keeper = STANDING.keeper
-    return None if keeper is None or keeper.serves else keeper
+def own_supervisor() -> Supervised | None:
+    """Give this rank's supervisor, if it has one that serves nobody else."""
+    supervisor = STANDING.supervisor
+    return None if supervisor is None or supervisor.serves else supervisor

@@ -45,11 +45,11 @@ class Report(NamedTuple):
     host: str
     pid: int
     node: str
-    kept: bool  # whether it has a keeper
+    supervised: bool  # whether it has a supervisor
 
     @classmethod
-    def of_this_process(cls, *, kept: bool) -> "Report":
-        return cls(socket.gethostname(), os.getpid(), node_name(), kept)
+    def of_this_process(cls, *, supervised: bool) -> "Report":
+        return cls(socket.gethostname(), os.getpid(), node_name(), supervised)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Orders:
 
     root: int
     nodes: tuple[str, ...]  # by rank
-    watch: str  # the name of what listens to keepers on the root's node,
+    watch: str  # the name of what listens to supervisors on the root's node,
     token: str  # which they must know
     lost_after: float  # seconds of silence after which a worker on another node is given up
 
@@ -145,9 +145,9 @@ def answer_reports(comm: "MPI.Intracomm", orders: Orders | None) -> None:
         comm.send(data, rank, _TAG)
 
 
-def report(comm: "MPI.Intracomm", root: int, *, kept: bool) -> Orders | None:
+def report(comm: "MPI.Intracomm", root: int, *, supervised: bool) -> Orders | None:
     """Report to the root, and wait for its answer."""
-    comm.send(tuple(Report.of_this_process(kept=kept)), root, _TAG)
+    comm.send(tuple(Report.of_this_process(supervised=supervised)), root, _TAG)
     complaint = f"worker rank {comm.rank} still waits for rank {root} to make an executor"
     wait_for_ranks(lambda: comm.Iprobe(root, _TAG), lambda: complaint, 6 * _PATIENCE)
     orders = Blob(comm.recv(source=root, tag=_TAG)).load()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 from mpiexecutor._calls.outcomes import Place
 from mpiexecutor._calls.worker import Worker
 from mpiexecutor._liveness.status_page import Slate
-from mpiexecutor._liveness.supervised import Kept
+from mpiexecutor._liveness.supervised import Supervised
 from mpiexecutor._start.process import STANDING, comm_world
 
 from .links import Links
@@ -38,15 +38,15 @@ def serve(comm: "MPI.Intracomm", root: int) -> bool:
         links = Links(member.comm, root)
         _keep_freed_memory()
         member.join()  # the last that all do together: from here on its death is its own
-        keeper = member.keeper
-        slate, enforce_limit = (keeper.slate, keeper.limit) if keeper else (Slate(), None)
+        supervisor = member.supervisor
+        slate, enforce_limit = (supervisor.slate, supervisor.limit) if supervisor else (Slate(), None)
         place = Place.here(comm.rank, comm.size)
-        worker = Worker(*links.channels, links.parcels, place, slate, enforce_limit, fail=partial(_fail, keeper))
+        worker = Worker(*links.channels, links.parcels, place, slate, enforce_limit, fail=partial(_fail, supervisor))
         try:
             worker.serve()
         except BaseException:  # noqa: BLE001 - what calls raise is not seen here: a fault of ours, and others would wait for this rank
             traceback.print_exc()
-            _fail(keeper)
+            _fail(supervisor)
         member.part(links.channels)
         links.free()
         member.leave()
@@ -55,11 +55,11 @@ def serve(comm: "MPI.Intracomm", root: int) -> bool:
     return True
 
 
-def _fail(keeper: Kept | None) -> NoReturn:
+def _fail(supervisor: Supervised | None) -> NoReturn:
     """Die as a worker that something has killed."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if keeper is None:
+    if supervisor is None:
         comm_world().Abort(1)
     os._exit(1)
 

@@ -3,7 +3,8 @@
     somebody who knows ──> tell ──> a thread: settles every channel that this rank hosts ──> its next operation: ChannelBroken
 
 The channel itself notices nobody's death: without somebody who tells, MPI ends the job at the first. Those who do tell are the
-keepers, for a script that 'python -m mpiexecutor --spmd' runs (see mpiexecutor/_cli/spmd.py). They tell every rank, of every death.
+supervisors, for a script that 'python -m mpiexecutor --spmd' runs (see mpiexecutor/_cli/spmd.py). They tell every rank, of
+every death.
 
 A rank that lives and was stopped in the middle of a message keeps a channel from being settled: the host is told so, again and
 again. A rank that died inside MPI may hold a lock of the window, which nobody can take any more: then the job is ended, with a

@@ -1,9 +1,9 @@
 """MPI of this process: how it is initialised, and how it ends.
 
 Whatever starts a process, `started_world` gives its MPI.COMM_WORLD: mpiexec may have started it, or it starts a job of workers
-itself and is their rank 0. MPI is finalised as the last step of the process (see
-_util/process_end.py). After a death it cannot be, since that would
-wait for the dead: then all that live take leave of the process manager without it, and so do the keepers (see process_manager.py).
+itself and is their rank 0. MPI is finalised as the last step of the process (see _util/process_end.py). After a death it cannot
+be, since that would wait for the dead: then all that live take leave of the process manager without it, and so do the
+supervisors (see process_manager.py).
 """
 
 import ctypes
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mpiexecutor._liveness.monitor import Watch
 from mpiexecutor._liveness.process_manager import connection, end_launcher, mapped, remove, take_leave
-from mpiexecutor._liveness.supervised import Kept, keep
+from mpiexecutor._liveness.supervised import Supervised, start_supervisor
 from mpiexecutor._liveness.supervisor import end_children
 from mpiexecutor._util.process_end import PROCESS_END, Stage
 
@@ -35,7 +35,7 @@ class Standing:
     """What this process is in its job. No attribute of MPI's: once a rank has died inside MPI, any call of it may wait for ever."""
 
     job: Job | None = None  # that it has started, and is rank 0 of
-    keeper: Kept | None = None
+    supervisor: Supervised | None = None
     serves: bool = False  # it is a worker: its environment does not say any more that it is a rank
     runs_alone: bool = False  # the others wait to serve it: 'python -m mpiexecutor'
     deaths: list[Watch] = field(default_factory=list)  # the watches that have seen workers die: MPI cannot be finalised any more
@@ -47,7 +47,7 @@ STANDING: Final = Standing()
 def started_world(max_workers: int | None, root: int) -> "MPI.Intracomm":
     """Give MPI.COMM_WORLD; if no mpiexec has started this process, start a job of workers first, and be its rank 0.
 
-    Ranks other than the root get keepers, unless MPI is initialised already.
+    Ranks other than the root get supervisors, unless MPI is initialised already.
 
     StartError if that fails, or if this process is alone: because the script has initialised MPI already, or because MPI does not
     find those that were started with it.
@@ -65,20 +65,20 @@ def started_world(max_workers: int | None, root: int) -> "MPI.Intracomm":
                 "after the first executor is made, or start the script with 'python -m mpiexecutor'"
             )
         elif launched():
-            keeper = keep() if rank_in_environment() not in {None, root} else None
+            supervisor = start_supervisor() if rank_in_environment() not in {None, root} else None
             if "mpi4py.MPI" not in sys.modules:
                 have_waiting_give_way()
-                initialise(keeper)
+                initialise(supervisor)
         check_company(comm_world())
     return comm_world()
 
 
-def initialise(keeper: Kept | None) -> "MPI.Intracomm":
-    """Initialise MPI in a rank that something has started, and which has this keeper; give MPI.COMM_WORLD."""
+def initialise(supervisor: Supervised | None) -> "MPI.Intracomm":
+    """Initialise MPI in a rank that something has started, and which has this supervisor; give MPI.COMM_WORLD."""
     import mpi4py  # noqa: PLC0415
 
     mpi4py.rc.finalize = False  # by _end: after a death that would wait for ever
-    STANDING.keeper = keeper
+    STANDING.supervisor = supervisor
     PROCESS_END.add(partial(_end, None), Stage.MPI)
     return comm_world()
 
@@ -134,8 +134,8 @@ def leave() -> None:
     _end_multiprocessing()
     sys.stdout.flush()
     sys.stderr.flush()
-    if STANDING.keeper is None:
-        end_children()  # else they are the keeper's
+    if STANDING.supervisor is None:
+        end_children()  # else they are the supervisor's
     # Not os._exit: MPICH takes leave of its process manager in an exit handler of the C library.
     ctypes.CDLL(None).exit(0)
 
@@ -145,7 +145,7 @@ def _end_multiprocessing() -> None:
     util: Any = sys.modules.get("multiprocessing.util")
     process: Any = sys.modules.get("multiprocessing.process")
     if util is not None and process is not None:
-        process._children -= {child for child in process._children if child._parent_pid != os.getpid()}  # noqa: SLF001 - the keeper's
+        process._children -= {child for child in process._children if child._parent_pid != os.getpid()}  # noqa: SLF001 - the supervisor's
         util._exit_function()  # noqa: SLF001 - what it registers for the end of Python
 
 

@@ -23,7 +23,7 @@ WEDGED: Final = 9 * _SCALE  # after which this process is taken to be stuck insi
 STUCK: Final = 2 * _SCALE  # that any thread may be at work in the pump, when the executor is given up
 LOOK: Final = 10 * _SCALE  # that a look of the progress thread may take
 
-# Of keepers.
+# Of supervisors.
 COMING: Final = 5 * _SCALE  # that they have to come, once their ranks serve
 HELLO: Final = 5 * _SCALE  # that one has to say who it is
 WELCOME: Final = 5 * _SCALE  # that another worker's watch has to answer one: a call may hold its GIL

@@ -243,7 +243,7 @@ channel = RemoteChannel(1, 1)
 
 @pytest.mark.mpi
 def test_a_worker_of_such_a_script_ends_the_job_with_its_death(tmp_path):
-    """Workers have no keepers of their own there."""
+    """Workers have no supervisors of their own there."""
     lines = """
 from mpiexecutor import RMACommExecutor
 with RMACommExecutor() as executor:

@@ -449,7 +449,7 @@ class FakeWorker:
         return loss
 
     def loss(self, begun: Any = NOTHING, *, holding: Sequence[Any] = (), held: bytes | None = None, overdue: float = 0.0) -> Loss:
-        """Give what its keeper would say of its death."""
+        """Give what its supervisor would say of its death."""
         number = self._numbers.get(begun, begun)
         if held is None:
             slate = new_slate()

@@ -90,7 +90,7 @@ def test_all_calls_are_waited_for_and_then_all_part(scene):
 
 
 def test_if_one_has_died_what_was_made_together_is_left_as_it_is(scene):
-    """MPI is not to be finalised, and the keepers are seen off in the end."""
+    """MPI is not to be finalised, and the supervisors are seen off in the end."""
     scene = scene(whole=False)
     scene.crew.close()
     assert scene.names[:2] == ["pump.sessions", "pump.stop"]

@@ -68,7 +68,7 @@ class FakeWatch:
         self.returned.append(rank)
 
     # of both
-    def forget_keeper(self, rank):
+    def forget_supervisor(self, rank):
         self.forgotten.append(rank)
 
     # of a worker
@@ -258,7 +258,7 @@ def test_what_others_tell_of_one_that_was_given_up_is_no_reason_to_take_it_back(
 
 
 def test_a_wish_goes_to_who_watches_over_the_worker(scene):
-    """Who passes it on to the keeper; but that a rank is to leave is its own affair."""
+    """Who passes it on to the supervisor; but that a rank is to leave is its own affair."""
     scene.tell_of_living(2, 3)
     scene.look()
     scene.watch.lines[3].send(KILL)

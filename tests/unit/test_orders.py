@@ -9,11 +9,11 @@ from mpiexecutor._pool.registration import LOST_AFTER_VARIABLE, Orders, Report
 
 def orders_of(*nodes: str) -> Orders:
     """Give those of rank 0, with workers on these nodes."""
-    here = Report.of_this_process(kept=True)
+    here = Report.of_this_process(supervised=True)
     return Orders.of_this_process(0, {rank: here._replace(node=node or here.node) for rank, node in enumerate(nodes, 1)})
 
 
-def test_a_keeper_turns_to_the_root_where_it_can():
+def test_a_supervisor_turns_to_the_root_where_it_can():
     """On the root's node there is one watch."""
     orders = orders_of("", "", "b")
     assert orders.far == [3]

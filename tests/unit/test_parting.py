@@ -17,7 +17,7 @@ from mpiexecutor._pool.registration import Report
 from mpiexecutor._rma.recovery_thread import Watchdog
 from mpiexecutor._util.inbox import Inbox
 
-REPORTS = {rank: Report("host", 1000 + rank, "node", kept=True) for rank in (1, 2, 3)}
+REPORTS = {rank: Report("host", 1000 + rank, "node", supervised=True) for rank in (1, 2, 3)}
 
 
 @pytest.fixture
@@ -230,7 +230,7 @@ FIRST = [2, "rank 2, host host, pid 1002, was killed by SIGKILL", False]
 SECOND = [3, "rank 3, host host, pid 1003, was not heard of for 30 s", True]
 
 
-def test_all_who_live_are_told_of_a_death_by_their_keepers(watch, deaths, caplog):
+def test_all_who_live_are_told_of_a_death_by_their_supervisors(watch, deaths, caplog):
     """This rank's own channels first; a later one is told together with those before it. It is a line in the log."""
     telling = Telling(watch)
     telling.lose(2, "was killed by SIGKILL")

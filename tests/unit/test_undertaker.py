@@ -50,7 +50,7 @@ class FakeWatch:
         self.losses = Inbox()
         self.dead, self.silent = set(), set()
         self.doomed = set()
-        self.kept = {1, 2, 3}  # those who have keepers
+        self.supervised = {1, 2, 3}  # those who have supervisors
         self.watchdog = Watchdog()
         self._log = log
 
@@ -164,7 +164,7 @@ def test_what_it_had_claimed_is_kept_while_that_is_tried_again(scene):
 
 
 def test_if_nobody_can_be_killed_everything_is_given_up(scene):
-    """They have no keepers, or are dead, as far as is known: the channel is of no use."""
+    """They have no supervisors, or are dead, as far as is known: the channel is of no use."""
     scene.work.script = [ChannelBroken("ranks [7] live", [7])]
     scene.watch.lose(2)
     log = scene.end()

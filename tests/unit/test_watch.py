@@ -1,4 +1,4 @@
-"""The root's ear for keepers: who gets in, what they are told, what they tell. Here the test is the keepers."""
+"""The root's ear for supervisors: who gets in, what they are told, what they tell. Here the test is the supervisors."""
 
 import contextlib
 import json
@@ -19,11 +19,11 @@ from mpiexecutor._liveness.monitor import Loss, Watch, address_of
 from mpiexecutor._liveness.status_page import NOTHING, Signs, Slate
 from mpiexecutor._util.seconds import PULSE
 
-pytestmark = pytest.mark.skipif(not monitor.possible(), reason="keepers need Linux 5.3")
+pytestmark = pytest.mark.skipif(not monitor.possible(), reason="supervisors need Linux 5.3")
 TOKEN = "token"
 
 
-class Keeper:
+class Supervisor:
     """Somebody who comes to a watch, and what it says of itself."""
 
     def __init__(self, name, rank=1, *, token=TOKEN, hello=None):
@@ -65,27 +65,27 @@ def watch(name):
 
 @pytest.fixture
 def come(name):
-    """Give a function that has a keeper come."""
+    """Give a function that has a supervisor come."""
     came = []
 
     def come(*arguments, **options):
-        came.append(Keeper(name, *arguments, **options))
+        came.append(Supervisor(name, *arguments, **options))
         return came[-1]
 
     yield come
-    for keeper in came:
-        keeper.go()
+    for supervisor in came:
+        supervisor.go()
 
 
 @pytest.fixture
 def welcomed(watch, come):
-    """Give a function that has a keeper come, and be known."""
+    """Give a function that has a supervisor come, and be known."""
 
     def welcomed(rank=1):
-        keeper = come(rank)
-        assert keeper.hears() == b"!"
-        until(lambda: rank in watch._keepers)  # the last that is noted
-        return keeper
+        supervisor = come(rank)
+        assert supervisor.hears() == b"!"
+        until(lambda: rank in watch._supervisors)  # the last that is noted
+        return supervisor
 
     return welcomed
 
@@ -110,9 +110,9 @@ def no_more_losses(watch):
 # -- who comes
 
 
-def test_a_keeper_that_comes_is_welcomed_and_known(watch, welcomed):
+def test_a_supervisor_that_comes_is_welcomed_and_known(watch, welcomed):
     """By its rank; whoever waits for it waits no more."""
-    waiting = in_a_thread(watch.await_keepers, [1, 2])
+    waiting = in_a_thread(watch.await_supervisors, [1, 2])
     welcomed(1)
     assert not waiting.done()
     welcomed(2)
@@ -120,10 +120,10 @@ def test_a_keeper_that_comes_is_welcomed_and_known(watch, welcomed):
     assert watch.known == {1, 2}
 
 
-def test_keepers_that_never_come_are_not_waited_for_for_ever(watch, come, monkeypatch):
+def test_supervisors_that_never_come_are_not_waited_for_for_ever(watch, come, monkeypatch):
     """Nothing is known of their workers, and nobody can tell them anything."""
     monkeypatch.setattr(monitor, "_COMING", 0.0)
-    watch.await_keepers([1])
+    watch.await_supervisors([1])
     assert watch.state_of(1) == ("unknown", None)
     assert not watch.kill(1)
     assert not watch.is_stopped(1)
@@ -147,9 +147,9 @@ def open_files():
 def test_a_stranger_is_sent_away(watch, welcomed, come, stranger):
     """And those who come after it get in."""
     files = open_files()
-    keeper = come(7, **stranger)
-    assert keeper.hears() == b""
-    keeper.go()
+    supervisor = come(7, **stranger)
+    assert supervisor.hears() == b""
+    supervisor.go()
     until(lambda: open_files() <= files)  # what it has sent is closed, too
     welcomed(1)
     assert watch.known == {1}
@@ -169,11 +169,11 @@ def test_one_that_says_nothing_is_sent_away_after_a_while(watch, welcomed, come,
 
 def test_a_death_is_told_with_all_that_is_known_of_it(watch, welcomed):
     """Who, where, how, which call it had begun, and what it held."""
-    keeper = welcomed()
-    keeper.slate.hold(b"outcome")
-    keeper.tell_end("was killed by SIGSEGV", 42)
+    supervisor = welcomed()
+    supervisor.slate.hold(b"outcome")
+    supervisor.tell_end("was killed by SIGSEGV", 42)
     loss = next_loss(watch)
-    assert loss == Loss(1, "host", 1001, "was killed by SIGSEGV", 42, 0.0, held=keeper.slate.held)
+    assert loss == Loss(1, "host", 1001, "was killed by SIGSEGV", 42, 0.0, held=supervisor.slate.held)
     assert loss.held
     assert str(loss) == "the worker on rank 1, host host, pid 1001, was killed by SIGSEGV"
     assert watch.dead == {1}
@@ -181,43 +181,43 @@ def test_a_death_is_told_with_all_that_is_known_of_it(watch, welcomed):
 
 
 def test_a_death_is_told_once(watch, welcomed):
-    """Its keeper goes later."""
-    keeper = welcomed()
-    keeper.tell_end("was killed by SIGKILL")
+    """Its supervisor goes later."""
+    supervisor = welcomed()
+    supervisor.tell_end("was killed by SIGKILL")
     assert next_loss(watch).end == "was killed by SIGKILL"
-    keeper.go()
-    until(lambda: not watch._keepers)
+    supervisor.go()
+    until(lambda: not watch._supervisors)
     no_more_losses(watch)
 
 
-def test_one_whose_keeper_is_gone_without_a_word_is_lost(watch, welcomed):
-    """It goes with its keeper. What it held is not read: it may still write."""
-    keeper = welcomed()
-    keeper.slate.hold(b"outcome")
-    keeper.go()
+def test_one_whose_supervisor_is_gone_without_a_word_is_lost(watch, welcomed):
+    """It goes with its supervisor. What it held is not read: it may still write."""
+    supervisor = welcomed()
+    supervisor.slate.hold(b"outcome")
+    supervisor.go()
     loss = next_loss(watch)
     assert (loss.rank, loss.end, loss.begun, loss.held) == (1, "was lost together with its keeper", None, b"")
     assert not watch.kill(1)
 
 
-def test_a_keeper_that_takes_its_leave_has_lost_nobody(watch, welcomed):
+def test_a_supervisor_that_takes_its_leave_has_lost_nobody(watch, welcomed):
     """Its rank serves no more."""
-    keeper = welcomed()
-    keeper.line.send(BYE)
-    until(lambda: not watch._keepers)
+    supervisor = welcomed()
+    supervisor.line.send(BYE)
+    until(lambda: not watch._supervisors)
     no_more_losses(watch)
     assert not watch.dead
     assert not watch.tell(1, KILL)
 
 
-def test_a_keeper_that_takes_its_leave_need_not_have_read_all(watch, welcomed):
+def test_a_supervisor_that_takes_its_leave_need_not_have_read_all(watch, welcomed):
     """It is told again and again of deaths, at its end, too."""
-    keeper = welcomed()
+    supervisor = welcomed()
     with held_up(watch):
         watch.tell(1, NEWS + b"[]")
-        keeper.line.send(BYE)
-        keeper.go()
-    until(lambda: not watch._keepers)
+        supervisor.line.send(BYE)
+        supervisor.go()
+    until(lambda: not watch._supervisors)
     no_more_losses(watch)
 
 
@@ -245,19 +245,19 @@ def held_up(watch):
 # -- what they are told
 
 
-def test_a_worker_is_killed_by_its_keeper(watch, welcomed):
+def test_a_worker_is_killed_by_its_supervisor(watch, welcomed):
     """If there is one, and it is not dead already."""
-    keeper = welcomed()
+    supervisor = welcomed()
     assert watch.kill(1)
-    assert keeper.hears() == KILL
+    assert supervisor.hears() == KILL
     assert not watch.kill(2)
-    keeper.tell_end("was killed by SIGKILL")
+    supervisor.tell_end("was killed by SIGKILL")
     next_loss(watch)
     assert not watch.kill(1)
 
 
 @pytest.mark.parametrize("how", [KILL, TERMINATE])
-def test_one_that_is_to_end_is_told_so_even_if_its_keeper_is_still_to_come(watch, welcomed, how):
+def test_one_that_is_to_end_is_told_so_even_if_its_supervisor_is_still_to_come(watch, welcomed, how):
     """After it has been welcomed; and its death is no surprise."""
     early = welcomed(1)
     watch.doom(1, how)
@@ -275,18 +275,18 @@ def test_when_the_job_is_ended_all_deaths_are_foreseen(watch, welcomed):
     assert watch.is_doomed(1)
 
 
-def test_keepers_are_seen_off_and_waited_for(watch, welcomed):
+def test_supervisors_are_seen_off_and_waited_for(watch, welcomed):
     """Each has its rank end, takes its leave, and goes. Whoever is heard through others is heard meanwhile."""
-    keepers = [welcomed(rank) for rank in (1, 2)]
+    supervisors = [welcomed(rank) for rank in (1, 2)]
     heard = threading.Event()
     watch.hear_by(heard.set)
     seeing = in_a_thread(watch.see_off)
-    for keeper in keepers:
-        assert keeper.hears() == LEAVE
+    for supervisor in supervisors:
+        assert supervisor.hears() == LEAVE
         assert heard.wait(LIMIT)
         assert not seeing.done()
-        keeper.line.send(BYE)
-        keeper.go()
+        supervisor.line.send(BYE)
+        supervisor.go()
     seeing.result(LIMIT)
     assert not watch.dead
 
@@ -305,16 +305,16 @@ def test_only_some_are_seen_off(watch, welcomed):
 def test_one_that_does_not_go_is_not_waited_for_for_ever(watch, welcomed, monkeypatch):
     """It has been told."""
     monkeypatch.setattr(monitor, "_LEAVING", 0.0)
-    keeper = welcomed()
+    supervisor = welcomed()
     watch.see_off()
-    assert keeper.hears() == LEAVE
+    assert supervisor.hears() == LEAVE
 
 
-def test_the_end_of_a_watch_lets_its_keepers_go(watch, welcomed, name):
+def test_the_end_of_a_watch_lets_its_supervisors_go(watch, welcomed, name):
     """They find that it is gone; whoever waits for losses learns that there will be none any more."""
-    keeper = welcomed()
+    supervisor = welcomed()
     watch.stop()
-    assert keeper.hears() == b""
+    assert supervisor.hears() == b""
     assert next_loss(watch) is None
     assert not watch._thread.is_alive()
     with pytest.raises(ConnectionRefusedError), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as late:
@@ -376,7 +376,7 @@ def test_one_that_was_given_up_may_live(watch, caplog):
     watch.returned = returned.append
     watch.silent.add(1)
     watch.lose(Loss(1, "host", 1001, "was not heard of", None, silent=True))
-    watch.forget_keeper(1)
+    watch.forget_supervisor(1)
     assert next_loss(watch).silent
     line = FakeLine()
     watch.take_back(1, line)
@@ -425,7 +425,7 @@ def test_something_else_is_attended_to_once(watch):
 
 def test_a_watch_is_quiet_in_a_forked_child(watch, welcomed):
     """Its connections are its parent's: they are closed without a word."""
-    keeper = welcomed()
+    supervisor = welcomed()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # there are threads
         child = os.fork()
@@ -433,4 +433,4 @@ def test_a_watch_is_quiet_in_a_forked_child(watch, welcomed):
         os._exit(0 if watch._selector.get_map() is None else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert watch.kill(1)
-    assert keeper.hears() == KILL
+    assert supervisor.hears() == KILL

@@ -1,6 +1,6 @@
-"""A keeper on another node than the root: it turns from one watch to the next, until nobody is left. Here the test is the watches.
+"""A supervisor on another node than the root turns from one watch to the next, until none is left. The test is the watches.
 
-The keeper is a thread of this process, its rank a process that sleeps. All else of keepers: see test_keeper.py.
+The supervisor is a thread of this process, its rank a process that sleeps. All else of supervisors: see test_supervisor.py.
 """
 
 import json
@@ -19,11 +19,11 @@ from mpiexecutor._liveness import supervised, supervisor
 from mpiexecutor._liveness.commands import BYE, KILL, LEAVE, NEWS, TERMINATE, Service
 from mpiexecutor._liveness.status_page import NOTHING, Slate
 
-pytestmark = pytest.mark.skipif(not supervised.possible(), reason="keepers need Linux 5.3")
+pytestmark = pytest.mark.skipif(not supervised.possible(), reason="supervisors need Linux 5.3")
 
 
 class Watch:
-    """One that listens for the keeper."""
+    """One that listens for the supervisor."""
 
     def __init__(self, stack):
         self.address = "\0" + secrets.token_hex(8)
@@ -34,33 +34,33 @@ class Watch:
         self._stack = stack
 
     def accept(self):
-        """Give what a keeper that comes says of itself; it still waits for a welcome."""
-        self.keeper = self._stack.enter_context(self.listener.accept()[0])
-        self.keeper.settimeout(LIMIT)
-        data, descriptors, _, _ = socket.recv_fds(self.keeper, 1000, 1)
+        """Give what a supervisor that comes says of itself; it still waits for a welcome."""
+        self.supervisor = self._stack.enter_context(self.listener.accept()[0])
+        self.supervisor.settimeout(LIMIT)
+        data, descriptors, _, _ = socket.recv_fds(self.supervisor, 1000, 1)
         os.close(*descriptors)
         return json.loads(data)
 
     def welcome(self):
         hello = self.accept()
-        self.keeper.send(b"!")
+        self.supervisor.send(b"!")
         return hello
 
     def hears(self):
-        """Give what the keeper tells next; nothing if it has gone."""
-        return self.keeper.recv(1000)
+        """Give what the supervisor tells next; nothing if it has gone."""
+        return self.supervisor.recv(1000)
 
     def hears_of_death(self):
         return json.loads(self.hears())
 
     def go(self):
         self.listener.close()
-        if hasattr(self, "keeper"):
-            self.keeper.close()
+        if hasattr(self, "supervisor"):
+            self.supervisor.close()
 
 
 class Scene:
-    """A keeper and its rank, and watches."""
+    """A supervisor and its rank, and watches."""
 
     def __init__(self, stack):
         self.watches = [Watch(stack) for _ in range(3)]
@@ -68,14 +68,14 @@ class Scene:
         self.slate, descriptor = Slate.new()
         mine, self.line = (stack.enter_context(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         self.line.settimeout(LIMIT)
-        self.keeper = supervisor._Keeper(self.rank, mine, self.slate, descriptor, b"")
-        self.running = in_a_thread(self.keeper.run)
+        self.supervisor = supervisor.Supervisor(self.rank, mine, self.slate, descriptor, b"")
+        self.running = in_a_thread(self.supervisor.run)
         stack.callback(os.close, descriptor)
-        stack.callback(os.close, self.keeper._end)
+        stack.callback(os.close, self.supervisor._end)
         stack.callback(self.end)
 
     def serve(self, *, far=True, files=()):
-        """Have the rank serve: its keeper meets a watch."""
+        """Have the rank serve: its supervisor meets a watch."""
         addresses = [watch.address for watch in self.watches]
         self.line.send(json.dumps(asdict(Service(addresses, "token", 7, far, None, list(files)))).encode())
 
@@ -85,11 +85,11 @@ class Scene:
 
     @property
     def is_there(self):
-        """Whether the rank is: a dead one is until its keeper has seen that."""
+        """Whether the rank is: a dead one is until its supervisor has seen that."""
         return Path(f"/proc/{self.rank}").exists()
 
     def end(self):
-        """Have all go, and the keeper with them."""
+        """Have all go, and the supervisor with them."""
         for watch in self.watches:
             watch.go()
         self.kill()
@@ -187,13 +187,13 @@ def test_a_rank_goes_on_though_nobody_watches_over_it(scene):
     assert scene.running.result(LIMIT) == 0
 
 
-def test_a_keeper_that_is_to_leave_ends_its_rank(scene, tmp_path):
+def test_a_supervisor_that_is_to_leave_ends_its_rank(scene, tmp_path):
     """Whether it lives or not. It says that this is no loss."""
     file = tmp_path / "file"
     file.touch()
     scene.serve(files=[str(file)])
     scene.watches[0].welcome()
-    scene.watches[0].keeper.send(LEAVE)
+    scene.watches[0].supervisor.send(LEAVE)
     assert scene.watches[0].hears() == BYE
     assert scene.running.result(LIMIT) == 0
     assert not scene.is_there
@@ -207,8 +207,8 @@ def test_a_wish_that_comes_too_late_is_no_error(scene, wish):
     scene.watches[0].welcome()
     scene.kill()
     assert scene.watches[0].hears_of_death() == KILLED
-    scene.watches[0].keeper.send(wish)
-    scene.watches[0].keeper.send(LEAVE)
+    scene.watches[0].supervisor.send(wish)
+    scene.watches[0].supervisor.send(LEAVE)
     assert scene.watches[0].hears() == BYE
     assert scene.running.result(LIMIT) == 0
 
@@ -218,7 +218,7 @@ def test_news_are_passed_on_to_the_rank(scene):
     scene.serve()
     scene.watches[0].welcome()
     assert scene.line.recv(1) == b"!"
-    scene.watches[0].keeper.send(NEWS + b"[1, 2]")
+    scene.watches[0].supervisor.send(NEWS + b"[1, 2]")
     assert scene.line.recv(100) == NEWS + b"[1, 2]"
 
 
