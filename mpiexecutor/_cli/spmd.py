@@ -2,7 +2,7 @@
 
 Every rank but 0 has a supervisor. Rank 0 hears of a death as the root of a crew does, and tells all others, by their supervisors:
 
-    supervisor ──> watch of rank 0 ──> supervisors of the others ──> their ranks ──> their channels (see _rma/failed_ranks.py)
+    supervisor ──> monitor of rank 0 ──> supervisors of the others ──> their ranks ──> their channels (see _rma/failed_ranks.py)
 
 Two things end the job, with a word: the death of rank 0, and an exception that a rank does not catch, or a status that is not 0, as
 with 'python -m mpi4py', because others may wait for that rank.
@@ -64,8 +64,8 @@ class _Root:
 
     def __init__(self, comm: "MPI.Intracomm") -> None:
         self._members = Root(comm, _ROOT)
-        self._watch = self._members.watch
-        self._watch.returned = self._tell_returned
+        self._monitor = self._members.monitor
+        self._monitor.returned = self._tell_returned
         self._members.join()
         self._members.await_supervisors()
         threading.Thread(target=self._pass_on, name="mpiexecutor news", daemon=True).start()
@@ -74,9 +74,9 @@ class _Root:
         """Wait for all others to be done, and have all part."""
         sys.stdout.flush()
         self._members.await_leavers("wait")
-        with contextlib.nullcontext() if self._watch.dead else DEATHS.all_needed("the end of the job"):
+        with contextlib.nullcontext() if self._monitor.dead else DEATHS.all_needed("the end of the job"):
             if self._members.part():
-                self._members.comm.Barrier()  # all have dismissed their supervisors, who would take the watch's end for this rank's
+                self._members.comm.Barrier()  # all have dismissed their supervisors, which take the monitor's end for this rank's
                 self._members.leave()
 
     def _pass_on(self) -> None:
@@ -85,7 +85,7 @@ class _Root:
         left = 0  # times to tell again
         while True:
             try:
-                loss = self._watch.losses.get(timeout=_ONCE_MORE if told else None)
+                loss = self._monitor.losses.get(timeout=_ONCE_MORE if told else None)
             except Empty:
                 DEATHS.watchdog.left()
                 if not left:
@@ -99,14 +99,14 @@ class _Root:
                 logger.warning("%s", end)
                 told.append((loss.rank, end, loss.silent))
                 DEATHS.tell(*told[-1])
-            for rank in self._members.reports.keys() - self._watch.dead:
-                self._watch.tell(rank, NEWS + json.dumps(told[-_MOST:]).encode())
+            for rank in self._members.reports.keys() - self._monitor.dead:
+                self._monitor.tell(rank, NEWS + json.dumps(told[-_MOST:]).encode())
 
     def _tell_returned(self, rank: int) -> None:
         """Have a rank that was given up know that."""
         said = self._members.reports[rank]
         end = f"rank {rank}, host {said.host}, pid {said.pid}, was not heard of for long"
-        self._watch.tell(rank, NEWS + json.dumps([(rank, end, True)]).encode())
+        self._monitor.tell(rank, NEWS + json.dumps([(rank, end, True)]).encode())
 
 
 def _follow(comm: "MPI.Intracomm") -> Callable[[], None]:

@@ -1,7 +1,7 @@
 """What a rank, its supervisor and the root say to each other, over connections of Unix sockets.
 
-rank ──Service, "limit", "staying", None──> supervisor ──how the rank has ended, BYE──> watch
-rank <──────────── NEWS ─────────────────── supervisor <── KILL, TERMINATE, LEAVE, NEWS ── watch
+rank ──Service, "limit", "staying", None──> supervisor ──how the rank has ended, BYE──> monitor
+rank <──────────── NEWS ─────────────────── supervisor <── KILL, TERMINATE, LEAVE, NEWS ── monitor
 """
 
 import socket
@@ -20,10 +20,10 @@ LONGEST: Final = 1 << 16  # bytes of a message
 class Service:
     """Whom a rank serves."""
 
-    addresses: list[str]  # of watches: the first that is there is the one
+    addresses: list[str]  # of monitors: the first that is there is the one
     token: str
     rank: int
-    far: bool  # from the root: the watches are other workers'
+    far: bool  # from the root: the monitors are other workers'
     pmix: str | None  # the library's path, if this rank has loaded it
     files: list[str]  # that are to be removed in the end: see process_manager.py
 

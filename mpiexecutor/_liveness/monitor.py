@@ -1,9 +1,9 @@
 """Who of the workers lives: the root's ear for their supervisors, and what it does when one has died.
 
-    supervisor ──"was killed by SIGKILL"──> watch ──> undertaker: settles both channels ──> pump: whose calls were these?
+    supervisor ──"was killed by SIGKILL"──> monitor ──> undertaker: settles both channels ──> pump: whose calls were these?
 
-The watch listens to supervisors. The undertaker has both channels forget the dead, which may take a moment: whatever a living
-rank has begun to put or take is finished first. More may die meanwhile, so the watch goes on listening.
+The monitor listens to supervisors. The undertaker has both channels forget the dead, which may take a moment: whatever a living
+rank has begun to put or take is finished first. More may die meanwhile, so the monitor goes on listening.
 """
 
 import contextlib
@@ -89,11 +89,11 @@ class Line(Protocol):
 
 
 def address_of(name: str) -> str:
-    """Give the address of a watch, which is no file, and vanishes with its process."""
+    """Give the address of a monitor, which is no file, and vanishes with its process."""
     return f"\0mpiexecutor-watch-{name}"
 
 
-class Watch:
+class FailureMonitor:
     """Listens to the supervisors of this node. Nobody else gets in: see _start/job.py."""
 
     def __init__(self, name: str, token: str) -> None:
@@ -119,7 +119,7 @@ class Watch:
         self._look: Callable[[], object] = lambda: None  # hears what comes from other nodes
         self.watchdog = Watchdog(lambda: self._there.send(b"!"))
         self._stopped = False
-        self._thread = threading.Thread(target=self._listen, name="mpiexecutor watch", daemon=True)
+        self._thread = threading.Thread(target=self._listen, name="mpiexecutor monitor", daemon=True)
         self._thread.start()
         PROCESS_END.disown_in_child(self.close)
 

@@ -9,7 +9,7 @@ from mpiexecutor._rma.recovery_thread import RecoveryThread
 from mpiexecutor._util.seconds import WEDGED as _WEDGED
 from mpiexecutor.channel import ChannelBroken, ChannelClosed, RemoteChannel, Share
 
-from .monitor import Loss, Watch
+from .monitor import FailureMonitor, Loss
 
 logger = logging.getLogger("mpiexecutor")
 
@@ -19,7 +19,7 @@ class Undertaker:
 
     def __init__(
         self,
-        watch: Watch,
+        monitor: FailureMonitor,
         channels: tuple[RemoteChannel[Any, Any], ...],
         *,
         renumber: Callable[[list[int], int], None],
@@ -27,17 +27,17 @@ class Undertaker:
         give_up: Callable[[str], None],
         note: Callable[[], None],
     ) -> None:
-        self._watch = watch
+        self._monitor = monitor
         self._work, self._replies = channels
         self._renumber = renumber  # told of the work that is left: see RemoteChannel.settle
         self._bury = bury  # told of each loss when what it has left behind is settled, and what it had claimed of the work
         self._give_up = give_up
         self._note = note  # told of each loss, first
         self._shares: dict[int, Share] = {}  # of work, by rank: of those whose loss is still to be looked at
-        self.thread = RecoveryThread(watch.losses, self._recover).thread
+        self.thread = RecoveryThread(monitor.losses, self._recover).thread
 
     def _recover(self, loss: Loss) -> bool:
-        logger.log(logging.INFO if self._watch.is_doomed(loss.rank) else logging.WARNING, "%s", loss)
+        logger.log(logging.INFO if self._monitor.is_doomed(loss.rank) else logging.WARNING, "%s", loss)
         self._note()
         try:
             self._settle(loss)
@@ -52,20 +52,20 @@ class Undertaker:
 
     def _settle(self, loss: Loss) -> None:
         self._settle_channel(loss, lambda: self._shares.update({share.rank: share for share in self._settle_work()}))
-        self._settle_channel(loss, lambda: self._replies.settle(self._watch.dead, silent=self._watch.silent))
+        self._settle_channel(loss, lambda: self._replies.settle(self._monitor.dead, silent=self._monitor.silent))
 
     def _settle_work(self) -> list[Share]:
-        return self._work.settle(self._watch.dead, renumber=self._renumber, silent=self._watch.silent)
+        return self._work.settle(self._monitor.dead, renumber=self._renumber, silent=self._monitor.silent)
 
     def _settle_channel(self, loss: Loss, settle: Callable[[], object]) -> None:
         """Settle a channel. Who lives, and keeps that from being done, is killed: nobody can do anything meanwhile."""
         why = f"{loss}, inside MPI, where it holds a lock that nobody can take any more"
         while True:
             try:
-                with self._watch.watchdog.limit(_WEDGED, partial(self._give_up, why)):
+                with self._monitor.watchdog.limit(_WEDGED, partial(self._give_up, why)):
                     settle()
             except ChannelBroken as error:
-                if not [rank for rank in error.ranks if self._watch.kill(rank)]:
+                if not [rank for rank in error.ranks if self._monitor.kill(rank)]:
                     raise
             else:
                 return

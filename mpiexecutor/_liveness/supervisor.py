@@ -2,7 +2,7 @@
 
     process manager ── started ──> supervisor ── forked, before MPI ──> rank
                                      |  <─── "serving", "dismissed" ──┘
-                                     └── "it was killed by SIGKILL" ──> a watch: the root's (see monitor.py)
+                                     └── "it was killed by SIGKILL" ──> a monitor: the root's (see monitor.py)
 
 The process that was started as a rank forks, and the child is the rank. The parent, its supervisor, has the same connection to the
 process manager, and never touches MPI. As long as the rank serves nobody it is as if there were no supervisor: it ends as the rank
@@ -13,7 +13,7 @@ Life and death. If the supervisor dies the kernel kills its rank. The supervisor
 When the root says so the supervisor kills its rank, if that still lives, takes leave, and ends; when the kernel closes the
 connection, because the root has died, it does so without taking leave.
 
-On another node than the root's the watches are those of other ranks there, which pass on what they hear (see forwarder.py).
+On another node than the root's the monitors are those of other ranks there, which pass on what they hear (see forwarder.py).
 When one is gone the supervisor turns to the next. If its rank dies, and there is none any more, the supervisor takes leave, and
 ends: the root will miss them both.
 
@@ -55,7 +55,7 @@ class Supervisor:
         self._last_words = last_words
         self._end = os.pidfd_open(child)
         self._service: Service | None = None
-        self._watch: socket.socket | None = None
+        self._monitor: socket.socket | None = None
         self._status: int | None = None  # of the child, once it has ended
         self._poll = select.poll()
         self._poll.register(self._end, select.POLLIN)
@@ -63,7 +63,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Keep the rank; give the status to end with."""
-        while self._status is None or self._watch is not None:
+        while self._status is None or self._monitor is not None:
             self._wait()
         return self._status
 
@@ -80,7 +80,7 @@ class Supervisor:
                 pass
         if self._end in ready:
             self._see_end()
-        if self._watch is not None and self._watch.fileno() in ready:
+        if self._monitor is not None and self._monitor.fileno() in ready:
             self._obey()
 
     def _hear(self) -> bool:
@@ -98,63 +98,63 @@ class Supervisor:
         elif said == "limit":
             pass  # what matters is to have been woken: the limit itself is on the slate
         elif said is None:
-            self._leave_watch()
+            self._leave_monitor()
             self._service = None
         else:
             self._service = Service(**said)
-            self._meet_watch()
+            self._meet_monitor()
             with contextlib.suppress(OSError):  # the rank has died since
                 self._line.send(b"!")
         return True
 
-    def _meet_watch(self) -> None:
-        """Meet the first watch that is there, and trouble the others before it no more."""
+    def _meet_monitor(self) -> None:
+        """Meet the first monitor that is there, and trouble the others before it no more."""
         assert self._service is not None
         addresses = self._service.addresses
         while addresses and not self._meet(addresses[0], self._service):
             addresses.pop(0)
 
     def _meet(self, address: str, service: Service) -> bool:
-        watch = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        monitor = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            watch.settimeout(_WELCOME if service.far else None)
-            watch.connect(address)
+            monitor.settimeout(_WELCOME if service.far else None)
+            monitor.connect(address)
             hello = {"token": service.token, "rank": service.rank, "pid": self._child, "host": socket.gethostname()}
-            socket.send_fds(watch, [json.dumps(hello).encode()], [self._descriptor])
-            if not watch.recv(1):
+            socket.send_fds(monitor, [json.dumps(hello).encode()], [self._descriptor])
+            if not monitor.recv(1):
                 raise ConnectionRefusedError
-            watch.settimeout(None)
+            monitor.settimeout(None)
         except OSError:
-            watch.close()
+            monitor.close()
             return False
-        self._watch = watch
-        self._poll.register(watch, select.POLLIN)
+        self._monitor = monitor
+        self._poll.register(monitor, select.POLLIN)
         return True
 
-    def _leave_watch(self) -> None:
+    def _leave_monitor(self) -> None:
         """Say that all is well, and go."""
-        if self._watch is not None:
+        if self._monitor is not None:
             with contextlib.suppress(OSError):
-                self._watch.send(BYE)
-            self._poll.unregister(self._watch)
-            self._watch.close()
-            self._watch = None
+                self._monitor.send(BYE)
+            self._poll.unregister(self._monitor)
+            self._monitor.close()
+            self._monitor = None
 
     def _see_end(self) -> None:
         """Note that the rank has ended; if it was not to, tell the root, and stay, or go if nobody can tell it."""
         self._poll.unregister(self._end)
         _, self._status = os.waitpid(self._child, 0)
-        if self._watch is not None:
+        if self._monitor is not None:
             self._tell_end()
             self._speak_last()
         elif self._service is not None and self._service.far:
             self._take_leave()
 
     def _tell_end(self) -> None:
-        assert self._watch is not None
+        assert self._monitor is not None
         assert self._status is not None
         with contextlib.suppress(OSError):
-            self._watch.send(json.dumps(self._last_of_rank(self._status)).encode())
+            self._monitor.send(json.dumps(self._last_of_rank(self._status)).encode())
 
     def _last_of_rank(self, status: int) -> dict[str, Any]:
         """Say how the rank ended."""
@@ -179,11 +179,11 @@ class Supervisor:
 
     def _obey(self) -> None:
         """Do with the rank as the root wants; if the root is dead, or done, there is nothing left to do."""
-        assert self._watch is not None
+        assert self._monitor is not None
         assert self._service is not None
         said = b""
         with contextlib.suppress(OSError):
-            said = receive(self._watch)
+            said = receive(self._monitor)
         if said in {KILL, TERMINATE}:
             if self._status is None:
                 os.kill(self._child, signal.SIGKILL if said == KILL else signal.SIGTERM)
@@ -200,7 +200,7 @@ class Supervisor:
             self._status = _LOST
             self._speak_last()
             process_manager.remove(self._service.files)
-            self._leave_watch()
+            self._leave_monitor()
 
     def _end_rank(self) -> None:
         if self._status is None:
@@ -215,15 +215,15 @@ class Supervisor:
         self._speak_last()
         process_manager.remove(self._service.files)
         process_manager.take_leave(process_manager.connection(), self._service.pmix, initialise=True)
-        self._leave_watch()
+        self._leave_monitor()
 
     def _turn_elsewhere(self, service: Service) -> None:
-        """Turn to another watch: the one there was has gone, with its worker."""
-        self._leave_watch()
+        """Turn to another monitor: the one there was has gone, with its worker."""
+        self._leave_monitor()
         service.addresses.pop(0)
-        self._meet_watch()
+        self._meet_monitor()
         if self._status is not None:
-            if self._watch is not None:
+            if self._monitor is not None:
                 self._tell_end()  # perhaps once more
             else:
                 self._take_leave()

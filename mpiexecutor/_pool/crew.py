@@ -54,8 +54,8 @@ class Crew:
         self._origin = origin
         note_environment()
         self._members = members = Root(comm, root)
-        self._watch = watch = members.watch
-        self._links = links = Links(members.comm, root, lambda rank: rank in watch.dead and rank not in watch.silent)
+        self._monitor = monitor = members.monitor
+        self._links = links = Links(members.comm, root, lambda rank: rank in monitor.dead and rank not in monitor.silent)
         members.join()
         self.place = Place.here(comm.rank, comm.size)
         self.alone = comm.size == 1
@@ -72,12 +72,12 @@ class Crew:
         self._needs.enter_context(DEATHS.all_needed("the service of an executor"))  # whose workers have no supervisors of ours then
         self._wedged = False  # they will never be of use again
         pump = self.pump
-        watch.returned = pump.regain
-        Undertaker(watch, links.channels, renumber=pump.renumber, bury=pump.lose, give_up=self._give_up, note=self._note_loss)
+        monitor.returned = pump.regain
+        Undertaker(monitor, links.channels, renumber=pump.renumber, bury=pump.lose, give_up=self._give_up, note=self._note_loss)
         self._job = STANDING.job
         if self._job is not None:
             self._job.tell_of_end(
-                watch.attend, partial(self._give_up, "the job has ended: mpiexec was killed, or a worker without keeper")
+                monitor.attend, partial(self._give_up, "the job has ended: mpiexec was killed, or a worker without keeper")
             )
         members.await_supervisors()
         PROCESS_END.add(self.close)
@@ -113,14 +113,14 @@ class Crew:
                 WorkerStatus(self.place.rank, self.place.host, self.place.pid, "unknown", None, self.pump.done_by(self.place.rank))
             ]
         return [
-            WorkerStatus(rank, said.host, said.pid, *self._watch.state_of(rank), self.pump.done_by(rank))
+            WorkerStatus(rank, said.host, said.pid, *self._monitor.state_of(rank), self.pump.done_by(rank))
             for rank, said in sorted(self._members.reports.items())
         ]
 
     def end_workers(self, how: bytes) -> None:
         """Have all workers end, by KILL or TERMINATE."""
         for rank in () if self.closed else self._members.reports:
-            self._watch.doom(rank, how)
+            self._monitor.doom(rank, how)
 
     def close(self, *, for_good: bool = True) -> None:
         """Have every executor finish what it has, and dismiss the workers. Nothing can be submitted any more.
@@ -200,7 +200,7 @@ class Crew:
             remove(mapped()[1])
             comm_world().Abort(1)  # all of it: ranks outside this communicator would wait for ever
         else:
-            self._watch.foresee_deaths()
+            self._monitor.foresee_deaths()
             remove(mapped()[1])  # nobody finalises MPI
             self._links.abandon()
             self._job.abort()

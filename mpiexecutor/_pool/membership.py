@@ -1,6 +1,6 @@
 """How a root hears of those that serve it, and how they part in the end, whether all live or not.
 
-The root has a watch, to which the supervisors on its node come. Another node's members have a watch each, and a post that
+The root has a monitor, to which the supervisors on its node come. Another node's members have a monitor each, and a post that
 passes on to the root what that hears: see forwarder.py.
 """
 
@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from mpiexecutor._liveness.commands import KILL
-from mpiexecutor._liveness.monitor import Watch, address_of
+from mpiexecutor._liveness.monitor import FailureMonitor, address_of
 from mpiexecutor._liveness.process_manager import connection, mapped, remove, take_leave
 from mpiexecutor._liveness.supervised import Supervised
 from mpiexecutor._start.process import STANDING, comm_world
@@ -45,8 +45,8 @@ class Root:
         self.reports = await_reports(comm)  # by rank
         self._orders = Orders.of_this_process(root, self.reports)
         answer_reports(comm, self._orders)
-        self.watch = Watch(self._orders.watch, self._orders.token)
-        self.watch.spans_job = comm.size == comm_world().size
+        self.monitor = FailureMonitor(self._orders.monitor, self._orders.token)
+        self.monitor.spans_job = comm.size == comm_world().size
         self.comm = comm.Dup()
         self._exchange: Exchange | None = None
         self._stopped_since: dict[int, float] = {}  # by rank: of those that are waited for, and give no signs of life
@@ -58,11 +58,11 @@ class Root:
         from mpiexecutor._liveness.forwarder import Exchange, News  # noqa: PLC0415 - they know MPI
 
         if far := {rank: (self.reports[rank].host, self.reports[rank].pid) for rank in self._orders.far}:
-            self._exchange = Exchange(News(self.comm), self.watch, far, self._orders.lost_after)
+            self._exchange = Exchange(News(self.comm), self.monitor, far, self._orders.lost_after)
 
     def await_supervisors(self) -> None:
         """Wait until the supervisors of the members have come."""
-        self.watch.await_supervisors([rank for rank, said in self.reports.items() if said.supervised])
+        self.monitor.await_supervisors([rank for rank, said in self.reports.items() if said.supervised])
 
     def await_leavers(self, stopped: Literal["kill", "warn", "wait"]) -> None:
         """Wait until all that live want to part. `stopped` says what is done about one that gives no signs of life.
@@ -70,11 +70,11 @@ class Root:
         "kill" it if nobody has anything else to do after this; "warn" if it does; "wait" if it may still be busy.
         """
         see_to = partial(self._see_to_stopped, kill=stopped == "kill")
-        await_leavers(self.comm, self.watch.dead, *(() if stopped == "wait" else (see_to,)))
+        await_leavers(self.comm, self.monitor.dead, *(() if stopped == "wait" else (see_to,)))
 
     def part(self) -> bool:
         """Part from those that live; whether that is all of them, so that MPI can be used as ever. Then `leave` is next."""
-        dead = self.watch.dead
+        dead = self.monitor.dead
         self.of_all = not dead | self._killed
         self.of_all = not dead | self._killed  # once more: who has died since then may not have been noted
         part(self.comm, dead | self._killed, whole=self.of_all)
@@ -86,12 +86,12 @@ class Root:
 
     def stay(self) -> None:
         """Part from nobody before the end of this process: not all live, and MPI cannot be finalised."""
-        STANDING.deaths.append(self.watch)
+        STANDING.deaths.append(self.monitor)
 
     def leave(self) -> None:
         """Give back what was made, once nobody uses the communicator any more."""
         self.comm.Free()
-        self.watch.stop()
+        self.monitor.stop()
 
     def _see_to_stopped(self, late: AbstractSet[int], *, kill: bool) -> None:
         """Kill those that give no signs of life, or say so once: nothing would come of waiting for them.
@@ -99,7 +99,7 @@ class Root:
         They have had time for one since this process could look: the whole job may have been stopped.
         """
         now = time.monotonic()
-        stopped = {rank for rank in late - self._killed if self.watch.is_stopped(rank)}
+        stopped = {rank for rank in late - self._killed if self.monitor.is_stopped(rank)}
         self._stopped_since = {rank: self._stopped_since.get(rank, now) for rank in stopped}
         for rank in [rank for rank, since in self._stopped_since.items() if now - since > _LATE]:
             who = f"rank {rank}, host {self.reports[rank].host}, pid {self.reports[rank].pid}"
@@ -107,7 +107,7 @@ class Root:
             logger.warning("the worker on %s, gives no signs of life, and keeps this job from its end: %s", who, what)
             if kill:
                 self._killed.add(rank)
-                self.watch.doom(rank, KILL)
+                self.monitor.doom(rank, KILL)
             else:
                 self._stopped_since[rank] = math.inf  # said
 
@@ -132,13 +132,15 @@ class Member:
 
         orders, rank = self._orders, self.comm.rank
         far = rank in orders.far
-        watch = Watch(orders.watch_of(rank), orders.token) if far else None  # before supervisors can want to come to it
+        monitor = (
+            FailureMonitor(orders.monitor_of(rank), orders.token) if far else None
+        )  # before supervisors can want to come to it
         self._news = News(self.comm) if orders.far else None
-        if watch is not None and self._news is not None:
-            self._post = Post(self._news.comm, orders.root, watch, orders.lost_after, partial(_go, self.supervisor))
+        if monitor is not None and self._news is not None:
+            self._post = Post(self._news.comm, orders.root, monitor, orders.lost_after, partial(_go, self.supervisor))
         if self.supervisor is not None:
-            watches = [address_of(orders.watch_of(other)) for other in orders.watchers_of(rank)]
-            self.supervisor.serve(watches, orders.token, rank, far=far)
+            monitors = [address_of(orders.monitor_of(other)) for other in orders.monitors_of(rank)]
+            self.supervisor.serve(monitors, orders.token, rank, far=far)
 
     def part(self, channels: "Sequence[RemoteChannel[Any, Any]]" = ()) -> None:
         """Part from the root. If not all live wait for the end: MPI can be finalised no more, and who leaves first ends the job."""

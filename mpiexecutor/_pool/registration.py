@@ -58,7 +58,7 @@ class Orders:
 
     root: int
     nodes: tuple[str, ...]  # by rank
-    watch: str  # the name of what listens to supervisors on the root's node,
+    monitor: str  # the name of what listens to supervisors on the root's node,
     token: str  # which they must know
     lost_after: float  # seconds of silence after which a worker on another node is given up
 
@@ -75,11 +75,11 @@ class Orders:
         """The ranks on other nodes than the root's."""
         return [rank for rank, node in enumerate(self.nodes) if node != self.nodes[self.root]]
 
-    def watch_of(self, rank: int) -> str:
-        """Name a rank's own watch."""
-        return self.watch if rank == self.root else f"{self.watch}-{rank}"
+    def monitor_of(self, rank: int) -> str:
+        """Name a rank's own monitor."""
+        return self.monitor if rank == self.root else f"{self.monitor}-{rank}"
 
-    def watchers_of(self, rank: int) -> list[int]:
+    def monitors_of(self, rank: int) -> list[int]:
         """Give the ranks that may watch over this one, the best first: those that live when it dies."""
         if rank not in self.far:
             return [self.root]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from mpiexecutor._liveness.monitor import Watch
+from mpiexecutor._liveness.monitor import FailureMonitor
 from mpiexecutor._liveness.process_manager import connection, end_launcher, mapped, remove, take_leave
 from mpiexecutor._liveness.supervised import Supervised, start_supervisor
 from mpiexecutor._liveness.supervisor import end_children
@@ -38,7 +38,9 @@ class Standing:
     supervisor: Supervised | None = None
     serves: bool = False  # it is a worker: its environment does not say any more that it is a rank
     runs_alone: bool = False  # the others wait to serve it: 'python -m mpiexecutor'
-    deaths: list[Watch] = field(default_factory=list)  # the watches that have seen workers die: MPI cannot be finalised any more
+    deaths: list[FailureMonitor] = field(
+        default_factory=list
+    )  # the monitors that have seen workers die: MPI cannot be finalised any more
 
 
 STANDING: Final = Standing()
@@ -88,11 +90,11 @@ def _end(job: Job | None) -> None:
     if job is not None and job.aborted:
         return
     if STANDING.deaths:
-        for watch in STANDING.deaths:
-            watch.see_off()
+        for monitor in STANDING.deaths:
+            monitor.see_off()
         library, files = mapped()
         remove(files)
-        if any(watch.silent and watch.spans_job for watch in STANDING.deaths):
+        if any(monitor.silent and monitor.spans_job for monitor in STANDING.deaths):
             end_launcher()
         take_leave(connection() if job is None else job.connection, library, initialise=False)
     elif not _is_finalized():

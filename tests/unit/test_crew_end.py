@@ -50,7 +50,7 @@ class Scene:
         crew.closed = crew._wedged = False
         crew.pump = self.pump = Logged(self.log, "pump", sessions=list(sessions), is_stuck=False)
         crew._needs = contextlib.nullcontext()
-        for part in ("links", "watch"):
+        for part in ("links", "monitor"):
             setattr(crew, f"_{part}", Logged(self.log, part))
         crew._members = Logged(self.log, "members", part=whole)
         crew._job = Logged(self.log, "job") if started_here else None
@@ -110,7 +110,7 @@ def test_a_script_that_has_failed_and_started_its_workers_ends_them_itself(scene
     """Their deaths are foreseen, so that nobody is warned of them."""
     scene = scene(sessions=[BUSY], failed=True, started_here=True)
     scene.crew.close()
-    assert scene.names[2:] == ["watch.foresee_deaths", "links.abandon", "job.abort"]
+    assert scene.names[2:] == ["monitor.foresee_deaths", "links.abandon", "job.abort"]
 
 
 def test_a_script_that_has_failed_with_nothing_to_do_ends_as_any(scene):

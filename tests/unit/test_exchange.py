@@ -7,7 +7,7 @@ import pytest
 from fake_mpi import fake_mpi
 from fakes import LIMIT, FakeClock, in_a_thread, until
 
-from mpiexecutor._liveness import monitor
+from mpiexecutor._liveness import monitor as its_module
 from mpiexecutor._liveness.commands import KILL, LEAVE
 from mpiexecutor._liveness.monitor import Loss
 from mpiexecutor._liveness.status_page import Signs
@@ -32,12 +32,12 @@ def relay(mpi):
 @pytest.fixture
 def clock(relay, monkeypatch):
     clock = FakeClock()
-    for module in (relay, monitor):
+    for module in (relay, its_module):
         monkeypatch.setattr(module, "time", clock)
     return clock
 
 
-class FakeWatch:
+class FakeMonitor:
     """Notes what it is told."""
 
     def __init__(self):
@@ -105,12 +105,12 @@ def progress(relay, monkeypatch):
 
 
 class Scene:
-    """The root's side, with a watch of its own; and the communicator as the workers have it."""
+    """The root's side, with a monitor of its own; and the communicator as the workers have it."""
 
     def __init__(self, relay, comms):
         self.comms = comms
-        self.watch = FakeWatch()
-        self.exchange = relay.Exchange(relay.News(comms[0]), self.watch, dict(FAR), LOST_AFTER)
+        self.monitor = FakeMonitor()
+        self.exchange = relay.Exchange(relay.News(comms[0]), self.monitor, dict(FAR), LOST_AFTER)
         self.look = self.exchange.look
 
     def tell(self, source, what, said=None):
@@ -137,7 +137,7 @@ def scene(relay, clock, progress, mpi):
 
 def test_the_root_hears_whenever_somebody_attends_or_awaits(scene, progress):
     """It has no thread of its own for that."""
-    assert progress.hosted == scene.watch.looks == [scene.look]
+    assert progress.hosted == scene.monitor.looks == [scene.look]
 
 
 def test_who_lives_is_known_with_what_it_does(scene, clock):
@@ -145,7 +145,7 @@ def test_who_lives_is_known_with_what_it_does(scene, clock):
     scene.tell(2, "alive", {2: (None, 0.5), 3: (4.0, 1.5)})
     scene.look()
     now = clock.now
-    assert scene.watch.slates == {2: Signs(None, now - 0.5, now), 3: Signs(now - 4.0, now - 1.5, now)}
+    assert scene.monitor.slates == {2: Signs(None, now - 0.5, now), 3: Signs(now - 4.0, now - 1.5, now)}
 
 
 def test_a_death_is_told_with_what_the_dead_held(scene):
@@ -156,8 +156,8 @@ def test_a_death_is_told_with_what_the_dead_held(scene):
         scene.tell(2, "held", (3, piece))
     scene.tell(2, "lost", asdict(loss))
     scene.look()
-    assert scene.watch.lost == [replace(loss, held=b"outcomes")]
-    assert scene.watch.forgotten == [3]
+    assert scene.monitor.lost == [replace(loss, held=b"outcomes")]
+    assert scene.monitor.forgotten == [3]
 
 
 def test_news_are_heard_in_order(scene):
@@ -167,12 +167,12 @@ def test_news_are_heard_in_order(scene):
     scene.tell(2, "lost", asdict(loss))
     scene.tell(2, "lost", asdict(loss))
     scene.look()
-    assert set(scene.watch.slates) == {2, 3}
-    assert scene.watch.lost == [loss]
-    scene.watch.slates.clear()
+    assert set(scene.monitor.slates) == {2, 3}
+    assert scene.monitor.lost == [loss]
+    scene.monitor.slates.clear()
     scene.tell_of_living(2, 2, 3)
     scene.look()
-    assert set(scene.watch.slates) == {2}
+    assert set(scene.monitor.slates) == {2}
 
 
 def test_a_look_that_meets_a_death_is_no_error(scene):
@@ -186,7 +186,7 @@ def test_a_look_that_meets_a_death_is_no_error(scene):
 
     scene.comms[0].improbe = die
     scene.look()
-    assert 2 in scene.watch.slates
+    assert 2 in scene.monitor.slates
 
 
 # -- silence
@@ -206,11 +206,11 @@ def test_who_is_not_heard_of_for_long_is_given_up(scene, clock):
     """Each for itself. It is the silence that counts, not that nothing comes."""
     look_for(scene, clock, LOST_AFTER, 2, 3)
     look_for(scene, clock, LOST_AFTER, 2)
-    assert scene.watch.lost == []
+    assert scene.monitor.lost == []
     look_for(scene, clock, 0.5, 2)
-    assert scene.watch.lost == [Loss(3, "far", 1003, "was not heard of for 30 s", None, silent=True)]
-    assert scene.watch.silent == {3}
-    assert scene.watch.forgotten == [3]
+    assert scene.monitor.lost == [Loss(3, "far", 1003, "was not heard of for 30 s", None, silent=True)]
+    assert scene.monitor.silent == {3}
+    assert scene.monitor.forgotten == [3]
 
 
 def test_who_is_told_of_by_another_is_not_silent(scene, clock):
@@ -219,7 +219,7 @@ def test_who_is_told_of_by_another_is_not_silent(scene, clock):
         clock.now += 0.9
         scene.tell_of_living(2, 2, 3)
         scene.look()
-    assert scene.watch.lost == []
+    assert scene.monitor.lost == []
 
 
 def test_a_root_that_had_no_time_gives_up_nobody(scene, clock):
@@ -227,9 +227,9 @@ def test_a_root_that_had_no_time_gives_up_nobody(scene, clock):
     for _ in range(10):
         clock.now += LOST_AFTER
         scene.look()
-    assert scene.watch.lost == []
+    assert scene.monitor.lost == []
     look_for(scene, clock, LOST_AFTER + 0.5)
-    assert {loss.rank for loss in scene.watch.lost} == {2, 3}
+    assert {loss.rank for loss in scene.monitor.lost} == {2, 3}
 
 
 def test_one_that_was_given_up_and_speaks_is_taken_back(scene, clock):
@@ -237,21 +237,21 @@ def test_one_that_was_given_up_and_speaks_is_taken_back(scene, clock):
     look_for(scene, clock, LOST_AFTER + 0.5, 2)
     scene.tell_of_living(3, 3)
     scene.look()
-    assert scene.watch.returned == [3]
-    assert 3 in scene.watch.slates
+    assert scene.monitor.returned == [3]
+    assert 3 in scene.monitor.slates
     look_for(scene, clock, LOST_AFTER + 0.5, 2)
-    assert [loss.rank for loss in scene.watch.lost] == [3, 3]
+    assert [loss.rank for loss in scene.monitor.lost] == [3, 3]
 
 
 def test_what_others_tell_of_one_that_was_given_up_is_no_reason_to_take_it_back(scene, clock):
     """They may not know better."""
     look_for(scene, clock, LOST_AFTER + 0.5, 2)
-    scene.watch.slates.clear()
+    scene.monitor.slates.clear()
     scene.tell_of_living(2, 2, 3)
     scene.look()
-    assert set(scene.watch.slates) == {2}
-    assert scene.watch.returned == []
-    assert scene.watch.dead == {3}
+    assert set(scene.monitor.slates) == {2}
+    assert scene.monitor.returned == []
+    assert scene.monitor.dead == {3}
 
 
 # -- wishes
@@ -261,9 +261,9 @@ def test_a_wish_goes_to_who_watches_over_the_worker(scene):
     """Who passes it on to the supervisor; but that a rank is to leave is its own affair."""
     scene.tell_of_living(2, 3)
     scene.look()
-    scene.watch.lines[3].send(KILL)
-    scene.watch.lines[3].send(LEAVE)
-    scene.watch.lines[3].close()
+    scene.monitor.lines[3].send(KILL)
+    scene.monitor.lines[3].send(LEAVE)
+    scene.monitor.lines[3].close()
     assert scene.wishes(2) == [(3, KILL)]
     assert scene.wishes(3) == [(3, LEAVE)]
 
@@ -272,8 +272,8 @@ def test_nothing_is_sent_to_who_is_known_to_be_dead_and_the_wish_waits(scene):
     """Until another tells of the worker: MPI may wait for ever if there is nobody."""
     scene.tell_of_living(2, 3)
     scene.look()
-    scene.watch.dead.add(2)
-    line = scene.watch.lines[3]
+    scene.monitor.dead.add(2)
+    line = scene.monitor.lines[3]
     line.send(KILL)
     scene.look()
     assert scene.wishes(2) == []
@@ -290,7 +290,7 @@ def test_a_wish_that_finds_nobody_is_no_error(scene):
     scene.tell_of_living(2, 3)
     scene.look()
     scene.comms[0].dead.add(2)
-    scene.watch.lines[3].send(KILL)
+    scene.monitor.lines[3].send(KILL)
     assert scene.wishes(2) == []
 
 
@@ -301,7 +301,7 @@ def test_the_root_waits_until_all_have_said_that_they_are_gone(scene, progress):
     """And then gives back what it has heard them by."""
     scene.tell(2, "gone")
     ending = in_a_thread(scene.exchange.stop)
-    until(lambda: scene.watch.forgotten == [2])
+    until(lambda: scene.monitor.forgotten == [2])
     assert not ending.done()
     scene.tell(3, "gone")
     ending.result(LIMIT)
@@ -313,7 +313,7 @@ def test_one_that_is_gone_is_not_silent(scene, clock):
     """It has nothing to say any more."""
     scene.tell(3, "gone")
     look_for(scene, clock, 2 * LOST_AFTER, 2)
-    assert scene.watch.lost == []
+    assert scene.monitor.lost == []
 
 
 # -- the worker's side
@@ -324,9 +324,9 @@ class Post:
 
     def __init__(self, relay, comms, lost_after=LOST_AFTER):
         self.root = comms[0]
-        self.watch = FakeWatch()
+        self.monitor = FakeMonitor()
         self.left = []
-        self.post = relay.Post(comms[2], 0, self.watch, lost_after, lambda: self.left.append(True))
+        self.post = relay.Post(comms[2], 0, self.monitor, lost_after, lambda: self.left.append(True))
 
     def news(self, but_for=()):
         """Give what it says next."""
@@ -349,7 +349,7 @@ def post(relay, mpi):
 def test_a_post_tells_at_once_of_who_is_new(clock, post):
     """And of nobody at first. No time goes by here."""
     assert post.news() == ("alive", {})
-    post.watch.slates[3] = Signs(None, 0.0, 0.0)
+    post.monitor.slates[3] = Signs(None, 0.0, 0.0)
     what, said = post.news()
     assert (what, set(said)) == ("alive", {3})
     running, unseen = said[3]
@@ -367,7 +367,7 @@ def test_a_post_tells_again_and_again_that_they_live(relay, mpi):
 def test_a_post_tells_of_a_death_in_pieces(post):
     """Each so short that it has come as a whole once it is seen: its sender may die, too."""
     loss = Loss(3, "far", 1003, "was killed by SIGKILL", 41, 1.5, held=bytes(9000))
-    post.watch.losses.put(loss)
+    post.monitor.losses.put(loss)
     pieces = [post.news({"alive"}) for _ in range(3)]
     assert pieces == [("held", (3, bytes(size))) for size in (4096, 4096, 808)]
     assert post.news({"alive"}) == ("lost", asdict(replace(loss, held=b"")))
@@ -379,31 +379,31 @@ def test_what_a_post_tells_is_what_the_root_hears(relay, clock, progress, mpi, m
     scene = Scene(relay, comms)
     post = Post(relay, comms)
     loss = Loss(3, "far", 1003, "was killed by SIGKILL", 41, 1.5, held=bytes(9000))
-    post.watch.slates[2] = Signs(clock.now - 3.0, clock.now - 1.0, clock.now)
-    post.watch.losses.put(loss)
-    until(lambda: scene.look() or (scene.watch.lost and scene.watch.slates))
-    assert scene.watch.lost == [loss]
-    assert scene.watch.slates[2] == Signs(clock.now - 3.0, clock.now - 1.0, clock.now)
-    scene.watch.lines[2].send(KILL)
-    until(lambda: post.watch.told)
-    assert post.watch.told == [(2, KILL)]
+    post.monitor.slates[2] = Signs(clock.now - 3.0, clock.now - 1.0, clock.now)
+    post.monitor.losses.put(loss)
+    until(lambda: scene.look() or (scene.monitor.lost and scene.monitor.slates))
+    assert scene.monitor.lost == [loss]
+    assert scene.monitor.slates[2] == Signs(clock.now - 3.0, clock.now - 1.0, clock.now)
+    scene.monitor.lines[2].send(KILL)
+    until(lambda: post.monitor.told)
+    assert post.monitor.told == [(2, KILL)]
     post.post.stop()
     scene.look()
-    assert scene.watch.forgotten == [3, 2]
+    assert scene.monitor.forgotten == [3, 2]
 
 
 def test_a_post_that_is_to_leave_sees_the_dead_of_its_node_off(post):
     """Then it says that it is gone, and its process ends."""
-    post.watch.dead.add(3)
+    post.monitor.dead.add(3)
     post.root.send((2, LEAVE), 2, WISHES)
     assert post.news({"alive"}) == ("gone", None)
     until(lambda: post.left)
-    assert post.watch.seen_off == [{3}]
+    assert post.monitor.seen_off == [{3}]
 
 
 def test_a_post_that_stops_says_that_it_is_gone(post):
     """All workers live: there is nothing to leave."""
     post.post.stop()
     assert post.news({"alive"}) == ("gone", None)
-    assert post.watch.stopped
+    assert post.monitor.stopped
     assert not post.post._thread.is_alive()

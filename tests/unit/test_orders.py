@@ -14,19 +14,19 @@ def orders_of(*nodes: str) -> Orders:
 
 
 def test_a_supervisor_turns_to_the_root_where_it_can():
-    """On the root's node there is one watch."""
+    """On the root's node there is one monitor."""
     orders = orders_of("", "", "b")
     assert orders.far == [3]
-    assert [orders.watchers_of(rank) for rank in (1, 2)] == [[0], [0]]
-    assert orders.watch_of(0) == orders.watch
+    assert [orders.monitors_of(rank) for rank in (1, 2)] == [[0], [0]]
+    assert orders.monitor_of(0) == orders.monitor
 
 
 def test_elsewhere_it_turns_to_the_worker_after_its_own_and_to_its_own_last():
     """Whoever tells of a death is to live; and the work is shared."""
     orders = orders_of("b", "", "c", "b", "b")
     assert orders.far == [1, 3, 4, 5]
-    assert [orders.watchers_of(rank) for rank in orders.far] == [[4, 5, 1], [3], [5, 1, 4], [1, 4, 5]]
-    assert len({orders.watch_of(rank) for rank in range(6)}) == 6
+    assert [orders.monitors_of(rank) for rank in orders.far] == [[4, 5, 1], [3], [5, 1, 4], [1, 4, 5]]
+    assert len({orders.monitor_of(rank) for rank in range(6)}) == 6
 
 
 @pytest.mark.parametrize(

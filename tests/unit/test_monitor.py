@@ -13,18 +13,18 @@ from queue import Empty
 import pytest
 from fakes import LIMIT, FakeClock, in_a_thread, until
 
-from mpiexecutor._liveness import monitor
+from mpiexecutor._liveness import monitor as its_module
 from mpiexecutor._liveness.commands import BYE, KILL, LEAVE, NEWS, TERMINATE
-from mpiexecutor._liveness.monitor import Loss, Watch, address_of
+from mpiexecutor._liveness.monitor import FailureMonitor, Loss, address_of
 from mpiexecutor._liveness.status_page import NOTHING, Signs, Slate
 from mpiexecutor._util.seconds import PULSE
 
-pytestmark = pytest.mark.skipif(not monitor.possible(), reason="supervisors need Linux 5.3")
+pytestmark = pytest.mark.skipif(not its_module.possible(), reason="supervisors need Linux 5.3")
 TOKEN = "token"
 
 
 class Supervisor:
-    """Somebody who comes to a watch, and what it says of itself."""
+    """Somebody who comes to a monitor, and what it says of itself."""
 
     def __init__(self, name, rank=1, *, token=TOKEN, hello=None):
         self.slate, descriptor = Slate.new()
@@ -56,11 +56,11 @@ def name():
 
 
 @pytest.fixture
-def watch(name):
-    watch = Watch(name, TOKEN)
-    yield watch
-    if watch._thread.is_alive():
-        watch.stop()
+def monitor(name):
+    monitor = FailureMonitor(name, TOKEN)
+    yield monitor
+    if monitor._thread.is_alive():
+        monitor.stop()
 
 
 @pytest.fixture
@@ -78,55 +78,55 @@ def come(name):
 
 
 @pytest.fixture
-def welcomed(watch, come):
+def welcomed(monitor, come):
     """Give a function that has a supervisor come, and be known."""
 
     def welcomed(rank=1):
         supervisor = come(rank)
         assert supervisor.hears() == b"!"
-        until(lambda: rank in watch._supervisors)  # the last that is noted
+        until(lambda: rank in monitor._supervisors)  # the last that is noted
         return supervisor
 
     return welcomed
 
 
-def next_loss(watch):
-    return watch.losses.get(timeout=LIMIT)
+def next_loss(monitor):
+    return monitor.losses.get(timeout=LIMIT)
 
 
-def no_more_losses(watch):
-    """Have the watch hear everything, and see that nobody else was lost."""
+def no_more_losses(monitor):
+    """Have the monitor hear everything, and see that nobody else was lost."""
     look, seen = os.pipe()
     heard = threading.Event()
-    watch.attend(look, heard.set)
+    monitor.attend(look, heard.set)
     os.write(seen, b"!")
     assert heard.wait(LIMIT)
     os.close(look)
     os.close(seen)
     with pytest.raises(Empty):
-        watch.losses.get(timeout=0)
+        monitor.losses.get(timeout=0)
 
 
 # -- who comes
 
 
-def test_a_supervisor_that_comes_is_welcomed_and_known(watch, welcomed):
+def test_a_supervisor_that_comes_is_welcomed_and_known(monitor, welcomed):
     """By its rank; whoever waits for it waits no more."""
-    waiting = in_a_thread(watch.await_supervisors, [1, 2])
+    waiting = in_a_thread(monitor.await_supervisors, [1, 2])
     welcomed(1)
     assert not waiting.done()
     welcomed(2)
     waiting.result(LIMIT)
-    assert watch.known == {1, 2}
+    assert monitor.known == {1, 2}
 
 
-def test_supervisors_that_never_come_are_not_waited_for_for_ever(watch, come, monkeypatch):
+def test_supervisors_that_never_come_are_not_waited_for_for_ever(monitor, come, monkeypatch):
     """Nothing is known of their workers, and nobody can tell them anything."""
-    monkeypatch.setattr(monitor, "_COMING", 0.0)
-    watch.await_supervisors([1])
-    assert watch.state_of(1) == ("unknown", None)
-    assert not watch.kill(1)
-    assert not watch.is_stopped(1)
+    monkeypatch.setattr(its_module, "_COMING", 0.0)
+    monitor.await_supervisors([1])
+    assert monitor.state_of(1) == ("unknown", None)
+    assert not monitor.kill(1)
+    assert not monitor.is_stopped(1)
 
 
 def open_files():
@@ -144,7 +144,7 @@ def open_files():
     ],
     ids=str,
 )
-def test_a_stranger_is_sent_away(watch, welcomed, come, stranger):
+def test_a_stranger_is_sent_away(monitor, welcomed, come, stranger):
     """And those who come after it get in."""
     files = open_files()
     supervisor = come(7, **stranger)
@@ -152,14 +152,14 @@ def test_a_stranger_is_sent_away(watch, welcomed, come, stranger):
     supervisor.go()
     until(lambda: open_files() <= files)  # what it has sent is closed, too
     welcomed(1)
-    assert watch.known == {1}
+    assert monitor.known == {1}
 
 
-def test_one_that_says_nothing_is_sent_away_after_a_while(watch, welcomed, come, monkeypatch):
+def test_one_that_says_nothing_is_sent_away_after_a_while(monitor, welcomed, come, monkeypatch):
     """Others do not wait for it for ever; nor for one that has gone again."""
-    monkeypatch.setattr(monitor, "_HELLO", 0.01)
+    monkeypatch.setattr(its_module, "_HELLO", 0.01)
     assert come(7, hello=b"").hears() == b""
-    monkeypatch.setattr(monitor, "_HELLO", LIMIT)
+    monkeypatch.setattr(its_module, "_HELLO", LIMIT)
     come(7, hello=b"").go()
     welcomed(1)
 
@@ -167,63 +167,63 @@ def test_one_that_says_nothing_is_sent_away_after_a_while(watch, welcomed, come,
 # -- what they tell
 
 
-def test_a_death_is_told_with_all_that_is_known_of_it(watch, welcomed):
+def test_a_death_is_told_with_all_that_is_known_of_it(monitor, welcomed):
     """Who, where, how, which call it had begun, and what it held."""
     supervisor = welcomed()
     supervisor.slate.hold(b"outcome")
     supervisor.tell_end("was killed by SIGSEGV", 42)
-    loss = next_loss(watch)
+    loss = next_loss(monitor)
     assert loss == Loss(1, "host", 1001, "was killed by SIGSEGV", 42, 0.0, held=supervisor.slate.held)
     assert loss.held
     assert str(loss) == "the worker on rank 1, host host, pid 1001, was killed by SIGSEGV"
-    assert watch.dead == {1}
-    assert watch.state_of(1) == ("lost", None)
+    assert monitor.dead == {1}
+    assert monitor.state_of(1) == ("lost", None)
 
 
-def test_a_death_is_told_once(watch, welcomed):
+def test_a_death_is_told_once(monitor, welcomed):
     """Its supervisor goes later."""
     supervisor = welcomed()
     supervisor.tell_end("was killed by SIGKILL")
-    assert next_loss(watch).end == "was killed by SIGKILL"
+    assert next_loss(monitor).end == "was killed by SIGKILL"
     supervisor.go()
-    until(lambda: not watch._supervisors)
-    no_more_losses(watch)
+    until(lambda: not monitor._supervisors)
+    no_more_losses(monitor)
 
 
-def test_one_whose_supervisor_is_gone_without_a_word_is_lost(watch, welcomed):
+def test_one_whose_supervisor_is_gone_without_a_word_is_lost(monitor, welcomed):
     """It goes with its supervisor. What it held is not read: it may still write."""
     supervisor = welcomed()
     supervisor.slate.hold(b"outcome")
     supervisor.go()
-    loss = next_loss(watch)
+    loss = next_loss(monitor)
     assert (loss.rank, loss.end, loss.begun, loss.held) == (1, "was lost together with its keeper", None, b"")
-    assert not watch.kill(1)
+    assert not monitor.kill(1)
 
 
-def test_a_supervisor_that_takes_its_leave_has_lost_nobody(watch, welcomed):
+def test_a_supervisor_that_takes_its_leave_has_lost_nobody(monitor, welcomed):
     """Its rank serves no more."""
     supervisor = welcomed()
     supervisor.line.send(BYE)
-    until(lambda: not watch._supervisors)
-    no_more_losses(watch)
-    assert not watch.dead
-    assert not watch.tell(1, KILL)
+    until(lambda: not monitor._supervisors)
+    no_more_losses(monitor)
+    assert not monitor.dead
+    assert not monitor.tell(1, KILL)
 
 
-def test_a_supervisor_that_takes_its_leave_need_not_have_read_all(watch, welcomed):
+def test_a_supervisor_that_takes_its_leave_need_not_have_read_all(monitor, welcomed):
     """It is told again and again of deaths, at its end, too."""
     supervisor = welcomed()
-    with held_up(watch):
-        watch.tell(1, NEWS + b"[]")
+    with held_up(monitor):
+        monitor.tell(1, NEWS + b"[]")
         supervisor.line.send(BYE)
         supervisor.go()
-    until(lambda: not watch._supervisors)
-    no_more_losses(watch)
+    until(lambda: not monitor._supervisors)
+    no_more_losses(monitor)
 
 
 @contextlib.contextmanager
-def held_up(watch):
-    """Have the watch hear nothing meanwhile."""
+def held_up(monitor):
+    """Have the monitor hear nothing meanwhile."""
     began, go_on = threading.Event(), threading.Event()
 
     def wait():
@@ -232,7 +232,7 @@ def held_up(watch):
 
     reading, writing = os.pipe()
     os.write(writing, b"!")
-    watch.attend(reading, wait)
+    monitor.attend(reading, wait)
     assert began.wait(LIMIT)
     try:
         yield
@@ -245,42 +245,42 @@ def held_up(watch):
 # -- what they are told
 
 
-def test_a_worker_is_killed_by_its_supervisor(watch, welcomed):
+def test_a_worker_is_killed_by_its_supervisor(monitor, welcomed):
     """If there is one, and it is not dead already."""
     supervisor = welcomed()
-    assert watch.kill(1)
+    assert monitor.kill(1)
     assert supervisor.hears() == KILL
-    assert not watch.kill(2)
+    assert not monitor.kill(2)
     supervisor.tell_end("was killed by SIGKILL")
-    next_loss(watch)
-    assert not watch.kill(1)
+    next_loss(monitor)
+    assert not monitor.kill(1)
 
 
 @pytest.mark.parametrize("how", [KILL, TERMINATE])
-def test_one_that_is_to_end_is_told_so_even_if_its_supervisor_is_still_to_come(watch, welcomed, how):
+def test_one_that_is_to_end_is_told_so_even_if_its_supervisor_is_still_to_come(monitor, welcomed, how):
     """After it has been welcomed; and its death is no surprise."""
     early = welcomed(1)
-    watch.doom(1, how)
-    watch.doom(2, how)
+    monitor.doom(1, how)
+    monitor.doom(2, how)
     assert early.hears() == how
     late = welcomed(2)
     assert late.hears() == how
-    assert [watch.is_doomed(rank) for rank in (1, 2, 3)] == [True, True, False]
+    assert [monitor.is_doomed(rank) for rank in (1, 2, 3)] == [True, True, False]
 
 
-def test_when_the_job_is_ended_all_deaths_are_foreseen(watch, welcomed):
+def test_when_the_job_is_ended_all_deaths_are_foreseen(monitor, welcomed):
     """Of those who have come."""
     welcomed()
-    watch.foresee_deaths()
-    assert watch.is_doomed(1)
+    monitor.foresee_deaths()
+    assert monitor.is_doomed(1)
 
 
-def test_supervisors_are_seen_off_and_waited_for(watch, welcomed):
+def test_supervisors_are_seen_off_and_waited_for(monitor, welcomed):
     """Each has its rank end, takes its leave, and goes. Whoever is heard through others is heard meanwhile."""
     supervisors = [welcomed(rank) for rank in (1, 2)]
     heard = threading.Event()
-    watch.hear_by(heard.set)
-    seeing = in_a_thread(watch.see_off)
+    monitor.hear_by(heard.set)
+    seeing = in_a_thread(monitor.see_off)
     for supervisor in supervisors:
         assert supervisor.hears() == LEAVE
         assert heard.wait(LIMIT)
@@ -288,35 +288,35 @@ def test_supervisors_are_seen_off_and_waited_for(watch, welcomed):
         supervisor.line.send(BYE)
         supervisor.go()
     seeing.result(LIMIT)
-    assert not watch.dead
+    assert not monitor.dead
 
 
-def test_only_some_are_seen_off(watch, welcomed):
+def test_only_some_are_seen_off(monitor, welcomed):
     """Those of the dead, say."""
     one, other = welcomed(1), welcomed(2)
-    seeing = in_a_thread(watch.see_off, {1})
+    seeing = in_a_thread(monitor.see_off, {1})
     assert one.hears() == LEAVE
     one.line.send(BYE)
     seeing.result(LIMIT)
-    assert watch.kill(2)
+    assert monitor.kill(2)
     assert other.hears() == KILL
 
 
-def test_one_that_does_not_go_is_not_waited_for_for_ever(watch, welcomed, monkeypatch):
+def test_one_that_does_not_go_is_not_waited_for_for_ever(monitor, welcomed, monkeypatch):
     """It has been told."""
-    monkeypatch.setattr(monitor, "_LEAVING", 0.0)
+    monkeypatch.setattr(its_module, "_LEAVING", 0.0)
     supervisor = welcomed()
-    watch.see_off()
+    monitor.see_off()
     assert supervisor.hears() == LEAVE
 
 
-def test_the_end_of_a_watch_lets_its_supervisors_go(watch, welcomed, name):
+def test_the_end_of_a_monitor_lets_its_supervisors_go(monitor, welcomed, name):
     """They find that it is gone; whoever waits for losses learns that there will be none any more."""
     supervisor = welcomed()
-    watch.stop()
+    monitor.stop()
     assert supervisor.hears() == b""
-    assert next_loss(watch) is None
-    assert not watch._thread.is_alive()
+    assert next_loss(monitor) is None
+    assert not monitor._thread.is_alive()
     with pytest.raises(ConnectionRefusedError), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as late:
         late.connect(address_of(name))
 
@@ -327,65 +327,65 @@ def test_the_end_of_a_watch_lets_its_supervisors_go(watch, welcomed, name):
 @pytest.fixture
 def clock(monkeypatch):
     clock = FakeClock()
-    monkeypatch.setattr(monitor, "time", clock)
+    monkeypatch.setattr(its_module, "time", clock)
     return clock
 
 
-def test_what_a_worker_does_is_known_from_its_slate(watch, clock):
+def test_what_a_worker_does_is_known_from_its_slate(monitor, clock):
     """Idle, or running since some time, as long as it gives signs of life; without, silent since the last."""
     slate = Slate.new()[0]
     slate._times[3] = clock.monotonic()
-    watch.admit(1, FakeLine(), slate)
-    assert watch.state_of(1) == ("idle", None)
+    monitor.admit(1, FakeLine(), slate)
+    assert monitor.state_of(1) == ("idle", None)
     clock.now += 2
     slate.begin(7, clock.monotonic())
     clock.now += 0.5
-    assert watch.state_of(1) == ("running", clock.time() - 0.5)
-    assert not watch.is_stopped(1)
+    assert monitor.state_of(1) == ("running", clock.time() - 0.5)
+    assert not monitor.is_stopped(1)
     clock.now += 3 * PULSE
-    assert watch.state_of(1) == ("silent", clock.time() - 2.5 - 3 * PULSE)
-    assert watch.is_stopped(1)
+    assert monitor.state_of(1) == ("silent", clock.time() - 2.5 - 3 * PULSE)
+    assert monitor.is_stopped(1)
     slate._times[3] = clock.monotonic()
-    assert watch.state_of(1)[0] == "running"
-    watch.lose(Loss(1, "host", 1001, "was killed", None))
-    assert watch.state_of(1) == ("lost", None)
+    assert monitor.state_of(1)[0] == "running"
+    monitor.lose(Loss(1, "host", 1001, "was killed", None))
+    assert monitor.state_of(1) == ("lost", None)
     clock.now += 100
-    assert not watch.is_stopped(1)
+    assert not monitor.is_stopped(1)
 
 
-def test_one_on_another_node_is_stopped_only_if_somebody_says_so(watch, clock):
+def test_one_on_another_node_is_stopped_only_if_somebody_says_so(monitor, clock):
     """If nobody has told of it for long, it may as well be that who tells has no time."""
-    watch.admit(1, FakeLine(), Signs(None, seen=clock.monotonic() - 100, told=clock.monotonic()))
-    assert watch.is_stopped(1)
+    monitor.admit(1, FakeLine(), Signs(None, seen=clock.monotonic() - 100, told=clock.monotonic()))
+    assert monitor.is_stopped(1)
     clock.now += 3 * PULSE + 0.1
-    assert not watch.is_stopped(1)
-    assert watch.state_of(1)[0] == "silent"
+    assert not monitor.is_stopped(1)
+    assert monitor.state_of(1)[0] == "silent"
 
 
-def test_signs_of_life_are_of_those_that_live(watch, clock):
+def test_signs_of_life_are_of_those_that_live(monitor, clock):
     """For who passes them on: when its call was begun, when it was seen, and that this is told now."""
     for rank in (1, 2):
-        watch.admit(rank, FakeLine(), Signs(3.0, seen=4.0, told=4.5))
-    watch.lose(Loss(2, "host", 1002, "was killed", None))
-    assert dict(watch.signs()) == {1: Signs(3.0, 4.0, clock.monotonic())}
+        monitor.admit(rank, FakeLine(), Signs(3.0, seen=4.0, told=4.5))
+    monitor.lose(Loss(2, "host", 1002, "was killed", None))
+    assert dict(monitor.signs()) == {1: Signs(3.0, 4.0, clock.monotonic())}
 
 
-def test_one_that_was_given_up_may_live(watch, caplog):
+def test_one_that_was_given_up_may_live(monitor, caplog):
     """It is not dead any more, can be told something again, and whoever wants to know is told."""
     returned = []
-    watch.returned = returned.append
-    watch.silent.add(1)
-    watch.lose(Loss(1, "host", 1001, "was not heard of", None, silent=True))
-    watch.forget_supervisor(1)
-    assert next_loss(watch).silent
+    monitor.returned = returned.append
+    monitor.silent.add(1)
+    monitor.lose(Loss(1, "host", 1001, "was not heard of", None, silent=True))
+    monitor.forget_supervisor(1)
+    assert next_loss(monitor).silent
     line = FakeLine()
-    watch.take_back(1, line)
-    assert (watch.dead, watch.silent, returned) == (set(), set(), [1])
-    assert watch.kill(1)
+    monitor.take_back(1, line)
+    assert (monitor.dead, monitor.silent, returned) == (set(), set(), [1])
+    assert monitor.kill(1)
     assert line.said == [KILL]
     assert "the worker on rank 1 was heard of again" in caplog.text
-    watch.lose(Loss(1, "host", 1001, "was killed by SIGKILL", None))
-    assert next_loss(watch).end == "was killed by SIGKILL"
+    monitor.lose(Loss(1, "host", 1001, "was killed by SIGKILL", None))
+    assert next_loss(monitor).end == "was killed by SIGKILL"
 
 
 class FakeLine:
@@ -400,37 +400,37 @@ class FakeLine:
 # -- what else it does, as it has a thread that waits
 
 
-def test_it_keeps_the_time_of_what_may_get_stuck(watch):
+def test_it_keeps_the_time_of_what_may_get_stuck(monitor):
     """Though nobody sends it anything."""
     stuck = threading.Event()
-    with watch.watchdog.limit(0.01, stuck.set):
+    with monitor.watchdog.limit(0.01, stuck.set):
         assert stuck.wait(LIMIT)
 
 
-def test_something_else_is_attended_to_once(watch):
+def test_something_else_is_attended_to_once(monitor):
     """When there is something to read: the end of mpiexec, say."""
     look, seen = os.pipe()
     calls = []
     happened = threading.Event()
-    watch.attend(look, lambda: (calls.append(1), happened.set()))
-    no_more_losses(watch)
+    monitor.attend(look, lambda: (calls.append(1), happened.set()))
+    no_more_losses(monitor)
     assert calls == []
     os.write(seen, b"!")
     assert happened.wait(LIMIT)
-    no_more_losses(watch)
+    no_more_losses(monitor)
     assert calls == [1]
     os.close(look)
     os.close(seen)
 
 
-def test_a_watch_is_quiet_in_a_forked_child(watch, welcomed):
+def test_a_monitor_is_quiet_in_a_forked_child(monitor, welcomed):
     """Its connections are its parent's: they are closed without a word."""
     supervisor = welcomed()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # there are threads
         child = os.fork()
     if not child:
-        os._exit(0 if watch._selector.get_map() is None else 1)
+        os._exit(0 if monitor._selector.get_map() is None else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert watch.kill(1)
+    assert monitor.kill(1)
     assert supervisor.hears() == KILL
