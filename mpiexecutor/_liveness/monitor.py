@@ -1,9 +1,8 @@
-"""Who of the workers lives: the root's ear for their supervisors, and what it does when one has died.
+"""Which workers live, as far as their supervisors say, and how the root tells these what to do.
 
-    supervisor ──"was killed by SIGKILL"──> monitor ──> undertaker: settles both channels ──> pump: whose calls were these?
-
-The monitor listens to supervisors. The undertaker has both channels forget the dead, which may take a moment: whatever a living
-rank has begun to put or take is finished first. More may die meanwhile, so the monitor goes on listening.
+A FailureMonitor listens to the supervisors of its own node and puts each failure into a queue, for a recovery thread. Its thread
+never enters MPI. So it goes on listening while others are stuck there, and keeps the watchdog's time (see _rma/recovery_thread.py).
+For the whole path of a failure see recovery.py.
 """
 
 import contextlib

@@ -1,4 +1,29 @@
-"""What the root of a crew does when a worker has died: both channels forget the dead, then the pump is told."""
+"""What the root of a pool does when a worker has failed: both channels are recovered, then the worker's calls are settled.
+
+The path of a failure, from the kill to the error in the future:
+
+    a worker is killed
+        │ waitpid                           supervisor.py       the parent of the worker
+        │ "was killed by SIGKILL"           commands.py         over a Unix socket
+        v
+    FailureMonitor of the root              monitor.py          <── from other nodes by MPI: forwarder.py
+        │ queue of failures
+        v
+    recovery thread, under a watchdog       _rma/recovery_thread.py
+        │
+        ├─ an executor's pool: PoolRecovery recovers both channels, and says which calls the worker had claimed last
+        │      v                            recovery.py, channel/_losses.py
+        │   Pump.lose: BrokenWorkerError in the futures of what it had begun; the rest is sent again      _calls/scheduler.py
+        │
+        └─ --spmd: rank 0 tells the supervisors of all other ranks, and these their ranks                 _cli/spmd.py
+               v
+            on every rank: Deaths, a recovery thread; the host of each raw channel recovers it            _rma/failed_ranks.py
+               v
+            ChannelBroken from the host's next operation
+
+Two sets of failed ranks. FailureMonitor.dead is what the root expects no answer from: a silent rank that is heard of again leaves
+it. With --spmd a rank that a channel was recovered from stays failed for good, on all ranks alike: Deaths never takes one back.
+"""
 
 import logging
 from collections.abc import Callable
@@ -14,8 +39,8 @@ from .monitor import FailureMonitor, Loss
 logger = logging.getLogger("mpiexecutor")
 
 
-class Undertaker:
-    """Has the channels of a crew forget the dead, in a thread."""
+class PoolRecovery:
+    """Recovers the channels of a pool, in a thread."""
 
     def __init__(
         self,
@@ -23,14 +48,14 @@ class Undertaker:
         channels: tuple[RemoteChannel[Any, Any], ...],
         *,
         renumber: Callable[[list[int], int], None],
-        bury: Callable[[Loss, Share | None], None],
+        lose: Callable[[Loss, Share | None], None],
         give_up: Callable[[str], None],
         note: Callable[[], None],
     ) -> None:
         self._monitor = monitor
         self._work, self._replies = channels
         self._renumber = renumber  # told of the work that is left: see RemoteChannel.settle
-        self._bury = bury  # told of each loss when what it has left behind is settled, and what it had claimed of the work
+        self._lose = lose  # told of each loss when what it has left behind is settled, and what it had claimed of the work
         self._give_up = give_up
         self._note = note  # told of each loss, first
         self._shares: dict[int, Share] = {}  # of work, by rank: of those whose loss is still to be looked at
@@ -47,7 +72,7 @@ class Undertaker:
             logger.exception("what a dead worker has left behind was not settled")
             self._give_up(f"{loss}, and what it has left behind cannot be settled: {error}")
             return True
-        self._bury(loss, self._shares.pop(loss.rank, None))
+        self._lose(loss, self._shares.pop(loss.rank, None))
         return True
 
     def _settle(self, loss: Loss) -> None:

@@ -23,7 +23,7 @@ from mpiexecutor._calls.scheduler import Pump
 from mpiexecutor._calls.worker import Worker
 from mpiexecutor._liveness.monitor import WorkerStatus
 from mpiexecutor._liveness.process_manager import mapped, remove
-from mpiexecutor._liveness.recovery import Undertaker
+from mpiexecutor._liveness.recovery import PoolRecovery
 from mpiexecutor._liveness.status_page import Slate
 from mpiexecutor._rma.failed_ranks import DEATHS
 from mpiexecutor._script.state import Origin
@@ -73,7 +73,7 @@ class Crew:
         self._wedged = False  # they will never be of use again
         pump = self.pump
         monitor.returned = pump.regain
-        Undertaker(monitor, links.channels, renumber=pump.renumber, bury=pump.lose, give_up=self._give_up, note=self._note_loss)
+        PoolRecovery(monitor, links.channels, renumber=pump.renumber, lose=pump.lose, give_up=self._give_up, note=self._note_loss)
         self._job = STANDING.job
         if self._job is not None:
             self._job.tell_of_end(

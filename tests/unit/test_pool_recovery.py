@@ -1,4 +1,4 @@
-"""What is done about a death, and in which order: both channels forget the dead, then the pump is told. Channels are scripts."""
+"""What is done about a failure, and in which order: both channels are recovered, then the pump is told. Channels are scripts."""
 
 import logging
 import secrets
@@ -9,7 +9,7 @@ from fakes import LIMIT
 
 from mpiexecutor._liveness import recovery
 from mpiexecutor._liveness.monitor import FailureMonitor, Loss
-from mpiexecutor._liveness.recovery import Undertaker
+from mpiexecutor._liveness.recovery import PoolRecovery
 from mpiexecutor._rma.recovery_thread import Watchdog
 from mpiexecutor._util.inbox import Inbox
 from mpiexecutor.channel import ChannelBroken, ChannelClosed, Share
@@ -71,18 +71,18 @@ class FakeMonitor:
 
 
 class Scene:
-    """An undertaker, and all that it says and does, in order."""
+    """A recovery thread, and all that it says and does, in order."""
 
     def __init__(self, monitor=None):
         self.log = []
         self.monitor = FakeMonitor(self.log) if monitor is None else monitor
         self.work, self.replies = (ScriptedChannel(name, self.log) for name in ("work", "replies"))
         self.given_up = threading.Event()
-        self._undertaker = Undertaker(
+        self._recovery = PoolRecovery(
             self.monitor,
             (self.work, self.replies),
             renumber=lambda kept, first: self.log.append(("renumbered", kept, first)),
-            bury=lambda loss, share: self.log.append(("buried", loss.rank, share)),
+            lose=lambda loss, share: self.log.append(("lost", loss.rank, share)),
             give_up=self._give_up,
             note=lambda: self.log.append("noted"),
         )
@@ -94,8 +94,8 @@ class Scene:
     def end(self):
         """Have it do all that there is to do, and end; give what it has done."""
         self.monitor.losses.put(None)
-        self._undertaker.thread.join(LIMIT)
-        assert not self._undertaker.thread.is_alive()
+        self._recovery.thread.join(LIMIT)
+        assert not self._recovery.thread.is_alive()
         return self.log
 
 
@@ -116,7 +116,7 @@ def test_both_channels_are_settled_before_the_pump_is_told(scene):
         ("work", {2}, set()),
         ("renumbered", [3, 5], 7),
         ("replies", {2}, set()),
-        ("buried", 2, share_of(2, 17)),
+        ("lost", 2, share_of(2, 17)),
     ]
     assert scene.monitor.watchdog.left() is None
 
@@ -124,7 +124,7 @@ def test_both_channels_are_settled_before_the_pump_is_told(scene):
 def test_one_that_had_claimed_nothing_is_buried_too(scene):
     """With no share."""
     scene.monitor.lose(2)
-    assert scene.end()[-1] == ("buried", 2, None)
+    assert scene.end()[-1] == ("lost", 2, None)
 
 
 def test_more_may_die_meanwhile(scene):
@@ -133,7 +133,7 @@ def test_more_may_die_meanwhile(scene):
     scene.monitor.lose(1, 2)
     log = scene.end()
     assert log[1] == ("work", {1, 2}, set())
-    assert [each for each in log if each[0] == "buried"] == [("buried", 1, share_of(1, 4)), ("buried", 2, share_of(2, 5))]
+    assert [each for each in log if each[0] == "lost"] == [("lost", 1, share_of(1, 4)), ("lost", 2, share_of(2, 5))]
 
 
 def test_the_channels_are_told_who_perhaps_lives(scene):
@@ -152,7 +152,7 @@ def test_who_lives_and_keeps_a_channel_from_being_settled_is_killed(scene, which
     log = scene.end()
     broken = [each[0] for each in log].index(which)
     assert log[broken + 1 : broken + 4] == [("killed", 1), ("killed", 3), (which, {2}, set())]
-    assert log[-1] == ("buried", 2, None)
+    assert log[-1] == ("lost", 2, None)
 
 
 def test_what_it_had_claimed_is_kept_while_that_is_tried_again(scene):
@@ -160,7 +160,7 @@ def test_what_it_had_claimed_is_kept_while_that_is_tried_again(scene):
     scene.work.script = [[share_of(2, 17)], []]
     scene.replies.script = [ChannelBroken("ranks [1] live", [1])]
     scene.monitor.lose(2)
-    assert scene.end()[-1] == ("buried", 2, share_of(2, 17))
+    assert scene.end()[-1] == ("lost", 2, share_of(2, 17))
 
 
 def test_if_nobody_can_be_killed_everything_is_given_up(scene):
@@ -179,9 +179,9 @@ def test_a_fault_of_ours_is_given_up_for_too(scene, caplog):
     scene.monitor.lose(1)
     scene.monitor.lose(2)
     log = scene.end()
-    assert [each for each in log if each[0] in {"given up", "buried"}] == [
+    assert [each for each in log if each[0] in {"given up", "lost"}] == [
         ("given up", f"{loss_of(1)}, and what it has left behind cannot be settled: a fault of ours"),
-        ("buried", 2, None),
+        ("lost", 2, None),
     ]
     assert "what a dead worker has left behind was not settled" in caplog.text
 
