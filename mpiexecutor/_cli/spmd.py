@@ -85,7 +85,7 @@ class _Root:
         left = 0  # times to tell again
         while True:
             try:
-                loss = self._monitor.losses.get(timeout=_ONCE_MORE if told else None)
+                failure = self._monitor.failures.get(timeout=_ONCE_MORE if told else None)
             except Empty:
                 DEATHS.watchdog.left()
                 if not left:
@@ -93,11 +93,11 @@ class _Root:
                 left -= 1
             else:
                 left = _TIMES
-                if loss is None:
+                if failure is None:
                     return
-                end = f"rank {loss.rank}, host {loss.host}, pid {loss.pid}, {loss.end}"
+                end = f"rank {failure.rank}, host {failure.host}, pid {failure.pid}, {failure.end}"
                 logger.warning("%s", end)
-                told.append((loss.rank, end, loss.silent))
+                told.append((failure.rank, end, failure.silent))
                 DEATHS.tell(*told[-1])
             for rank in self._members.reports.keys() - self._monitor.dead:
                 self._monitor.tell(rank, NEWS + json.dumps(told[-_MOST:]).encode())

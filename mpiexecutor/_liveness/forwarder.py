@@ -29,7 +29,7 @@ from mpiexecutor._util.seconds import ASLEEP as _ASLEEP
 from mpiexecutor._util.seconds import PULSE
 
 from .commands import LEAVE
-from .monitor import FailureMonitor, Loss
+from .monitor import FailureMonitor, WorkerFailure
 from .status_page import Signs
 
 _NEWS, _WISHES = 0, 1  # tags of messages to the root, and from it
@@ -67,18 +67,18 @@ class Post:
     def _run(self) -> None:
         while not self._stopped:
             with contextlib.suppress(Empty):
-                loss = self._monitor.losses.get(timeout=_LOOK)
-                assert loss is not None
-                self._tell_of(loss)
+                failure = self._monitor.failures.get(timeout=_LOOK)
+                assert failure is not None
+                self._tell_of(failure)
             self._tell_of_living()
             while self._comm.Iprobe(self._root, _WISHES):
                 self._obey(*self._comm.recv(source=self._root, tag=_WISHES))
 
-    def _tell_of(self, loss: Loss) -> None:
+    def _tell_of(self, failure: WorkerFailure) -> None:
         """Tell of a death, in messages so short that each has come as a whole once it is seen: this process may die, too."""
-        for start in range(0, len(loss.held), _SHORT):
-            self._comm.send(("held", (loss.rank, loss.held[start : start + _SHORT])), self._root, _NEWS)
-        self._comm.send(("lost", asdict(replace(loss, held=b""))), self._root, _NEWS)
+        for start in range(0, len(failure.held), _SHORT):
+            self._comm.send(("held", (failure.rank, failure.held[start : start + _SHORT])), self._root, _NEWS)
+        self._comm.send(("lost", asdict(replace(failure, held=b""))), self._root, _NEWS)
 
     def _tell_of_living(self) -> None:
         """Tell who has given signs of life: now and then, and as soon as there is somebody new."""
@@ -197,8 +197,8 @@ class Exchange:
             rank, piece = said
             self._pieces[source, rank] = self._pieces.get((source, rank), b"") + piece
         elif what == "lost":
-            loss = Loss(**said)
-            self._lose(replace(loss, held=self._pieces.pop((source, loss.rank), b"")))
+            failure = WorkerFailure(**said)
+            self._lose(replace(failure, held=self._pieces.pop((source, failure.rank), b"")))
         else:
             self._note_living(source, said)
 
@@ -224,12 +224,12 @@ class Exchange:
     def _give_up(self, rank: int) -> None:
         host, pid = self._workers[rank]
         self._monitor.silent.add(rank)
-        self._lose(Loss(rank, host, pid, f"was not heard of for {self._lost_after:g} s", None, silent=True))
+        self._lose(WorkerFailure(rank, host, pid, f"was not heard of for {self._lost_after:g} s", None, silent=True))
 
-    def _lose(self, loss: Loss) -> None:
-        self._heard.pop(loss.rank, None)
-        self._monitor.lose(loss)
-        self._monitor.forget_supervisor(loss.rank)  # it stays until its monitor is told to leave
+    def _lose(self, failure: WorkerFailure) -> None:
+        self._heard.pop(failure.rank, None)
+        self._monitor.lose(failure)
+        self._monitor.forget_supervisor(failure.rank)  # it stays until its monitor is told to leave
 
 
 class _FarLine:

@@ -40,7 +40,7 @@ _LOOK = 1e-3  # seconds between two looks whether they have
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
+class WorkerFailure:
     """A worker that has died."""
 
     rank: int
@@ -54,6 +54,9 @@ class Loss:
 
     def __str__(self) -> str:
         return f"the worker on rank {self.rank}, host {self.host}, pid {self.pid}, {self.end}"
+
+
+Loss = WorkerFailure
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,7 @@ class FailureMonitor:
     def __init__(self, name: str, token: str) -> None:
         """Listen, under a name that is hard to guess, to those who know the token."""
         self._token = token
-        self.losses: Inbox[Loss | None] = Inbox()  # None: there will be none any more
+        self.failures: Inbox[WorkerFailure | None] = Inbox()  # None: there will be none any more
         self.dead: set[int] = set()
         self.silent: set[int] = set()  # of these: perhaps they live
         self.returned: Callable[[int], object] = lambda _rank: None  # called if one of them lives
@@ -197,11 +200,11 @@ class FailureMonitor:
         if (supervisor := self._supervisors.pop(rank, None)) is not None:
             supervisor.close()
 
-    def lose(self, loss: Loss) -> None:
+    def lose(self, failure: WorkerFailure) -> None:
         """Note a death, once."""
-        if loss.rank not in self.dead:
-            self.dead.add(loss.rank)
-            self.losses.put(loss)
+        if failure.rank not in self.dead:
+            self.dead.add(failure.rank)
+            self.failures.put(failure)
 
     def take_back(self, rank: int, supervisor: Line) -> None:
         """Note that a worker lives that was silent."""
@@ -240,7 +243,7 @@ class FailureMonitor:
         self._stopped = True
         self._there.send(b"!")
         self._thread.join()
-        self.losses.put(None)
+        self.failures.put(None)
         self.close()
         self._slates.clear()
 
@@ -302,4 +305,4 @@ class FailureMonitor:
         if data != BYE:
             said = json.loads(data) if data else {"end": "was lost together with its keeper", "begun": None}
             held = slate.held if data else b""  # else it may still write
-            self.lose(Loss(**hello, **said, held=held))
+            self.lose(WorkerFailure(**hello, **said, held=held))

@@ -34,7 +34,7 @@ from mpiexecutor._rma.recovery_thread import RecoveryThread
 from mpiexecutor._util.seconds import WEDGED as _WEDGED
 from mpiexecutor.channel import ChannelBroken, ChannelClosed, RemoteChannel, Share
 
-from .monitor import FailureMonitor, Loss
+from .monitor import FailureMonitor, WorkerFailure
 
 logger = logging.getLogger("mpiexecutor")
 
@@ -48,43 +48,43 @@ class PoolRecovery:
         channels: tuple[RemoteChannel[Any, Any], ...],
         *,
         renumber: Callable[[list[int], int], None],
-        lose: Callable[[Loss, Share | None], None],
+        lose: Callable[[WorkerFailure, Share | None], None],
         give_up: Callable[[str], None],
         note: Callable[[], None],
     ) -> None:
         self._monitor = monitor
         self._work, self._replies = channels
         self._renumber = renumber  # told of the work that is left: see RemoteChannel.settle
-        self._lose = lose  # told of each loss when what it has left behind is settled, and what it had claimed of the work
+        self._lose = lose  # told of each failure when what it has left behind is settled, and what it had claimed of the work
         self._give_up = give_up
-        self._note = note  # told of each loss, first
-        self._shares: dict[int, Share] = {}  # of work, by rank: of those whose loss is still to be looked at
-        self.thread = RecoveryThread(monitor.losses, self._recover).thread
+        self._note = note  # told of each failure, first
+        self._shares: dict[int, Share] = {}  # of work, by rank: of those whose failure is still to be looked at
+        self.thread = RecoveryThread(monitor.failures, self._recover).thread
 
-    def _recover(self, loss: Loss) -> bool:
-        logger.log(logging.INFO if self._monitor.is_doomed(loss.rank) else logging.WARNING, "%s", loss)
+    def _recover(self, failure: WorkerFailure) -> bool:
+        logger.log(logging.INFO if self._monitor.is_doomed(failure.rank) else logging.WARNING, "%s", failure)
         self._note()
         try:
-            self._settle(loss)
+            self._settle(failure)
         except ChannelClosed:  # freed
             return True
         except Exception as error:
             logger.exception("what a dead worker has left behind was not settled")
-            self._give_up(f"{loss}, and what it has left behind cannot be settled: {error}")
+            self._give_up(f"{failure}, and what it has left behind cannot be settled: {error}")
             return True
-        self._lose(loss, self._shares.pop(loss.rank, None))
+        self._lose(failure, self._shares.pop(failure.rank, None))
         return True
 
-    def _settle(self, loss: Loss) -> None:
-        self._settle_channel(loss, lambda: self._shares.update({share.rank: share for share in self._settle_work()}))
-        self._settle_channel(loss, lambda: self._replies.settle(self._monitor.dead, silent=self._monitor.silent))
+    def _settle(self, failure: WorkerFailure) -> None:
+        self._settle_channel(failure, lambda: self._shares.update({share.rank: share for share in self._settle_work()}))
+        self._settle_channel(failure, lambda: self._replies.settle(self._monitor.dead, silent=self._monitor.silent))
 
     def _settle_work(self) -> list[Share]:
         return self._work.settle(self._monitor.dead, renumber=self._renumber, silent=self._monitor.silent)
 
-    def _settle_channel(self, loss: Loss, settle: Callable[[], object]) -> None:
+    def _settle_channel(self, failure: WorkerFailure, settle: Callable[[], object]) -> None:
         """Settle a channel. Who lives, and keeps that from being done, is killed: nobody can do anything meanwhile."""
-        why = f"{loss}, inside MPI, where it holds a lock that nobody can take any more"
+        why = f"{failure}, inside MPI, where it holds a lock that nobody can take any more"
         while True:
             try:
                 with self._monitor.watchdog.limit(_WEDGED, partial(self._give_up, why)):

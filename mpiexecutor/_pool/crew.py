@@ -73,7 +73,9 @@ class Crew:
         self._wedged = False  # they will never be of use again
         pump = self.pump
         monitor.returned = pump.regain
-        PoolRecovery(monitor, links.channels, renumber=pump.renumber, lose=pump.lose, give_up=self._give_up, note=self._note_loss)
+        PoolRecovery(
+            monitor, links.channels, renumber=pump.renumber, lose=pump.lose, give_up=self._give_up, note=self._note_failure
+        )
         self._job = STANDING.job
         if self._job is not None:
             self._job.tell_of_end(
@@ -162,7 +164,7 @@ class Crew:
         else:
             self._links.abandon()
 
-    def _note_loss(self) -> None:
+    def _note_failure(self) -> None:
         """End everything if a worker has died while all ranks give up the channels together: the others wait for it for ever."""
         if self._members.of_all:
             self._abort()

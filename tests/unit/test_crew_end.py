@@ -189,5 +189,5 @@ def test_a_death_while_all_part_ends_the_job(scene, of_all, ends):
     scene = scene()
     scene.crew._members = SimpleNamespace(of_all=of_all)
     with pytest.raises(Exited) if ends else contextlib.nullcontext():
-        scene.crew._note_loss()
+        scene.crew._note_failure()
     assert scene.log == ([("world.Abort", 1), ("exit", 1)] if ends else [])

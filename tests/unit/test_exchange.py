@@ -9,7 +9,7 @@ from fakes import LIMIT, FakeClock, in_a_thread, until
 
 from mpiexecutor._liveness import monitor as its_module
 from mpiexecutor._liveness.commands import KILL, LEAVE
-from mpiexecutor._liveness.monitor import Loss
+from mpiexecutor._liveness.monitor import WorkerFailure
 from mpiexecutor._liveness.status_page import Signs
 from mpiexecutor._util.inbox import Inbox
 
@@ -41,7 +41,7 @@ class FakeMonitor:
     """Notes what it is told."""
 
     def __init__(self):
-        self.losses = Inbox()
+        self.failures = Inbox()
         self.dead, self.silent = set(), set()
         self.lost, self.forgotten, self.seen_off = [], [], []
         self.slates = {}
@@ -53,10 +53,10 @@ class FakeMonitor:
         self.hear_by = self.looks.append
 
     # of the root
-    def lose(self, loss):
-        if loss.rank not in self.dead:
-            self.dead.add(loss.rank)
-            self.lost.append(loss)
+    def lose(self, failure):
+        if failure.rank not in self.dead:
+            self.dead.add(failure.rank)
+            self.lost.append(failure)
 
     def admit(self, rank, line, slate):
         self.lines[rank], self.slates[rank] = line, slate
@@ -150,25 +150,25 @@ def test_who_lives_is_known_with_what_it_does(scene, clock):
 
 def test_a_death_is_told_with_what_the_dead_held(scene):
     """In pieces before it, by the same worker: those of another do not count."""
-    loss = Loss(3, "far", 1003, "was killed by SIGKILL", 41, 1.5)
+    failure = WorkerFailure(3, "far", 1003, "was killed by SIGKILL", 41, 1.5)
     scene.tell(3, "held", (3, b"of another"))
     for piece in (b"out", b"comes"):
         scene.tell(2, "held", (3, piece))
-    scene.tell(2, "lost", asdict(loss))
+    scene.tell(2, "lost", asdict(failure))
     scene.look()
-    assert scene.monitor.lost == [replace(loss, held=b"outcomes")]
+    assert scene.monitor.lost == [replace(failure, held=b"outcomes")]
     assert scene.monitor.forgotten == [3]
 
 
 def test_news_are_heard_in_order(scene):
     """Of a worker that lives, dies, and is told of as dead once more by another."""
-    loss = Loss(3, "far", 1003, "was killed by SIGKILL", 41)
+    failure = WorkerFailure(3, "far", 1003, "was killed by SIGKILL", 41)
     scene.tell_of_living(2, 2, 3)
-    scene.tell(2, "lost", asdict(loss))
-    scene.tell(2, "lost", asdict(loss))
+    scene.tell(2, "lost", asdict(failure))
+    scene.tell(2, "lost", asdict(failure))
     scene.look()
     assert set(scene.monitor.slates) == {2, 3}
-    assert scene.monitor.lost == [loss]
+    assert scene.monitor.lost == [failure]
     scene.monitor.slates.clear()
     scene.tell_of_living(2, 2, 3)
     scene.look()
@@ -208,7 +208,7 @@ def test_who_is_not_heard_of_for_long_is_given_up(scene, clock):
     look_for(scene, clock, LOST_AFTER, 2)
     assert scene.monitor.lost == []
     look_for(scene, clock, 0.5, 2)
-    assert scene.monitor.lost == [Loss(3, "far", 1003, "was not heard of for 30 s", None, silent=True)]
+    assert scene.monitor.lost == [WorkerFailure(3, "far", 1003, "was not heard of for 30 s", None, silent=True)]
     assert scene.monitor.silent == {3}
     assert scene.monitor.forgotten == [3]
 
@@ -229,7 +229,7 @@ def test_a_root_that_had_no_time_gives_up_nobody(scene, clock):
         scene.look()
     assert scene.monitor.lost == []
     look_for(scene, clock, LOST_AFTER + 0.5)
-    assert {loss.rank for loss in scene.monitor.lost} == {2, 3}
+    assert {failure.rank for failure in scene.monitor.lost} == {2, 3}
 
 
 def test_one_that_was_given_up_and_speaks_is_taken_back(scene, clock):
@@ -240,7 +240,7 @@ def test_one_that_was_given_up_and_speaks_is_taken_back(scene, clock):
     assert scene.monitor.returned == [3]
     assert 3 in scene.monitor.slates
     look_for(scene, clock, LOST_AFTER + 0.5, 2)
-    assert [loss.rank for loss in scene.monitor.lost] == [3, 3]
+    assert [failure.rank for failure in scene.monitor.lost] == [3, 3]
 
 
 def test_what_others_tell_of_one_that_was_given_up_is_no_reason_to_take_it_back(scene, clock):
@@ -366,11 +366,11 @@ def test_a_post_tells_again_and_again_that_they_live(relay, mpi):
 
 def test_a_post_tells_of_a_death_in_pieces(post):
     """Each so short that it has come as a whole once it is seen: its sender may die, too."""
-    loss = Loss(3, "far", 1003, "was killed by SIGKILL", 41, 1.5, held=bytes(9000))
-    post.monitor.losses.put(loss)
+    failure = WorkerFailure(3, "far", 1003, "was killed by SIGKILL", 41, 1.5, held=bytes(9000))
+    post.monitor.failures.put(failure)
     pieces = [post.news({"alive"}) for _ in range(3)]
     assert pieces == [("held", (3, bytes(size))) for size in (4096, 4096, 808)]
-    assert post.news({"alive"}) == ("lost", asdict(replace(loss, held=b"")))
+    assert post.news({"alive"}) == ("lost", asdict(replace(failure, held=b"")))
 
 
 def test_what_a_post_tells_is_what_the_root_hears(relay, clock, progress, mpi, monkeypatch):
@@ -378,11 +378,11 @@ def test_what_a_post_tells_is_what_the_root_hears(relay, clock, progress, mpi, m
     comms = mpi.comms(4)
     scene = Scene(relay, comms)
     post = Post(relay, comms)
-    loss = Loss(3, "far", 1003, "was killed by SIGKILL", 41, 1.5, held=bytes(9000))
+    failure = WorkerFailure(3, "far", 1003, "was killed by SIGKILL", 41, 1.5, held=bytes(9000))
     post.monitor.slates[2] = Signs(clock.now - 3.0, clock.now - 1.0, clock.now)
-    post.monitor.losses.put(loss)
+    post.monitor.failures.put(failure)
     until(lambda: scene.look() or (scene.monitor.lost and scene.monitor.slates))
-    assert scene.monitor.lost == [loss]
+    assert scene.monitor.lost == [failure]
     assert scene.monitor.slates[2] == Signs(clock.now - 3.0, clock.now - 1.0, clock.now)
     scene.monitor.lines[2].send(KILL)
     until(lambda: post.monitor.told)

@@ -15,7 +15,7 @@ from fakes import LIMIT, FakeClock, in_a_thread, until
 
 from mpiexecutor._liveness import monitor as its_module
 from mpiexecutor._liveness.commands import BYE, KILL, LEAVE, NEWS, TERMINATE
-from mpiexecutor._liveness.monitor import FailureMonitor, Loss, address_of
+from mpiexecutor._liveness.monitor import FailureMonitor, WorkerFailure, address_of
 from mpiexecutor._liveness.status_page import NOTHING, Signs, Slate
 from mpiexecutor._util.seconds import PULSE
 
@@ -90,11 +90,11 @@ def welcomed(monitor, come):
     return welcomed
 
 
-def next_loss(monitor):
-    return monitor.losses.get(timeout=LIMIT)
+def next_failure(monitor):
+    return monitor.failures.get(timeout=LIMIT)
 
 
-def no_more_losses(monitor):
+def no_more_failures(monitor):
     """Have the monitor hear everything, and see that nobody else was lost."""
     look, seen = os.pipe()
     heard = threading.Event()
@@ -104,7 +104,7 @@ def no_more_losses(monitor):
     os.close(look)
     os.close(seen)
     with pytest.raises(Empty):
-        monitor.losses.get(timeout=0)
+        monitor.failures.get(timeout=0)
 
 
 # -- who comes
@@ -172,10 +172,10 @@ def test_a_death_is_told_with_all_that_is_known_of_it(monitor, welcomed):
     supervisor = welcomed()
     supervisor.slate.hold(b"outcome")
     supervisor.tell_end("was killed by SIGSEGV", 42)
-    loss = next_loss(monitor)
-    assert loss == Loss(1, "host", 1001, "was killed by SIGSEGV", 42, 0.0, held=supervisor.slate.held)
-    assert loss.held
-    assert str(loss) == "the worker on rank 1, host host, pid 1001, was killed by SIGSEGV"
+    failure = next_failure(monitor)
+    assert failure == WorkerFailure(1, "host", 1001, "was killed by SIGSEGV", 42, 0.0, held=supervisor.slate.held)
+    assert failure.held
+    assert str(failure) == "the worker on rank 1, host host, pid 1001, was killed by SIGSEGV"
     assert monitor.dead == {1}
     assert monitor.state_of(1) == ("lost", None)
 
@@ -184,10 +184,10 @@ def test_a_death_is_told_once(monitor, welcomed):
     """Its supervisor goes later."""
     supervisor = welcomed()
     supervisor.tell_end("was killed by SIGKILL")
-    assert next_loss(monitor).end == "was killed by SIGKILL"
+    assert next_failure(monitor).end == "was killed by SIGKILL"
     supervisor.go()
     until(lambda: not monitor._supervisors)
-    no_more_losses(monitor)
+    no_more_failures(monitor)
 
 
 def test_one_whose_supervisor_is_gone_without_a_word_is_lost(monitor, welcomed):
@@ -195,8 +195,8 @@ def test_one_whose_supervisor_is_gone_without_a_word_is_lost(monitor, welcomed):
     supervisor = welcomed()
     supervisor.slate.hold(b"outcome")
     supervisor.go()
-    loss = next_loss(monitor)
-    assert (loss.rank, loss.end, loss.begun, loss.held) == (1, "was lost together with its keeper", None, b"")
+    failure = next_failure(monitor)
+    assert (failure.rank, failure.end, failure.begun, failure.held) == (1, "was lost together with its keeper", None, b"")
     assert not monitor.kill(1)
 
 
@@ -205,7 +205,7 @@ def test_a_supervisor_that_takes_its_leave_has_lost_nobody(monitor, welcomed):
     supervisor = welcomed()
     supervisor.line.send(BYE)
     until(lambda: not monitor._supervisors)
-    no_more_losses(monitor)
+    no_more_failures(monitor)
     assert not monitor.dead
     assert not monitor.tell(1, KILL)
 
@@ -218,7 +218,7 @@ def test_a_supervisor_that_takes_its_leave_need_not_have_read_all(monitor, welco
         supervisor.line.send(BYE)
         supervisor.go()
     until(lambda: not monitor._supervisors)
-    no_more_losses(monitor)
+    no_more_failures(monitor)
 
 
 @contextlib.contextmanager
@@ -252,7 +252,7 @@ def test_a_worker_is_killed_by_its_supervisor(monitor, welcomed):
     assert supervisor.hears() == KILL
     assert not monitor.kill(2)
     supervisor.tell_end("was killed by SIGKILL")
-    next_loss(monitor)
+    next_failure(monitor)
     assert not monitor.kill(1)
 
 
@@ -311,11 +311,11 @@ def test_one_that_does_not_go_is_not_waited_for_for_ever(monitor, welcomed, monk
 
 
 def test_the_end_of_a_monitor_lets_its_supervisors_go(monitor, welcomed, name):
-    """They find that it is gone; whoever waits for losses learns that there will be none any more."""
+    """They find that it is gone; whoever waits for failures learns that there will be none any more."""
     supervisor = welcomed()
     monitor.stop()
     assert supervisor.hears() == b""
-    assert next_loss(monitor) is None
+    assert next_failure(monitor) is None
     assert not monitor._thread.is_alive()
     with pytest.raises(ConnectionRefusedError), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as late:
         late.connect(address_of(name))
@@ -347,7 +347,7 @@ def test_what_a_worker_does_is_known_from_its_slate(monitor, clock):
     assert monitor.is_stopped(1)
     slate._times[3] = clock.monotonic()
     assert monitor.state_of(1)[0] == "running"
-    monitor.lose(Loss(1, "host", 1001, "was killed", None))
+    monitor.lose(WorkerFailure(1, "host", 1001, "was killed", None))
     assert monitor.state_of(1) == ("lost", None)
     clock.now += 100
     assert not monitor.is_stopped(1)
@@ -366,7 +366,7 @@ def test_signs_of_life_are_of_those_that_live(monitor, clock):
     """For who passes them on: when its call was begun, when it was seen, and that this is told now."""
     for rank in (1, 2):
         monitor.admit(rank, FakeLine(), Signs(3.0, seen=4.0, told=4.5))
-    monitor.lose(Loss(2, "host", 1002, "was killed", None))
+    monitor.lose(WorkerFailure(2, "host", 1002, "was killed", None))
     assert dict(monitor.signs()) == {1: Signs(3.0, 4.0, clock.monotonic())}
 
 
@@ -375,17 +375,17 @@ def test_one_that_was_given_up_may_live(monitor, caplog):
     returned = []
     monitor.returned = returned.append
     monitor.silent.add(1)
-    monitor.lose(Loss(1, "host", 1001, "was not heard of", None, silent=True))
+    monitor.lose(WorkerFailure(1, "host", 1001, "was not heard of", None, silent=True))
     monitor.forget_supervisor(1)
-    assert next_loss(monitor).silent
+    assert next_failure(monitor).silent
     line = FakeLine()
     monitor.take_back(1, line)
     assert (monitor.dead, monitor.silent, returned) == (set(), set(), [1])
     assert monitor.kill(1)
     assert line.said == [KILL]
     assert "the worker on rank 1 was heard of again" in caplog.text
-    monitor.lose(Loss(1, "host", 1001, "was killed by SIGKILL", None))
-    assert next_loss(monitor).end == "was killed by SIGKILL"
+    monitor.lose(WorkerFailure(1, "host", 1001, "was killed by SIGKILL", None))
+    assert next_failure(monitor).end == "was killed by SIGKILL"
 
 
 class FakeLine:
@@ -413,11 +413,11 @@ def test_something_else_is_attended_to_once(monitor):
     calls = []
     happened = threading.Event()
     monitor.attend(look, lambda: (calls.append(1), happened.set()))
-    no_more_losses(monitor)
+    no_more_failures(monitor)
     assert calls == []
     os.write(seen, b"!")
     assert happened.wait(LIMIT)
-    no_more_losses(monitor)
+    no_more_failures(monitor)
     assert calls == [1]
     os.close(look)
     os.close(seen)

@@ -10,7 +10,7 @@ from fakes import LIMIT, FakeClock, in_a_thread, until
 
 from mpiexecutor._cli import spmd
 from mpiexecutor._liveness.commands import KILL, NEWS
-from mpiexecutor._liveness.monitor import Loss
+from mpiexecutor._liveness.monitor import WorkerFailure
 from mpiexecutor._pool import membership, registration
 from mpiexecutor._pool.membership import Root
 from mpiexecutor._pool.registration import Report
@@ -39,7 +39,7 @@ class FakeMonitor:
     def __init__(self):
         self.dead, self.stopped = set(), set()
         self.doomed, self.told = [], []
-        self.losses = Inbox()
+        self.failures = Inbox()
         self.looks = 0
 
     def is_stopped(self, rank):
@@ -215,10 +215,10 @@ class Telling:
 
     def lose(self, rank, end, *, silent=False):
         self._monitor.dead.add(rank)
-        self._monitor.losses.put(Loss(rank, "host", 1000 + rank, end, None, silent=silent))
+        self._monitor.failures.put(WorkerFailure(rank, "host", 1000 + rank, end, None, silent=silent))
 
     def end(self):
-        self._monitor.losses.put(None)
+        self._monitor.failures.put(None)
         self._passing.result(LIMIT)
 
 

@@ -8,15 +8,15 @@ import pytest
 from fakes import LIMIT
 
 from mpiexecutor._liveness import recovery
-from mpiexecutor._liveness.monitor import FailureMonitor, Loss
+from mpiexecutor._liveness.monitor import FailureMonitor, WorkerFailure
 from mpiexecutor._liveness.recovery import PoolRecovery
 from mpiexecutor._rma.recovery_thread import Watchdog
 from mpiexecutor._util.inbox import Inbox
 from mpiexecutor.channel import ChannelBroken, ChannelClosed, Share
 
 
-def loss_of(rank):
-    return Loss(rank, "host", 1000 + rank, "was killed by SIGKILL", None)
+def failure_of(rank):
+    return WorkerFailure(rank, "host", 1000 + rank, "was killed by SIGKILL", None)
 
 
 def share_of(rank, message):
@@ -44,10 +44,10 @@ class ScriptedChannel:
 
 
 class FakeMonitor:
-    """Has the losses that a test gives it."""
+    """Has the failures that a test gives it."""
 
     def __init__(self, log):
-        self.losses = Inbox()
+        self.failures = Inbox()
         self.dead, self.silent = set(), set()
         self.doomed = set()
         self.supervised = {1, 2, 3}  # those who have supervisors
@@ -60,7 +60,7 @@ class FakeMonitor:
             if silent:
                 self.silent.add(rank)
         for rank in ranks:
-            self.losses.put(loss_of(rank))
+            self.failures.put(failure_of(rank))
 
     def kill(self, rank):
         self._log.append(("killed", rank))
@@ -82,7 +82,7 @@ class Scene:
             self.monitor,
             (self.work, self.replies),
             renumber=lambda kept, first: self.log.append(("renumbered", kept, first)),
-            lose=lambda loss, share: self.log.append(("lost", loss.rank, share)),
+            lose=lambda failure, share: self.log.append(("lost", failure.rank, share)),
             give_up=self._give_up,
             note=lambda: self.log.append("noted"),
         )
@@ -93,7 +93,7 @@ class Scene:
 
     def end(self):
         """Have it do all that there is to do, and end; give what it has done."""
-        self.monitor.losses.put(None)
+        self.monitor.failures.put(None)
         self._recovery.thread.join(LIMIT)
         assert not self._recovery.thread.is_alive()
         return self.log
@@ -107,7 +107,7 @@ def scene():
 
 
 def test_both_channels_are_settled_before_the_pump_is_told(scene):
-    """First the loss is noted. The pump learns what the dead had claimed of the work, and what numbers its messages have."""
+    """First the failure is noted. The pump learns what the dead had claimed of the work, and what numbers its messages have."""
     scene.work.script = [[share_of(2, 17)]]
     scene.replies.script = [[share_of(2, 99)]]
     scene.monitor.lose(2)
@@ -168,7 +168,7 @@ def test_if_nobody_can_be_killed_everything_is_given_up(scene):
     scene.work.script = [ChannelBroken("ranks [7] live", [7])]
     scene.monitor.lose(2)
     log = scene.end()
-    reason = f"{loss_of(2)}, and what it has left behind cannot be settled: ranks [7] live"
+    reason = f"{failure_of(2)}, and what it has left behind cannot be settled: ranks [7] live"
     assert log[-1] == ("given up", reason)
     assert scene.monitor.watchdog.left() is None
 
@@ -180,7 +180,7 @@ def test_a_fault_of_ours_is_given_up_for_too(scene, caplog):
     scene.monitor.lose(2)
     log = scene.end()
     assert [each for each in log if each[0] in {"given up", "lost"}] == [
-        ("given up", f"{loss_of(1)}, and what it has left behind cannot be settled: a fault of ours"),
+        ("given up", f"{failure_of(1)}, and what it has left behind cannot be settled: a fault of ours"),
         ("lost", 2, None),
     ]
     assert "what a dead worker has left behind was not settled" in caplog.text
@@ -200,8 +200,8 @@ def test_an_unexpected_death_is_a_warning_and_another_is_none(scene, caplog):
         scene.monitor.lose(1, 2)
         scene.end()
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
-        ("WARNING", str(loss_of(1))),
-        ("INFO", str(loss_of(2))),
+        ("WARNING", str(failure_of(1))),
+        ("INFO", str(failure_of(2))),
     ]
 
 
@@ -222,7 +222,7 @@ def test_if_this_process_is_stuck_inside_mpi_everything_is_given_up(which, monke
     wait_for(0.01 if which == "work" else 1e6)
     scene.work.script = [be_stuck if which == "work" else lambda: wait_for(0.01) or []]
     scene.replies.script = [be_stuck] if which == "replies" else []
-    monitor.lose(loss_of(2))
-    reason = f"{loss_of(2)}, inside MPI, where it holds a lock that nobody can take any more"
+    monitor.lose(failure_of(2))
+    reason = f"{failure_of(2)}, inside MPI, where it holds a lock that nobody can take any more"
     assert [each for each in scene.end() if each[0] == "given up"] == [("given up", reason)]
     monitor.stop()

@@ -188,7 +188,7 @@ def test_a_rank_goes_on_though_nobody_watches_over_it(scene):
 
 
 def test_a_supervisor_that_is_to_leave_ends_its_rank(scene, tmp_path):
-    """Whether it lives or not. It says that this is no loss."""
+    """Whether it lives or not. It says that this is no failure."""
     file = tmp_path / "file"
     file.touch()
     scene.serve(files=[str(file)])
