@@ -94,7 +94,7 @@ class Post:
         if wish != LEAVE:
             self._monitor.tell(rank, wish)
             return
-        self._monitor.see_off(self._monitor.dead)
+        self._monitor.shut_down_supervisors(self._monitor.dead)
         self._comm.ssend(("gone", None), self._root, _NEWS)
         self._leave()
 

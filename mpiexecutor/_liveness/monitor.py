@@ -108,7 +108,7 @@ class FailureMonitor:
         self.spans_job = False  # nobody else is in this job but these workers
         self._supervisors: dict[int, Line] = {}  # by rank
         self._slates: dict[int, Slate | Signs] = {}  # by rank
-        self._doomed: dict[int, bytes] = {}  # whom this process wants to end, and how it has put that
+        self._expected: dict[int, bytes] = {}  # whom this process wants to end, and how it has put that
         self._selector = selectors.DefaultSelector()
         self._here, self._there = socket.socketpair()  # wakes the thread
         self._selector.register(self._here, selectors.EVENT_READ, lambda _: self._here.recv(1))
@@ -134,9 +134,9 @@ class FailureMonitor:
         """Have a worker killed; False if it has no keeper."""
         return rank not in self.dead and self.tell(rank, KILL)
 
-    def doom(self, rank: int, how: bytes) -> None:
+    def kill_on_connect(self, rank: int, how: bytes) -> None:
         """Have a worker end, by KILL or TERMINATE: if its supervisor is still to come, then."""
-        self._doomed[rank] = how  # before the look for its supervisor, who is noted before a look here
+        self._expected[rank] = how  # before the look for its supervisor, who is noted before a look here
         self.tell(rank, how)
 
     def tell(self, rank: int, wish: bytes) -> bool:
@@ -148,13 +148,13 @@ class FailureMonitor:
             supervisor.send(wish)
         return True
 
-    def foresee_deaths(self) -> None:
+    def expect_failures(self) -> None:
         """Note that this process ends the job, and all workers with it."""
-        self._doomed |= dict.fromkeys(self._slates, KILL)
+        self._expected |= dict.fromkeys(self._slates, KILL)
 
-    def is_doomed(self, rank: int) -> bool:
+    def is_expected(self, rank: int) -> bool:
         """Whether this process has wanted a worker to end."""
-        return rank in self._doomed
+        return rank in self._expected
 
     def state_of(self, rank: int) -> tuple[Literal["idle", "running", "silent", "lost", "unknown"], float | None]:
         """Say what a worker does, and since when: see WorkerStatus."""
@@ -192,8 +192,8 @@ class FailureMonitor:
         """Note a supervisor, and its worker's slate, or what is known of that now."""
         self._slates[rank] = slate
         self._supervisors[rank] = supervisor
-        if rank in self._doomed:
-            self.tell(rank, self._doomed[rank])
+        if rank in self._expected:
+            self.tell(rank, self._expected[rank])
 
     def forget_supervisor(self, rank: int) -> None:
         """Note that a supervisor has gone, or can be told nothing any more."""
@@ -228,7 +228,7 @@ class FailureMonitor:
         self._selector.register(descriptor, selectors.EVENT_READ, once)
         self._there.send(b"!")
 
-    def see_off(self, ranks: Collection[int] | None = None) -> None:
+    def shut_down_supervisors(self, ranks: Collection[int] | None = None) -> None:
         """Have all supervisors end, or those of some ranks, with their ranks, and wait until they have taken leave of the job."""
         leaving = set(self._supervisors if ranks is None else ranks)
         for rank in leaving:

@@ -62,7 +62,7 @@ class PoolRecovery:
         self.thread = RecoveryThread(monitor.failures, self._recover).thread
 
     def _recover(self, failure: WorkerFailure) -> bool:
-        logger.log(logging.INFO if self._monitor.is_doomed(failure.rank) else logging.WARNING, "%s", failure)
+        logger.log(logging.INFO if self._monitor.is_expected(failure.rank) else logging.WARNING, "%s", failure)
         self._note()
         try:
             self._settle(failure)

@@ -122,7 +122,7 @@ class Crew:
     def end_workers(self, how: bytes) -> None:
         """Have all workers end, by KILL or TERMINATE."""
         for rank in () if self.closed else self._members.reports:
-            self._monitor.doom(rank, how)
+            self._monitor.kill_on_connect(rank, how)
 
     def close(self, *, for_good: bool = True) -> None:
         """Have every executor finish what it has, and dismiss the workers. Nothing can be submitted any more.
@@ -202,7 +202,7 @@ class Crew:
             remove(mapped()[1])
             comm_world().Abort(1)  # all of it: ranks outside this communicator would wait for ever
         else:
-            self._monitor.foresee_deaths()
+            self._monitor.expect_failures()
             remove(mapped()[1])  # nobody finalises MPI
             self._links.abandon()
             self._job.abort()

@@ -107,7 +107,7 @@ class Root:
             logger.warning("the worker on %s, gives no signs of life, and keeps this job from its end: %s", who, what)
             if kill:
                 self._killed.add(rank)
-                self.monitor.doom(rank, KILL)
+                self.monitor.kill_on_connect(rank, KILL)
             else:
                 self._stopped_since[rank] = math.inf  # said
 

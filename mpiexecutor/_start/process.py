@@ -91,7 +91,7 @@ def _end(job: Job | None) -> None:
         return
     if STANDING.deaths:
         for monitor in STANDING.deaths:
-            monitor.see_off()
+            monitor.shut_down_supervisors()
         library, files = mapped()
         remove(files)
         if any(monitor.silent and monitor.spans_job for monitor in STANDING.deaths):

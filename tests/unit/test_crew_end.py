@@ -90,7 +90,7 @@ def test_all_calls_are_waited_for_and_then_all_part(scene):
 
 
 def test_if_one_has_died_what_was_made_together_is_left_as_it_is(scene):
-    """MPI is not to be finalised, and the supervisors are seen off in the end."""
+    """MPI is not to be finalised, and the supervisors are shut down in the end."""
     scene = scene(whole=False)
     scene.crew.close()
     assert scene.names[:2] == ["pump.sessions", "pump.stop"]
@@ -107,10 +107,10 @@ def test_a_script_that_has_failed_waits_for_no_call(scene):
 
 
 def test_a_script_that_has_failed_and_started_its_workers_ends_them_itself(scene):
-    """Their deaths are foreseen, so that nobody is warned of them."""
+    """Their failures are expected, so that nobody is warned of them."""
     scene = scene(sessions=[BUSY], failed=True, started_here=True)
     scene.crew.close()
-    assert scene.names[2:] == ["monitor.foresee_deaths", "links.abandon", "job.abort"]
+    assert scene.names[2:] == ["monitor.expect_failures", "links.abandon", "job.abort"]
 
 
 def test_a_script_that_has_failed_with_nothing_to_do_ends_as_any(scene):

@@ -43,7 +43,7 @@ class FakeMonitor:
     def __init__(self):
         self.failures = Inbox()
         self.dead, self.silent = set(), set()
-        self.lost, self.forgotten, self.seen_off = [], [], []
+        self.lost, self.forgotten, self.shut_down = [], [], []
         self.slates = {}
         self.lines = {}
         self.returned = []
@@ -82,8 +82,8 @@ class FakeMonitor:
     def tell(self, rank, wish):
         self.told.append((rank, wish))
 
-    def see_off(self, ranks):
-        self.seen_off.append(set(ranks))
+    def shut_down_supervisors(self, ranks):
+        self.shut_down.append(set(ranks))
 
     def stop(self):
         self.stopped = True
@@ -398,7 +398,7 @@ def test_a_post_that_is_to_leave_sees_the_dead_of_its_node_off(post):
     post.root.send((2, LEAVE), 2, WISHES)
     assert post.news({"alive"}) == ("gone", None)
     until(lambda: post.left)
-    assert post.monitor.seen_off == [{3}]
+    assert post.monitor.shut_down == [{3}]
 
 
 def test_a_post_that_stops_says_that_it_is_gone(post):

@@ -260,19 +260,19 @@ def test_a_worker_is_killed_by_its_supervisor(monitor, welcomed):
 def test_one_that_is_to_end_is_told_so_even_if_its_supervisor_is_still_to_come(monitor, welcomed, how):
     """After it has been welcomed; and its death is no surprise."""
     early = welcomed(1)
-    monitor.doom(1, how)
-    monitor.doom(2, how)
+    monitor.kill_on_connect(1, how)
+    monitor.kill_on_connect(2, how)
     assert early.hears() == how
     late = welcomed(2)
     assert late.hears() == how
-    assert [monitor.is_doomed(rank) for rank in (1, 2, 3)] == [True, True, False]
+    assert [monitor.is_expected(rank) for rank in (1, 2, 3)] == [True, True, False]
 
 
 def test_when_the_job_is_ended_all_deaths_are_foreseen(monitor, welcomed):
     """Of those who have come."""
     welcomed()
-    monitor.foresee_deaths()
-    assert monitor.is_doomed(1)
+    monitor.expect_failures()
+    assert monitor.is_expected(1)
 
 
 def test_supervisors_are_seen_off_and_waited_for(monitor, welcomed):
@@ -280,7 +280,7 @@ def test_supervisors_are_seen_off_and_waited_for(monitor, welcomed):
     supervisors = [welcomed(rank) for rank in (1, 2)]
     heard = threading.Event()
     monitor.hear_by(heard.set)
-    seeing = in_a_thread(monitor.see_off)
+    seeing = in_a_thread(monitor.shut_down_supervisors)
     for supervisor in supervisors:
         assert supervisor.hears() == LEAVE
         assert heard.wait(LIMIT)
@@ -291,10 +291,10 @@ def test_supervisors_are_seen_off_and_waited_for(monitor, welcomed):
     assert not monitor.dead
 
 
-def test_only_some_are_seen_off(monitor, welcomed):
+def test_only_some_are_shut_down(monitor, welcomed):
     """Those of the dead, say."""
     one, other = welcomed(1), welcomed(2)
-    seeing = in_a_thread(monitor.see_off, {1})
+    seeing = in_a_thread(monitor.shut_down_supervisors, {1})
     assert one.hears() == LEAVE
     one.line.send(BYE)
     seeing.result(LIMIT)
@@ -306,7 +306,7 @@ def test_one_that_does_not_go_is_not_waited_for_for_ever(monitor, welcomed, monk
     """It has been told."""
     monkeypatch.setattr(its_module, "_LEAVING", 0.0)
     supervisor = welcomed()
-    monitor.see_off()
+    monitor.shut_down_supervisors()
     assert supervisor.hears() == LEAVE
 
 

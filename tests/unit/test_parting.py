@@ -38,7 +38,7 @@ def clock(monkeypatch):
 class FakeMonitor:
     def __init__(self):
         self.dead, self.stopped = set(), set()
-        self.doomed, self.told = [], []
+        self.expected, self.told = [], []
         self.failures = Inbox()
         self.looks = 0
 
@@ -46,8 +46,8 @@ class FakeMonitor:
         self.looks += 1
         return rank in self.stopped
 
-    def doom(self, rank, how):
-        self.doomed.append((rank, how))
+    def kill_on_connect(self, rank, how):
+        self.expected.append((rank, how))
 
     def tell(self, rank, wish):
         self.told.append((rank, wish))
@@ -125,9 +125,9 @@ def test_one_that_is_stopped_is_killed_in_the_end(comms, monitor, clock, caplog,
     monitor.wait_for_looks()
     clock.now += 2.9
     monitor.wait_for_looks()
-    assert monitor.doomed == []
+    assert monitor.expected == []
     clock.now += 0.2
-    until(lambda: monitor.doomed)
+    until(lambda: monitor.expected)
     who = "the worker on rank 2, host host, pid 1002, gives no signs of life, and keeps this job from its end: it is killed"
     assert caplog.messages == [who]
     clock.now += 100
@@ -135,7 +135,7 @@ def test_one_that_is_stopped_is_killed_in_the_end(comms, monitor, clock, caplog,
     monitor.dead.add(2)
     leave(comms, 3)
     assert ending.result(LIMIT) is False
-    assert monitor.doomed == [(2, KILL)]
+    assert monitor.expected == [(2, KILL)]
     assert [told(comms, rank) for rank in (1, 2, 3)] == [False, None, False]
 
 
@@ -151,7 +151,7 @@ def test_one_that_goes_on_in_time_is_not_killed(comms, monitor, clock, parting):
         monitor.wait_for_looks()
     leave(comms, 1, 2, 3)
     assert ending.result(LIMIT) is True
-    assert monitor.doomed == []
+    assert monitor.expected == []
 
 
 def test_one_that_has_something_else_to_do_later_is_not_killed(comms, monitor, clock, caplog, parting):
@@ -164,7 +164,7 @@ def test_one_that_has_something_else_to_do_later_is_not_killed(comms, monitor, c
     monitor.wait_for_looks()
     leave(comms, 1, 2, 3)
     assert ending.result(LIMIT) is True
-    assert monitor.doomed == []
+    assert monitor.expected == []
     (said,) = caplog.messages
     assert said.endswith(
         "rank 2, host host, pid 1002, gives no signs of life, and keeps this job from its end: continue it, or kill it"
@@ -181,7 +181,7 @@ def test_one_that_may_still_be_busy_is_waited_for(comms, monitor, clock, caplog,
         until(lambda: not comms[0].Iprobe())
     leave(comms, 2)
     assert ending.result(LIMIT) is True
-    assert (monitor.doomed, monitor.looks, caplog.messages) == ([], 0, [])
+    assert (monitor.expected, monitor.looks, caplog.messages) == ([], 0, [])
 
 
 # -- the news of deaths, with --spmd

@@ -49,7 +49,7 @@ class FakeMonitor:
     def __init__(self, log):
         self.failures = Inbox()
         self.dead, self.silent = set(), set()
-        self.doomed = set()
+        self.expected = set()
         self.supervised = {1, 2, 3}  # those who have supervisors
         self.watchdog = Watchdog()
         self._log = log
@@ -66,8 +66,8 @@ class FakeMonitor:
         self._log.append(("killed", rank))
         return rank in self.supervised - self.dead
 
-    def is_doomed(self, rank):
-        return rank in self.doomed
+    def is_expected(self, rank):
+        return rank in self.expected
 
 
 class Scene:
@@ -195,7 +195,7 @@ def test_after_the_end_there_is_nothing_to_settle(scene):
 
 def test_an_unexpected_death_is_a_warning_and_another_is_none(scene, caplog):
     """That this process wanted it is no reason to worry."""
-    scene.monitor.doomed.add(2)
+    scene.monitor.expected.add(2)
     with caplog.at_level(logging.INFO, "mpiexecutor"):
         scene.monitor.lose(1, 2)
         scene.end()
