@@ -4,7 +4,7 @@
     submit / map  ──>  pump: backlog ──> work channel   ═══ RMA ═══>  take, run, put
     Future.result <──  pump: collector <─ reply channel <═══ RMA ═══
 
-The executor checks arguments, pickles calls in the thread that submits them, and passes them to the scheduler of its crew.
+The executor checks arguments, pickles calls in the thread that submits them, and passes them to the scheduler of its pool.
 """
 
 import multiprocessing
@@ -29,9 +29,9 @@ from mpiexecutor._calls.session import slim_future
 from mpiexecutor._calls.worker import in_task, run_chunk
 from mpiexecutor._liveness.commands import KILL, TERMINATE
 from mpiexecutor._liveness.monitor import WorkerStatus
-from mpiexecutor._pool.crew import Crew, enlist, has_crew, muster
 from mpiexecutor._pool.registration import ranks_text
 from mpiexecutor._pool.serve import is_serving, serve
+from mpiexecutor._pool.worker_pool import WorkerPool, create_pool, get_or_create_pool, has_pool
 from mpiexecutor._rma.failed_ranks import DEATHS
 from mpiexecutor._script.names import name_of, top_of
 from mpiexecutor._script.root.script import Script
@@ -177,28 +177,28 @@ class RMAChannelExecutor(Executor):
         _check_root(comm, root)
         if is_serving(comm):
             raise RuntimeError(f"rank {comm.rank} is a worker: only rank {root} can make executors from here on")
-        crew = enlist(comm, root)
-        if crew is None:
+        pool = get_or_create_pool(comm, root)
+        if pool is None:
             leave()
             raise AssertionError("unreachable")  # pragma: no cover
-        self._join(crew, options)
+        self._join(pool, options)
 
-    def _join(self, crew: Crew, options: Options) -> None:
-        """Be an executor of this crew."""
-        if crew.closed:
+    def _join(self, pool: WorkerPool, options: Options) -> None:
+        """Be an executor of this pool."""
+        if pool.closed:
             raise RuntimeError("cannot make an executor at interpreter shutdown")
-        self._catalogue = Catalogue(crew.pump.registry)
+        self._catalogue = Catalogue(pool.pump.registry)
         first = None if options.initializer is None else self._catalogue.add((options.initializer, options.initargs))
-        self._script = None if crew.alone else Script(crew.pump.registry, crew.origin())
+        self._script = None if pool.alone else Script(pool.pump.registry, pool.origin())
         if self._script is not None and first is not None:
             self._script.always_needs(first.names)
-        for warning in _warnings(crew, options):
+        for warning in _warnings(pool, options):
             warnings.warn(warning, RuntimeWarning, stacklevel=3)
-        self._num_workers = min(options.max_workers or crew.workers, crew.workers)
-        self._crew = crew
-        self._pump = crew.pump
-        self._place = crew.place
-        self._session = crew.pump.open(
+        self._num_workers = min(options.max_workers or pool.workers, pool.workers)
+        self._pool = pool
+        self._pump = pool.pump
+        self._place = pool.place
+        self._session = pool.pump.open(
             self._num_workers,
             first,
             retries=options.retries,
@@ -206,7 +206,7 @@ class RMAChannelExecutor(Executor):
             max_pending=options.max_pending,
         )
         # An executor that is dropped takes no more calls; those that it has are run.
-        weakref.finalize(self, crew.pump.drop, self._session).atexit = False
+        weakref.finalize(self, pool.pump.drop, self._session).atexit = False
 
     @property
     def num_workers(self) -> int:
@@ -350,7 +350,7 @@ class RMAChannelExecutor(Executor):
 
     def workers(self) -> list[WorkerStatus]:
         """Return the status of every worker at this moment, dead ones included, in the order of their ranks."""
-        return self._crew.workers_now()
+        return self._pool.workers_now()
 
     def terminate_workers(self) -> None:
         """Cancel the calls that were not sent yet, and end all workers by SIGTERM.
@@ -368,10 +368,10 @@ class RMAChannelExecutor(Executor):
         self._end_workers(KILL)
 
     def _end_workers(self, how: bytes) -> None:
-        if unkept := self._crew.without_supervisor:
-            raise RuntimeError(f"{_unkept(self._crew, unkept)}: they can only end together with the whole job")
+        if unkept := self._pool.without_supervisor:
+            raise RuntimeError(f"{_unkept(self._pool, unkept)}: they can only end together with the whole job")
         self.shutdown(wait=False, cancel_futures=True)
-        self._crew.end_workers(how)
+        self._pool.end_workers(how)
 
     def __reduce__(self) -> Any:
         raise TypeError("an executor cannot be used inside a call that it runs: submit from the root instead")
@@ -452,53 +452,53 @@ class RMACommExecutor:
         self._comm = MPI.COMM_WORLD if comm is None else comm
         _check_root(self._comm, root)
         self._root = root
-        self._crew: Crew | None = None
+        self._pool: WorkerPool | None = None
         self._executor: RMAChannelExecutor | None = None
 
     def __enter__(self) -> RMAChannelExecutor | None:
         if self._executor is not None:
             raise RuntimeError("this with-block has been entered already: make another RMACommExecutor")
-        if has_crew(self._comm):
+        if has_pool(self._comm):
             raise RuntimeError("the ranks of this communicator serve an RMAChannelExecutor already: make one of those instead")
         if self._comm.rank != self._root:
             serve(self._comm, self._root)
             return None
-        self._crew = muster(self._comm, self._root)
+        self._pool = create_pool(self._comm, self._root)
         executor = RMAChannelExecutor.__new__(RMAChannelExecutor)
         try:
-            executor._join(self._crew, self._options)  # noqa: SLF001 - made here, for a crew of its own
+            executor._join(self._pool, self._options)  # noqa: SLF001 - made here, for a pool of its own
         except BaseException:
-            self._crew.close(for_good=False)  # the others are not to serve for ever
+            self._pool.close(for_good=False)  # the others are not to serve for ever
             raise
         self._executor = executor
         return executor
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._crew is not None and self._executor is not None:
+        if self._pool is not None and self._executor is not None:
             try:
                 self._executor.__exit__(kind, error, trace)
             finally:
-                self._crew.close(for_good=False)
-                self._crew = self._executor = None
+                self._pool.close(for_good=False)
+                self._pool = self._executor = None
 
 
-def _warnings(crew: Crew, options: Options) -> Iterator[str]:
+def _warnings(pool: WorkerPool, options: Options) -> Iterator[str]:
     """Say what cannot be as the options want it."""
-    if crew.alone:
+    if pool.alone:
         yield (
             "this job has one rank: calls run one by one in a thread of this process. For 4 workers start it as "
             "'mpiexec -n 5 python ...'"
         )
-    if options.max_workers is not None and options.max_workers > crew.workers:
-        hint = f"; {MAX_WORKERS_VARIABLE} sets how many are started" if crew.started_here else ""
-        yield f"{options.max_workers} workers were asked for, there are {crew.workers}{hint}"
-    if options.task_timeout is not None and (unkept := crew.without_supervisor):
-        yield f"{_unkept(crew, unkept)}: task_timeout cannot end their calls"
+    if options.max_workers is not None and options.max_workers > pool.workers:
+        hint = f"; {MAX_WORKERS_VARIABLE} sets how many are started" if pool.started_here else ""
+        yield f"{options.max_workers} workers were asked for, there are {pool.workers}{hint}"
+    if options.task_timeout is not None and (unkept := pool.without_supervisor):
+        yield f"{_unkept(pool, unkept)}: task_timeout cannot end their calls"
 
 
-def _unkept(crew: Crew, ranks: list[int]) -> str:
+def _unkept(pool: WorkerPool, ranks: list[int]) -> str:
     """Say who cannot be killed."""
-    return "this job has one rank, and no workers" if crew.alone else f"{ranks_text(ranks)} have no keeper (see the README)"
+    return "this job has one rank, and no workers" if pool.alone else f"{ranks_text(ranks)} have no keeper (see the README)"
 
 
 def _all_names(called: Function | str | None, names: set[str]) -> frozenset[str]:

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 
 from mpiexecutor._liveness.supervised import start_supervisor
-from mpiexecutor._pool.crew import dismiss
 from mpiexecutor._pool.serve import serve
+from mpiexecutor._pool.worker_pool import release_workers
 from mpiexecutor._start.job import StartError
 from mpiexecutor._start.mpiexec import have_waiting_give_way, rank_in_environment
 from mpiexecutor._start.process import STANDING, check_company, initialise
@@ -42,7 +42,7 @@ def run_as_rank(program: list[str], *, spmd: bool) -> None:
         run_everywhere(comm, partial(run, program))
     elif comm.rank == _ROOT:
         STANDING.runs_alone = True
-        PROCESS_END.add(partial(dismiss, comm, _ROOT), Stage.PARTING)  # if the script never makes an executor
+        PROCESS_END.add(partial(release_workers, comm, _ROOT), Stage.PARTING)  # if the script never makes an executor
         run(program)
     else:
         while serve(comm, _ROOT):

@@ -1,6 +1,6 @@
 """python -m mpiexecutor --spmd: every rank runs the script, and outlives the others.
 
-Every rank but 0 has a supervisor. Rank 0 hears of a death as the root of a crew does, and tells all others, by their supervisors:
+Every rank but 0 has a supervisor. Rank 0 hears of a death as the root of a pool does, and tells all others, by their supervisors:
 
     supervisor ──> monitor of rank 0 ──> supervisors of the others ──> their ranks ──> their channels (see _rma/failed_ranks.py)
 

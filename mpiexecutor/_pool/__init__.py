@@ -1,6 +1,6 @@
 """The worker pool of a communicator: one root and its workers, from their coming together until they part.
 
-crew          the root's side: how it is made, shared by executors and closed
+worker_pool   the root's side: how it is made, shared by executors and closed
 serve         a worker's life
 links         what connects them: two channels, and bulk transfer
 membership    how root and members join, hear of each other, and part; also with --spmd

@@ -1,4 +1,4 @@
-"""What ranks tell each other to become a crew, and to part: a worker reports and gets its orders, and in the end does so again.
+"""What ranks tell each other to become a pool, and to part: a worker reports and gets its orders, and in the end does so again.
 
 Reports and answers are ordinary messages, polled for, so that waiting costs next to nothing, and who does not come is noticed.
 """

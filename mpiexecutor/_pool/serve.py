@@ -74,12 +74,12 @@ def _keep_freed_memory() -> None:
 
 @functools.cache
 def key() -> int:
-    """Return the key under which a communicator knows its crew."""
+    """Return the key under which a communicator knows its pool."""
     from mpi4py import MPI  # noqa: PLC0415
 
     return MPI.Comm.Create_keyval()
 
 
 def is_serving(comm: "MPI.Intracomm") -> bool:
-    """Whether this rank is a worker of the communicator's crew."""
+    """Whether this rank is a worker of the communicator's pool."""
     return comm.Get_attr(key()) == "serving"

@@ -58,7 +58,7 @@ def started_world(max_workers: int | None, root: int) -> "MPI.Intracomm":
         if "mpi4py.MPI" in sys.modules and _is_finalized():
             raise RuntimeError("cannot make an executor at interpreter shutdown")
         if not launched() and "mpi4py.MPI" not in sys.modules:
-            job = Job(_crew_size(max_workers))
+            job = Job(_pool_size(max_workers))
             PROCESS_END.add(partial(_end, job), Stage.MPI)
             STANDING.job = job
         elif not launched() and STANDING.job is None and not STANDING.serves:
@@ -157,7 +157,7 @@ def comm_world() -> "MPI.Intracomm":
     return MPI.COMM_WORLD
 
 
-def _crew_size(max_workers: int | None) -> int:
+def _pool_size(max_workers: int | None) -> int:
     wanted = os.environ.get(MAX_WORKERS_VARIABLE)
     if not wanted:
         return max_workers or usable_cores()

@@ -1,10 +1,10 @@
-"""How ranks come to be a crew: one root, which runs the script, and workers, which serve it until it ends.
+"""How ranks come to be a pool: one root, which runs the script, and workers, which serve it until it ends.
 
-Every rank of a communicator enlists. A worker reports to the root and waits for its word; the root waits for all of them, and
+Every rank of a communicator takes part. A worker reports to the root and waits for its word; the root waits for all of them, and
 says for whom if that takes long (see registration.py). Only then do they make their channels, which is collective: a rank that
 never comes is noticed, not waited for in silence.
 
-A crew lives as long as its communicator; all executors on it share it. It is kept where MPI wants such things kept, as an
+A pool lives as long as its communicator; all executors on it share it. It is kept where MPI wants such things kept, as an
 attribute of the communicator.
 """
 
@@ -42,12 +42,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("mpiexecutor")
 
-_making = threading.Lock()  # crews are made one at a time
+_making = threading.Lock()  # pools are made one at a time
 _LAST_WORDS = 0.2  # seconds that what was printed has to get through before the job is aborted
 
 
-class Crew:
-    """The root's side of a crew."""
+class WorkerPool:
+    """The root's side of a pool."""
 
     def __init__(self, comm: "MPI.Intracomm", root: int, origin: Origin) -> None:
         """`origin` says what the workers have of the script, unless they were started without it."""
@@ -208,40 +208,40 @@ class Crew:
             self._job.abort()
 
 
-def enlist(comm: "MPI.Intracomm", root: int) -> Crew | None:
-    """Become part of the crew of a communicator: the root gets it, a worker serves and gets None when it is dismissed."""
+def get_or_create_pool(comm: "MPI.Intracomm", root: int) -> WorkerPool | None:
+    """Become part of the pool of a communicator: the root gets it, a worker serves and gets None when it is dismissed."""
     with _making:
-        crew = comm.Get_attr(key())
-        if isinstance(crew, Crew):
+        pool = comm.Get_attr(key())
+        if isinstance(pool, WorkerPool):
             if comm.rank != root:
                 raise ValueError(f"the root of this communicator's executors is rank {comm.rank}, it cannot be rank {root} now")
-            return crew
+            return pool
         if comm.rank == root:
-            crew = muster(comm, root, Origin.RANK)
-            comm.Set_attr(key(), crew)
-            return crew
+            pool = create_pool(comm, root, Origin.RANK)
+            comm.Set_attr(key(), pool)
+            return pool
     serve(comm, root)
     return None
 
 
-def muster(comm: "MPI.Intracomm", root: int, origin: Origin = Origin.NOTHING) -> Crew:
-    """Make a crew of all ranks, on its root. `origin`: see Crew."""
+def create_pool(comm: "MPI.Intracomm", root: int, origin: Origin = Origin.NOTHING) -> WorkerPool:
+    """Make a pool of all ranks, on its root. `origin`: see WorkerPool."""
     from mpi4py import MPI  # noqa: PLC0415
 
     if MPI.Query_thread() != MPI.THREAD_MULTIPLE:
         raise RuntimeError("executors need MPI with THREAD_MULTIPLE: leave mpi4py.rc.thread_level as it is")
     if STANDING.deaths or DEATHS.any_known():
         raise BrokenProcessPool("workers of this job have died: no other executor can be made with MPI")
-    return Crew(comm, root, origin)
+    return WorkerPool(comm, root, origin)
 
 
-def has_crew(comm: "MPI.Intracomm") -> bool:
-    """Whether the ranks of the communicator are a crew for good."""
-    return isinstance(comm.Get_attr(key()), Crew)
+def has_pool(comm: "MPI.Intracomm") -> bool:
+    """Whether the ranks of the communicator are a pool for good."""
+    return isinstance(comm.Get_attr(key()), WorkerPool)
 
 
-def dismiss(comm: "MPI.Intracomm", root: int) -> None:
-    """Send the workers home that wait for a further crew; on the root, once it makes none any more. After a death all stay."""
+def release_workers(comm: "MPI.Intracomm", root: int) -> None:
+    """Send the workers home that wait for a further pool; on the root, once it makes none any more. After a death all stay."""
     if comm.rank == root and not STANDING.deaths:
         await_reports(comm)
         answer_reports(comm, None)
