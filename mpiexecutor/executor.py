@@ -36,7 +36,7 @@ from mpiexecutor._rma.failed_ranks import DEATHS
 from mpiexecutor._script.names import name_of, top_of
 from mpiexecutor._script.root.script import Script
 from mpiexecutor._script.top_level import RUNNING, TopLevelEnd
-from mpiexecutor._start.process import MAX_WORKERS_VARIABLE, STANDING, leave, started_world
+from mpiexecutor._start.process import MAX_WORKERS_VARIABLE, PROCESS, leave, started_world
 from mpiexecutor._util.inbox import Inbox
 
 if TYPE_CHECKING:
@@ -650,7 +650,7 @@ def _check_root(comm: "MPI.Intracomm", root: int) -> None:
         raise TypeError(f"root is a rank of the communicator, a whole number, not {root!r}")
     if not 0 <= root < comm.size:
         raise ValueError(f"root is a rank of the communicator, 0 to {comm.size - 1}, not {root}")
-    if STANDING.runs_alone and root != comm.rank:
+    if PROCESS.runs_alone and root != comm.rank:
         raise ValueError(
             f"'python -m mpiexecutor' has rank 0 alone run the script, and be the root: root is {comm.rank}, not {root}"
         )

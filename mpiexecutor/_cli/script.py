@@ -17,7 +17,7 @@ from mpiexecutor._pool.serve import serve
 from mpiexecutor._pool.worker_pool import release_workers
 from mpiexecutor._start.job import StartError
 from mpiexecutor._start.mpiexec import have_waiting_give_way, rank_in_environment
-from mpiexecutor._start.process import STANDING, check_company, initialise
+from mpiexecutor._start.process import PROCESS, check_company, initialise
 from mpiexecutor._util.process_end import PROCESS_END, Stage
 
 from .spmd import run_everywhere
@@ -41,7 +41,7 @@ def run_as_rank(program: list[str], *, spmd: bool) -> None:
     if spmd:
         run_everywhere(comm, partial(run, program))
     elif comm.rank == _ROOT:
-        STANDING.runs_alone = True
+        PROCESS.runs_alone = True
         PROCESS_END.add(partial(release_workers, comm, _ROOT), Stage.PARTING)  # if the script never makes an executor
         run(program)
     else:

@@ -25,7 +25,7 @@ from mpiexecutor._liveness.commands import NEWS
 from mpiexecutor._liveness.supervised import Supervised
 from mpiexecutor._pool.membership import Member, Root, register
 from mpiexecutor._rma.failed_ranks import DEATHS
-from mpiexecutor._start.process import STANDING
+from mpiexecutor._start.process import PROCESS
 from mpiexecutor._util.process_end import PROCESS_END, Stage
 
 if TYPE_CHECKING:
@@ -146,8 +146,8 @@ def _end_job(reason: str) -> None:
     """End this rank so that mpiexec ends the job. Not by MPI: if a rank has died inside it this one may be stuck there, too."""
     logger.critical("%s", reason)
     _have_said()
-    if STANDING.supervisor is not None:
-        STANDING.supervisor.dismiss()  # it ends as this rank does
+    if PROCESS.supervisor is not None:
+        PROCESS.supervisor.dismiss()  # it ends as this rank does
     os._exit(1)
 
 

@@ -17,7 +17,7 @@ from mpiexecutor._liveness.commands import KILL
 from mpiexecutor._liveness.monitor import FailureMonitor, address_of
 from mpiexecutor._liveness.process_manager import connection, mapped, remove, take_leave
 from mpiexecutor._liveness.supervised import Supervised
-from mpiexecutor._start.process import STANDING, comm_world
+from mpiexecutor._start.process import PROCESS, comm_world
 from mpiexecutor._util.seconds import LATE as _LATE
 
 from .registration import Orders, answer_reports, await_leavers, await_reports, part, part_from_root, report
@@ -86,7 +86,7 @@ class Root:
 
     def stay(self) -> None:
         """Part from nobody before the end of this process: not all live, and MPI cannot be finalised."""
-        STANDING.deaths.append(self.monitor)
+        PROCESS.to_shut_down.append(self.monitor)
 
     def leave(self) -> None:
         """Give back what was made, once nobody uses the communicator any more."""
@@ -179,5 +179,5 @@ def _go(supervisor: Supervised | None) -> NoReturn:
 
 def own_supervisor() -> Supervised | None:
     """Give this rank's supervisor, if it has one that serves nobody else."""
-    supervisor = STANDING.supervisor
+    supervisor = PROCESS.supervisor
     return None if supervisor is None or supervisor.serves else supervisor

@@ -12,7 +12,7 @@ from mpiexecutor._calls.outcomes import Place
 from mpiexecutor._calls.worker import Worker
 from mpiexecutor._liveness.status_page import Slate
 from mpiexecutor._liveness.supervised import Supervised
-from mpiexecutor._start.process import STANDING, comm_world
+from mpiexecutor._start.process import PROCESS, comm_world
 
 from .links import Links
 from .membership import Member, register
@@ -32,7 +32,7 @@ def serve(comm: "MPI.Intracomm", root: int) -> bool:
     if orders is None:
         return False
     comm.Set_attr(key(), "serving")
-    STANDING.serves = True
+    PROCESS.serves = True
     with serving():
         member = Member(comm, orders)
         links = Links(member.comm, root)
@@ -51,7 +51,7 @@ def serve(comm: "MPI.Intracomm", root: int) -> bool:
         links.free()
         member.leave()
     comm.Delete_attr(key())
-    STANDING.serves = False
+    PROCESS.serves = False
     return True
 
 

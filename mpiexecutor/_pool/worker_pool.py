@@ -28,7 +28,7 @@ from mpiexecutor._liveness.status_page import Slate
 from mpiexecutor._rma.failed_ranks import DEATHS
 from mpiexecutor._script.state import Origin
 from mpiexecutor._script.surroundings import note_environment
-from mpiexecutor._start.process import STANDING, comm_world
+from mpiexecutor._start.process import PROCESS, comm_world
 from mpiexecutor._util.process_end import PROCESS_END
 from mpiexecutor._util.seconds import STUCK as _PATIENCE
 
@@ -76,7 +76,7 @@ class WorkerPool:
         PoolRecovery(
             monitor, links.channels, renumber=pump.renumber, lose=pump.lose, give_up=self._give_up, note=self._note_failure
         )
-        self._job = STANDING.job
+        self._job = PROCESS.job
         if self._job is not None:
             self._job.tell_of_end(
                 monitor.attend, partial(self._give_up, "the job has ended: mpiexec was killed, or a worker without keeper")
@@ -93,7 +93,7 @@ class WorkerPool:
 
     def origin(self) -> Origin:
         """Say where the next executor's workers have the script's globals from."""
-        if self.started_here or STANDING.runs_alone:
+        if self.started_here or PROCESS.runs_alone:
             return Origin.TOP_LEVEL
         origin, self._origin = self._origin, Origin.NOTHING
         return origin
@@ -230,7 +230,7 @@ def create_pool(comm: "MPI.Intracomm", root: int, origin: Origin = Origin.NOTHIN
 
     if MPI.Query_thread() != MPI.THREAD_MULTIPLE:
         raise RuntimeError("executors need MPI with THREAD_MULTIPLE: leave mpi4py.rc.thread_level as it is")
-    if STANDING.deaths or DEATHS.any_known():
+    if PROCESS.to_shut_down or DEATHS.any_known():
         raise BrokenProcessPool("workers of this job have died: no other executor can be made with MPI")
     return WorkerPool(comm, root, origin)
 
@@ -242,7 +242,7 @@ def has_pool(comm: "MPI.Intracomm") -> bool:
 
 def release_workers(comm: "MPI.Intracomm", root: int) -> None:
     """Send the workers home that wait for a further pool; on the root, once it makes none any more. After a death all stay."""
-    if comm.rank == root and not STANDING.deaths:
+    if comm.rank == root and not PROCESS.to_shut_down:
         await_reports(comm)
         answer_reports(comm, None)
 

@@ -31,19 +31,17 @@ _starting = threading.Lock()  # a job is started once
 
 
 @dataclass(slots=True)
-class Standing:
+class ProcessState:
     """What this process is in its job. No attribute of MPI's: once a rank has died inside MPI, any call of it may wait for ever."""
 
     job: Job | None = None  # that it has started, and is rank 0 of
     supervisor: Supervised | None = None
     serves: bool = False  # it is a worker: its environment does not say any more that it is a rank
     runs_alone: bool = False  # the others wait to serve it: 'python -m mpiexecutor'
-    deaths: list[FailureMonitor] = field(
-        default_factory=list
-    )  # the monitors that have seen workers die: MPI cannot be finalised any more
+    to_shut_down: list[FailureMonitor] = field(default_factory=list)  # those with failures: MPI cannot be finalised any more
 
 
-STANDING: Final = Standing()
+PROCESS: Final = ProcessState()
 
 
 def started_world(max_workers: int | None, root: int) -> "MPI.Intracomm":
@@ -60,8 +58,8 @@ def started_world(max_workers: int | None, root: int) -> "MPI.Intracomm":
         if not launched() and "mpi4py.MPI" not in sys.modules:
             job = Job(_pool_size(max_workers))
             PROCESS_END.add(partial(_end, job), Stage.MPI)
-            STANDING.job = job
-        elif not launched() and STANDING.job is None and not STANDING.serves:
+            PROCESS.job = job
+        elif not launched() and PROCESS.job is None and not PROCESS.serves:
             raise StartError(
                 "this script has initialised MPI already, by importing mpi4py.MPI: workers cannot join it any more. Import it "
                 "after the first executor is made, or start the script with 'python -m mpiexecutor'"
@@ -80,7 +78,7 @@ def initialise(supervisor: Supervised | None) -> "MPI.Intracomm":
     import mpi4py  # noqa: PLC0415
 
     mpi4py.rc.finalize = False  # by _end: after a death that would wait for ever
-    STANDING.supervisor = supervisor
+    PROCESS.supervisor = supervisor
     PROCESS_END.add(partial(_end, None), Stage.MPI)
     return comm_world()
 
@@ -89,12 +87,12 @@ def _end(job: Job | None) -> None:
     """Be done with MPI, and have the job end: as the last of what the exit handlers do."""
     if job is not None and job.aborted:
         return
-    if STANDING.deaths:
-        for monitor in STANDING.deaths:
+    if PROCESS.to_shut_down:
+        for monitor in PROCESS.to_shut_down:
             monitor.shut_down_supervisors()
         library, files = mapped()
         remove(files)
-        if any(monitor.silent and monitor.spans_job for monitor in STANDING.deaths):
+        if any(monitor.silent and monitor.spans_job for monitor in PROCESS.to_shut_down):
             end_launcher()
         take_leave(connection() if job is None else job.connection, library, initialise=False)
     elif not _is_finalized():
@@ -136,7 +134,7 @@ def leave() -> None:
     _end_multiprocessing()
     sys.stdout.flush()
     sys.stderr.flush()
-    if STANDING.supervisor is None:
+    if PROCESS.supervisor is None:
         end_children()  # else they are the supervisor's
     # Not os._exit: MPICH takes leave of its process manager in an exit handler of the C library.
     ctypes.CDLL(None).exit(0)

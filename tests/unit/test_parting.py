@@ -64,12 +64,12 @@ def monitor():
 
 @pytest.fixture
 def parting(comms, monitor, monkeypatch):
-    """The root's side, once all have joined. What it has to do at the end of the process is in its `standing`."""
+    """The root's side, once all have joined. What it has to do at the end of the process is in its `state`."""
     root = Root.__new__(Root)
     root.comm, root.monitor, root.reports = comms[0], monitor, REPORTS
     root._exchange, root._stopped_since, root._killed, root.of_all = None, {}, set(), False
-    root.standing = SimpleNamespace(deaths=[])
-    monkeypatch.setattr(membership, "STANDING", root.standing)
+    root.state = SimpleNamespace(to_shut_down=[])
+    monkeypatch.setattr(membership, "PROCESS", root.state)
     return root
 
 
@@ -100,7 +100,7 @@ def test_all_part_when_all_have_left_their_loops(comms, monitor, parting):
     assert ending.result(LIMIT) is True
     assert [told(comms, rank) for rank in (1, 2, 3)] == [True] * 3
     assert parting.of_all
-    assert parting.standing.deaths == []
+    assert parting.state.to_shut_down == []
 
 
 def test_the_dead_are_not_waited_for(comms, monitor, parting):
@@ -114,7 +114,7 @@ def test_the_dead_are_not_waited_for(comms, monitor, parting):
     assert ending.result(LIMIT) is False
     assert [told(comms, rank) for rank in (1, 2, 3)] == [None, False, None]
     assert not parting.of_all
-    assert parting.standing.deaths == [monitor]
+    assert parting.state.to_shut_down == [monitor]
 
 
 def test_one_that_is_stopped_is_killed_in_the_end(comms, monitor, clock, caplog, parting):
