@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 
 from mpiexecutor._liveness.commands import NEWS
 from mpiexecutor._liveness.supervised import Supervised
-from mpiexecutor._pool.membership import Member, Root, register
+from mpiexecutor._pool.membership import Member, Root
+from mpiexecutor._pool.registration import register
 from mpiexecutor._rma.failed_ranks import DEATHS
 from mpiexecutor._start.process import PROCESS
 from mpiexecutor._util.process_end import PROCESS_END, Stage
@@ -99,21 +100,21 @@ class _Root:
                 logger.warning("%s", end)
                 told.append((failure.rank, end, failure.silent))
                 DEATHS.tell(*told[-1])
-            for rank in self._members.reports.keys() - self._monitor.dead:
+            for rank in self._members.registrations.keys() - self._monitor.dead:
                 self._monitor.tell(rank, NEWS + json.dumps(told[-_MOST:]).encode())
 
     def _tell_returned(self, rank: int) -> None:
         """Have a rank that was given up know that."""
-        said = self._members.reports[rank]
+        said = self._members.registrations[rank]
         end = f"rank {rank}, host {said.host}, pid {said.pid}, was not heard of for long"
         self._monitor.tell(rank, NEWS + json.dumps([(rank, end, True)]).encode())
 
 
 def _follow(comm: "MPI.Intracomm") -> Callable[[], None]:
     """Have this rank, which is not 0, be kept and told; give what parts it from the others in the end."""
-    orders = register(comm, _ROOT)
-    assert orders is not None
-    member = Member(comm, orders)
+    configuration = register(comm, _ROOT)
+    assert configuration is not None
+    member = Member(comm, configuration)
     member.join()
     if member.supervisor is not None:
         threading.Thread(target=_hear, args=(member.supervisor,), name="mpiexecutor news", daemon=True).start()

@@ -20,7 +20,15 @@ from mpiexecutor._liveness.supervised import Supervised
 from mpiexecutor._start.process import PROCESS, comm_world
 from mpiexecutor._util.seconds import LATE as _LATE
 
-from .registration import Orders, answer_reports, await_leavers, await_reports, part, part_from_root, report
+from .registration import (
+    WorkerConfiguration,
+    answer_registrations,
+    await_leavers,
+    await_registrations,
+    own_supervisor,
+    part,
+    part_from_root,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,19 +41,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mpiexecutor")
 
 
-def register(comm: "MPI.Intracomm", root: int) -> Orders | None:
-    """Report to the root, and wait for its answer; None if this rank is not to serve."""
-    return report(comm, root, supervised=own_supervisor() is not None)
-
-
 class Root:
     """The root's side. It is made when all others have reported; see Member for the order of what all ranks do together."""
 
     def __init__(self, comm: "MPI.Intracomm", root: int) -> None:
-        self.reports = await_reports(comm)  # by rank
-        self._orders = Orders.of_this_process(root, self.reports)
-        answer_reports(comm, self._orders)
-        self.monitor = FailureMonitor(self._orders.monitor, self._orders.token)
+        self.registrations = await_registrations(comm)  # by rank
+        self._configuration = WorkerConfiguration.of_this_process(root, self.registrations)
+        answer_registrations(comm, self._configuration)
+        self.monitor = FailureMonitor(self._configuration.monitor, self._configuration.token)
         self.monitor.spans_job = comm.size == comm_world().size
         self.comm = comm.Dup()
         self._exchange: Exchange | None = None
@@ -57,12 +60,12 @@ class Root:
         """Hear from other nodes, if there are any; each rank has a part in it."""
         from mpiexecutor._liveness.forwarder import Exchange, News  # noqa: PLC0415 - they know MPI
 
-        if far := {rank: (self.reports[rank].host, self.reports[rank].pid) for rank in self._orders.far}:
-            self._exchange = Exchange(News(self.comm), self.monitor, far, self._orders.lost_after)
+        if far := {rank: (self.registrations[rank].host, self.registrations[rank].pid) for rank in self._configuration.far}:
+            self._exchange = Exchange(News(self.comm), self.monitor, far, self._configuration.lost_after)
 
     def await_supervisors(self) -> None:
         """Wait until the supervisors of the members have come."""
-        self.monitor.await_supervisors([rank for rank, said in self.reports.items() if said.supervised])
+        self.monitor.await_supervisors([rank for rank, said in self.registrations.items() if said.supervised])
 
     def await_leavers(self, stopped: Literal["kill", "warn", "wait"]) -> None:
         """Wait until all that live want to part. `stopped` says what is done about one that gives no signs of life.
@@ -102,7 +105,7 @@ class Root:
         stopped = {rank for rank in late - self._killed if self.monitor.is_stopped(rank)}
         self._stopped_since = {rank: self._stopped_since.get(rank, now) for rank in stopped}
         for rank in [rank for rank, since in self._stopped_since.items() if now - since > _LATE]:
-            who = f"rank {rank}, host {self.reports[rank].host}, pid {self.reports[rank].pid}"
+            who = f"rank {rank}, host {self.registrations[rank].host}, pid {self.registrations[rank].pid}"
             what = "it is killed" if kill else "continue it, or kill it"
             logger.warning("the worker on %s, gives no signs of life, and keeps this job from its end: %s", who, what)
             if kill:
@@ -119,10 +122,10 @@ class Member:
     its own; serve; `part`; free what uses `comm`; `leave`.
     """
 
-    def __init__(self, comm: "MPI.Intracomm", orders: Orders) -> None:
+    def __init__(self, comm: "MPI.Intracomm", configuration: WorkerConfiguration) -> None:
         self.comm = comm.Dup()
         self.supervisor = own_supervisor()
-        self._orders = orders
+        self._configuration = configuration
         self._news: News | None = None
         self._post: Post | None = None
 
@@ -130,21 +133,21 @@ class Member:
         """Have the root hear of this rank by its supervisor; on another node, forward what the supervisors there say."""
         from mpiexecutor._liveness.forwarder import News, Post  # noqa: PLC0415 - they know MPI
 
-        orders, rank = self._orders, self.comm.rank
-        far = rank in orders.far
+        configuration, rank = self._configuration, self.comm.rank
+        far = rank in configuration.far
         monitor = (
-            FailureMonitor(orders.monitor_of(rank), orders.token) if far else None
+            FailureMonitor(configuration.monitor_name(rank), configuration.token) if far else None
         )  # before supervisors can want to come to it
-        self._news = News(self.comm) if orders.far else None
+        self._news = News(self.comm) if configuration.far else None
         if monitor is not None and self._news is not None:
-            self._post = Post(self._news.comm, orders.root, monitor, orders.lost_after, partial(_go, self.supervisor))
+            self._post = Post(self._news.comm, configuration.root, monitor, configuration.lost_after, partial(_go, self.supervisor))
         if self.supervisor is not None:
-            monitors = [address_of(orders.monitor_of(other)) for other in orders.monitors_of(rank)]
-            self.supervisor.serve(monitors, orders.token, rank, far=far)
+            monitors = [address_of(configuration.monitor_name(other)) for other in configuration.monitoring_ranks(rank)]
+            self.supervisor.serve(monitors, configuration.token, rank, far=far)
 
     def part(self, channels: "Sequence[RemoteChannel[Any, Any]]" = ()) -> None:
         """Part from the root. If not all live wait for the end: MPI can be finalised no more, and who leaves first ends the job."""
-        if not part_from_root(self.comm, self._orders.root):
+        if not part_from_root(self.comm, self._configuration.root):
             for channel in channels:
                 channel.abandon()
             self._stay()
@@ -175,9 +178,3 @@ def _go(supervisor: Supervised | None) -> NoReturn:
     remove(files)
     take_leave(connection(), library, initialise=False)
     os._exit(0)
-
-
-def own_supervisor() -> Supervised | None:
-    """Give this rank's supervisor, if it has one that serves nobody else."""
-    supervisor = PROCESS.supervisor
-    return None if supervisor is None or supervisor.serves else supervisor

@@ -1,22 +1,32 @@
-"""The life of a worker: it reports to the root, serves, and parts."""
+"""The life of a worker: it registrations to the root, serves, and parts."""
 
+import contextlib
 import ctypes
 import functools
+import io
 import os
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from mpiexecutor._calls.outcomes import Place
 from mpiexecutor._calls.worker import Worker
+from mpiexecutor._liveness.process_manager import connection
 from mpiexecutor._liveness.status_page import Slate
 from mpiexecutor._liveness.supervised import Supervised
+from mpiexecutor._script.names import LOOKUP, main_modules
+from mpiexecutor._script.random_generators import STREAM, GeneratorStates
+from mpiexecutor._script.surroundings import Kept, leave_out_rank
 from mpiexecutor._start.process import PROCESS, comm_world
 
 from .links import Links
-from .membership import Member, register
-from .registration import serving
+from .membership import Member
+from .registration import register
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -27,14 +37,14 @@ _KEPT = 64 << 20  # bytes that a worker keeps of what was freed
 
 
 def serve(comm: "MPI.Intracomm", root: int) -> bool:
-    """Report to the root, wait for its answer, and serve until it is done; False if there was nothing to do."""
-    orders = register(comm, root)
-    if orders is None:
+    """Registration to the root, wait for its answer, and serve until it is done; False if there was nothing to do."""
+    configuration = register(comm, root)
+    if configuration is None:
         return False
     comm.Set_attr(key(), "serving")
     PROCESS.serves = True
-    with serving():
-        member = Member(comm, orders)
+    with _serving():
+        member = Member(comm, configuration)
         links = Links(member.comm, root)
         _keep_freed_memory()
         member.join()  # the last that all do together: from here on its death is its own
@@ -53,6 +63,41 @@ def serve(comm: "MPI.Intracomm", root: int) -> bool:
     comm.Delete_attr(key())
     PROCESS.serves = False
     return True
+
+
+@contextlib.contextmanager
+def _serving() -> Iterator[None]:
+    """Be a worker, and then as before: calls of an executor have surroundings of their own, and are no ranks."""
+    connection()  # while the environment still says
+    main, surroundings, generators = main_modules(), Kept(), GeneratorStates()
+    stdin = sys.stdin
+    with _uninterrupted(), Path(os.devnull).open() as nothing:
+        leave_out_rank()
+        sys.stdin = nothing  # nobody can answer what a call asks
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # what a call prints appears at once, as at a terminal
+                stream.reconfigure(line_buffering=True)
+        try:
+            yield
+        finally:
+            sys.modules.update(main)
+            LOOKUP.bring, STREAM.key = None, ()
+            surroundings.restore()
+            generators.restore()
+            sys.stdin = stdin
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Leave Ctrl-C to the root. By a handler, not SIG_IGN, which the children of calls would inherit."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)  # None: it was set by other code than Python's
 
 
 def _fail(supervisor: Supervised | None) -> NoReturn:

@@ -1,11 +1,9 @@
-"""How ranks come to be a pool: one root, which runs the script, and workers, which serve it until it ends.
+"""The worker pool of a communicator, as its root has it: one root, which runs the script, and workers, which serve it.
 
-Every rank of a communicator takes part. A worker reports to the root and waits for its word; the root waits for all of them, and
-says for whom if that takes long (see registration.py). Only then do they make their channels, which is collective: a rank that
-never comes is noticed, not waited for in silence.
+Every rank of the communicator takes part. A worker registers and waits for the root's answer; the root waits for all workers (see
+registration.py). Only then do they make their channels, which is collective: a rank that never comes is noticed before that.
 
-A pool lives as long as its communicator; all executors on it share it. It is kept where MPI wants such things kept, as an
-attribute of the communicator.
+All executors on a communicator share its pool, which lives as long as the communicator: it is an MPI attribute of it.
 """
 
 import contextlib
@@ -34,7 +32,7 @@ from mpiexecutor._util.seconds import STUCK as _PATIENCE
 
 from .links import Links
 from .membership import Root
-from .registration import answer_reports, await_reports
+from .registration import answer_registrations, await_registrations
 from .serve import key, serve
 
 if TYPE_CHECKING:
@@ -106,7 +104,7 @@ class WorkerPool:
     @property
     def without_supervisor(self) -> list[int]:
         """The workers that cannot be killed unless the job ends with them; rank 0 is a thread of this process."""
-        return [0] if self.alone else [rank for rank, said in self._members.reports.items() if not said.supervised]
+        return [0] if self.alone else [rank for rank, said in self._members.registrations.items() if not said.supervised]
 
     def workers_now(self) -> list[WorkerStatus]:
         """Say what each worker does."""
@@ -116,12 +114,12 @@ class WorkerPool:
             ]
         return [
             WorkerStatus(rank, said.host, said.pid, *self._monitor.state_of(rank), self.pump.done_by(rank))
-            for rank, said in sorted(self._members.reports.items())
+            for rank, said in sorted(self._members.registrations.items())
         ]
 
     def end_workers(self, how: bytes) -> None:
         """Have all workers end, by KILL or TERMINATE."""
-        for rank in () if self.closed else self._members.reports:
+        for rank in () if self.closed else self._members.registrations:
             self._monitor.kill_on_connect(rank, how)
 
     def close(self, *, for_good: bool = True) -> None:
@@ -243,8 +241,8 @@ def has_pool(comm: "MPI.Intracomm") -> bool:
 def release_workers(comm: "MPI.Intracomm", root: int) -> None:
     """Send the workers home that wait for a further pool; on the root, once it makes none any more. After a death all stay."""
     if comm.rank == root and not PROCESS.to_shut_down:
-        await_reports(comm)
-        answer_reports(comm, None)
+        await_registrations(comm)
+        answer_registrations(comm, None)
 
 
 def _script_failed() -> bool:

@@ -13,11 +13,11 @@ from mpiexecutor._liveness.commands import KILL, NEWS
 from mpiexecutor._liveness.monitor import WorkerFailure
 from mpiexecutor._pool import membership, registration
 from mpiexecutor._pool.membership import Root
-from mpiexecutor._pool.registration import Report
+from mpiexecutor._pool.registration import Registration
 from mpiexecutor._rma.recovery_thread import Watchdog
 from mpiexecutor._util.inbox import Inbox
 
-REPORTS = {rank: Report("host", 1000 + rank, "node", supervised=True) for rank in (1, 2, 3)}
+REGISTRATIONS = {rank: Registration("host", 1000 + rank, "node", supervised=True) for rank in (1, 2, 3)}
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def monitor():
 def parting(comms, monitor, monkeypatch):
     """The root's side, once all have joined. What it has to do at the end of the process is in its `state`."""
     root = Root.__new__(Root)
-    root.comm, root.monitor, root.reports = comms[0], monitor, REPORTS
+    root.comm, root.monitor, root.registrations = comms[0], monitor, REGISTRATIONS
     root._exchange, root._stopped_since, root._killed, root.of_all = None, {}, set(), False
     root.state = SimpleNamespace(to_shut_down=[])
     monkeypatch.setattr(membership, "PROCESS", root.state)
@@ -209,7 +209,7 @@ class Telling:
 
     def __init__(self, monitor):
         self.root = spmd._Root.__new__(spmd._Root)
-        self.root._members, self.root._monitor = SimpleNamespace(reports=REPORTS), monitor
+        self.root._members, self.root._monitor = SimpleNamespace(registrations=REGISTRATIONS), monitor
         self._passing = in_a_thread(self.root._pass_on)
         self._monitor = monitor
 
