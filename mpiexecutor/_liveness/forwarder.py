@@ -1,15 +1,15 @@
-"""Between nodes: how the root hears of workers whose supervisors cannot reach it, and how they hear of its wishes.
+"""Between nodes: how the root hears of workers whose supervisors cannot reach it, and how commands of the root reach these.
 
-    supervisor ──> another worker of its node: monitor ──> post ══ MPI ══> root: exchange ──> monitor of the root
+    supervisor ──> monitor of another worker of its node ──> Forwarder ══ MPI ══> ForwarderRoot ──> monitor of the root
 
-Every worker on a node without the root has a monitor, as the root has one, and a post that passes on what that hears: a death at
-once, and now and then which workers have given signs of life. A supervisor turns to the monitor of another worker than its own,
-if there is one, so that a death is told by somebody who lives.
+Each worker on another node than the root's has a failure monitor of its own and a Forwarder. The Forwarder forwards a failure
+at once, and at intervals which workers have given signs of life. A supervisor connects to the monitor of another worker of its
+node, if there is one, so that a living worker forwards the failure.
 
-A worker of whom nobody has told anything for long is given up: its node is cut off, or it was the last there and has died. That is
-a mistake if all workers of a node hold the GIL for that long. Should it come back it does no harm, as it was not in the middle of a
-message: what it puts then is of no interest any more, and what it takes it runs. Nothing is sent to it until it does: MPI may wait
-for ever, or fail, if there is nobody.
+The root gives up a worker of which no forwarder has told anything for long: its node is cut off, or it was the last worker
+there and has died. That is a mistake if all workers of a node hold the GIL for that long. Such a worker may come back and does
+no harm, since it was not in the middle of a message: what it puts is ignored, and it runs what it takes. Until it comes back
+nothing is sent to it, as MPI may wait for ever, or fail, if no process receives.
 """
 
 import contextlib
@@ -33,15 +33,15 @@ from .monitor import FailureMonitor, WorkerFailure
 from .status_page import Signs
 
 _NEWS, _WISHES = 0, 1  # tags of messages to the root, and from it
-_LOOK = 0.05  # seconds between two looks of a post at what the root wants
+_LOOK = 0.05  # seconds between two looks of a forwarder at what the root wants
 _LAST_LOOK = 1e-3  # and of the root at what comes last
 _BEATS = 6  # messages in which nobody tells of a worker until it is given up
 _LONGEST = PULSE  # seconds between two of them, at the most
 _SHORT = 4 << 10  # bytes of a message that any MPI sends at once
 
 
-class Post:
-    """A worker's side: passes on what its monitor hears, and does what the root wants."""
+class Forwarder:
+    """A worker's side: forwards what its monitor hears to the root, and obeys the root's commands."""
 
     def __init__(
         self, comm: MPI.Intracomm, root: int, monitor: FailureMonitor, lost_after: float, leave: Callable[[], None]
@@ -54,7 +54,7 @@ class Post:
         self._told: frozenset[int] = frozenset()  # of whom the root knows
         self._next = 0.0  # when to tell of those who live
         self._stopped = False
-        self._thread = threading.Thread(target=self._run, name="mpiexecutor post", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="mpiexecutor forwarder", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -99,7 +99,7 @@ class Post:
         self._leave()
 
 
-class News:
+class ControlChannel:
     """What news and wishes go by. Collective to make and to free."""
 
     def __init__(self, comm: MPI.Intracomm) -> None:
@@ -141,12 +141,14 @@ def _is_over(request: MPI.Request) -> bool:
         return True
 
 
-class Exchange:
-    """The root's side: tells its monitor what comes from other nodes, and who is silent."""
+class ForwarderRoot:
+    """The root's side: tells its monitor what comes from other nodes, and which workers are silent."""
 
-    def __init__(self, news: News, monitor: FailureMonitor, workers: dict[int, tuple[str, int]], lost_after: float) -> None:
-        self._news = news
-        self._comm = news.comm
+    def __init__(
+        self, control: ControlChannel, monitor: FailureMonitor, workers: dict[int, tuple[str, int]], lost_after: float
+    ) -> None:
+        self._control = control
+        self._comm = control.comm
         self._monitor = monitor
         self._workers = workers  # on other nodes: host and pid, by rank
         self._lost_after = lost_after
@@ -182,7 +184,7 @@ class Exchange:
         while self._there:
             self.look()
             time.sleep(_LAST_LOOK)
-        self._news.free()
+        self._control.free()
 
     def _hear(self, source: int, what: str, said: Any) -> None:
         if source in self._heard or source in self._monitor.silent:
@@ -217,7 +219,7 @@ class Exchange:
 
     def _send(self, to: int, wish: tuple[int, bytes]) -> None:
         """Send a wish, and never wait: whoever is to get it may be dead, or cut off. Nothing is sent to who is known to be."""
-        if to in self._monitor.dead or not self._news.send(wish, to):
+        if to in self._monitor.dead or not self._control.send(wish, to):
             with self._holding:
                 self._held.append(wish)
 

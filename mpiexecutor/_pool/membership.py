@@ -1,7 +1,7 @@
-"""How a root hears of those that serve it, and how they part in the end, whether all live or not.
+"""How root and members of a communicator join, hear of each other's failures, and part, whether all live or not.
 
-The root has a monitor, to which the supervisors on its node come. Another node's members have a monitor each, and a post that
-passes on to the root what that hears: see forwarder.py.
+The supervisors on the root's node connect to the root's failure monitor. Members on another node have a monitor each, and a
+forwarder that passes on to the root what it hears: see _liveness/forwarder.py. Executors and --spmd both use this.
 """
 
 import logging
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from mpi4py import MPI
 
-    from mpiexecutor._liveness.forwarder import Exchange, News, Post
+    from mpiexecutor._liveness.forwarder import ControlChannel, Forwarder, ForwarderRoot
     from mpiexecutor.channel import RemoteChannel
 
 logger = logging.getLogger("mpiexecutor")
@@ -51,17 +51,17 @@ class Root:
         self.monitor = FailureMonitor(self._configuration.monitor, self._configuration.token)
         self.monitor.spans_job = comm.size == comm_world().size
         self.comm = comm.Dup()
-        self._exchange: Exchange | None = None
+        self._forwarder_root: ForwarderRoot | None = None
         self._stopped_since: dict[int, float] = {}  # by rank: of those that are waited for, and give no signs of life
         self._killed: set[int] = set()
         self.of_all = False  # all workers live, and give up with this rank what they have together: none of them may die now
 
     def join(self) -> None:
         """Hear from other nodes, if there are any; each rank has a part in it."""
-        from mpiexecutor._liveness.forwarder import Exchange, News  # noqa: PLC0415 - they know MPI
+        from mpiexecutor._liveness.forwarder import ControlChannel, ForwarderRoot  # noqa: PLC0415 - they know MPI
 
         if far := {rank: (self.registrations[rank].host, self.registrations[rank].pid) for rank in self._configuration.far}:
-            self._exchange = Exchange(News(self.comm), self.monitor, far, self._configuration.lost_after)
+            self._forwarder_root = ForwarderRoot(ControlChannel(self.comm), self.monitor, far, self._configuration.lost_after)
 
     def await_supervisors(self) -> None:
         """Wait until the supervisors of the members have come."""
@@ -83,8 +83,8 @@ class Root:
         part(self.comm, dead | self._killed, whole=self.of_all)
         if not self.of_all:
             self.stay()
-        elif self._exchange is not None:
-            self._exchange.stop()
+        elif self._forwarder_root is not None:
+            self._forwarder_root.stop()
         return self.of_all
 
     def stay(self) -> None:
@@ -126,21 +126,23 @@ class Member:
         self.comm = comm.Dup()
         self.supervisor = own_supervisor()
         self._configuration = configuration
-        self._news: News | None = None
-        self._post: Post | None = None
+        self._control: ControlChannel | None = None
+        self._forwarder: Forwarder | None = None
 
     def join(self) -> None:
         """Have the root hear of this rank by its supervisor; on another node, forward what the supervisors there say."""
-        from mpiexecutor._liveness.forwarder import News, Post  # noqa: PLC0415 - they know MPI
+        from mpiexecutor._liveness.forwarder import ControlChannel, Forwarder  # noqa: PLC0415 - they know MPI
 
         configuration, rank = self._configuration, self.comm.rank
         far = rank in configuration.far
         monitor = (
             FailureMonitor(configuration.monitor_name(rank), configuration.token) if far else None
         )  # before supervisors can want to come to it
-        self._news = News(self.comm) if configuration.far else None
-        if monitor is not None and self._news is not None:
-            self._post = Post(self._news.comm, configuration.root, monitor, configuration.lost_after, partial(_go, self.supervisor))
+        self._control = ControlChannel(self.comm) if configuration.far else None
+        if monitor is not None and self._control is not None:
+            self._forwarder = Forwarder(
+                self._control.comm, configuration.root, monitor, configuration.lost_after, partial(_go, self.supervisor)
+            )
         if self.supervisor is not None:
             monitors = [address_of(configuration.monitor_name(other)) for other in configuration.monitoring_ranks(rank)]
             self.supervisor.serve(monitors, configuration.token, rank, far=far)
@@ -153,10 +155,10 @@ class Member:
             self._stay()
         if self.supervisor is not None:
             self.supervisor.dismiss()
-        if self._post is not None:
-            self._post.stop()
-        if self._news is not None:
-            self._news.free()
+        if self._forwarder is not None:
+            self._forwarder.stop()
+        if self._control is not None:
+            self._control.free()
 
     def leave(self) -> None:
         """Give the communicator back, once nobody uses it any more."""
@@ -165,7 +167,7 @@ class Member:
     def _stay(self) -> NoReturn:
         if self.supervisor is not None:
             self.supervisor.stay()
-        while self._post is not None:
+        while self._forwarder is not None:
             signal.pause()
         _go(self.supervisor)
 

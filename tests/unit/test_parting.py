@@ -67,7 +67,7 @@ def parting(comms, monitor, monkeypatch):
     """The root's side, once all have joined. What it has to do at the end of the process is in its `state`."""
     root = Root.__new__(Root)
     root.comm, root.monitor, root.registrations = comms[0], monitor, REGISTRATIONS
-    root._exchange, root._stopped_since, root._killed, root.of_all = None, {}, set(), False
+    root._forwarder_root, root._stopped_since, root._killed, root.of_all = None, {}, set(), False
     root.state = SimpleNamespace(to_shut_down=[])
     monkeypatch.setattr(membership, "PROCESS", root.state)
     return root

@@ -110,8 +110,8 @@ class Scene:
     def __init__(self, relay, comms):
         self.comms = comms
         self.monitor = FakeMonitor()
-        self.exchange = relay.Exchange(relay.News(comms[0]), self.monitor, dict(FAR), LOST_AFTER)
-        self.look = self.exchange.look
+        self.root_side = relay.ForwarderRoot(relay.ControlChannel(comms[0]), self.monitor, dict(FAR), LOST_AFTER)
+        self.look = self.root_side.look
 
     def tell(self, source, what, said=None):
         self.comms[source].send((what, said), 0, NEWS)
@@ -182,7 +182,7 @@ def test_a_look_that_meets_a_death_is_no_error(scene):
 
     def die(*_):
         scene.comms[0].improbe = found
-        raise scene.exchange.look.__globals__["MPI"].Exception
+        raise scene.root_side.look.__globals__["MPI"].Exception
 
     scene.comms[0].improbe = die
     scene.look()
@@ -300,7 +300,7 @@ def test_a_wish_that_finds_nobody_is_no_error(scene):
 def test_the_root_waits_until_all_have_said_that_they_are_gone(scene, progress):
     """And then gives back what it has heard them by."""
     scene.tell(2, "gone")
-    ending = in_a_thread(scene.exchange.stop)
+    ending = in_a_thread(scene.root_side.stop)
     until(lambda: scene.monitor.forgotten == [2])
     assert not ending.done()
     scene.tell(3, "gone")
@@ -319,14 +319,14 @@ def test_one_that_is_gone_is_not_silent(scene, clock):
 # -- the worker's side
 
 
-class Post:
-    """A worker's post, and the root's side of what it goes by."""
+class Forwarder:
+    """A worker's forwarder, and the root's side of what it goes by."""
 
     def __init__(self, relay, comms, lost_after=LOST_AFTER):
         self.root = comms[0]
         self.monitor = FakeMonitor()
         self.left = []
-        self.post = relay.Post(comms[2], 0, self.monitor, lost_after, lambda: self.left.append(True))
+        self.forwarder = relay.Forwarder(comms[2], 0, self.monitor, lost_after, lambda: self.left.append(True))
 
     def news(self, but_for=()):
         """Give what it says next."""
@@ -339,71 +339,71 @@ class Post:
 
 
 @pytest.fixture
-def post(relay, mpi):
-    post = Post(relay, mpi.comms(4))
-    yield post
-    if post.post._thread.is_alive():
-        post.post.stop()
+def forwarder(relay, mpi):
+    forwarder = Forwarder(relay, mpi.comms(4))
+    yield forwarder
+    if forwarder.forwarder._thread.is_alive():
+        forwarder.forwarder.stop()
 
 
-def test_a_post_tells_at_once_of_who_is_new(clock, post):
+def test_a_forwarder_tells_at_once_of_who_is_new(clock, forwarder):
     """And of nobody at first. No time goes by here."""
-    assert post.news() == ("alive", {})
-    post.monitor.slates[3] = Signs(None, 0.0, 0.0)
-    what, said = post.news()
+    assert forwarder.news() == ("alive", {})
+    forwarder.monitor.slates[3] = Signs(None, 0.0, 0.0)
+    what, said = forwarder.news()
     assert (what, set(said)) == ("alive", {3})
     running, unseen = said[3]
     assert running is None
     assert unseen > 0
 
 
-def test_a_post_tells_again_and_again_that_they_live(relay, mpi):
+def test_a_forwarder_tells_again_and_again_that_they_live(relay, mpi):
     """Several times until they would be given up."""
-    post = Post(relay, mpi.comms(4), lost_after=0.06)
-    assert [post.news()[0] for _ in range(3)] == ["alive"] * 3
-    post.post.stop()
+    forwarder = Forwarder(relay, mpi.comms(4), lost_after=0.06)
+    assert [forwarder.news()[0] for _ in range(3)] == ["alive"] * 3
+    forwarder.forwarder.stop()
 
 
-def test_a_post_tells_of_a_death_in_pieces(post):
+def test_a_forwarder_tells_of_a_death_in_pieces(forwarder):
     """Each so short that it has come as a whole once it is seen: its sender may die, too."""
     failure = WorkerFailure(3, "far", 1003, "was killed by SIGKILL", 41, 1.5, held=bytes(9000))
-    post.monitor.failures.put(failure)
-    pieces = [post.news({"alive"}) for _ in range(3)]
+    forwarder.monitor.failures.put(failure)
+    pieces = [forwarder.news({"alive"}) for _ in range(3)]
     assert pieces == [("held", (3, bytes(size))) for size in (4096, 4096, 808)]
-    assert post.news({"alive"}) == ("lost", asdict(replace(failure, held=b"")))
+    assert forwarder.news({"alive"}) == ("lost", asdict(replace(failure, held=b"")))
 
 
 def test_what_a_post_tells_is_what_the_root_hears(relay, clock, progress, mpi, monkeypatch):
     """Both sides agree on what the messages look like."""
     comms = mpi.comms(4)
     scene = Scene(relay, comms)
-    post = Post(relay, comms)
+    forwarder = Forwarder(relay, comms)
     failure = WorkerFailure(3, "far", 1003, "was killed by SIGKILL", 41, 1.5, held=bytes(9000))
-    post.monitor.slates[2] = Signs(clock.now - 3.0, clock.now - 1.0, clock.now)
-    post.monitor.failures.put(failure)
+    forwarder.monitor.slates[2] = Signs(clock.now - 3.0, clock.now - 1.0, clock.now)
+    forwarder.monitor.failures.put(failure)
     until(lambda: scene.look() or (scene.monitor.lost and scene.monitor.slates))
     assert scene.monitor.lost == [failure]
     assert scene.monitor.slates[2] == Signs(clock.now - 3.0, clock.now - 1.0, clock.now)
     scene.monitor.lines[2].send(KILL)
-    until(lambda: post.monitor.told)
-    assert post.monitor.told == [(2, KILL)]
-    post.post.stop()
+    until(lambda: forwarder.monitor.told)
+    assert forwarder.monitor.told == [(2, KILL)]
+    forwarder.forwarder.stop()
     scene.look()
     assert scene.monitor.forgotten == [3, 2]
 
 
-def test_a_post_that_is_to_leave_sees_the_dead_of_its_node_off(post):
+def test_a_forwarder_that_is_to_leave_shuts_down_the_supervisors_of_its_dead(forwarder):
     """Then it says that it is gone, and its process ends."""
-    post.monitor.dead.add(3)
-    post.root.send((2, LEAVE), 2, WISHES)
-    assert post.news({"alive"}) == ("gone", None)
-    until(lambda: post.left)
-    assert post.monitor.shut_down == [{3}]
+    forwarder.monitor.dead.add(3)
+    forwarder.root.send((2, LEAVE), 2, WISHES)
+    assert forwarder.news({"alive"}) == ("gone", None)
+    until(lambda: forwarder.left)
+    assert forwarder.monitor.shut_down == [{3}]
 
 
-def test_a_post_that_stops_says_that_it_is_gone(post):
+def test_a_forwarder_that_stops_says_that_it_is_gone(forwarder):
     """All workers live: there is nothing to leave."""
-    post.post.stop()
-    assert post.news({"alive"}) == ("gone", None)
-    assert post.monitor.stopped
-    assert not post.post._thread.is_alive()
+    forwarder.forwarder.stop()
+    assert forwarder.news({"alive"}) == ("gone", None)
+    assert forwarder.monitor.stopped
+    assert not forwarder.forwarder._thread.is_alive()
