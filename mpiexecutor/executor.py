@@ -32,7 +32,7 @@ from mpiexecutor._liveness.monitor import WorkerStatus
 from mpiexecutor._pool.registration import ranks_text
 from mpiexecutor._pool.serve import is_serving, serve
 from mpiexecutor._pool.worker_pool import WorkerPool, create_pool, get_or_create_pool, has_pool
-from mpiexecutor._rma.failed_ranks import DEATHS
+from mpiexecutor._rma.failed_ranks import FAILED_RANKS
 from mpiexecutor._script.names import name_of, top_of
 from mpiexecutor._script.root.script import Script
 from mpiexecutor._script.top_level import RUNNING, TopLevelEnd
@@ -168,7 +168,7 @@ class RMAChannelExecutor(Executor):
             )
         if in_task.get():
             raise RuntimeError("an executor cannot be made inside a call that an executor runs: submit from the root instead")
-        if DEATHS.are_told:
+        if FAILED_RANKS.are_reported:
             raise RuntimeError(
                 "with --spmd every rank runs the script, and RMAChannelExecutor has all but one serve: make an RMACommExecutor, or "
                 "start the script without --spmd"

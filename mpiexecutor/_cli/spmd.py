@@ -25,7 +25,7 @@ from mpiexecutor._liveness.commands import NEWS
 from mpiexecutor._liveness.supervised import Supervised
 from mpiexecutor._pool.membership import Member, Root
 from mpiexecutor._pool.registration import register
-from mpiexecutor._rma.failed_ranks import DEATHS
+from mpiexecutor._rma.failed_ranks import FAILED_RANKS
 from mpiexecutor._start.process import PROCESS
 from mpiexecutor._util.process_end import PROCESS_END, Stage
 
@@ -46,7 +46,7 @@ def run_everywhere(comm: "MPI.Intracomm", run: Callable[[], None]) -> None:
 
     if MPI.Query_thread() != MPI.THREAD_MULTIPLE:
         sys.exit("python -m mpiexecutor: --spmd needs MPI with THREAD_MULTIPLE: leave mpi4py.rc.thread_level as it is")
-    DEATHS.will_be_told(_end_job)
+    FAILED_RANKS.start_recovery(_end_job)
     PROCESS_END.add(_Root(comm).close if comm.rank == _ROOT else _follow(comm), Stage.PARTING)
     process = os.getpid()
     try:
@@ -75,7 +75,7 @@ class _Root:
         """Wait for all others to be done, and have all part."""
         sys.stdout.flush()
         self._members.await_leavers("wait")
-        with contextlib.nullcontext() if self._monitor.dead else DEATHS.all_needed("the end of the job"):
+        with contextlib.nullcontext() if self._monitor.dead else FAILED_RANKS.all_needed("the end of the job"):
             if self._members.part():
                 self._members.comm.Barrier()  # all have dismissed their supervisors, which take the monitor's end for this rank's
                 self._members.leave()
@@ -88,7 +88,7 @@ class _Root:
             try:
                 failure = self._monitor.failures.get(timeout=_ONCE_MORE if told else None)
             except Empty:
-                DEATHS.watchdog.left()
+                FAILED_RANKS.watchdog.left()
                 if not left:
                     continue
                 left -= 1
@@ -99,7 +99,7 @@ class _Root:
                 end = f"rank {failure.rank}, host {failure.host}, pid {failure.pid}, {failure.end}"
                 logger.warning("%s", end)
                 told.append((failure.rank, end, failure.silent))
-                DEATHS.tell(*told[-1])
+                FAILED_RANKS.report(*told[-1])
             for rank in self._members.registrations.keys() - self._monitor.dead:
                 self._monitor.tell(rank, NEWS + json.dumps(told[-_MOST:]).encode())
 
@@ -137,10 +137,10 @@ def _write_out() -> None:
 
 
 def _hear(supervisor: Supervised) -> None:
-    while (news := supervisor.news(_ONCE_MORE if DEATHS.any_known() else None)) != b"":
-        DEATHS.watchdog.left()
+    while (news := supervisor.news(_ONCE_MORE if FAILED_RANKS.any_known() else None)) != b"":
+        FAILED_RANKS.watchdog.left()
         for death in json.loads(news or "[]"):
-            DEATHS.tell(*death)
+            FAILED_RANKS.report(*death)
 
 
 def _end_job(reason: str) -> None:

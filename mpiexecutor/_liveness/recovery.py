@@ -17,12 +17,13 @@ The path of a failure, from the kill to the error in the future:
         │
         └─ --spmd: rank 0 tells the supervisors of all other ranks, and these their ranks                 _cli/spmd.py
                v
-            on every rank: Deaths, a recovery thread; the host of each raw channel recovers it            _rma/failed_ranks.py
+            on every rank: FailedRanks, a recovery thread; the host of each raw channel recovers it            _rma/failed_ranks.py
                v
             ChannelBroken from the host's next operation
 
-Two sets of failed ranks. FailureMonitor.dead is what the root expects no answer from: a silent rank that is heard of again leaves
-it. With --spmd a rank that a channel was recovered from stays failed for good, on all ranks alike: Deaths never takes one back.
+Two sets of failed ranks. FailureMonitor.dead is what the root expects no answer from: a silent rank that is heard of again
+leaves it. With --spmd a rank that a channel was recovered from stays failed for good, on all ranks alike: FailedRanks never
+takes one back.
 """
 
 import logging

@@ -23,7 +23,7 @@ from mpiexecutor._liveness.monitor import WorkerStatus
 from mpiexecutor._liveness.process_manager import mapped, remove
 from mpiexecutor._liveness.recovery import PoolRecovery
 from mpiexecutor._liveness.status_page import Slate
-from mpiexecutor._rma.failed_ranks import DEATHS
+from mpiexecutor._rma.failed_ranks import FAILED_RANKS
 from mpiexecutor._script.state import Origin
 from mpiexecutor._script.surroundings import note_environment
 from mpiexecutor._start.process import PROCESS, comm_world
@@ -67,7 +67,8 @@ class WorkerPool:
         self.pump = Pump(*links.channels, links.parcels, self.workers, self.place)
         self.closed = False
         self._needs = contextlib.ExitStack()
-        self._needs.enter_context(DEATHS.all_needed("the service of an executor"))  # whose workers have no supervisors of ours then
+        # With --spmd the supervisors of its workers serve rank 0.
+        self._needs.enter_context(FAILED_RANKS.all_needed("the service of an executor"))
         self._wedged = False  # they will never be of use again
         pump = self.pump
         monitor.returned = pump.regain
@@ -228,7 +229,7 @@ def create_pool(comm: "MPI.Intracomm", root: int, origin: Origin = Origin.NOTHIN
 
     if MPI.Query_thread() != MPI.THREAD_MULTIPLE:
         raise RuntimeError("executors need MPI with THREAD_MULTIPLE: leave mpi4py.rc.thread_level as it is")
-    if PROCESS.to_shut_down or DEATHS.any_known():
+    if PROCESS.to_shut_down or FAILED_RANKS.any_known():
         raise BrokenProcessPool("workers of this job have died: no other executor can be made with MPI")
     return WorkerPool(comm, root, origin)
 

@@ -191,16 +191,16 @@ def test_one_that_may_still_be_busy_is_waited_for(comms, monitor, clock, caplog,
 def deaths(monkeypatch):
     """What this process's channels are told."""
 
-    class Deaths:
+    class FailedRanks:
         def __init__(self):
             self.told = []
             self.watchdog = Watchdog()
 
-        def tell(self, *death):
+        def report(self, *death):
             self.told.append(death)
 
-    deaths = Deaths()
-    monkeypatch.setattr(spmd, "DEATHS", deaths)
+    deaths = FailedRanks()
+    monkeypatch.setattr(spmd, "FAILED_RANKS", deaths)
     return deaths
 
 
