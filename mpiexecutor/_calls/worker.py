@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any
 
-from mpiexecutor._liveness.status_page import INITIALIZER, LARGE, Slate
+from mpiexecutor._liveness.status_page import INITIALIZER, LARGE, StatusPage
 from mpiexecutor._script.main_module import MainModule, MainModules, NotAdmitted
 from mpiexecutor._script.names import function_of
 from mpiexecutor._script.pickling import Has, always, load_definitions
@@ -51,9 +51,9 @@ in_task: ContextVar[bool] = ContextVar("in_task", default=False)
 class Desk:
     """What one message has a worker do, and what has come of it: shared by the worker and its courier, under one lock."""
 
-    def __init__(self, slate: Slate) -> None:
+    def __init__(self, page: StatusPage) -> None:
         self.lock = threading.Lock()
-        self._slate = slate  # keeps the outcomes that are not sent, in case this worker dies
+        self._page = page  # keeps the outcomes that are not sent, in case this worker dies
         self._leaving = 0  # outcomes, as they were taken away together, that are being sent
         self.calls: deque[Call] = deque()  # not begun
         self.running: int | None = None
@@ -75,8 +75,8 @@ class Desk:
         """Note what came of the call: give the outcomes if it is time to send them, or else take the next call."""
         with self.lock:
             self.running = None
-            if size <= LARGE and self._slate.holds:
-                self._slate.hold(dump_outcome(outcome))
+            if size <= LARGE and self._page.holds:
+                self._page.hold(dump_outcome(outcome))
             self.outcomes.append(outcome)
             self.size += size
             now = time.monotonic()
@@ -101,7 +101,7 @@ class Desk:
         with self.lock:
             self._leaving -= 1
             if not self._leaving and not self.outcomes:
-                self._slate.let_go()
+                self._page.let_go()
 
     def _take_away(self) -> list[Outcome]:
         outcomes, self.outcomes, self.size = self.outcomes, [], 0
@@ -152,7 +152,7 @@ class Worker:
         replies: RemoteChannel[Reply, Reply],
         parcels: Parcels,
         place: Place,
-        slate: Slate,
+        page: StatusPage,
         enforce_limit: Callable[[float], None] | None = None,
         *,
         fail: Callable[[], object],
@@ -161,7 +161,7 @@ class Worker:
         self._work = work
         self._replies = replies
         self._place = place
-        self._slate = slate  # says what is run
+        self._page = page  # says what is run
         self._enforce_limit = enforce_limit  # told how long calls may run; None: nobody sees to that
         self._most = 0.0  # seconds that they may now
         self._executor = 0  # whose calls are on the desk
@@ -172,7 +172,7 @@ class Worker:
         self._module: MainModule | None = None  # whose calls are run; None: the script itself, as this is its process
         self._has: Has = always  # whether the script has what is pickled here under its name
         self._rest = _SHORTEST_REST
-        self._desk = Desk(slate)
+        self._desk = Desk(page)
         self._courier = Courier(self._desk, self._send, fail)
 
     def serve(self) -> None:
@@ -198,7 +198,7 @@ class Worker:
     def _do(self, message: Calls) -> None:
         executor, initializer, most, calls = message
         self._executor = executor
-        self._slate.wipe()
+        self._page.wipe()
         _, state, *_ = calls[0]
         if state is not None and not self._is_admitted(executor, state):
             self._give_back([number for number, *_ in calls], behind_long_call=False)
@@ -208,10 +208,10 @@ class Worker:
         self._rest = _SHORTEST_REST
         if initializer is not None and executor not in self._initialized:
             self._limit(0.0)
-            self._slate.begin(INITIALIZER, time.monotonic())
+            self._page.begin(INITIALIZER, time.monotonic())
             self._initialized[executor] = self._initialize(initializer, state)
-            self._slate.finish()
-            self._slate.wipe()
+            self._page.finish()
+            self._page.wipe()
         if most != self._most:
             self._limit(most)
         if not self._initialized.get(executor, True):
@@ -336,7 +336,7 @@ class Worker:
     def _run(self, call: Call) -> tuple[Outcome, int]:
         number, state, called, data, buffers = call
         del call
-        self._slate.begin(number, 0.0)  # to get what it needs, and to import modules, is not to run
+        self._page.begin(number, 0.0)  # to get what it needs, and to import modules, is not to run
         began = time.monotonic()
         try:
             # The second is what nearly every call finds.
@@ -347,13 +347,13 @@ class Worker:
             if called is not None:
                 function = function_of(called) if isinstance(called, str) else self._shelf.get(called, self._executor)
             began = time.monotonic()
-            self._slate.run(began)
+            self._page.run(began)
             value, size = dumps_sized(function(*arguments, **keywords), has=self._has)
         except BaseException as error:  # noqa: BLE001 - see the module
             failure = failure_of(self._explain(error), self._place, self._has).dumps()
-            self._slate.finish()
+            self._page.finish()
             return (number, time.monotonic() - began, True, *failure), failure.size
-        self._slate.finish()
+        self._page.finish()
         return (number, time.monotonic() - began, False, *value), size
 
 

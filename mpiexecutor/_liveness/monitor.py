@@ -30,7 +30,7 @@ from mpiexecutor._util.seconds import LEAVING as _LEAVING
 from mpiexecutor._util.seconds import SILENT as _SILENT
 
 from .commands import BYE, KILL, LEAVE, LONGEST, receive
-from .status_page import Signs, Slate
+from .status_page import Signs, StatusPage
 from .supervised import possible
 
 logger = logging.getLogger("mpiexecutor")
@@ -50,7 +50,7 @@ class WorkerFailure:
     begun: int | None  # the number of the call that it began last, NOTHING or INITIALIZER: see status_page.py; None: not known
     overdue: float = 0.0  # the seconds that its calls might run, if it was killed as that call ran longer
     silent: bool = False  # given up: perhaps it lives
-    held: bytes = b""  # outcomes that it had perhaps not put yet: see Slate.hold
+    held: bytes = b""  # outcomes that it had perhaps not put yet: see StatusPage.hold
 
     def __str__(self) -> str:
         return f"the worker on rank {self.rank}, host {self.host}, pid {self.pid}, {self.end}"
@@ -107,7 +107,7 @@ class FailureMonitor:
         self.returned: Callable[[int], object] = lambda _rank: None  # called if one of them lives
         self.spans_job = False  # nobody else is in this job but these workers
         self._supervisors: dict[int, Line] = {}  # by rank
-        self._slates: dict[int, Slate | Signs] = {}  # by rank
+        self._pages: dict[int, StatusPage | Signs] = {}  # by rank
         self._expected: dict[int, bytes] = {}  # whom this process wants to end, and how it has put that
         self._selector = selectors.DefaultSelector()
         self._here, self._there = socket.socketpair()  # wakes the thread
@@ -128,7 +128,7 @@ class FailureMonitor:
     def await_supervisors(self, ranks: Collection[int]) -> None:
         """Wait until the supervisors of these ranks have come, who are on their way."""
         until = time.monotonic() + _COMING
-        wait_for_ranks(lambda: self._slates.keys() >= set(ranks) or time.monotonic() > until)
+        wait_for_ranks(lambda: self._pages.keys() >= set(ranks) or time.monotonic() > until)
 
     def kill(self, rank: int) -> bool:
         """Have a worker killed; False if it has no keeper."""
@@ -150,7 +150,7 @@ class FailureMonitor:
 
     def expect_failures(self) -> None:
         """Note that this process ends the job, and all workers with it."""
-        self._expected |= dict.fromkeys(self._slates, KILL)
+        self._expected |= dict.fromkeys(self._pages, KILL)
 
     def is_expected(self, rank: int) -> bool:
         """Whether this process has wanted a worker to end."""
@@ -160,37 +160,37 @@ class FailureMonitor:
         """Say what a worker does, and since when: see WorkerStatus."""
         if rank in self.dead:
             return "lost", None
-        slate = self._slates.get(rank)
-        if slate is None:
+        page = self._pages.get(rank)
+        if page is None:
             return "unknown", None
         now, wall = time.monotonic(), time.time()
-        if now - (seen := slate.seen) > _SILENT:
+        if now - (seen := page.seen) > _SILENT:
             return "silent", wall - now + seen
-        since = slate.running_since
+        since = page.running_since
         return ("idle", None) if since is None else ("running", wall - now + since)
 
     def is_stopped(self, rank: int) -> bool:
         """Whether a worker is heard of, and gives no signs of life."""
-        slate = self._slates.get(rank)
+        page = self._pages.get(rank)
         now = time.monotonic()
-        if slate is None or rank in self.dead or (isinstance(slate, Signs) and now - slate.told > _SILENT):
+        if page is None or rank in self.dead or (isinstance(page, Signs) and now - page.told > _SILENT):
             return False
-        return now - slate.seen > _SILENT
+        return now - page.seen > _SILENT
 
     @property
     def known(self) -> frozenset[int]:
         """Whose supervisors have come."""
-        return frozenset(self._slates)
+        return frozenset(self._pages)
 
     def signs(self) -> Iterator[tuple[int, Signs]]:
         """Give what the workers that live say of themselves."""
-        for rank, slate in list(self._slates.items()):
+        for rank, page in list(self._pages.items()):
             if rank not in self.dead:
-                yield rank, Signs(slate.running_since, slate.seen, time.monotonic())
+                yield rank, Signs(page.running_since, page.seen, time.monotonic())
 
-    def admit(self, rank: int, supervisor: Line, slate: Slate | Signs) -> None:
-        """Note a supervisor, and its worker's slate, or what is known of that now."""
-        self._slates[rank] = slate
+    def admit(self, rank: int, supervisor: Line, page: StatusPage | Signs) -> None:
+        """Note a supervisor, and its worker's page, or what is known of that now."""
+        self._pages[rank] = page
         self._supervisors[rank] = supervisor
         if rank in self._expected:
             self.tell(rank, self._expected[rank])
@@ -245,7 +245,7 @@ class FailureMonitor:
         self._thread.join()
         self.failures.put(None)
         self.close()
-        self._slates.clear()
+        self._pages.clear()
 
     def close(self) -> None:
         """Close the connections, without a word: in a forked child they are its parent's."""
@@ -266,17 +266,17 @@ class FailureMonitor:
             time.sleep(_LOOK)
             return
         try:
-            hello, slate = self._hello(connection)
+            hello, page = self._hello(connection)
         except Exception:  # noqa: BLE001 - a stranger, whatever it has sent
             connection.close()
             return
         with contextlib.suppress(OSError):
             connection.send(b"!")  # before anything else that it may be sent
-        self._selector.register(connection, selectors.EVENT_READ, partial(self._hear, hello, slate))
-        self.admit(hello["rank"], connection, slate)
+        self._selector.register(connection, selectors.EVENT_READ, partial(self._hear, hello, page))
+        self.admit(hello["rank"], connection, page)
 
-    def _hello(self, connection: socket.socket) -> tuple[dict[str, Any], Slate]:
-        """Receive what a supervisor has to say of itself, and its rank's slate; any error if it is a stranger."""
+    def _hello(self, connection: socket.socket) -> tuple[dict[str, Any], StatusPage]:
+        """Receive what a supervisor has to say of itself, and its rank's page; any error if it is a stranger."""
         _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
         if uid != os.geteuid():
             raise PermissionError
@@ -286,14 +286,14 @@ class FailureMonitor:
             hello: dict[str, Any] = json.loads(data)
             if not hmac.compare_digest(str(hello.pop("token")), self._token):
                 raise PermissionError
-            slate = Slate(*descriptors)
+            page = StatusPage(*descriptors)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
         connection.settimeout(None)
-        return hello, slate
+        return hello, page
 
-    def _hear(self, hello: dict[str, Any], slate: Slate, supervisor: socket.socket) -> None:
+    def _hear(self, hello: dict[str, Any], page: StatusPage, supervisor: socket.socket) -> None:
         """Hear from a supervisor of a death; or it is going, or gone."""
         data = b""
         with contextlib.suppress(OSError):
@@ -304,5 +304,5 @@ class FailureMonitor:
             self.forget_supervisor(rank)
         if data != BYE:
             said = json.loads(data) if data else {"end": "was lost together with its keeper", "begun": None}
-            held = slate.held if data else b""  # else it may still write
+            held = page.held if data else b""  # else it may still write
             self.lose(WorkerFailure(**hello, **said, held=held))

@@ -19,7 +19,7 @@ from mpiexecutor._util.seconds import PULSE
 
 from . import process_manager
 from .commands import LONGEST, NEWS, Service
-from .status_page import Slate
+from .status_page import StatusPage
 from .supervisor import be_supervisor
 
 logger = logging.getLogger("mpiexecutor")
@@ -32,18 +32,18 @@ _FORK_SHY = "libgomp", "libomp", "libiomp5", "libcuda"  # libraries that hang, o
 class Supervised:
     """A rank's side of its supervisor."""
 
-    def __init__(self, line: socket.socket, slate: Slate) -> None:
+    def __init__(self, line: socket.socket, page: StatusPage) -> None:
         self._line = line
-        self.slate = slate
+        self.page = page
         self.serves = False
         self._resting = threading.Event()  # no longer to give signs of life, for the root that is served
 
     def serve(self, addresses: Sequence[str], token: str, rank: int, *, far: bool = False) -> None:
         """From now on this rank serves the root that listens there, or through others, and is not to take the job with it."""
         self.serves = True
-        self.slate.limit(0.0)
-        self.slate.let_go()
-        self.slate.pulse()
+        self.page.limit(0.0)
+        self.page.let_go()
+        self.page.pulse()
         self._say(asdict(Service(list(addresses), token, rank, far, *process_manager.mapped())))
         self._line.recv(1)  # the root knows its supervisor: only now may the rank begin
         self._resting = threading.Event()
@@ -62,7 +62,7 @@ class Supervised:
 
     def limit(self, seconds: float) -> None:
         """Have calls killed that run longer, together with this rank; 0: none."""
-        self.slate.limit(seconds)
+        self.page.limit(seconds)
         self._say("limit")
 
     def dismiss(self) -> None:
@@ -83,7 +83,7 @@ class Supervised:
     def _pulse(self, resting: threading.Event) -> None:
         """Give signs of life: none while a call holds the GIL, or this process is stopped."""
         while not resting.is_set():
-            self.slate.pulse()
+            self.page.pulse()
             resting.wait(PULSE)
 
 
@@ -99,7 +99,7 @@ def start_supervisor(last_words: bytes = b"") -> Supervised | None:
         return None
     sys.stdout.flush()
     sys.stderr.flush()
-    slate, descriptor = Slate.new()
+    page, descriptor = StatusPage.new()
     mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     before = os.getpid()
     with warnings.catch_warnings():
@@ -107,13 +107,13 @@ def start_supervisor(last_words: bytes = b"") -> Supervised | None:
         child = os.fork()
     if child:
         its.close()
-        be_supervisor(child, mine, slate, descriptor, last_words)
+        be_supervisor(child, mine, page, descriptor, last_words)
     mine.close()
     os.close(descriptor)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != before:
         os._exit(1)
-    return Supervised(its, slate)
+    return Supervised(its, page)
 
 
 def possible() -> bool:

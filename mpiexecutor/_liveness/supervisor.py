@@ -36,7 +36,7 @@ from mpiexecutor._util.seconds import WELCOME as _WELCOME
 
 from . import process_manager
 from .commands import BYE, KILL, LEAVE, NEWS, TERMINATE, Service, receive
-from .status_page import Slate
+from .status_page import StatusPage
 
 _PATIENCE = 1.0  # seconds that a child of the script has to end by SIGTERM
 _LONGEST_WAIT = 3600.0  # seconds: a poll counts in milliseconds, in 32 bits
@@ -46,11 +46,11 @@ _LOST = 1 << 8  # the status of a supervisor whose root is dead, as waitpid woul
 class Supervisor:
     """The supervisor itself."""
 
-    def __init__(self, child: int, line: socket.socket, slate: Slate, descriptor: int, last_words: bytes) -> None:
+    def __init__(self, child: int, line: socket.socket, page: StatusPage, descriptor: int, last_words: bytes) -> None:
         self._child = child
         self._line = line
-        self._slate = slate
-        self._descriptor = descriptor  # of the slate
+        self._page = page
+        self._descriptor = descriptor  # of the page
         self._overdue = 0.0  # the limit, in seconds, if the rank was killed because its call ran longer
         self._last_words = last_words
         self._end = os.pidfd_open(child)
@@ -70,7 +70,7 @@ class Supervisor:
     def _wait(self) -> None:
         """Wait for something to happen, and see to it; first to what the rank has said."""
         enforced = self._service is not None and self._status is None and not self._overdue
-        left = self._slate.left(time.monotonic()) if enforced else None
+        left = self._page.left(time.monotonic()) if enforced else None
         milliseconds = None if left is None else 1e3 * min(max(0.0, left), _LONGEST_WAIT)
         ready = {descriptor for descriptor, _ in self._poll.poll(milliseconds)}
         if not ready:
@@ -96,7 +96,7 @@ class Supervisor:
         if said == "staying":
             self._speak_last()
         elif said == "limit":
-            pass  # what matters is to have been woken: the limit itself is on the slate
+            pass  # what matters is to have been woken: the limit itself is on the page
         elif said is None:
             self._leave_monitor()
             self._service = None
@@ -159,7 +159,7 @@ class Supervisor:
     def _last_of_rank(self, status: int) -> dict[str, Any]:
         """Say how the rank ended."""
         end = f"was killed, as its call ran longer than {self._overdue:g} s" if self._overdue else how(status)
-        return {"end": end, "begun": self._slate.begun, "overdue": self._overdue}
+        return {"end": end, "begun": self._page.begun, "overdue": self._overdue}
 
     def _enforce_limit(self) -> None:
         """Kill the rank if its call is overdue. It may come to its end in this moment: so the rank is stopped first."""
@@ -168,14 +168,14 @@ class Supervisor:
         os.kill(self._child, signal.SIGSTOP)
         os.waitid(os.P_PID, self._child, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         if self._is_overdue():
-            self._overdue = self._slate.most
+            self._overdue = self._page.most
             os.kill(self._child, signal.SIGKILL)
         else:
             os.kill(self._child, signal.SIGCONT)
 
     def _is_overdue(self) -> bool:
-        left = self._slate.left(time.monotonic())
-        return self._slate.running_since is not None and left is not None and left <= 0
+        left = self._page.left(time.monotonic())
+        return self._page.running_since is not None and left is not None and left <= 0
 
     def _obey(self) -> None:
         """Do with the rank as the root wants; if the root is dead, or done, there is nothing left to do."""
@@ -235,12 +235,12 @@ class Supervisor:
         self._last_words = b""
 
 
-def be_supervisor(child: int, line: socket.socket, slate: Slate, descriptor: int, last_words: bytes) -> NoReturn:
+def be_supervisor(child: int, line: socket.socket, page: StatusPage, descriptor: int, last_words: bytes) -> NoReturn:
     """Be the supervisor of a rank, and end as it does: whatever happens, the script is not to go on here."""
     code = 1
     try:
         _leave_signals_to_rank()
-        status = Supervisor(child, line, slate, descriptor, last_words).run()
+        status = Supervisor(child, line, page, descriptor, last_words).run()
         if os.WIFSIGNALED(status):
             end_children()
             _die_by(os.WTERMSIG(status))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 from mpiexecutor._calls.outcomes import Place
 from mpiexecutor._calls.worker import Worker
 from mpiexecutor._liveness.process_manager import connection
-from mpiexecutor._liveness.status_page import Slate
+from mpiexecutor._liveness.status_page import StatusPage
 from mpiexecutor._liveness.supervised import Supervised
 from mpiexecutor._script.names import LOOKUP, main_modules
 from mpiexecutor._script.random_generators import STREAM, GeneratorStates
@@ -49,9 +49,9 @@ def serve(comm: "MPI.Intracomm", root: int) -> bool:
         _keep_freed_memory()
         member.join()  # the last that all do together: from here on its death is its own
         supervisor = member.supervisor
-        slate, enforce_limit = (supervisor.slate, supervisor.limit) if supervisor else (Slate(), None)
+        page, enforce_limit = (supervisor.page, supervisor.limit) if supervisor else (StatusPage(), None)
         place = Place.here(comm.rank, comm.size)
-        worker = Worker(*links.channels, links.parcels, place, slate, enforce_limit, fail=partial(_fail, supervisor))
+        worker = Worker(*links.channels, links.parcels, place, page, enforce_limit, fail=partial(_fail, supervisor))
         try:
             worker.serve()
         except BaseException:  # noqa: BLE001 - what calls raise is not seen here: a fault of ours, and others would wait for this rank

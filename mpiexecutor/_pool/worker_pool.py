@@ -22,7 +22,7 @@ from mpiexecutor._calls.worker import Worker
 from mpiexecutor._liveness.monitor import WorkerStatus
 from mpiexecutor._liveness.process_manager import mapped, remove
 from mpiexecutor._liveness.recovery import PoolRecovery
-from mpiexecutor._liveness.status_page import Slate
+from mpiexecutor._liveness.status_page import StatusPage
 from mpiexecutor._rma.failed_ranks import FAILED_RANKS
 from mpiexecutor._script.state import Origin
 from mpiexecutor._script.surroundings import note_environment
@@ -61,7 +61,7 @@ class WorkerPool:
         self._thread: threading.Thread | None = None
         if self.alone:
             fail = partial(self._give_up, "the worker has failed")
-            worker = Worker(*links.channels, links.parcels, self.place, Slate(), fail=fail)
+            worker = Worker(*links.channels, links.parcels, self.place, StatusPage(), fail=fail)
             self._thread = threading.Thread(target=worker.serve, name="mpiexecutor worker", daemon=True)
             self._thread.start()
         self.pump = Pump(*links.channels, links.parcels, self.workers, self.place)

@@ -127,10 +127,10 @@ import gc, os, signal
 from mpiexecutor import BrokenWorkerError, RMAChannelExecutor
 
 def scribble_and_die(data):
-    from mpiexecutor._liveness.status_page import _HELD, Slate
-    slate = next(each for each in gc.get_objects() if type(each) is Slate)
-    slate._outcomes[:len(data)] = data
-    slate._numbers[_HELD] = len(data)
+    from mpiexecutor._liveness.status_page import _HELD, StatusPage
+    page = next(each for each in gc.get_objects() if type(each) is StatusPage)
+    page._outcomes[:len(data)] = data
+    page._numbers[_HELD] = len(data)
     os.kill(os.getpid(), signal.SIGKILL)
 
 with RMAChannelExecutor() as executor:

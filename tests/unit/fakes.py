@@ -42,7 +42,7 @@ from mpiexecutor._calls.scheduler import Pump
 from mpiexecutor._calls.session import Session, slim_future
 from mpiexecutor._calls.worker import Worker
 from mpiexecutor._liveness.monitor import Loss
-from mpiexecutor._liveness.status_page import NOTHING, Slate
+from mpiexecutor._liveness.status_page import NOTHING, StatusPage
 from mpiexecutor._util.pickling import loads
 from mpiexecutor.channel import ChannelClosed, ChannelFull, ChannelMemoryError, Share
 from mpiexecutor.channel._codecs import codec_of
@@ -452,10 +452,10 @@ class FakeWorker:
         """Give what its supervisor would say of its death."""
         number = self._numbers.get(begun, begun)
         if held is None:
-            slate = new_slate()
+            page = new_slate()
             for name in holding:
-                slate.hold(dump_outcome(self._outcome(name)))
-            held = slate.held
+                page.hold(dump_outcome(self._outcome(name)))
+            held = page.held
         return Loss(self.rank, "host", 1000 + self.rank, "was killed by SIGKILL", number, overdue, held=held)
 
     def _outcome(self, name: Any, seconds: float = 0.0, value: Any = None) -> Outcome:
@@ -484,11 +484,11 @@ def bare_outcome(number: int) -> Outcome:
     return number, 0.0, False, b"value", ()
 
 
-def new_slate() -> Slate:
+def new_slate() -> StatusPage:
     """Make one that keeps outcomes."""
-    slate, descriptor = Slate.new()
+    page, descriptor = StatusPage.new()
     os.close(descriptor)
-    return slate
+    return page
 
 
 class _Some:
@@ -506,8 +506,8 @@ class _Some:
         return self._channel.take_many(most, LIMIT)
 
 
-def real_worker(crew: FakeCrew, messages: int = MANY, rank: int = 1, slate: Slate | None = None, **how: Any) -> Worker:
+def real_worker(crew: FakeCrew, messages: int = MANY, rank: int = 1, page: StatusPage | None = None, **how: Any) -> Worker:
     """Make a real worker, who takes so many messages and then leaves."""
     how.setdefault("fail", pytest.fail)
     place = Place(rank, crew.place.ranks, "host", 1000 + rank)
-    return Worker(_Some(crew.work, messages), crew.replies, crew.parcels.of(rank), place, slate or new_slate(), **how)
+    return Worker(_Some(crew.work, messages), crew.replies, crew.parcels.of(rank), place, page or new_slate(), **how)

@@ -19,7 +19,7 @@ def crew():
 
 
 @pytest.fixture
-def slate():
+def page():
     return new_slate()
 
 
@@ -40,48 +40,48 @@ def note(what):
 
 
 def look_at(slate_of):
-    """Note what the slate says of the call that is running."""
-    slate = SLATES[slate_of]
-    LOG.append((slate.begun, slate.running_since is not None))
+    """Note what the page says of the call that is running."""
+    page = SLATES[slate_of]
+    LOG.append((page.begun, page.running_since is not None))
 
 
-# -- the slate
+# -- the page
 
 
-def test_the_slate_says_what_is_run(crew, slate):
+def test_the_slate_says_what_is_run(crew, page):
     """Before anything of a call is unpickled; the number stays when the call is over, until the next message has come."""
-    SLATES["here"] = slate
+    SLATES["here"] = page
     crew.submit_call(look_at, "here")
     crew.submit_call(note, "second")
-    worker = real_worker(crew, messages=1, slate=slate)
+    worker = real_worker(crew, messages=1, page=page)
     worker.serve()
     ((begun, running),) = LOG
     assert begun >= 0
     assert running
-    assert (slate.begun, slate.running_since) == (begun, None)
-    real_worker(crew, messages=1, slate=slate).serve()
+    assert (page.begun, page.running_since) == (begun, None)
+    real_worker(crew, messages=1, page=page).serve()
     assert LOG[1] == "second"
-    assert slate.begun > begun
+    assert page.begun > begun
 
 
-def test_the_slate_says_that_an_initializer_is_run(crew, slate):
+def test_the_slate_says_that_an_initializer_is_run(crew, page):
     """And of the call behind it that it was not begun meanwhile."""
-    SLATES["here"] = slate
+    SLATES["here"] = page
     session = crew.open(initializer=crew.initializer(look_at, "here"))
     crew.submit_call(look_at, "here", session=session)
-    real_worker(crew, messages=1, slate=slate).serve()
+    real_worker(crew, messages=1, page=page).serve()
     (first, running), (second, _) = LOG
     assert first == INITIALIZER
     assert running
     assert second >= 0
 
 
-def test_what_is_sent_is_kept_no_longer(crew, slate):
+def test_what_is_sent_is_kept_no_longer(crew, page):
     """The root has it."""
     futures = crew.submit("a", "b", "c")
-    real_worker(crew, messages=3, slate=slate).serve()
+    real_worker(crew, messages=3, page=page).serve()
     assert [future.result(LIMIT) for future in futures] == ["a", "b", "c"]
-    assert list(load_outcomes(slate.held)) == []
+    assert list(load_outcomes(page.held)) == []
 
 
 # -- initializers
@@ -254,9 +254,9 @@ def test_a_large_result_does_not_wait_for_others(crew):
     assert [len(future.result(LIMIT)) for future in futures] == [6, LARGE + 1, 6]
 
 
-def test_a_courier_that_cannot_send_has_its_worker_fail(slate):
+def test_a_courier_that_cannot_send_has_its_worker_fail(page):
     """What it has in hand is lost, unless this worker dies."""
-    desk = Desk(slate)
+    desk = Desk(page)
     desk.calls.extend(map(bare_call, range(2)))
     desk.begin_next()
     failed = threading.Event()
@@ -287,9 +287,9 @@ def clock(monkeypatch):
     return clock
 
 
-def test_outcomes_wait_for_others_a_millisecond_at_most(slate, clock):
+def test_outcomes_wait_for_others_a_millisecond_at_most(page, clock):
     """Then they are sent, with the one that comes then; those of the last call at once."""
-    desk = Desk(slate)
+    desk = Desk(page)
     desk.calls.extend(map(bare_call, range(5)))
     desk.begin_next()
     assert desk.finish(bare_outcome(0), 5) == ([], bare_call(1))
@@ -302,9 +302,9 @@ def test_outcomes_wait_for_others_a_millisecond_at_most(slate, clock):
     assert desk.finish(bare_outcome(4), 5) == ([bare_outcome(3), bare_outcome(4)], None)
 
 
-def test_outcomes_wait_until_they_are_many_bytes(slate, clock):
+def test_outcomes_wait_until_they_are_many_bytes(page, clock):
     """All together."""
-    desk = Desk(slate)
+    desk = Desk(page)
     desk.calls.extend(map(bare_call, range(5)))
     desk.begin_next()
     assert desk.finish(bare_outcome(0), LARGE - 5)[0] == []
@@ -312,9 +312,9 @@ def test_outcomes_wait_until_they_are_many_bytes(slate, clock):
     assert desk.finish(bare_outcome(2), 1)[0] == [bare_outcome(0), bare_outcome(1), bare_outcome(2)]
 
 
-def test_with_a_limit_no_outcome_waits(slate, clock):
+def test_with_a_limit_no_outcome_waits(page, clock):
     """The call behind it may be killed."""
-    desk = Desk(slate)
+    desk = Desk(page)
     desk.held = 0.0
     desk.calls.extend(map(bare_call, range(2)))
     desk.begin_next()

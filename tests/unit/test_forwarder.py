@@ -44,7 +44,7 @@ class FakeMonitor:
         self.failures = Inbox()
         self.dead, self.silent = set(), set()
         self.lost, self.forgotten, self.shut_down = [], [], []
-        self.slates = {}
+        self.pages = {}
         self.lines = {}
         self.returned = []
         self.told = []
@@ -58,8 +58,8 @@ class FakeMonitor:
             self.dead.add(failure.rank)
             self.lost.append(failure)
 
-    def admit(self, rank, line, slate):
-        self.lines[rank], self.slates[rank] = line, slate
+    def admit(self, rank, line, page):
+        self.lines[rank], self.pages[rank] = line, page
 
     def take_back(self, rank, line):
         self.dead.discard(rank)
@@ -74,10 +74,10 @@ class FakeMonitor:
     # of a worker
     @property
     def known(self):
-        return frozenset(self.slates)
+        return frozenset(self.pages)
 
     def signs(self):
-        return [(rank, sign) for rank, sign in self.slates.items() if rank not in self.dead]
+        return [(rank, sign) for rank, sign in self.pages.items() if rank not in self.dead]
 
     def tell(self, rank, wish):
         self.told.append((rank, wish))
@@ -145,7 +145,7 @@ def test_who_lives_is_known_with_what_it_does(scene, clock):
     scene.tell(2, "alive", {2: (None, 0.5), 3: (4.0, 1.5)})
     scene.look()
     now = clock.now
-    assert scene.monitor.slates == {2: Signs(None, now - 0.5, now), 3: Signs(now - 4.0, now - 1.5, now)}
+    assert scene.monitor.pages == {2: Signs(None, now - 0.5, now), 3: Signs(now - 4.0, now - 1.5, now)}
 
 
 def test_a_death_is_told_with_what_the_dead_held(scene):
@@ -167,12 +167,12 @@ def test_news_are_heard_in_order(scene):
     scene.tell(2, "lost", asdict(failure))
     scene.tell(2, "lost", asdict(failure))
     scene.look()
-    assert set(scene.monitor.slates) == {2, 3}
+    assert set(scene.monitor.pages) == {2, 3}
     assert scene.monitor.lost == [failure]
-    scene.monitor.slates.clear()
+    scene.monitor.pages.clear()
     scene.tell_of_living(2, 2, 3)
     scene.look()
-    assert set(scene.monitor.slates) == {2}
+    assert set(scene.monitor.pages) == {2}
 
 
 def test_a_look_that_meets_a_death_is_no_error(scene):
@@ -186,7 +186,7 @@ def test_a_look_that_meets_a_death_is_no_error(scene):
 
     scene.comms[0].improbe = die
     scene.look()
-    assert 2 in scene.monitor.slates
+    assert 2 in scene.monitor.pages
 
 
 # -- silence
@@ -238,7 +238,7 @@ def test_one_that_was_given_up_and_speaks_is_taken_back(scene, clock):
     scene.tell_of_living(3, 3)
     scene.look()
     assert scene.monitor.returned == [3]
-    assert 3 in scene.monitor.slates
+    assert 3 in scene.monitor.pages
     look_for(scene, clock, LOST_AFTER + 0.5, 2)
     assert [failure.rank for failure in scene.monitor.lost] == [3, 3]
 
@@ -246,10 +246,10 @@ def test_one_that_was_given_up_and_speaks_is_taken_back(scene, clock):
 def test_what_others_tell_of_one_that_was_given_up_is_no_reason_to_take_it_back(scene, clock):
     """They may not know better."""
     look_for(scene, clock, LOST_AFTER + 0.5, 2)
-    scene.monitor.slates.clear()
+    scene.monitor.pages.clear()
     scene.tell_of_living(2, 2, 3)
     scene.look()
-    assert set(scene.monitor.slates) == {2}
+    assert set(scene.monitor.pages) == {2}
     assert scene.monitor.returned == []
     assert scene.monitor.dead == {3}
 
@@ -349,7 +349,7 @@ def forwarder(relay, mpi):
 def test_a_forwarder_tells_at_once_of_who_is_new(clock, forwarder):
     """And of nobody at first. No time goes by here."""
     assert forwarder.news() == ("alive", {})
-    forwarder.monitor.slates[3] = Signs(None, 0.0, 0.0)
+    forwarder.monitor.pages[3] = Signs(None, 0.0, 0.0)
     what, said = forwarder.news()
     assert (what, set(said)) == ("alive", {3})
     running, unseen = said[3]
@@ -379,11 +379,11 @@ def test_what_a_post_tells_is_what_the_root_hears(relay, clock, progress, mpi, m
     scene = Scene(relay, comms)
     forwarder = Forwarder(relay, comms)
     failure = WorkerFailure(3, "far", 1003, "was killed by SIGKILL", 41, 1.5, held=bytes(9000))
-    forwarder.monitor.slates[2] = Signs(clock.now - 3.0, clock.now - 1.0, clock.now)
+    forwarder.monitor.pages[2] = Signs(clock.now - 3.0, clock.now - 1.0, clock.now)
     forwarder.monitor.failures.put(failure)
-    until(lambda: scene.look() or (scene.monitor.lost and scene.monitor.slates))
+    until(lambda: scene.look() or (scene.monitor.lost and scene.monitor.pages))
     assert scene.monitor.lost == [failure]
-    assert scene.monitor.slates[2] == Signs(clock.now - 3.0, clock.now - 1.0, clock.now)
+    assert scene.monitor.pages[2] == Signs(clock.now - 3.0, clock.now - 1.0, clock.now)
     scene.monitor.lines[2].send(KILL)
     until(lambda: forwarder.monitor.told)
     assert forwarder.monitor.told == [(2, KILL)]

@@ -16,7 +16,7 @@ from fakes import LIMIT, FakeClock, in_a_thread, until
 from mpiexecutor._liveness import monitor as its_module
 from mpiexecutor._liveness.commands import BYE, KILL, LEAVE, NEWS, TERMINATE
 from mpiexecutor._liveness.monitor import FailureMonitor, WorkerFailure, address_of
-from mpiexecutor._liveness.status_page import NOTHING, Signs, Slate
+from mpiexecutor._liveness.status_page import NOTHING, Signs, StatusPage
 from mpiexecutor._util.seconds import PULSE
 
 pytestmark = pytest.mark.skipif(not its_module.possible(), reason="supervisors need Linux 5.3")
@@ -27,8 +27,8 @@ class Supervisor:
     """Somebody who comes to a monitor, and what it says of itself."""
 
     def __init__(self, name, rank=1, *, token=TOKEN, hello=None):
-        self.slate, descriptor = Slate.new()
-        self.slate.pulse()
+        self.page, descriptor = StatusPage.new()
+        self.page.pulse()
         self.line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.line.settimeout(LIMIT)
         self.line.connect(address_of(name))
@@ -47,7 +47,7 @@ class Supervisor:
 
     def go(self):
         self.line.close()
-        self.slate = None
+        self.page = None
 
 
 @pytest.fixture
@@ -170,10 +170,10 @@ def test_one_that_says_nothing_is_sent_away_after_a_while(monitor, welcomed, com
 def test_a_death_is_told_with_all_that_is_known_of_it(monitor, welcomed):
     """Who, where, how, which call it had begun, and what it held."""
     supervisor = welcomed()
-    supervisor.slate.hold(b"outcome")
+    supervisor.page.hold(b"outcome")
     supervisor.tell_end("was killed by SIGSEGV", 42)
     failure = next_failure(monitor)
-    assert failure == WorkerFailure(1, "host", 1001, "was killed by SIGSEGV", 42, 0.0, held=supervisor.slate.held)
+    assert failure == WorkerFailure(1, "host", 1001, "was killed by SIGSEGV", 42, 0.0, held=supervisor.page.held)
     assert failure.held
     assert str(failure) == "the worker on rank 1, host host, pid 1001, was killed by SIGSEGV"
     assert monitor.dead == {1}
@@ -193,7 +193,7 @@ def test_a_death_is_told_once(monitor, welcomed):
 def test_one_whose_supervisor_is_gone_without_a_word_is_lost(monitor, welcomed):
     """It goes with its supervisor. What it held is not read: it may still write."""
     supervisor = welcomed()
-    supervisor.slate.hold(b"outcome")
+    supervisor.page.hold(b"outcome")
     supervisor.go()
     failure = next_failure(monitor)
     assert (failure.rank, failure.end, failure.begun, failure.held) == (1, "was lost together with its keeper", None, b"")
@@ -333,19 +333,19 @@ def clock(monkeypatch):
 
 def test_what_a_worker_does_is_known_from_its_slate(monitor, clock):
     """Idle, or running since some time, as long as it gives signs of life; without, silent since the last."""
-    slate = Slate.new()[0]
-    slate._times[3] = clock.monotonic()
-    monitor.admit(1, FakeLine(), slate)
+    page = StatusPage.new()[0]
+    page._times[3] = clock.monotonic()
+    monitor.admit(1, FakeLine(), page)
     assert monitor.state_of(1) == ("idle", None)
     clock.now += 2
-    slate.begin(7, clock.monotonic())
+    page.begin(7, clock.monotonic())
     clock.now += 0.5
     assert monitor.state_of(1) == ("running", clock.time() - 0.5)
     assert not monitor.is_stopped(1)
     clock.now += 3 * PULSE
     assert monitor.state_of(1) == ("silent", clock.time() - 2.5 - 3 * PULSE)
     assert monitor.is_stopped(1)
-    slate._times[3] = clock.monotonic()
+    page._times[3] = clock.monotonic()
     assert monitor.state_of(1)[0] == "running"
     monitor.lose(WorkerFailure(1, "host", 1001, "was killed", None))
     assert monitor.state_of(1) == ("lost", None)

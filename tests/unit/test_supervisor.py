@@ -16,19 +16,19 @@ from pathlib import Path
 import pytest
 
 from mpiexecutor._liveness import commands
-from mpiexecutor._liveness.status_page import NOTHING, Slate
+from mpiexecutor._liveness.status_page import NOTHING, StatusPage
 from mpiexecutor._liveness.supervisor import Supervisor, how
 
 LIMIT = 20  # seconds that anything here may take
 RANK = """
 import os, signal, sys, time
 from mpiexecutor._liveness import supervised
-from mpiexecutor._liveness.status_page import NOTHING, Slate
+from mpiexecutor._liveness.status_page import NOTHING, StatusPage
 supervised = supervised.start_supervisor(b"last words")
 print(os.getpid(), flush=True)
 """
 SERVES = (
-    "supervised.serve([bytes.fromhex(sys.argv[1]).decode()], 'token', 7); supervised.slate.begin(41, time.monotonic());"
+    "supervised.serve([bytes.fromhex(sys.argv[1]).decode()], 'token', 7); supervised.page.begin(41, time.monotonic());"
     "print('serving', flush=True);"
 )
 
@@ -56,14 +56,14 @@ def root() -> Iterator[tuple[str, socket.socket]]:
         yield address.encode().hex(), listener
 
 
-def greet(listener: socket.socket) -> tuple[socket.socket, dict, Slate]:
+def greet(listener: socket.socket) -> tuple[socket.socket, dict, StatusPage]:
     supervisor = listener.accept()[0]
     supervisor.settimeout(LIMIT)
     data, descriptors, _, _ = socket.recv_fds(supervisor, 1000, 1)
-    slate = Slate(*descriptors)
+    page = StatusPage(*descriptors)
     os.close(*descriptors)
     supervisor.send(b"!")
-    return supervisor, json.loads(data), slate
+    return supervisor, json.loads(data), page
 
 
 def is_there(pid: int) -> bool:
@@ -96,12 +96,12 @@ def test_the_rank_does_not_outlive_its_supervisor():
 def test_tells_the_root_of_a_death_and_stays_until_it_may_leave():
     """How it ended, which call it had begun, who it was; then, for the process manager, all is well."""
     with root() as (address, listener), rank_that(SERVES + "time.sleep(60)", address) as (supervisor, rank):
-        connection, hello, slate = greet(listener)
+        connection, hello, page = greet(listener)
         assert hello == {"token": "token", "rank": 7, "pid": rank, "host": socket.gethostname()}
         assert supervisor.stdout.readline() == b"serving\n"
         os.kill(rank, signal.SIGSEGV)
         assert json.loads(connection.recv(1000)) == {"end": "was killed by SIGSEGV", "begun": 41, "overdue": 0.0}
-        assert slate.begun == 41
+        assert page.begun == 41
         assert not is_there(rank)
         assert supervisor.poll() is None
         connection.send(commands.LEAVE)
@@ -140,9 +140,9 @@ OVERDUE = "was killed, as its call ran longer than 0.3 s"
         ("supervised.limit(0.3); time.sleep(60)", OVERDUE),
         ("signal.pthread_sigmask(0, range(1, 65)); supervised.limit(0.3); __import__('ctypes').PyDLL(None).sleep(60)", OVERDUE),
         ("supervised.limit(0.3); os.kill(os.getpid(), signal.SIGSTOP)", OVERDUE),
-        ("supervised.slate.finish(); supervised.limit(0.3); time.sleep(0.6); os._exit(3)", "ended with exit code 3"),
+        ("supervised.page.finish(); supervised.limit(0.3); time.sleep(0.6); os._exit(3)", "ended with exit code 3"),
         (
-            "supervised.limit(3)\nfor _ in range(7): time.sleep(0.5); supervised.slate.begin(41, time.monotonic())\nos._exit(3)",
+            "supervised.limit(3)\nfor _ in range(7): time.sleep(0.5); supervised.page.begin(41, time.monotonic())\nos._exit(3)",
             "ended with exit code 3",
         ),
         ("supervised.limit(3); supervised.limit(0); time.sleep(3.3); os._exit(3)", "ended with exit code 3"),
@@ -161,16 +161,16 @@ def test_kills_a_rank_whose_call_runs_longer_than_it_may(does, end):
 def test_a_call_that_ends_at_the_last_moment_is_no_reason_to_kill():
     """The rank is stopped first, and looked at again: here the call ends between the two looks. Then it goes on."""
     process = subprocess.Popen([sys.executable, "-c", "print(input(), flush=True)"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    slate = Slate()
-    slate.limit(1.0)
-    slate.begin(41, time.monotonic() - 2.0)
+    page = StatusPage()
+    page.limit(1.0)
+    page.begin(41, time.monotonic() - 2.0)
     mine, its = socket.socketpair()
-    supervisor = Supervisor(process.pid, mine, slate, -1, b"")
+    supervisor = Supervisor(process.pid, mine, page, -1, b"")
     waited = os.waitid
     try:
         assert supervisor._is_overdue()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(os, "waitid", lambda *arguments: (waited(*arguments), slate.finish()))
+            patch.setattr(os, "waitid", lambda *arguments: (waited(*arguments), page.finish()))
             supervisor._enforce_limit()
         assert process.communicate(b"alive", LIMIT)[0] == b"alive\n"
     finally:

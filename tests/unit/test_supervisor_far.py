@@ -17,7 +17,7 @@ from fakes import LIMIT, in_a_thread
 
 from mpiexecutor._liveness import supervised, supervisor
 from mpiexecutor._liveness.commands import BYE, KILL, LEAVE, NEWS, TERMINATE, Service
-from mpiexecutor._liveness.status_page import NOTHING, Slate
+from mpiexecutor._liveness.status_page import NOTHING, StatusPage
 
 pytestmark = pytest.mark.skipif(not supervised.possible(), reason="supervisors need Linux 5.3")
 
@@ -65,10 +65,10 @@ class Scene:
     def __init__(self, stack):
         self.monitors = [FailureMonitor(stack) for _ in range(3)]
         self.rank = os.posix_spawnp("sleep", ["sleep", str(10 * LIMIT)], os.environ)  # nobody else is to wait for it
-        self.slate, descriptor = Slate.new()
+        self.page, descriptor = StatusPage.new()
         mine, self.line = (stack.enter_context(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         self.line.settimeout(LIMIT)
-        self.supervisor = supervisor.Supervisor(self.rank, mine, self.slate, descriptor, b"")
+        self.supervisor = supervisor.Supervisor(self.rank, mine, self.page, descriptor, b"")
         self.running = in_a_thread(self.supervisor.run)
         stack.callback(os.close, descriptor)
         stack.callback(os.close, self.supervisor._end)

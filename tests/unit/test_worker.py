@@ -10,28 +10,28 @@ from fakes import bare_outcome as outcome
 from mpiexecutor._calls.messages import Calls, Results, SpareResult, load_outcomes
 from mpiexecutor._calls.outcomes import Blob, Place, error_from
 from mpiexecutor._calls.worker import Courier, Desk, Worker
-from mpiexecutor._liveness.status_page import LARGE, Slate
+from mpiexecutor._liveness.status_page import LARGE, StatusPage
 
 LIMIT = 30  # seconds
 
 
 @pytest.fixture
-def slate():
-    slate, descriptor = Slate.new()
+def page():
+    page, descriptor = StatusPage.new()
     os.close(descriptor)
-    return slate
+    return page
 
 
 @pytest.fixture
-def desk(slate):
-    return Desk(slate)
+def desk(page):
+    return Desk(page)
 
 
-def held(slate):
-    return [number for number, *_ in load_outcomes(slate.held)]
+def held(page):
+    return [number for number, *_ in load_outcomes(page.held)]
 
 
-def test_outcomes_are_kept_until_all_that_were_taken_away_are_sent(desk, slate):
+def test_outcomes_are_kept_until_all_that_were_taken_away_are_sent(desk, page):
     """Those that the courier has taken are still on their way while the worker goes on, and sends its own before."""
     desk.held = 60.0
     desk.sent_at = float("inf")
@@ -40,15 +40,15 @@ def test_outcomes_are_kept_until_all_that_were_taken_away_are_sent(desk, slate):
     assert desk.finish(outcome(0), 5) == ([], call(1))
     taken, given_back = desk.clear_if_still(1)
     assert (taken, given_back) == ([outcome(0)], [2, 3])
-    assert held(slate) == [0]
+    assert held(page) == [0]
     assert desk.finish(outcome(1), 5) == ([outcome(1)], None)
     desk.note_sent()
-    assert held(slate) == [0, 1]
+    assert held(page) == [0, 1]
     desk.note_sent()
-    assert held(slate) == []
+    assert held(page) == []
 
 
-def test_what_still_lies_on_the_desk_is_kept_when_others_are_sent(desk, slate):
+def test_what_still_lies_on_the_desk_is_kept_when_others_are_sent(desk, page):
     """It has not gone with them."""
     desk.held = 60.0
     desk.sent_at = float("inf")
@@ -59,7 +59,7 @@ def test_what_still_lies_on_the_desk_is_kept_when_others_are_sent(desk, slate):
     desk.calls.append(call(5))
     assert desk.finish(outcome(1), 5) == ([], call(5))
     desk.note_sent()
-    assert 1 in held(slate)
+    assert 1 in held(page)
 
 
 def test_nobody_goes_on_while_the_courier_has_something_in_hand(desk):
@@ -106,11 +106,11 @@ class Channel:
         self.put_messages.append(message)
 
 
-def test_a_long_outcome_travels_alone_and_has_a_spare_one(slate):
+def test_a_long_outcome_travels_alone_and_has_a_spare_one(page):
     """After those before it: if the root cannot receive it, it is told so of this call, and of no other."""
     calls = [(number, None, None, *Blob.of((bytes, (size,), {}))) for number, size in enumerate([10, LARGE + 1, 20])]
     replies = Channel()
-    worker = Worker(Channel(Calls(5, None, 0.0, calls)), replies, None, Place.here(1, 2), slate, fail=pytest.fail)
+    worker = Worker(Channel(Calls(5, None, 0.0, calls)), replies, None, Place.here(1, 2), page, fail=pytest.fail)
     worker._desk.held = 60.0
     worker._courier.watch = int  # or it might be faster
     worker.serve()
@@ -121,12 +121,12 @@ def test_a_long_outcome_travels_alone_and_has_a_spare_one(slate):
     failure = spare.failure
     assert failure[:2] == ("MemoryError", str(error_from(failure)))
     assert "the result of this call is too large for the memory of the script's process" in failure.text
-    assert held(slate) == []
+    assert held(page) == []
 
 
-def test_a_long_outcome_is_not_kept(desk, slate):
+def test_a_long_outcome_is_not_kept(desk, page):
     """It is sent at once."""
     desk.calls.extend(map(call, range(2)))
     desk.begin_next()
     assert desk.finish(outcome(0), LARGE + 1)[0] == [outcome(0)]
-    assert held(slate) == []
+    assert held(page) == []
