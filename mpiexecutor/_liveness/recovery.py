@@ -55,11 +55,11 @@ class PoolRecovery:
     ) -> None:
         self._monitor = monitor
         self._work, self._replies = channels
-        self._renumber = renumber  # told of the work that is left: see RemoteChannel.settle
-        self._lose = lose  # told of each failure when what it has left behind is settled, and what it had claimed of the work
+        self._renumber = renumber  # called with the new numbers of messages: see RemoteChannel.settle
+        self._lose = lose  # called after recovery, with the worker's last claim of work
         self._give_up = give_up
-        self._note = note  # told of each failure, first
-        self._shares: dict[int, Share] = {}  # of work, by rank: of those whose failure is still to be looked at
+        self._note = note  # called first
+        self._shares: dict[int, Share] = {}  # last claims of work, by rank: of failures that are still in the queue
         self.thread = RecoveryThread(monitor.failures, self._recover).thread
 
     def _recover(self, failure: WorkerFailure) -> bool:
@@ -84,7 +84,7 @@ class PoolRecovery:
         return self._work.settle(self._monitor.dead, renumber=self._renumber, silent=self._monitor.silent)
 
     def _settle_channel(self, failure: WorkerFailure, settle: Callable[[], object]) -> None:
-        """Settle a channel. Who lives, and keeps that from being done, is killed: nobody can do anything meanwhile."""
+        """Recover a channel. Kill workers that live and do not come to rest: the channel is of no use meanwhile."""
         why = f"{failure}, inside MPI, where it holds a lock that nobody can take any more"
         while True:
             try:
