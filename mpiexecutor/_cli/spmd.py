@@ -1,11 +1,10 @@
-"""python -m mpiexecutor --spmd: every rank runs the script, and outlives the others.
+"""python -m mpiexecutor --spmd: every rank runs the script, and survives the failure of others.
 
-Every rank but 0 has a supervisor. Rank 0 hears of a death as the root of a pool does, and tells all others, by their supervisors:
+Every rank but 0 has a supervisor. Rank 0 hears of a failure as the root of a pool does, and reports it to all others through their
+supervisors. For the whole path of a failure see _liveness/recovery.py.
 
-    supervisor ──> monitor of rank 0 ──> supervisors of the others ──> their ranks ──> their channels (see _rma/failed_ranks.py)
-
-Two things end the job, with a word: the death of rank 0, and an exception that a rank does not catch, or a status that is not 0, as
-with 'python -m mpi4py', because others may wait for that rank.
+Two things end the job, with a message: the failure of rank 0; and an exception that a rank does not catch, or a status other
+than 0, because other ranks may wait for that rank: as with 'python -m mpi4py'.
 """
 
 import contextlib
@@ -35,13 +34,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mpiexecutor")
 
 _ROOT = 0
-_ONCE_MORE, _TIMES = 1.0, 5  # seconds until deaths are told again, and how often; also between two looks at the watchdog
-_MOST = 200  # deaths in a message
-_LAST_WORDS = 0.2  # seconds that what was printed has to get through before the job is ended
+_ONCE_MORE, _TIMES = 1.0, 5  # seconds until failures are reported again, and how often; seconds between two looks at the watchdog
+_MOST = 200  # failures in a message
+_LAST_WORDS = 0.2  # seconds for printed output to reach mpiexec before the job is ended
 
 
 def run_everywhere(comm: "MPI.Intracomm", run: Callable[[], None]) -> None:
-    """Run the script on this rank, as on every other, and tell its channels of deaths until it ends."""
+    """Run the script on this rank, as on every other, and report failures to its channels until it ends."""
     from mpi4py import MPI  # noqa: PLC0415
 
     if MPI.Query_thread() != MPI.THREAD_MULTIPLE:
@@ -61,7 +60,7 @@ def run_everywhere(comm: "MPI.Intracomm", run: Callable[[], None]) -> None:
 
 
 class _Root:
-    """Rank 0: it hears of all deaths, and says so."""
+    """Rank 0: it hears of all failures, and reports them."""
 
     def __init__(self, comm: "MPI.Intracomm") -> None:
         self._members = Root(comm, _ROOT)
@@ -69,21 +68,24 @@ class _Root:
         self._monitor.returned = self._tell_returned
         self._members.join()
         self._members.await_supervisors()
-        threading.Thread(target=self._pass_on, name="mpiexecutor news", daemon=True).start()
+        threading.Thread(target=self._pass_on, name="mpiexecutor reports", daemon=True).start()
 
     def close(self) -> None:
-        """Wait for all others to be done, and have all part."""
+        """Wait until all others are done, and part from them."""
         sys.stdout.flush()
         self._members.await_leavers("wait")
         with contextlib.nullcontext() if self._monitor.dead else FAILED_RANKS.all_needed("the end of the job"):
             if self._members.part():
-                self._members.comm.Barrier()  # all have dismissed their supervisors, which take the monitor's end for this rank's
+                self._members.comm.Barrier()  # none has a supervisor that would take the monitor's end for the root's
                 self._members.leave()
 
     def _pass_on(self) -> None:
-        """Tell all who live of each death, and now and then once more: who was to pass that on may have died, too."""
+        """Report each failure to all living ranks, several times: the rank that forwards a report may have failed, too.
+
+        This goes on while the recovery thread is busy, and keeps its watchdog's time. So it is a thread of its own.
+        """
         told: list[tuple[int, str, bool]] = []
-        left = 0  # times to tell again
+        left = 0  # times to report again
         while True:
             try:
                 failure = self._monitor.failures.get(timeout=_ONCE_MORE if told else None)
@@ -104,20 +106,20 @@ class _Root:
                 self._monitor.tell(rank, NEWS + json.dumps(told[-_MOST:]).encode())
 
     def _tell_returned(self, rank: int) -> None:
-        """Have a rank that was given up know that."""
+        """Tell a rank that was given up, and is heard of again, that it counts as failed."""
         said = self._members.registrations[rank]
         end = f"rank {rank}, host {said.host}, pid {said.pid}, was not heard of for long"
         self._monitor.tell(rank, NEWS + json.dumps([(rank, end, True)]).encode())
 
 
 def _follow(comm: "MPI.Intracomm") -> Callable[[], None]:
-    """Have this rank, which is not 0, be kept and told; give what parts it from the others in the end."""
+    """Have this rank, which is not 0, be monitored and hear of failures. Return what parts it from the others at the end."""
     configuration = register(comm, _ROOT)
     assert configuration is not None
     member = Member(comm, configuration)
     member.join()
     if member.supervisor is not None:
-        threading.Thread(target=_hear, args=(member.supervisor,), name="mpiexecutor news", daemon=True).start()
+        threading.Thread(target=_hear, args=(member.supervisor,), name="mpiexecutor reports", daemon=True).start()
 
     def part_from_others() -> None:
         _write_out()
@@ -129,7 +131,7 @@ def _follow(comm: "MPI.Intracomm") -> Callable[[], None]:
 
 
 def _write_out() -> None:
-    """Write out what the script has left open: after a death this rank is killed in the end, as MPI cannot be finalised."""
+    """Flush the files that the script left open: after a failure this rank is killed in the end."""
     for each in gc.get_objects():
         with contextlib.suppress(Exception):
             if isinstance(each, io.IOBase):
@@ -137,6 +139,7 @@ def _write_out() -> None:
 
 
 def _hear(supervisor: Supervised) -> None:
+    """Note the failures that rank 0 reports, and keep the watchdog's time."""
     while (news := supervisor.news(_ONCE_MORE if FAILED_RANKS.any_known() else None)) != b"":
         FAILED_RANKS.watchdog.left()
         for death in json.loads(news or "[]"):
@@ -144,15 +147,16 @@ def _hear(supervisor: Supervised) -> None:
 
 
 def _end_job(reason: str) -> None:
-    """End this rank so that mpiexec ends the job. Not by MPI: if a rank has died inside it this one may be stuck there, too."""
+    """End this rank with an error, so that mpiexec ends the job. MPI_Abort may hang if a rank has died inside MPI."""
     logger.critical("%s", reason)
     _have_said()
     if PROCESS.supervisor is not None:
-        PROCESS.supervisor.dismiss()  # it ends as this rank does
+        PROCESS.supervisor.dismiss()  # it then ends as this rank does
     os._exit(1)
 
 
 def _have_said() -> None:
+    """Flush the streams, and give mpiexec time to read them."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()

@@ -42,7 +42,7 @@ logger = logging.getLogger("mpiexecutor")
 
 
 class Root:
-    """The root's side. It is made when all others have reported; see Member for the order of what all ranks do together."""
+    """The root's side. Making it waits for the registrations of all members. For the order of collective steps see Member."""
 
     def __init__(self, comm: "MPI.Intracomm", root: int) -> None:
         self.registrations = await_registrations(comm)  # by rank
@@ -52,34 +52,35 @@ class Root:
         self.monitor.spans_job = comm.size == comm_world().size
         self.comm = comm.Dup()
         self._forwarder_root: ForwarderRoot | None = None
-        self._stopped_since: dict[int, float] = {}  # by rank: of those that are waited for, and give no signs of life
+        self._stopped_since: dict[int, float] = {}  # by rank: when a member that is waited for stopped giving signs of life
         self._killed: set[int] = set()
-        self.of_all = False  # all workers live, and give up with this rank what they have together: none of them may die now
+        self.of_all = False  # all members live, and are in the last collective steps: none of them may fail now
 
     def join(self) -> None:
-        """Hear from other nodes, if there are any; each rank has a part in it."""
+        """Hear from other nodes, if there are any. Collective."""
         from mpiexecutor._liveness.forwarder import ControlChannel, ForwarderRoot  # noqa: PLC0415 - they know MPI
 
         if far := {rank: (self.registrations[rank].host, self.registrations[rank].pid) for rank in self._configuration.far}:
             self._forwarder_root = ForwarderRoot(ControlChannel(self.comm), self.monitor, far, self._configuration.lost_after)
 
     def await_supervisors(self) -> None:
-        """Wait until the supervisors of the members have come."""
+        """Wait until the supervisors of the members have connected."""
         self.monitor.await_supervisors([rank for rank, said in self.registrations.items() if said.supervised])
 
     def await_leavers(self, stopped: Literal["kill", "warn", "wait"]) -> None:
-        """Wait until all that live want to part. `stopped` says what is done about one that gives no signs of life.
+        """Wait until all living members are ready to part.
 
-        "kill" it if nobody has anything else to do after this; "warn" if it does; "wait" if it may still be busy.
+        `stopped` is what happens to a member that gives no signs of life: "kill", if it has nothing else to do after this;
+        "warn" in the log, if it does; "wait", if it may still be busy.
         """
         see_to = partial(self._see_to_stopped, kill=stopped == "kill")
         await_leavers(self.comm, self.monitor.dead, *(() if stopped == "wait" else (see_to,)))
 
     def part(self) -> bool:
-        """Part from those that live; whether that is all of them, so that MPI can be used as ever. Then `leave` is next."""
+        """Part from the living members. Return whether all live, so that MPI can be finalised; then `leave` is the next step."""
         dead = self.monitor.dead
         self.of_all = not dead | self._killed
-        self.of_all = not dead | self._killed  # once more: who has died since then may not have been noted
+        self.of_all = not dead | self._killed  # again: a failure before the first assignment may have been noted since
         part(self.comm, dead | self._killed, whole=self.of_all)
         if not self.of_all:
             self.stay()
@@ -88,18 +89,18 @@ class Root:
         return self.of_all
 
     def stay(self) -> None:
-        """Part from nobody before the end of this process: not all live, and MPI cannot be finalised."""
+        """Stay a member until this process ends, as MPI cannot be finalised."""
         PROCESS.to_shut_down.append(self.monitor)
 
     def leave(self) -> None:
-        """Give back what was made, once nobody uses the communicator any more."""
+        """Free the communicator, and stop listening. Collective."""
         self.comm.Free()
         self.monitor.stop()
 
     def _see_to_stopped(self, late: AbstractSet[int], *, kill: bool) -> None:
-        """Kill those that give no signs of life, or say so once: nothing would come of waiting for them.
+        """Kill late members that give no signs of life, or log each once.
 
-        They have had time for one since this process could look: the whole job may have been stopped.
+        They had time for one while this process was running: the whole job may have been stopped.
         """
         now = time.monotonic()
         stopped = {rank for rank in late - self._killed if self.monitor.is_stopped(rank)}
@@ -112,14 +113,14 @@ class Root:
                 self._killed.add(rank)
                 self.monitor.kill_on_connect(rank, KILL)
             else:
-                self._stopped_since[rank] = math.inf  # said
+                self._stopped_since[rank] = math.inf  # logged
 
 
 class Member:
-    """A rank that is not the root: it is not to take the job with it if it dies, and is to be heard of.
+    """A rank that is not the root.
 
-    Root and members do this together, in this order: make this, and what uses `comm`; `join`, after which the death of a member is
-    its own; serve; `part`; free what uses `comm`; `leave`.
+    Root and members take these steps together, in this order: make this; make what uses `comm`; `join`, after which the death of a
+    member does not end the job; serve; `part`; free what uses `comm`; `leave`.
     """
 
     def __init__(self, comm: "MPI.Intracomm", configuration: WorkerConfiguration) -> None:
@@ -135,9 +136,8 @@ class Member:
 
         configuration, rank = self._configuration, self.comm.rank
         far = rank in configuration.far
-        monitor = (
-            FailureMonitor(configuration.monitor_name(rank), configuration.token) if far else None
-        )  # before supervisors can want to come to it
+        # It is made before the collective step: supervisors connect to it only after that.
+        monitor = FailureMonitor(configuration.monitor_name(rank), configuration.token) if far else None
         self._control = ControlChannel(self.comm) if configuration.far else None
         if monitor is not None and self._control is not None:
             self._forwarder = Forwarder(
@@ -148,7 +148,7 @@ class Member:
             self.supervisor.serve(monitors, configuration.token, rank, far=far)
 
     def part(self, channels: "Sequence[RemoteChannel[Any, Any]]" = ()) -> None:
-        """Part from the root. If not all live wait for the end: MPI can be finalised no more, and who leaves first ends the job."""
+        """Part from the root. If not all live, wait to be ended: MPI cannot be finalised, and to exit would end the job."""
         if not part_from_root(self.comm, self._configuration.root):
             for channel in channels:
                 channel.abandon()
@@ -161,7 +161,7 @@ class Member:
             self._control.free()
 
     def leave(self) -> None:
-        """Give the communicator back, once nobody uses it any more."""
+        """Free the communicator. Collective."""
         self.comm.Free()
 
     def _stay(self) -> NoReturn:
@@ -173,7 +173,7 @@ class Member:
 
 
 def _go(supervisor: Supervised | None) -> NoReturn:
-    """Be done, without MPI."""
+    """End this process without MPI, with success."""
     if supervisor is not None:
         supervisor.dismiss()
     library, files = mapped()

@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names of malloc.h
-_LARGEST_ON_HEAP = 32 << 20  # bytes: what is larger is given back to the system when it is freed
-_KEPT = 64 << 20  # bytes that a worker keeps of what was freed
+_LARGEST_ON_HEAP = 32 << 20  # bytes: larger blocks are returned to the system when freed
+_KEPT = 64 << 20  # bytes of freed memory that a worker keeps
 
 
 def serve(comm: "MPI.Intracomm", root: int) -> bool:
-    """Registration to the root, wait for its answer, and serve until it is done; False if there was nothing to do."""
+    """Register with the root, and serve it until it is done. Return False if there was nothing to do."""
     configuration = register(comm, root)
     if configuration is None:
         return False
@@ -47,14 +47,14 @@ def serve(comm: "MPI.Intracomm", root: int) -> bool:
         member = Member(comm, configuration)
         links = Links(member.comm, root)
         _keep_freed_memory()
-        member.join()  # the last that all do together: from here on its death is its own
+        member.join()  # the last collective step: from here on the death of this rank does not harm others
         supervisor = member.supervisor
         page, enforce_limit = (supervisor.page, supervisor.limit) if supervisor else (StatusPage(), None)
         place = Place.here(comm.rank, comm.size)
         worker = Worker(*links.channels, links.parcels, place, page, enforce_limit, fail=partial(_fail, supervisor))
         try:
             worker.serve()
-        except BaseException:  # noqa: BLE001 - what calls raise is not seen here: a fault of ours, and others would wait for this rank
+        except BaseException:  # noqa: BLE001 - calls raise nothing here: it is a fault of ours, and others would wait for this rank
             traceback.print_exc()
             _fail(supervisor)
         member.part(links.channels)
@@ -67,13 +67,13 @@ def serve(comm: "MPI.Intracomm", root: int) -> bool:
 
 @contextlib.contextmanager
 def _serving() -> Iterator[None]:
-    """Be a worker, and then as before: calls of an executor have surroundings of their own, and are no ranks."""
+    """Have the surroundings of a worker, and restore them at the end: calls have surroundings of their own, and are no ranks."""
     connection()  # while the environment still says
     main, surroundings, generators = main_modules(), Kept(), GeneratorStates()
     stdin = sys.stdin
     with _uninterrupted(), Path(os.devnull).open() as nothing:
         leave_out_rank()
-        sys.stdin = nothing  # nobody can answer what a call asks
+        sys.stdin = nothing  # no user can answer a call
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # what a call prints appears at once, as at a terminal
                 stream.reconfigure(line_buffering=True)
@@ -89,7 +89,7 @@ def _serving() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Leave Ctrl-C to the root. By a handler, not SIG_IGN, which the children of calls would inherit."""
+    """Leave Ctrl-C to the root, by a handler: children of calls would inherit SIG_IGN."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -101,7 +101,7 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def _fail(supervisor: Supervised | None) -> NoReturn:
-    """Die as a worker that something has killed."""
+    """End as a worker does that was killed."""
     sys.stdout.flush()
     sys.stderr.flush()
     if supervisor is None:
@@ -110,7 +110,7 @@ def _fail(supervisor: Supervised | None) -> NoReturn:
 
 
 def _keep_freed_memory() -> None:
-    """Have the C library keep some of the memory that calls free, for the next ones: fresh pages cost more than copying to them."""
+    """Have the C library keep some freed memory for the next calls: fresh pages cost more than copying to them."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_ON_HEAP)
@@ -119,12 +119,12 @@ def _keep_freed_memory() -> None:
 
 @functools.cache
 def key() -> int:
-    """Return the key under which a communicator knows its pool."""
+    """Return the key of the attribute of communicators that is their pool."""
     from mpi4py import MPI  # noqa: PLC0415
 
     return MPI.Comm.Create_keyval()
 
 
 def is_serving(comm: "MPI.Intracomm") -> bool:
-    """Whether this rank is a worker of the communicator's pool."""
+    """Return whether this rank is a worker of the communicator's pool."""
     return comm.Get_attr(key()) == "serving"

@@ -4,6 +4,17 @@ Every rank of the communicator takes part. A worker registers and waits for the 
 registration.py). Only then do they make their channels, which is collective: a rank that never comes is noticed before that.
 
 All executors on a communicator share its pool, which lives as long as the communicator: it is an MPI attribute of it.
+
+Service threads of the root, and why each is one of its own:
+
+    collector        waits in the reply channel and settles futures: it runs callbacks of the script, which may block
+    slow calls       a periodic check that redistributes calls although a callback blocks the collector; it enters MPI
+    bulk transfer    copies a large object piece by piece while the thread that submitted it goes on
+    failure monitor  never enters MPI: it hears of failures, and keeps the watchdog's time, while other threads are stuck there
+    recovery         enters MPI and waits until living workers are at rest; the monitor hears of further failures meanwhile
+    progress, 2      one pair for the process: one thread blocks inside MPI, the other has it leave (see _rma/progress.py)
+
+Each pool has a recovery thread of its own: if it is stuck inside MPI, other pools still recover.
 """
 
 import contextlib
@@ -41,14 +52,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mpiexecutor")
 
 _making = threading.Lock()  # pools are made one at a time
-_LAST_WORDS = 0.2  # seconds that what was printed has to get through before the job is aborted
+_LAST_WORDS = 0.2  # seconds for printed output to reach mpiexec before the job is aborted
 
 
 class WorkerPool:
     """The root's side of a pool."""
 
     def __init__(self, comm: "MPI.Intracomm", root: int, origin: Origin) -> None:
-        """`origin` says what the workers have of the script, unless they were started without it."""
+        """Make it, together with all workers. `origin`: where workers that were started with the script have it from."""
         self._origin = origin
         note_environment()
         self._members = members = Root(comm, root)
@@ -69,7 +80,7 @@ class WorkerPool:
         self._needs = contextlib.ExitStack()
         # With --spmd the supervisors of its workers serve rank 0.
         self._needs.enter_context(FAILED_RANKS.all_needed("the service of an executor"))
-        self._wedged = False  # they will never be of use again
+        self._wedged = False  # the channels are of no use any more
         pump = self.pump
         monitor.returned = pump.regain
         PoolRecovery(
@@ -85,13 +96,13 @@ class WorkerPool:
         PROCESS_END.disown_in_child(self.forked)
 
     def forked(self) -> None:
-        """In a forked child: the workers are its parent's. The windows are shared memory, and must not be touched."""
+        """In a forked child: leave the pool to the parent. The windows are shared memory, and must not be touched."""
         self.closed = True
         self.pump.disown("this executor belongs to the process that has made it, not to one forked from it")
         self._links.disown()
 
     def origin(self) -> Origin:
-        """Say where the next executor's workers have the script's globals from."""
+        """Return where the workers of the next executor have the script's globals from."""
         if self.started_here or PROCESS.runs_alone:
             return Origin.TOP_LEVEL
         origin, self._origin = self._origin, Origin.NOTHING
@@ -99,16 +110,16 @@ class WorkerPool:
 
     @property
     def started_here(self) -> bool:
-        """Whether this process has started the workers itself."""
+        """Whether this process started the workers itself."""
         return self._job is not None
 
     @property
     def without_supervisor(self) -> list[int]:
-        """The workers that cannot be killed unless the job ends with them; rank 0 is a thread of this process."""
+        """The workers whose death ends the job. A rank that is alone is its own worker, in a thread."""
         return [0] if self.alone else [rank for rank, said in self._members.registrations.items() if not said.supervised]
 
     def workers_now(self) -> list[WorkerStatus]:
-        """Say what each worker does."""
+        """Return what each worker does."""
         if self.alone:
             return [
                 WorkerStatus(self.place.rank, self.place.host, self.place.pid, "unknown", None, self.pump.done_by(self.place.rank))
@@ -124,9 +135,9 @@ class WorkerPool:
             self._monitor.kill_on_connect(rank, how)
 
     def close(self, *, for_good: bool = True) -> None:
-        """Have every executor finish what it has, and dismiss the workers. Nothing can be submitted any more.
+        """Wait for the calls of all executors, and part from the workers. Nothing can be submitted any more.
 
-        `for_good`: nobody has anything else to do then, so a worker that cannot leave, as it is stopped, is killed.
+        `for_good`: the workers have nothing else to do after this, so a worker that is stopped and cannot leave is killed.
         """
         if self.closed:
             return
@@ -135,7 +146,7 @@ class WorkerPool:
         try:
             with self._needs:
                 self._finish(for_good=for_good)
-        except BaseException:  # Ctrl-C: nobody wants to wait any more
+        except BaseException:  # Ctrl-C: the user does not want to wait
             self._abort()
             raise
 
@@ -150,7 +161,7 @@ class WorkerPool:
         for session in sessions:
             self.pump.wait(session)
         if self._wedged:
-            self._links.disown()  # whoever is in the middle of it will stay there
+            self._links.disown()  # threads that are stuck in them stay there
             self._members.stay()
             return
         self.pump.stop()
@@ -164,13 +175,13 @@ class WorkerPool:
             self._links.abandon()
 
     def _note_failure(self) -> None:
-        """End everything if a worker has died while all ranks give up the channels together: the others wait for it for ever."""
+        """End the job if a worker fails while all ranks free the channels together: the others would wait for ever."""
         if self._members.of_all:
             self._abort()
             os._exit(1)
 
     def _give_up(self, reason: str) -> None:
-        """Fail everything, for good; if that cannot be done, because a thread is stuck inside MPI with the pump, end the job."""
+        """Fail all calls, for good. If a thread is stuck inside MPI with the scheduler's lock, end the job instead."""
         self._wedged = True
         given_up = threading.Event()
 
@@ -180,7 +191,7 @@ class WorkerPool:
 
         try:
             threading.Thread(target=give_up, name="mpiexecutor end", daemon=True).start()
-        except RuntimeError:  # this process is ending, and starts no thread any more
+        except RuntimeError:  # a process that is ending starts no thread any more
             give_up()
         while not given_up.wait(_PATIENCE):
             if self.pump.is_stuck(_PATIENCE):
@@ -193,13 +204,13 @@ class WorkerPool:
                 os._exit(1)  # without MPI; it ends the job
 
     def _abort(self) -> None:
-        """End the workers at once: calls are still running, and nobody wants their results any more."""
+        """End the workers at once, though calls are running."""
         sys.stdout.flush()
         sys.stderr.flush()
         if self._job is None:
-            time.sleep(_LAST_WORDS)  # or mpiexec may be told before it has read them
+            time.sleep(_LAST_WORDS)  # mpiexec reads what was printed first
             remove(mapped()[1])
-            comm_world().Abort(1)  # all of it: ranks outside this communicator would wait for ever
+            comm_world().Abort(1)  # the whole job: ranks outside this communicator would wait for ever
         else:
             self._monitor.expect_failures()
             remove(mapped()[1])  # nobody finalises MPI
@@ -208,7 +219,7 @@ class WorkerPool:
 
 
 def get_or_create_pool(comm: "MPI.Intracomm", root: int) -> WorkerPool | None:
-    """Become part of the pool of a communicator: the root gets it, a worker serves and gets None when it is dismissed."""
+    """Return the pool of a communicator, on its root. On a worker serve in it, and return None when that is over."""
     with _making:
         pool = comm.Get_attr(key())
         if isinstance(pool, WorkerPool):
@@ -235,17 +246,17 @@ def create_pool(comm: "MPI.Intracomm", root: int, origin: Origin = Origin.NOTHIN
 
 
 def has_pool(comm: "MPI.Intracomm") -> bool:
-    """Whether the ranks of the communicator are a pool for good."""
+    """Return whether the communicator has a pool that stays."""
     return isinstance(comm.Get_attr(key()), WorkerPool)
 
 
 def release_workers(comm: "MPI.Intracomm", root: int) -> None:
-    """Send the workers home that wait for a further pool; on the root, once it makes none any more. After a death all stay."""
+    """On the root, once it makes no pool any more: end the wait of workers for one. After a failure all ranks stay."""
     if comm.rank == root and not PROCESS.to_shut_down:
         await_registrations(comm)
         answer_registrations(comm, None)
 
 
 def _script_failed() -> bool:
-    """Whether the script has ended with a traceback. At a prompt that is no end."""
+    """Return whether the script has ended with a traceback. At a prompt a traceback is no end."""
     return getattr(sys, "last_value", None) is not None and not hasattr(sys, "ps1")

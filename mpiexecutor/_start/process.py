@@ -1,9 +1,11 @@
 """MPI of this process: how it is initialised, and how it ends.
 
-Whatever starts a process, `started_world` gives its MPI.COMM_WORLD: mpiexec may have started it, or it starts a job of workers
-itself and is their rank 0. MPI is finalised as the last step of the process (see _util/process_end.py). After a death it cannot
-be, since that would wait for the dead: then all that live take leave of the process manager without it, and so do the
-supervisors (see process_manager.py).
+`started_world` returns MPI.COMM_WORLD whether an mpiexec started this process or not: if none did, it starts a job of workers and
+becomes their rank 0.
+
+The end has one order, that of _util/process_end.py: pools and raw channels, parting, progress threads, MPI. After a failure MPI is
+not finalised, as MPI_Finalize would wait for the dead: each living rank, and the supervisor of each dead one, tells the process
+manager that all is well instead (see _liveness/process_manager.py).
 """
 
 import ctypes
@@ -32,25 +34,27 @@ _starting = threading.Lock()  # a job is started once
 
 @dataclass(slots=True)
 class ProcessState:
-    """What this process is in its job. No attribute of MPI's: once a rank has died inside MPI, any call of it may wait for ever."""
+    """What this process is in its job. It is no attribute of MPI: once a rank has died inside MPI, any MPI call may hang."""
 
-    job: Job | None = None  # that it has started, and is rank 0 of
+    job: Job | None = None  # the job that it started and is rank 0 of
     supervisor: Supervised | None = None
-    serves: bool = False  # it is a worker: its environment does not say any more that it is a rank
-    runs_alone: bool = False  # the others wait to serve it: 'python -m mpiexecutor'
-    to_shut_down: list[FailureMonitor] = field(default_factory=list)  # those with failures: MPI cannot be finalised any more
+    serves: bool = False  # it is a worker, and its environment no longer says that it is a rank
+    runs_alone: bool = False  # it is rank 0 of 'python -m mpiexecutor': the others wait to serve it
+    to_shut_down: list[FailureMonitor] = field(default_factory=list)  # monitors of pools with failures: MPI cannot be finalised
 
 
 PROCESS: Final = ProcessState()
 
 
 def started_world(max_workers: int | None, root: int) -> "MPI.Intracomm":
-    """Give MPI.COMM_WORLD; if no mpiexec has started this process, start a job of workers first, and be its rank 0.
+    """Return MPI.COMM_WORLD. If no mpiexec started this process, start a job of workers first, and become its rank 0.
 
     Ranks other than the root get supervisors, unless MPI is initialised already.
 
-    StartError if that fails, or if this process is alone: because the script has initialised MPI already, or because MPI does not
-    find those that were started with it.
+    Raises:
+        StartError: The start failed, or this process is alone: the script initialised MPI before, or MPI does not find the other
+            ranks.
+
     """
     with _starting:
         if "mpi4py.MPI" in sys.modules and _is_finalized():
@@ -74,17 +78,17 @@ def started_world(max_workers: int | None, root: int) -> "MPI.Intracomm":
 
 
 def initialise(supervisor: Supervised | None) -> "MPI.Intracomm":
-    """Initialise MPI in a rank that something has started, and which has this supervisor; give MPI.COMM_WORLD."""
+    """Initialise MPI in a rank that was started with this supervisor. Return MPI.COMM_WORLD."""
     import mpi4py  # noqa: PLC0415
 
-    mpi4py.rc.finalize = False  # by _end: after a death that would wait for ever
+    mpi4py.rc.finalize = False  # _end does so: after a failure it would wait for ever
     PROCESS.supervisor = supervisor
     PROCESS_END.add(partial(_end, None), Stage.MPI)
     return comm_world()
 
 
 def _end(job: Job | None) -> None:
-    """Be done with MPI, and have the job end: as the last of what the exit handlers do."""
+    """Finalise MPI, or end without it after a failure; then end the job that this process started."""
     if job is not None and job.aborted:
         return
     if PROCESS.to_shut_down:
@@ -110,7 +114,7 @@ def _is_finalized() -> bool:
 
 
 def check_company(comm: "MPI.Intracomm") -> None:
-    """Raise StartError if this process is alone in its MPI.COMM_WORLD though it was started as one of several."""
+    """Raise StartError if this process is alone in MPI.COMM_WORLD but was started as one of several."""
     from mpi4py import MPI  # noqa: PLC0415
 
     started = size_in_environment()
@@ -127,7 +131,7 @@ def check_company(comm: "MPI.Intracomm") -> None:
 
 
 def leave() -> None:
-    """End a worker's process: its script goes no further, and runs none of its exit handlers."""
+    """End the process of a worker. Its script does not go on, and its exit handlers do not run."""
     from mpi4py import MPI  # noqa: PLC0415
 
     MPI.Finalize()
@@ -135,18 +139,18 @@ def leave() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     if PROCESS.supervisor is None:
-        end_children()  # else they are the supervisor's
-    # Not os._exit: MPICH takes leave of its process manager in an exit handler of the C library.
+        end_children()  # otherwise the supervisor ends them
+    # Not os._exit: MPICH leaves its process manager in an exit handler of the C library.
     ctypes.CDLL(None).exit(0)
 
 
 def _end_multiprocessing() -> None:
-    """Do what multiprocessing does at the end of a process: daemonic children that calls have left end, others are waited for."""
+    """Do what multiprocessing does at the end of a process: end daemonic children of calls, and wait for others."""
     util: Any = sys.modules.get("multiprocessing.util")
     process: Any = sys.modules.get("multiprocessing.process")
     if util is not None and process is not None:
         process._children -= {child for child in process._children if child._parent_pid != os.getpid()}  # noqa: SLF001 - the supervisor's
-        util._exit_function()  # noqa: SLF001 - what it registers for the end of Python
+        util._exit_function()  # noqa: SLF001 - its exit handler
 
 
 def comm_world() -> "MPI.Intracomm":
