@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from mpiexecutor._cli import info
 from mpiexecutor._cli.script import run_as_rank
@@ -18,6 +19,7 @@ from mpiexecutor._start.job import interpreter_flags
 from mpiexecutor._start.mpiexec import Mpiexec, NoMpiexecError, in_srun, launched, rank_in_environment, usable_cores
 
 _PROGRAM = "script.py | -m module | -c code"
+_FOLLOWED_BY = {"-m": "module", "-c": "code"}
 _DESCRIPTION = """\
 Rank 0 runs the script as Python does. The other ranks run the calls that the
 script submits to a mpiexecutor.RMAChannelExecutor. With --spmd every rank runs
@@ -94,19 +96,21 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     options = parser.parse_args(own)
     if not program and not options.info:
         parser.error(f"what is to be run is missing: {_PROGRAM}")
+    if program[:1] == ["-"]:
+        parser.error("the script cannot come from standard input: name a file, or run 'python -', which starts workers, too")
+    if len(program) == 1 and program[0] in _FOLLOWED_BY:
+        parser.error(f"{program[0]} is followed by the {_FOLLOWED_BY[program[0]]} to run")
     if launched() and (options.n or options.hostfile or options.mpiexec):
         parser.error("-n, --hostfile and --mpiexec start ranks, but an mpiexec has started this one already")
     return options, program
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Split the arguments where the program begins: at -m, at -c, or at the first that is no option and no option's value."""
+    """Split the arguments where the program begins: at -m, -c or -, or at the first that is no option and no option's value."""
     index = 0
     while index < len(arguments):
         argument = arguments[index]
-        if argument in {"-m", "-c"}:
-            return (arguments[:index], arguments[index:]) if index + 1 < len(arguments) else (arguments, [])
-        if not argument.startswith("-"):
+        if argument in {"-m", "-c", "-"} or not argument.startswith("-"):
             return arguments[:index], arguments[index:]
         index += 2 if argument in {"-n", "--hostfile", "--mpiexec"} else 1
     return arguments, []
@@ -122,9 +126,11 @@ def _become_mpiexec(options: argparse.Namespace, program: Sequence[str]) -> None
     """Replace this process by the mpiexec, so that signals reach it and its status is the status of this command.
 
     Raises:
-        SystemExit: There is no mpiexec; the text says so.
+        SystemExit: There is no mpiexec, or no hostfile of that name; the text says so.
 
     """
+    if options.hostfile is not None and (Path(options.hostfile).is_dir() or not os.access(options.hostfile, os.R_OK)):
+        sys.exit(f"python -m mpiexecutor: --hostfile names a file that lists the hosts, but {options.hostfile} cannot be read")
     try:
         mpiexec = Mpiexec.find(options.mpiexec)
     except NoMpiexecError as error:

@@ -1,11 +1,13 @@
 """Calls, from the future to the function in a worker and back.
 
-messages   all that root and workers say to each other, and its encoding
-scheduler  root: the dispatcher sends calls, the collector settles futures
-session    root: the calls of one executor that have no outcome yet
-functions  functions that many calls share: numbered by the root, kept by the workers
-worker     worker: the loop that takes messages, runs calls and replies
-outcomes   what comes of a call, and how it is pickled
-bulk       large objects, from the root to one worker
-options    the arguments of an executor, checked
+map_results root: the calls of a map, and the iterators over their results
+submission  root: calls are pickled in the thread that submits them
+scheduling  root: from calls to messages, and from replies to futures
+worker      worker: the loop that takes messages, runs calls and replies
+batch       worker: the calls of one message, and what waits there
+messages    all that root and workers say to each other, and its encoding
+functions   functions that many calls share: numbered by the root, kept by the workers
+bulk        large objects, from the root to one worker
+outcomes    what comes of a call, and how it is pickled
+options     the arguments of an executor, checked
 """

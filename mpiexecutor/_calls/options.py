@@ -37,6 +37,26 @@ class Options:
             raise ValueError(f"task_timeout is a number of seconds above 0, or None, not {timeout!r}")
 
 
+def check_impossible(mp_context: object, max_tasks_per_child: object) -> None:
+    """Raise ValueError for arguments of ProcessPoolExecutor that MPI cannot fulfil."""
+    if mp_context is not None:
+        raise ValueError("mp_context cannot be chosen: workers are ranks of the MPI job, not processes that this one starts")
+    if max_tasks_per_child is not None:
+        raise ValueError("max_tasks_per_child cannot be kept: MPI cannot replace a rank while the job runs")
+
+
+def check_map(chunksize: int, buffersize: int | None) -> None:
+    """Raise TypeError or ValueError for options of a map that cannot be, in the words of the standard library where it has them."""
+    if not hasattr(chunksize, "__index__"):
+        raise TypeError(f"chunksize is a number of calls, at least 1, not {chunksize!r}")
+    if chunksize < 1:
+        raise ValueError("chunksize must be >= 1.")
+    if buffersize is not None and not isinstance(buffersize, int):
+        raise TypeError("buffersize must be an integer or None")
+    if buffersize is not None and buffersize < 1:
+        raise ValueError("buffersize must be None or > 0")
+
+
 def _check_number(name: str, number: Any, *, least: int | None = None, optional: bool = False) -> None:
     if optional and number is None:
         return

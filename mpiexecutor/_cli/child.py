@@ -5,7 +5,7 @@ import signal
 import sys
 
 from mpiexecutor._liveness.supervised import start_supervisor
-from mpiexecutor._start.job import JOB_VARIABLE, greet
+from mpiexecutor._start.job import JOB_VARIABLE, connect
 from mpiexecutor._start.mpiexec import rank_in_environment
 from mpiexecutor._start.output import end_of_output
 
@@ -40,7 +40,7 @@ def _be_placeholder(address: str, token: str) -> None:
         signal.signal(number, signal.SIG_IGN)
     descriptors = [int(os.environ["PMI_FD"])] if "PMI_FD" in os.environ else []
     hello = {"rank": 0, "token": token, "environment": dict(os.environ), "library": MPI.Get_library_version()}
-    connection = greet(address, hello, descriptors)
+    connection = connect(address, hello, descriptors)
     done = connection.recv(1)
     while connection.recv(1):
         pass
@@ -50,7 +50,7 @@ def _be_placeholder(address: str, token: str) -> None:
 def _be_worker(address: str, rank: int, token: str) -> None:
     """Serve the script, once all processes of the job have connected to it."""
     supervisor = start_supervisor(end_of_output(token))
-    connection = greet(address, {"rank": rank, "token": token}, [])
+    connection = connect(address, {"rank": rank, "token": token}, [])
     if not connection.recv(1):
         return  # the start failed elsewhere
     connection.close()

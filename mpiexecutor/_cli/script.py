@@ -16,7 +16,7 @@ from mpiexecutor._liveness.supervised import start_supervisor
 from mpiexecutor._pool.serve import serve
 from mpiexecutor._pool.worker_pool import release_workers
 from mpiexecutor._start.job import StartError
-from mpiexecutor._start.mpiexec import have_waiting_give_way, rank_in_environment
+from mpiexecutor._start.mpiexec import rank_in_environment, yield_when_idle
 from mpiexecutor._start.process import PROCESS, check_company, initialise
 from mpiexecutor._util.process_end import PROCESS_END, Stage
 
@@ -32,7 +32,7 @@ def run_as_rank(program: list[str], *, spmd: bool) -> None:
         SystemExit: As the script ends; or this rank is alone in its MPI job by mistake, and one of such ranks prints why.
 
     """
-    have_waiting_give_way()
+    yield_when_idle()
     comm = initialise(start_supervisor() if rank_in_environment() else None)
     try:
         check_company(comm)

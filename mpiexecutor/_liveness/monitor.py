@@ -56,9 +56,6 @@ class WorkerFailure:
         return f"the worker on rank {self.rank}, host {self.host}, pid {self.pid}, {self.end}"
 
 
-Loss = WorkerFailure
-
-
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
     """The status of one worker at one moment: an element of what `RMAChannelExecutor.workers` returns.

@@ -28,7 +28,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from mpiexecutor._calls.outcomes import Place
-from mpiexecutor._calls.scheduler import Pump
+from mpiexecutor._calls.scheduling.scheduler import Pump
 from mpiexecutor._calls.worker import Worker
 from mpiexecutor._liveness.monitor import WorkerStatus
 from mpiexecutor._liveness.process_manager import mapped, remove

@@ -84,7 +84,7 @@ class RemoteNotifier:
         self._carrier = _Messages(own, host) if marks is None else _Bytes(own, marks)
         self._host = host
         self._is_host = comm.rank == host
-        # Two threads of it are inside MPI at a time. Where that must not be, the host attends when it uses the channel itself.
+        # Two threads of the host are inside MPI at a time. Where MPI forbids that, the host makes progress in its own operations.
         self._progress = progress_threads() if self._is_host and MPI.Query_thread() == MPI.THREAD_MULTIPLE else None
         self._requested_until = 0.0
         if self._progress is not None:
@@ -97,7 +97,7 @@ class RemoteNotifier:
     def was_notified(self, which: Which) -> bool:
         """Whether this rank was notified since it last looked, once or several times."""
         if self._is_host and self._progress is None:
-            self._carrier.receive("progress")  # nobody else does
+            self._carrier.receive("progress")  # no thread of its own does
         return self._carrier.receive(which)
 
     def request_progress(self) -> None:
@@ -127,18 +127,18 @@ class RemoteNotifier:
 
 
 class _Bytes:
-    """Bytes that are set."""
+    """Carries notifications as bytes that are set."""
 
     def __init__(self, comm: MPI.Intracomm, marks: Marks) -> None:
         self._comm = comm
         self._marks = marks
 
     def send(self, rank: int, which: Which) -> None:
-        self._marks.set(rank, _TAGS[which])  # or nobody is there
+        self._marks.set(rank, _TAGS[which])  # no harm if the rank has failed
 
     def receive(self, which: Which) -> bool:
         self._comm.Iprobe()  # is progress
-        return self._marks.unset(_TAGS[which])
+        return self._marks.clear(_TAGS[which])
 
     def free(self) -> None:
         self._marks.free()
@@ -146,15 +146,15 @@ class _Bytes:
 
 
 class _Messages:
-    """Empty messages."""
+    """Carries notifications as empty messages."""
 
     def __init__(self, comm: MPI.Intracomm, host: int) -> None:
         self._comm = comm
-        self._host = host  # who lives, or all is over
+        self._host = host  # it lives, or the channel is of no use
         self._senders = senders_instead()
         # No lock: a sender may hold one that a finalizer wants, which the collector of garbage may run under a lock of ours.
         self._sent = [itertools.count() for _ in range(comm.size)]  # by rank
-        # Not freed at once: if one of those fails Open MPI aborts this process.
+        # Not freed at once: if a freed request fails Open MPI aborts this process.
         self._on_their_way: deque[MPI.Request] = deque()
         self._receiving = threading.Lock()
         self._received = 0
@@ -174,7 +174,7 @@ class _Messages:
         return found
 
     def free(self) -> None:
-        """Receive all that was sent: a communicator made later may look the same to MPI, and must not find it."""
+        """Receive all messages: a communicator made later may look the same to MPI, and must not find them."""
         if self._senders is not None:
             self._senders.stop()
         expected = array("q", [0])
@@ -191,7 +191,7 @@ class _Messages:
         self._clear_away()
 
     def _clear_away(self) -> None:
-        """Forget what has been sent."""
+        """Forget the requests of messages that have been sent."""
         for _ in range(len(self._on_their_way)):
             with contextlib.suppress(IndexError):  # another thread does so, too
                 request = self._on_their_way.popleft()
@@ -203,7 +203,7 @@ class _Messages:
         """Receive a message if there is one."""
         if not has_come(self._comm, tag):
             return False
-        self._received += 1  # before an interrupt can come between: it is there
+        self._received += 1  # before an interrupt can come: the message is there
         with unless_dead():
             message = self._comm.Improbe(MPI.ANY_SOURCE, tag)
             if message is not None:
@@ -212,22 +212,22 @@ class _Messages:
 
 
 class Senders:
-    """Threads that do something each, of which some may never come back: one more whenever all others are at work."""
+    """Threads that carry out tasks, some of which may never return: one more thread whenever all others are at work."""
 
     def __init__(self) -> None:
         # Queues, and no lock: see _Messages.
         self._due: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._idle: SimpleQueue[None] = SimpleQueue()  # as many as there are threads that nothing is due for
+        self._idle: SimpleQueue[None] = SimpleQueue()  # as many as there are threads without a task
         self._ended: SimpleQueue[None] = SimpleQueue()  # one for each thread
         self._threads = 0
 
     def do(self, task: Callable[[], None]) -> None:
-        """Have a thread do it."""
+        """Have a thread carry out a task."""
         try:
             self._idle.get_nowait()
         except Empty:
             # Not threading.Thread, whose start waits for the thread, perhaps under a lock that a finalizer there wants.
-            with contextlib.suppress(RuntimeError):  # the process is ending, and starts none any more
+            with contextlib.suppress(RuntimeError):  # the process is ending, and starts no thread
                 _thread.start_new_thread(self._run, ())
                 self._threads += 1
         if self._threads:
@@ -236,7 +236,7 @@ class Senders:
             task()
 
     def stop(self) -> None:
-        """Wait until all is done; none of those that were to be sent something has died."""
+        """Wait until all tasks are done, and end the threads. None of the receivers may have failed."""
         for _ in range(self._threads):
             self._due.put(None)
             self._ended.get()

@@ -47,12 +47,12 @@ class ProgressThreads:
         self._bell = Doorbell(self._address)
         self._bell.open()
         self._notifier = Notifier()
-        self._go_in, self._is_out = threading.Semaphore(0), threading.Semaphore(0)
-        self._stopped = False  # the first thread is to end,
-        self._over = False  # and has, and so is the second
+        self._enter, self._left = threading.Semaphore(0), threading.Semaphore(0)
+        self._stopped = False  # the cold thread is to end
+        self._over = False  # the cold thread has ended, and the hot one is to end
         self._threads = [
             threading.Thread(target=target, name=f"mpiexecutor progress, {name}", daemon=True)
-            for target, name in ((self._look_on, "cold"), (self._be_inside, "hot"))
+            for target, name in ((self._run_cold, "cold"), (self._run_hot, "hot"))
         ]
         for thread in self._threads:
             thread.start()
@@ -89,33 +89,33 @@ class ProgressThreads:
             for thread in self._threads:
                 thread.join(_PATIENCE)
 
-    def _look_on(self) -> None:
+    def _run_cold(self) -> None:
         try:
             while not self._stopped:
-                if self._bell.sleep(_COLD if self._hosted else _NEVER) or self._look():
+                if self._bell.sleep(_COLD if self._hosted else _NEVER) or self._receive_requests():
                     self._be_hot()
         finally:
             self._over = True
-            self._go_in.release()
+            self._enter.release()
 
     def _be_hot(self) -> None:
         """Make progress until there were no requests for a while."""
-        self._go_in.release()
+        self._enter.release()
         until = time.monotonic() + _LINGER
         while self._hosted and time.monotonic() < until:
             asked = self._bell.sleep(_HOT)
-            if self._look() or asked:
+            if self._receive_requests() or asked:
                 until = time.monotonic() + _LINGER
         self._own.Send(_NOTHING, 0)
-        self._is_out.acquire()
+        self._left.acquire()
 
-    def _be_inside(self) -> None:
+    def _run_hot(self) -> None:
         """Block inside MPI, without the GIL, whenever told so, until `_be_hot` sends a message."""
-        while self._go_in.acquire() and not self._over:
+        while self._enter.acquire() and not self._over:
             self._own.Recv(_NOTHING, 0)
-            self._is_out.release()
+            self._left.release()
 
-    def _look(self) -> bool:
+    def _receive_requests(self) -> bool:
         """Receive the requests for all windows; return whether there were any."""
         with self._looking:
             requests = [requested() for requested in self._hosted]

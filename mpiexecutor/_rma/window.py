@@ -1,11 +1,15 @@
-"""Memory on an RMA window: the only file of the channel that calls MPI.Win.
+"""Memory in an RMA window: the only file that calls MPI.Win.
 
-One passive-target epoch, opened at birth with ``Lock_all`` and closed by ``free``. Where all ranks are on one node the window is
-shared memory, and every rank loads and stores plainly, a tenth of what an MPI call costs; else the host alone does, and the others
-use Put, Get and Flush, which every MPI has had to make work. What has to be one step is Compare_and_swap everywhere; and so is what
-one rank sets and then another, where it goes through MPI: a Put is a copy, which may set a word twice (see memory.py). Words that
-are swapped are swapped or loaded only, and words that are put have one writer: the MPI standard promises no more. Marks need less:
-whoever puts one puts the same byte.
+Theory of operation
+    Each window has one passive-target epoch, from ``Lock_all`` when it is made to ``Unlock_all`` when it is freed. If all ranks are
+    on one node the window is shared memory, and every rank uses plain loads and stores, at a tenth of the cost of an MPI call. Else
+    the host alone does, and the other ranks use Put, Get and Flush, which work in every MPI.
+
+Invariants
+    - An atomic step is Compare_and_swap, on every rank. So is ``store_once`` where it goes through MPI: a Put is a copy, which may
+      set a word twice (see memory.py).
+    - A word that is swapped is swapped or loaded only, and a word that is put has one writer: the MPI standard promises no more.
+    - A byte of Marks may have several writers: all of them put the same value.
 """
 
 import contextlib
@@ -30,12 +34,12 @@ _MAPPED: Final = 32 << 20
 
 
 class Window:
-    """A window whose memory is on one rank, and handles to it. Collective to make and to free."""
+    """A window whose memory is on one rank, its host. Collective to make and to free."""
 
     def __init__(self, comm: MPI.Intracomm, host: int, size: int) -> None:
         self._host = host
         own = size if comm.rank == host else 0
-        self._memory: memoryview | None = None  # where this rank reaches it without MPI
+        self._memory: memoryview | None = None  # if this rank reaches it without MPI
         if on_one_node(comm):
             self._win = MPI.Win.Allocate_shared(own, 1, comm=comm)
             self._memory = self._win.Shared_query(host)[0].cast("B")
@@ -46,7 +50,7 @@ class Window:
         self._win.Lock_all(MPI.MODE_NOCHECK)
 
     def memory(self) -> Memory:
-        """Give a handle for one thread."""
+        """Return a handle on the memory for one thread."""
         if self._memory is None:
             return _RemoteMemory(self._win, self._host)
         ordered = platform.machine() in {"x86_64", "AMD64"} and self._win.Get_attr(MPI.WIN_MODEL) == MPI.WIN_UNIFIED
@@ -59,10 +63,10 @@ class Window:
 
 
 class Marks:
-    """Some bytes on each rank that all others can set. Collective to make and to free.
+    """Some bytes on each rank that all other ranks can set. Collective to make and to free.
 
-    A byte is set by others, at any time, and unset by its own rank, which then looks at whatever it was set for: so it may be set
-    twice, or again while it is unset, and nothing is missed.
+    A rank clears its own byte, and then looks for what it was set for. So a byte may be set twice, or set again while it is being
+    cleared, and nothing is missed.
     """
 
     def __init__(self, comm: MPI.Intracomm, size: int) -> None:
@@ -71,18 +75,18 @@ class Marks:
         self._own[:] = bytes(size)
         self._set: Final = [bytearray(b"\1"), 1, MPI.BYTE]
         self._win.Lock_all(MPI.MODE_NOCHECK)
-        comm.Barrier()  # nobody sets one that is still to be made
+        comm.Barrier()  # all ranks have made theirs before any is set
 
     def set(self, rank: int, index: int) -> bool:
-        """Set a rank's byte, and never wait; False if that cannot be, as the rank has died."""
+        """Set a rank's byte, and never wait; False if that is not possible because the rank has failed."""
         try:
             self._win.Put(self._set, rank, index)
         except MPI.Exception:  # MPICH has no class of its own for that
             return False
         return True
 
-    def unset(self, index: int) -> bool:
-        """Unset a byte of this rank; whether it was set."""
+    def clear(self, index: int) -> bool:
+        """Clear a byte of this rank, and return whether it was set."""
         self._win.Sync()
         if not self._own[index]:
             return False
@@ -105,7 +109,7 @@ def on_one_node(comm: MPI.Intracomm) -> bool:
 
 
 class _RemoteMemory:
-    """Another rank's memory, through one-sided calls."""
+    """The memory of another rank, through one-sided calls."""
 
     def __init__(self, win: MPI.Win, host: int) -> None:
         self._win = win
@@ -133,8 +137,8 @@ class _RemoteMemory:
         for index, numbers in enumerate(zip(words, olds, strict=True)):
             origin, compare, result = (memoryview(array("q", (number,))) for number in (*numbers, 0))
             self._kept += (origin, compare, result)
-            place = at + WORD * index
-            self._win.Compare_and_swap([origin, 1, _WORD], [compare, 1, _WORD], [result, 1, _WORD], self._host, place)
+            offset = at + WORD * index
+            self._win.Compare_and_swap([origin, 1, _WORD], [compare, 1, _WORD], [result, 1, _WORD], self._host, offset)
 
     def write(self, at: int, data: memoryview) -> None:
         self._kept.append(data)
@@ -165,7 +169,7 @@ class _RemoteMemory:
 
 
 class _DirectMemory(_RemoteMemory):
-    """Memory that this rank can reach: loads and stores are plain, and only what has to be one step goes through MPI."""
+    """Memory that this rank reaches: loads and stores are plain, and only atomic steps go through MPI."""
 
     def __init__(self, win: MPI.Win, host: int, memory: memoryview) -> None:
         super().__init__(win, host)
@@ -189,7 +193,7 @@ class _DirectMemory(_RemoteMemory):
     def store(self, at: int, word: int) -> None:
         self._words[at // WORD] = word
 
-    def store_once(self, at: int, olds: Sequence[int], words: Sequence[int]) -> None:  # noqa: ARG002 - for who has to swap
+    def store_once(self, at: int, olds: Sequence[int], words: Sequence[int]) -> None:  # noqa: ARG002 - for memories that have to swap
         for index, word in enumerate(words, at // WORD):
             self._words[index] = word  # one instruction, unlike the copy of a slice
 
@@ -201,10 +205,10 @@ class _DirectMemory(_RemoteMemory):
 
 
 class _OrderedMemory(_DirectMemory):
-    """The same where the processor keeps loads, and stores, in order among themselves: only a flush has to be a fence.
+    """The same on a processor that keeps loads, and stores, in order among themselves: only a flush has to be a fence.
 
-    Any locked instruction of an x86 is one. Taking a lock that is free is such an instruction, and keeps the GIL, which every
-    MPI call drops: beside a busy thread each retake can cost the switch interval.
+    On x86 any locked instruction is a fence. To acquire a free lock is such an instruction, and keeps the GIL, which every MPI call
+    releases: beside a busy thread, to acquire the GIL again can take as long as the switch interval.
     """
 
     def __init__(self, win: MPI.Win, host: int, memory: memoryview) -> None:

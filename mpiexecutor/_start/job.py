@@ -83,8 +83,8 @@ class Job:
             server.bind(address)
             server.listen(workers + 1)
             self._process = self._start(address)
-            stack.push(self._undo)
-            self._gather(server, stack)
+            stack.push(self._end_if_failed)
+            self._connect_all(server, stack)
 
     @property
     def aborted(self) -> bool:
@@ -153,12 +153,12 @@ class Job:
         self._outputs = (Output(process.stdout.fileno(), 1, mark), Output(process.stderr.fileno(), 2, mark))
         return process
 
-    def _undo(self, kind: object, *_: object) -> None:
+    def _end_if_failed(self, kind: object, *_: object) -> None:
         """End all processes of the job if the start failed."""
         if kind is not None:
             _kill(self._process)
 
-    def _gather(self, server: socket.socket, stack: contextlib.ExitStack) -> None:
+    def _connect_all(self, server: socket.socket, stack: contextlib.ExitStack) -> None:
         """Wait until all processes have connected; have the workers begin, and become rank 0.
 
         Raises:
@@ -235,7 +235,7 @@ class Job:
                 os.close(descriptor)
 
 
-def greet(address: str, hello: dict[str, Any], descriptors: list[int]) -> socket.socket:
+def connect(address: str, hello: dict[str, Any], descriptors: list[int]) -> socket.socket:
     """Connect a process of the job to the script.
 
     Args:

@@ -104,7 +104,7 @@ def launched() -> bool:
     return any(name in os.environ for name in _RANK_VARIABLES) or size_in_environment() > 1
 
 
-def have_waiting_give_way() -> None:
+def yield_when_idle() -> None:
     """Have an MPI that is initialised after this call yield the processor while it waits, as MPICH and Intel MPI always do.
 
     Open MPI does so only if it finds more ranks than cores. Without it, on one core, a root whose progress thread (see

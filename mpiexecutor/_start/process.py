@@ -23,7 +23,7 @@ from mpiexecutor._liveness.supervisor import end_children
 from mpiexecutor._util.process_end import PROCESS_END, Stage
 
 from .job import Job, StartError
-from .mpiexec import Flavour, flavour_of, have_waiting_give_way, launched, rank_in_environment, size_in_environment, usable_cores
+from .mpiexec import Flavour, flavour_of, launched, rank_in_environment, size_in_environment, usable_cores, yield_when_idle
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -71,7 +71,7 @@ def started_world(max_workers: int | None, root: int) -> "MPI.Intracomm":
         elif launched():
             supervisor = start_supervisor() if rank_in_environment() not in {None, root} else None
             if "mpi4py.MPI" not in sys.modules:
-                have_waiting_give_way()
+                yield_when_idle()
                 initialise(supervisor)
         check_company(comm_world())
     return comm_world()

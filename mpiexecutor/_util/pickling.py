@@ -1,6 +1,7 @@
 """Objects to bytes: plain pickle where it will do, cloudpickle where it will not, large buffers beside the pickle (PEP 574)."""
 
 import io
+import linecache
 import pickle
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ _OUT_OF_BAND = 64 << 10  # bytes: a smaller buffer is cheaper inside the pickle,
 _reduce_code = cloudpickle.Pickler.dispatch_table[CodeType]
 _PLAIN = {type(None), bool, int, float, complex, str, bytes}  # what needs none of the care below
 _PLAIN_IF_EMPTY = {tuple, list, dict}
+_WHOLE_ENTRY = 4  # parts of an entry in linecache: one of a single part is a way to the source that was not gone yet
 _FEW = 8  # elements that are looked at, whether they are plain
 _DEEP = 4  # levels of them
 
@@ -35,11 +37,11 @@ class _PlainPickler(pickle.Pickler):
 
 
 class KeepingFilenames(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
-    """Cloudpickle's, which keeps the name of a code's file: a traceback without it has no source lines."""
+    """Cloudpickle's, which keeps the name of a code's file, and its source if that is no file: for tracebacks and inspect."""
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, CodeType):
-            return make_code, (_reduce_code(obj)[1], obj.co_filename)
+            return make_code, (_reduce_code(obj)[1], obj.co_filename, source_of(obj.co_filename))
         if (reduced := writable(obj)) is not NotImplemented:
             return reduced
         return super().reducer_override(obj)
@@ -52,8 +54,16 @@ def writable(obj: Any) -> Any:
     return NotImplemented
 
 
-def make_code(arguments: tuple[Any, ...], filename: str) -> CodeType:
-    """Make code that was pickled."""
+def source_of(filename: str) -> str | None:
+    """Return the source of code that is in no file, such as a cell of a notebook; None if it is in a file, or not known."""
+    entry: Any = linecache.cache.get(filename)
+    return "".join(entry[2]) if entry is not None and len(entry) == _WHOLE_ENTRY and entry[1] is None else None
+
+
+def make_code(arguments: tuple[Any, ...], filename: str, source: str | None) -> CodeType:
+    """Make code that was pickled, with `source` as what `source_of` has returned."""
+    if source is not None and filename not in linecache.cache:
+        linecache.cache[filename] = len(source), None, source.splitlines(keepends=True), filename  # None: never out of date
     return CodeType(*arguments).replace(co_filename=filename)
 
 

@@ -5,7 +5,7 @@ Layout, top to bottom. Its MPI side is the room _rma.
     _remote     RemoteChannel: made, claimed, closed and freed
     _putting    its operations that put,
     _taking     that take,
-    _losses     and that settle what failed ranks have left in the ring
+    _losses     and what it does when ranks have failed
     _base       the parts that these have in common
     _agreement  what the ranks check together before they make one
     _ends       a rank's two ends: how they wait, and whom they wake

@@ -1,4 +1,4 @@
-"""What the ranks must agree on before they make a channel together."""
+"""What all ranks check together before they make a channel, and before they free it."""
 
 import os
 import secrets
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """What a rank asks for."""
+    """The arguments of one rank."""
 
     buff_size: Any
     message_size: Any
@@ -31,7 +31,7 @@ class Arguments:
     consumers: Any
 
     def check(self, ranks: int) -> Codec:
-        """Give the codec; ValueError, with the rule as its text, if these arguments make no channel."""
+        """Return the codec. ValueError, with the rule as its text, if these arguments make no channel."""
         for name in ("buff_size", "message_size", "host"):
             number = getattr(self, name)
             if not isinstance(number, SupportsIndex) or isinstance(number, bool):
@@ -53,12 +53,12 @@ class Arguments:
 
 
 def _memory() -> int:
-    """Give the bytes of memory here: if MPI failed to allocate a window, only the host would raise, and the others hang."""
+    """Return the bytes of memory here: if MPI cannot allocate a window, only the host raises, and the other ranks hang."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def all_come(comm: "MPI.Intracomm", dead: CommFailedRanks, complaint: Callable[[], str] | None = None) -> None:
-    """Wait until all ranks have come here, or one is known to be dead: then nothing is sent to it, as some MPIs crash by that."""
+    """Wait until all ranks have come here. If one is known to have failed, return at once: some MPIs crash if they send to it."""
     if dead:
         return
     come = comm.Ibarrier()
@@ -67,22 +67,22 @@ def all_come(comm: "MPI.Intracomm", dead: CommFailedRanks, complaint: Callable[[
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What came of it."""
+    """What all ranks have agreed on."""
 
     codec: Codec
-    token: str  # names the channel on this machine; hard to guess
+    token: str  # names the channel on its nodes; hard to guess
     nodes: tuple[str, ...]  # by rank
 
 
 def agree(comm: "MPI.Intracomm", arguments: Arguments, dead: CommFailedRanks) -> Agreement:
-    """Compare the arguments of all ranks; ValueError on every rank if they make none, or differ; ChannelBroken if one died."""
+    """Compare the arguments of all ranks. ValueError on every rank if they are wrong, or differ; ChannelBroken if a rank failed."""
     codec, error = None, None
     try:
         codec = arguments.check(comm.size)
         text = f"{arguments}".replace(f"dtype={arguments.dtype!r}", f"dtype={codec.name}")
     except ValueError as caught:
         text, error = f"{arguments}", caught
-    # The gathering itself could not be seen to hang.
+    # Ranks that wait for others say so here; inside allgather they could not.
     complaint = (
         f"rank {comm.rank} still waits for others to make a RemoteChannel: every rank of the communicator has to. With "
         "'python -m mpiexecutor' only rank 0 runs the script, unless there is --spmd before it"

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from mpiexecutor._rma.memory import Memory
 from mpiexecutor.channel._ends.background import ChannelFuture
-from mpiexecutor.channel._ends.place import Place, Side
 from mpiexecutor.channel._ends.put_end import PutEnd
+from mpiexecutor.channel._ends.rank_state import RankState, Side
 from mpiexecutor.channel._ends.take_end import TakeEnd
 from mpiexecutor.channel._ring.producer import Producer
 
@@ -21,41 +21,41 @@ T = TypeVar("T")
 class ChannelBase:
     """The parts of a channel, as one rank has them.
 
-    Each end has one lock, held by the thread that is at work there; calls on the two ends do not hold each other up. A third handle
-    on the ring, under a lock of its own, serves close, claim, statistics and settle: they need not wait for a blocked put.
+    Threads. Each end has one lock, held by the thread that is at work there; operations on the two ends do not hold each other up.
+    A third handle on the ring, under a lock of its own, serves close, claim, statistics and settle: they never wait for a blocked
+    put.
     """
 
     def _begin(
-        self, codec: Codec, place: Place, memory: Callable[[], Memory], host: int, *, only_host: Mapping[Side, bool]
+        self, codec: Codec, rank_state: RankState, memory: Callable[[], Memory], host: int, *, only_host: Mapping[Side, bool]
     ) -> None:
         """Make the parts over some memory. Each call of `memory` returns a handle on it for one thread."""
         self._codec = codec
-        self._layout = place.layout
-        self._place = place
+        self._layout = rank_state.layout
+        self._rank_state = rank_state
         self._memory = memory
         self._host = host
-        self._rank = place.rank
+        self._rank = rank_state.rank
         self._only_host = only_host
-        self._puts = PutEnd(place, memory(), single=only_host["put"])
-        self._takes = TakeEnd(place, memory(), single=only_host["take"])
-        self._aside = Producer(memory(), place.layout, place.rank)
+        self._puts = PutEnd(rank_state, memory(), single=only_host["put"])
+        self._takes = TakeEnd(rank_state, memory(), single=only_host["take"])
+        self._aside = Producer(memory(), rank_state.layout, rank_state.rank)
         self._aside_lock = threading.Lock()
         self._threads = True  # whether MPI lets several threads call it
-        self._gone = False  # its memory is not to be touched any more
 
     def _wake_all(self) -> None:
         state = self._aside.state()
-        self._place.wake(self._aside, "take", state.takers, begin=len(state.takers))
-        self._place.wake(self._aside, "put", state.putters, begin=len(state.putters))
+        self._rank_state.wake(self._aside, "take", state.takers, begin=len(state.takers))
+        self._rank_state.wake(self._aside, "put", state.putters, begin=len(state.putters))
 
     def _check_side(self, side: Side) -> None:
-        self._place.check()
+        self._rank_state.check()
         if self._only_host[side] and self._rank != self._host:
             who = "producers" if side == "put" else "consumers"
             raise ValueError(f"this channel was made with {who}='host': rank {self._host} may {side}, rank {self._rank} may not")
 
     def _check_threads(self) -> None:
-        self._place.check()
+        self._rank_state.check()
         if not self._threads:
             raise RuntimeError("putf and takef need MPI with THREAD_MULTIPLE: leave mpi4py.rc.thread_level as it is")
 

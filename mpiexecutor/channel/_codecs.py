@@ -37,10 +37,10 @@ class Codec(Protocol):
     slot_size: int  # bytes
 
     def encode(self, message: Any) -> list[memoryview]:
-        """Give the bytes of a message, in parts that may be the message's own memory. TypeError or ValueError if it is none."""
+        """Return the bytes of a message, in parts that may be its own memory. TypeError, or ValueError, if it is no message."""
 
     def decode(self, data: memoryview, *, shared: bool) -> Any:
-        """Give the message back. What is shared with other messages is copied, else the message may keep `data`."""
+        """Return the message. It may keep `data`, unless that is shared with other messages: then it is copied."""
 
 
 @runtime_checkable
@@ -57,7 +57,7 @@ class Serializer(Protocol):
 
 
 def codec_of(dtype: Any, message_size: int) -> Codec:
-    """Choose the codec; ValueError if there is none for this dtype."""
+    """Return the codec of a dtype; ValueError if there is none."""
     if dtype is object:
         return _ObjectCodec(message_size, pickling)
     if isinstance(dtype, Serializer):
@@ -104,7 +104,7 @@ class _NumpyCodec:
     """Numbers of one NumPy dtype; messages are taken as one-dimensional ndarrays that own their memory."""
 
     def __init__(self, dtype: Any, message_size: int) -> None:
-        import numpy as np  # noqa: PLC0415 - an extra: only who asks for a NumPy dtype needs it
+        import numpy as np  # noqa: PLC0415 - an extra: needed for a NumPy dtype only
 
         self._np = np
         self._dtype: np.dtype[Any] = np.dtype(dtype)
@@ -126,7 +126,7 @@ class _NumpyCodec:
         return [values.data.cast("B")] if values.size else []
 
     def _cast(self, values: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
-        """Make them numbers of this dtype, which may cost precision but nothing else."""
+        """Return the numbers in this dtype. They may lose precision, and nothing else."""
         if values.dtype.kind in "iu" and self._dtype.kind in "iu":
             cast = values.astype(self._dtype, copy=False)
             if not self._np.array_equal(cast, values):
@@ -197,7 +197,7 @@ def _check_length(length: int, limit: int, unit: str) -> None:
 
 
 def encode_frame(pickled: bytes, buffers: Sequence[memoryview]) -> list[memoryview]:
-    """Give the parts that make up the frame, one after another. The buffers are not copied."""
+    """Return the parts of the frame, in order. The buffers are not copied."""
     head = _HEAD.pack(_MAGIC, len(buffers), len(pickled))
     if not buffers:
         return [memoryview(head + pickled)]
@@ -211,7 +211,7 @@ def encode_frame(pickled: bytes, buffers: Sequence[memoryview]) -> list[memoryvi
 
 
 def decode_frame(frame: memoryview) -> tuple[memoryview, list[memoryview]]:
-    """Give the pickle and the buffers, as views of the frame. ChannelBroken if the bytes are no frame."""
+    """Return the pickle and the buffers, as views of the frame. ChannelBroken if the bytes are no frame."""
     if len(frame) < _HEAD.size:
         raise ChannelBroken(f"a frame has at least {_HEAD.size} bytes, this one has {len(frame)}")
     magic, count, size = _HEAD.unpack_from(frame)

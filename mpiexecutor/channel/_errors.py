@@ -1,4 +1,4 @@
-"""What can go wrong with a channel, by whose fault it is."""
+"""The errors of a channel: the caller's (ChannelClosed), another rank's (ChannelBroken), nobody's (ChannelEmpty, ChannelFull)."""
 
 import queue
 from collections.abc import Collection
@@ -10,22 +10,26 @@ class ChannelError(Exception):
 
 
 class ChannelClosed(ChannelError):
-    """You used a channel that takes no more messages, or that was freed.
+    """The channel takes no more messages, or was freed.
 
-    Raised by ``put`` after ``close``, and by every use after ``free``. ``take`` after ``close`` does not raise it:
-    it gives what is still in the channel and then None.
+    Raised by ``put`` after ``close``, and by every operation after ``free``. ``take`` after ``close`` does not raise it: it returns
+    the messages still in the channel, and then None.
     """
 
 
 class ChannelEmpty(ChannelError, queue.Empty):
-    """``take_nowait`` found no message. Whoever can wait calls ``take``, whoever can wait a while ``take(timeout=...)``."""
+    """``take_nowait`` found no message. ``take`` waits for one, and raises TimeoutError if that takes too long."""
 
 
 class ChannelMemoryError(ChannelError, MemoryError):
-    """Message `number`, of `size` bytes, does not fit into this rank's memory. It stays where it was, for any rank to take.
+    """The next message does not fit into this rank's memory. It stays in the channel, for any rank to take.
 
-    `number` is how many messages came before. This rank finds it again until another has taken it, or until it is thrown away by
-    ``skip(number)``.
+    This rank finds the message again until another rank has taken it, or until ``skip(number)`` throws it away.
+
+    Attributes:
+        number: How many messages came before this one.
+        size: Bytes of the message.
+
     """
 
     def __init__(self, number: int, size: int) -> None:
@@ -38,7 +42,7 @@ class ChannelMemoryError(ChannelError, MemoryError):
 
 
 class ChannelFull(ChannelError, queue.Full):
-    """``put_nowait`` found no room. Whoever can wait calls ``put``, whoever can wait a while ``put(..., timeout=...)``."""
+    """``put_nowait`` found no room. ``put`` waits for room, and raises TimeoutError if that takes too long."""
 
 
 _HAD = {True: "received", False: "claimed, and not received,", None: "perhaps received"}
@@ -67,13 +71,19 @@ class Share:
 
 
 class ChannelBroken(ChannelError):
-    """What is in the channel's memory is no message; or `ranks` have died, or keep what the dead have left from being settled.
+    """A rank has failed; or the bytes in the channel are no message.
 
-    In the first case the text names what was found and what was expected. The bytes in question were not unpickled.
+    When a rank fails, the host's next put or take, or one that waits, raises this error once. It has done nothing, except that
+    put_many has put its first `count` messages. The channel goes on. When the host fails, every operation of every other rank
+    raises this error. Whether failures are reported at all: see RemoteChannel.
 
-    A death is told to the channel's host, once, by the next put or take, or one that waits, which has then done nothing, but that
-    put_many has put the first `count` messages. The channel has been settled, and goes on; `shares` say what the dead had claimed
-    last. If the host dies all others are told, by whatever they do with the channel. Who tells of deaths: see RemoteChannel.
+    If the bytes are no message the text says what was found and what was expected. The bytes were not unpickled.
+
+    Attributes:
+        ranks: The failed ranks; or ranks that live, are in the middle of a message, and so keep the channel from going on.
+        shares: The last claim of each failed rank, if it has claimed anything.
+        count: Messages that put_many had put.
+
     """
 
     def __init__(self, text: str, ranks: Collection[int] = (), shares: Collection[Share] = ()) -> None:
@@ -87,7 +97,7 @@ class ChannelBroken(ChannelError):
 
 
 class IncompletePut(TimeoutError):
-    """``put_many`` ran out of time. The first ``count`` messages were put, the others were not."""
+    """``put_many`` ran out of time. The first ``count`` of ``total`` messages were put, the others were not."""
 
     def __init__(self, count: int, total: int) -> None:
         super().__init__(count, total)

@@ -1,4 +1,4 @@
-"""What a channel does when ranks have failed: the host settles what they have left in the ring, and the next operation says so.
+"""What a channel does when ranks have failed: the host recovers the ring, and the next operation raises an error.
 
 The channel does not notice failures: the program that started the ranks reports them, by FAILED_RANKS of failed_ranks.py, or calls
 `settle` itself.
@@ -22,9 +22,9 @@ class Losses(ChannelBase):
     """A channel's operations after a failure."""
 
     def _begin_losses(self, dead: CommFailedRanks) -> None:
-        """Begin with the ranks that have failed so far; they may become more."""
+        """Set which ranks have failed; they may become more."""
         self._dead = dead
-        self._taken_in: set[tuple[int, bool]] = set()  # of the dead, and whether that perhaps lives
+        self._taken_in: set[tuple[int, bool]] = set()  # failed ranks that the channel has dealt with; whether each perhaps lives
 
     def settle(
         self,
@@ -34,13 +34,13 @@ class Losses(ChannelBase):
         *,
         silent: Collection[int] = (),
     ) -> list[Share]:
-        """On the host: settle what failed ranks have left in the ring. Nobody else can put or take meanwhile.
+        """On the host: recover the ring after ranks have failed. No rank can put or take meanwhile.
 
         Args:
             dead: All ranks that have failed so far: they will never touch the channel again. It may grow meanwhile.
             timeout: Seconds that the living ranks have to finish what they are in the middle of.
-            renumber: Is called at the end, before anybody can put or take, with the numbers of the messages that are kept, and the
-                new number of the first of them; these differ only if a message among them was given up half-way.
+            renumber: Is called at the end, before any rank can put or take, with the numbers of the messages that are kept, and the
+                new number of the first; they differ only if a message among them was aborted.
             silent: Ranks of `dead` that perhaps live: they count as failed only if they are not in the middle of a message.
 
         Returns:
@@ -54,7 +54,7 @@ class Losses(ChannelBase):
         """
         deadline = time.monotonic() + timeout
         with self._aside_lock:
-            if self._gone:
+            if self._rank_state.gone:
                 raise ChannelClosed("the channel was freed")
             tail: Position = self._puts if self._only_host["put"] else self._aside
             head: Position = self._takes if self._only_host["take"] else Consumer(self._memory(), self._layout, self._rank)
@@ -62,9 +62,9 @@ class Losses(ChannelBase):
             recovery.quiesce()
             known: frozenset[int] = frozenset()
             while (busy := recovery.at_work((now := frozenset(dead)) - frozenset(silent))) or now != known:
-                self._place.dead = now - frozenset(silent)
+                self._rank_state.dead = now - frozenset(silent)
                 if now != known:
-                    self._wake_all()  # only now can they see who is dead
+                    self._wake_all()  # only now can they see which ranks have failed
                     known = now
                 elif time.monotonic() > deadline:
                     raise ChannelBroken(f"ranks {busy} live, or may, and have not come to a rest within {timeout} s", busy)
@@ -75,7 +75,7 @@ class Losses(ChannelBase):
         return last_claims
 
     def lose(self) -> bool:
-        """Take in which ranks have failed: as the host, settle what they have left and tell the next operation.
+        """Deal with ranks that have failed since: on the host, recover the ring, and have the next operation raise an error.
 
         Returns:
             False if living ranks have not come to a rest: to be tried again.
@@ -83,21 +83,21 @@ class Losses(ChannelBase):
         """
         dead, silent = frozenset(self._dead), frozenset(self._dead.silent)
         new = {(rank, rank in silent) for rank in dead} - self._taken_in
-        self._place.dead = dead - silent
-        if self._gone or not new:
+        self._rank_state.dead = dead - silent
+        if self._rank_state.gone or not new:
             return True
         if self._host in dead:
             self._taken_in |= new
-            self._place.host_lost = ChannelBroken(f"{self._dead.ends([self._host])}: it was the channel's host", [self._host])
-            if self._place.remote is not None:
-                FAILED_RANKS.end_job(f"{self._place.host_lost}, and ranks on other nodes may wait for its memory for ever")
+            self._rank_state.host_lost = ChannelBroken(f"{self._dead.ends([self._host])}: it was the channel's host", [self._host])
+            if self._rank_state.remote is not None:
+                FAILED_RANKS.end_job(f"{self._rank_state.host_lost}, and ranks on other nodes may wait for its memory for ever")
         elif self._rank == self._host:
             try:
                 last_claims = self.settle(self._dead, silent=self._dead.silent)  # more may die meanwhile
             except ChannelClosed:  # freed meanwhile
                 return True
             except ChannelBroken as error:
-                if not self._place.losses:  # or it would be told as often as it is tried
+                if not self._rank_state.losses:  # or it would be raised as often as this is tried
                     self._tell(error)
                 return False
             told = {rank for rank, _ in self._taken_in} - {rank for rank, _ in new}
@@ -112,6 +112,6 @@ class Losses(ChannelBase):
         return True
 
     def _tell(self, error: ChannelBroken) -> None:
-        self._place.losses.append(error)
+        self._rank_state.losses.append(error)
         self._puts.interrupt()
         self._takes.interrupt()

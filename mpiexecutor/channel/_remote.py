@@ -2,8 +2,8 @@
 
     put ──> codec ──> PutEnd  ══ RMA ══>  ring in the host's window  ══ RMA ══>  TakeEnd ──> codec ──> take
 
-Here is the channel as a whole: how it is made, claimed, closed and freed. Its operations that put, take, and settle what failed
-ranks have left are in _putting.py, _taking.py and _losses.py.
+Here is the channel as a whole: how it is made, claimed, closed and freed. Its other operations are in _putting.py and _taking.py;
+_losses.py has what it does when ranks have failed.
 """
 
 import weakref
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypedDict, Unpack
 from mpiexecutor._rma.doorbell import Notifier
 from mpiexecutor._rma.failed_ranks import FAILED_RANKS, CommFailedRanks
 from mpiexecutor._util.process_end import PROCESS_END
-from mpiexecutor.channel._ends.place import Place
+from mpiexecutor.channel._ends.rank_state import RankState
 from mpiexecutor.channel._ring.layout import Layout
 
 from ._agreement import Arguments, agree, all_come
@@ -42,13 +42,24 @@ class _Options(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What a channel has seen, all ranks together. Counts are of messages, but for the slots."""
+    """A snapshot of a channel's counts, all ranks together.
+
+    Attributes:
+        put: Messages that were put.
+        taken: Messages that were taken.
+        claimed: Messages that `claim` has announced; None before.
+        waiting: Messages that were put, and not taken yet.
+        peak_slots: The most slots that were in use at once, as producers have seen it.
+        slots: Slots of the channel.
+        closed: Whether the channel is closed.
+
+    """
 
     put: int
     taken: int
-    claimed: int | None  # None while nobody has claimed
-    waiting: int  # put, and not taken yet
-    peak_slots: int  # the most slots that were in use at once, as seen by those who put
+    claimed: int | None
+    waiting: int
+    peak_slots: int
     slots: int
     closed: bool
 
@@ -161,13 +172,13 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
         with FAILED_RANKS.all_needed("the making of a channel", dead):
             self._window = Window(comm, host, layout.size)
             remote = RemoteNotifier(comm, host) if len(set(agreement.nodes)) > 1 else None
-            self._parting = comm.Dup() if FAILED_RANKS.are_reported else None  # by which it is found out whether all free it
+            self._parting = comm.Dup() if FAILED_RANKS.are_reported else None  # for a barrier of all ranks that free the channel
             if comm.rank == host:
                 layout.prepare(self._window.memory())
             comm.Barrier()
-        place = Place(layout, comm.rank, agreement.token, agreement.nodes, Notifier(), remote)
+        rank_state = RankState(layout, comm.rank, agreement.token, agreement.nodes, Notifier(), remote)
         memory = self._window.memory if remote is None else lambda: remote.with_progress(self._window.memory())
-        self._begin(agreement.codec, place, memory, host, only_host={"put": producers == "host", "take": consumers == "host"})
+        self._begin(agreement.codec, rank_state, memory, host, only_host={"put": producers == "host", "take": consumers == "host"})
         self._begin_losses(dead)
         self._threads = MPI.Query_thread() == MPI.THREAD_MULTIPLE
         self._at_exit = _at_exit(self)
@@ -186,11 +197,11 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
         if count < 0:
             raise ValueError(f"claim says how many messages will come, at least 0, not {count}")
         with self._aside_lock:
-            self._place.check()
+            self._rank_state.check()
             ring = self._takes.ring
-            ring.own_claims = (ring.own_claims or 0) + count
+            ring.own_expected = (ring.own_expected or 0) + count
             if self._rank == self._host:
-                self._aside.claim(ring.own_claims)
+                self._aside.expect(ring.own_expected)
             self._wake_all()
 
     def close(self) -> None:
@@ -209,10 +220,10 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
     def statistics(self) -> Statistics:
         """Return a snapshot of the counts."""
         with self._aside_lock:
-            self._place.check()
+            self._rank_state.check()
             state, peak = self._aside.state(), self._aside.peak_of_all()
         put, taken = state.put - state.aborted, state.taken - state.aborted
-        return Statistics(put, taken, state.claimed, max(0, put - taken), peak, self._layout.slots, state.closed)
+        return Statistics(put, taken, state.expected, max(0, put - taken), peak, self._layout.slots, state.closed)
 
     def __len__(self) -> int:
         """Return how many messages are in the channel, put and not taken."""
@@ -223,74 +234,74 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
 
         If a rank has failed the memory is freed when the job ends.
         """
-        if self._place.freed:
+        if self._rank_state.freed:
             return
         self._stop()
         PROCESS_END.remove(self._at_exit)
         if self._parting is not None:
             all_come(self._parting, self._dead)
         if self._dead:
-            FAILED_RANKS.keep(self)  # others may go on using its memory, and die
+            FAILED_RANKS.keep(self)  # other ranks may go on using its memory, and fail
             return
         with FAILED_RANKS.all_needed("the freeing of a channel", self._dead), self._puts.lock, self._takes.lock, self._aside_lock:
             self._leave()
             self._window.free()
-            if self._place.remote is not None:
-                self._place.remote.free()
+            if self._rank_state.remote is not None:
+                self._rank_state.remote.free()
             if self._parting is not None:
                 self._parting.Free()
             self._puts.free()
             self._takes.free()
-            self._place.notifier.free()
+            self._rank_state.notifier.free()
 
     def abandon(self) -> None:
-        """Use the channel no more, without the other ranks, which may be lost: its memory is not freed."""
+        """Stop to use the channel without the other ranks, which may have failed: its memory is not freed."""
         self._stop()
         self._leave()
 
     def disown(self) -> None:
-        """Leave the channel as it is: in a forked child it is the parent's. Any further use is ChannelClosed."""
-        self._gone = self._place.freed = True
+        """Leave the channel as it is: in a forked child it is the parent's. Every further operation raises ChannelClosed."""
+        self._rank_state.gone = self._rank_state.freed = True
         PROCESS_END.remove(self._at_exit)
 
     def _stop(self) -> None:
-        """Begin nothing any more, and have whoever waits give up."""
-        self._place.freed = True
+        """Begin no operation, and end those that wait."""
+        self._rank_state.freed = True
         self._puts.stop()
         self._takes.stop()
 
     def _leave(self) -> None:
-        self._gone = True
-        if self._place.remote is not None:
-            self._place.remote.leave()
+        self._rank_state.gone = True
+        if self._rank_state.remote is not None:
+            self._rank_state.remote.leave()
 
     def _finish(self) -> None:
-        """At exit, before MPI ends: what was to be put is put, what was to be taken is given up."""
-        if not self._place.freed:
+        """At exit, before MPI ends: finish the puts in the background, and give up the takes."""
+        if not self._rank_state.freed:
             self._puts.background.join()
             if FAILED_RANKS.are_reported:
-                self._stop()  # others may go on using its memory, and die
+                self._stop()  # other ranks may go on using its memory, and fail
                 FAILED_RANKS.keep(self)
             else:
                 self.abandon()
 
     def __enter__(self) -> Self:
-        self._place.check()
+        self._rank_state.check()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Free the channel. After an error close it first, so that no other rank waits for this one."""
-        if error is not None and not self._place.freed and (self._rank == self._host or not self._only_host["put"]):
+        if error is not None and not self._rank_state.freed and (self._rank == self._host or not self._only_host["put"]):
             self.close()
         self.free()
 
     def __repr__(self) -> str:
-        state = "freed" if self._place.freed else f"{len(self)} messages in {self._layout.slots} slots"
+        state = "freed" if self._rank_state.freed else f"{len(self)} messages in {self._layout.slots} slots"
         return f"<RemoteChannel of {self._codec.name} on rank {self._host}: {state}>"
 
 
 def _at_exit(channel: RemoteChannel[Any, Any]) -> Callable[[], None]:
-    """Have the background threads end before MPI does, unless the channel is gone by then."""
+    """Have the background threads end before MPI does, unless the channel was collected by then."""
     reference = weakref.ref(channel)
 
     def finish() -> None:

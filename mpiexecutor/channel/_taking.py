@@ -28,7 +28,7 @@ class Taking(ChannelBase, Generic[M]):
 
         Returns:
             The message. None if no message will come any more: as many as were claimed are taken, or the channel is closed and
-            empty. A channel that nobody has claimed anything of, and nobody has closed, is waited on.
+            empty. Before any claim, an open channel has no end: `take` waits.
 
         Raises:
             TimeoutError: No message has begun in time. Nothing was taken.

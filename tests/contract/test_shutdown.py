@@ -220,7 +220,7 @@ def test_a_submit_that_comes_too_late_leaves_nobody_waiting():
             pump.close(session, "closed in between")
             super().append(task)
             waiting.start()
-            until(lambda: pump._changed._waiters)
+            until(lambda: pump._state.changed._waiters)
 
     session.backlog = Backlog()
     with pytest.raises(RuntimeError, match="closed in between"):

@@ -144,7 +144,7 @@ from mpiexecutor.channel._ring.producer import Producer
 channel = RemoteChannel(1, 1)
 swap = Producer._swap
 def swap_and_die(*arguments):
-    if swap(*arguments) == arguments[3]:
+    if swap(*arguments) == arguments[1]:
         os.kill(os.getpid(), signal.SIGKILL)
 rank = MPI.COMM_WORLD.rank
 if rank == 1:

@@ -348,7 +348,7 @@ def test_any_number_of_ranks_will_do(script, way, ranks):
     job = run_job(ranks, [*way, str(path)])
     assert lines_of(job) == [f"{max(1, ranks - 1)} 4950"]
     assert job.stderr.count("RuntimeWarning: this job has one rank") == (1 if ranks == 1 else 0)
-    assert ranks > 1 or "mpiexec -n 5 python" in job.stderr
+    assert ranks > 1 or "'mpiexec -n N python ...', has N - 1 workers" in job.stderr
 
 
 # -- other ends

@@ -415,7 +415,7 @@ def test_a_result_that_just_does_not_fit_is_an_error(room, errors, tmp_path):
 
 FAULT = """
 from functools import partial
-from mpiexecutor._calls.scheduler import Pump
+from mpiexecutor._calls.scheduling.collector import Collector
 
 def make(size):
     until((FOLDER / "open").exists)
@@ -425,7 +425,7 @@ def total(common, number):
     until((FOLDER / "open").exists)
     return len(common) + number
 
-def fail(pump, replies, steps):
+def fail(collector, replies, steps):
     raise ZeroDivisionError("a fault of ours")
 
 with RMAChannelExecutor() as executor:
@@ -435,7 +435,7 @@ with RMAChannelExecutor() as executor:
     else:
         calls += [executor.submit(make, 12 << 20) for _ in range(9)]
     until(lambda: {worker.state for worker in executor.workers()} == {"running"})
-    Pump._note_all = fail
+    Collector._note_all = fail
     (FOLDER / "open").touch()
     print({str(error) for call in calls if (error := call.exception())})
     time.sleep(2)  # in which the workers ask for the function

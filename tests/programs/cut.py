@@ -59,7 +59,7 @@ def stop_midway(folder: Path, home: str) -> None:
 
         def patched(*arguments: Any) -> int:
             seen = swap(*arguments)
-            if seen == arguments[3]:  # it is reserved
+            if seen == arguments[1]:  # it is reserved
                 (folder / "midway").touch()
                 signal.pause()
             return seen

@@ -87,13 +87,13 @@ def arm(name: str) -> bytes:
     """Have this worker die at a step, soon."""
     from mpiexecutor.channel._ring.consumer import Consumer
     from mpiexecutor.channel._ring.producer import Producer
-    from mpiexecutor.channel._ring.records import DONE_WITH
+    from mpiexecutor.channel._ring.records import RECEIVED
 
     {
         "before it claims": lambda: _before(Consumer, "take_short"),
         "between the record and the swap of a claim": lambda: _in_swap(Consumer),
         "after it has claimed": lambda: _after(Consumer, "_swap", _was_fastest),
-        "before it says that it has received": lambda: _before(Consumer, "_say", lambda _, state: state == DONE_WITH),
+        "before it says that it has received": lambda: _before(Consumer, "_set_state", lambda _, state: state == RECEIVED),
         "before its result is put": lambda: _before(Producer, "put_short"),
         "between the record and the swap of its result": lambda: _in_swap(Producer),
         "after it has reserved room for its result": lambda: _after(Producer, "_swap", _was_fastest),
@@ -127,8 +127,8 @@ def _after(kind: type, step: str, when: Callable[..., bool] = lambda *_: True) -
 
 
 def _was_fastest(seen: int, *arguments: Any) -> bool:
-    """Whether a swap was this rank's: of end, address, record, position, and so on."""
-    return seen == arguments[3]
+    """Whether a swap was this rank's: of end, position, and so on."""
+    return seen == arguments[1]
 
 
 def _in_swap(kind: Any) -> None:

@@ -11,7 +11,7 @@ import pytest
 from mpi4py import MPI
 
 from mpiexecutor.channel import ChannelEmpty, RemoteChannel
-from mpiexecutor.channel._ends.place import SPINNING, TO_BEGIN, TO_GO_ON
+from mpiexecutor.channel._ends.rank_state import SPINNING, TO_BEGIN, TO_GO_ON
 
 COMM = MPI.COMM_WORLD
 RANK, SIZE = COMM.rank, COMM.size

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from mpiexecutor._calls import messages, scheduler
+from mpiexecutor._calls import messages
 from mpiexecutor._calls.functions import Catalogue, Function
 from mpiexecutor._calls.messages import (
     Call,
@@ -38,10 +38,11 @@ from mpiexecutor._calls.messages import (
     dump_outcome,
 )
 from mpiexecutor._calls.outcomes import Blob, Place, dumps_sized, failure_of
-from mpiexecutor._calls.scheduler import Pump
-from mpiexecutor._calls.session import Session, slim_future
+from mpiexecutor._calls.scheduling import dispatcher
+from mpiexecutor._calls.scheduling.scheduler import Pump
+from mpiexecutor._calls.scheduling.session import Session, slim_future
 from mpiexecutor._calls.worker import Worker
-from mpiexecutor._liveness.monitor import Loss
+from mpiexecutor._liveness.monitor import WorkerFailure
 from mpiexecutor._liveness.status_page import NOTHING, StatusPage
 from mpiexecutor._util.pickling import loads
 from mpiexecutor.channel import ChannelClosed, ChannelFull, ChannelMemoryError, Share
@@ -354,7 +355,7 @@ class FakeCrew:
     def look(self, times: int = 1) -> None:
         """Have the pump see which messages are slow."""
         for _ in range(times):
-            self.pump._sentry.look()
+            self.pump._dispatcher._sentry.look()
 
     def take_all(self, rank: int = 1) -> list[list[Any]]:
         """Have one worker take every message that is there; give the names of their calls."""
@@ -371,7 +372,7 @@ class FakeCrew:
 def fake_crew(workers: int = 2) -> Iterator[FakeCrew]:
     """Make a crew; at the end its threads end."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scheduler, "Sentry", StillSentry)
+        patch.setattr(dispatcher, "Sentry", StillSentry)
         crew = FakeCrew(workers)
     try:
         yield crew
@@ -441,14 +442,18 @@ class FakeWorker:
         self._crew.replies.put(CallTooLarge(self.rank, number, failure_of(MemoryError("this call is too large"), self._place)))
         return number
 
-    def die(self, begun: Any = NOTHING, *, holding: Sequence[Any] = (), held: bytes | None = None, overdue: float = 0.0) -> Loss:
+    def die(
+        self, begun: Any = NOTHING, *, holding: Sequence[Any] = (), held: bytes | None = None, overdue: float = 0.0
+    ) -> WorkerFailure:
         """Die, having begun that call of its message, and keeping what became of some: the pump is told."""
         loss = self.loss(begun, holding=holding, held=held, overdue=overdue)
         share = None if self.message is None else Share(self.rank, range(self.message, self.message + 1), received=True)
         self._crew.pump.lose(loss, share)
         return loss
 
-    def loss(self, begun: Any = NOTHING, *, holding: Sequence[Any] = (), held: bytes | None = None, overdue: float = 0.0) -> Loss:
+    def loss(
+        self, begun: Any = NOTHING, *, holding: Sequence[Any] = (), held: bytes | None = None, overdue: float = 0.0
+    ) -> WorkerFailure:
         """Give what its supervisor would say of its death."""
         number = self._numbers.get(begun, begun)
         if held is None:
@@ -456,7 +461,7 @@ class FakeWorker:
             for name in holding:
                 page.hold(dump_outcome(self._outcome(name)))
             held = page.held
-        return Loss(self.rank, "host", 1000 + self.rank, "was killed by SIGKILL", number, overdue, held=held)
+        return WorkerFailure(self.rank, "host", 1000 + self.rank, "was killed by SIGKILL", number, overdue, held=held)
 
     def _outcome(self, name: Any, seconds: float = 0.0, value: Any = None) -> Outcome:
         return (self._numbers[name], seconds, False, *Blob.of(name if value is None else value))
@@ -475,7 +480,7 @@ def reply_nonsense(crew: FakeCrew) -> None:
 
 
 def bare_call(number: int) -> Call:
-    """Make a call as a worker has it on its desk, of which nobody looks at more than the number."""
+    """Make a call as a worker has it in its batch, of which nobody looks at more than the number."""
     return number, None, None, b"", ()
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from mpiexecutor.channel import ChannelEmpty, ChannelFull, IncompletePut, RemoteChannel, Share, Statistics, _base, _losses
 from mpiexecutor.channel._codecs import codec_of
 from mpiexecutor.channel._ends import end, waiter
-from mpiexecutor.channel._ends.place import Place
+from mpiexecutor.channel._ends.rank_state import RankState
 from mpiexecutor.channel._ring.layout import Layout
 
 SLOT = 64  # bytes: a message of a few bytes takes one, the longest five
@@ -163,9 +163,9 @@ class Job:
     def channel(self, rank: int, life: Life) -> Channel:
         channel: Channel = object.__new__(RemoteChannel)
         nothing: Any = self.world  # rings
-        place = Place(self.layout, rank, "token", ["node"] * RANKS, nothing, None)
+        rank_state = RankState(self.layout, rank, "token", ["node"] * RANKS, nothing, None)
         memory = partial(FakeMemory, self.shared, self.turnstile, life)
-        channel._begin(codec_of(object, SLOT), place, memory, HOST, only_host={"put": self.single, "take": False})
+        channel._begin(codec_of(object, SLOT), rank_state, memory, HOST, only_host={"put": self.single, "take": False})
         return channel
 
     # -- parties -----------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mpiexecutor.channel._ends.place import AWAKE, SPINNING, TO_BEGIN, TO_GO_ON, Place
+from mpiexecutor.channel._ends.rank_state import AWAKE, SPINNING, TO_BEGIN, TO_GO_ON, RankState
 from mpiexecutor.channel._ring.layout import Layout
 
 RANKS = 5
@@ -30,10 +30,10 @@ def woken():
 
     def wake(asleep, begin):
         bells = Bells()
-        place = Place(Layout(4, 8, RANKS), 1, "token", ["node"] * RANKS, bells, None)
-        place.wake(bells, "take", bytes(asleep), begin=begin)
-        ranks = [place.address("take", rank) for rank in range(RANKS)]
-        assert bells.cleared == [place.asleep_at("take", ranks.index(address)) for address in bells.rung]
+        rank_state = RankState(Layout(4, 8, RANKS), 1, "token", ["node"] * RANKS, bells, None)
+        rank_state.wake(bells, "take", bytes(asleep), begin=begin)
+        ranks = [rank_state.address("take", rank) for rank in range(RANKS)]
+        assert bells.cleared == [rank_state.asleep_at("take", ranks.index(address)) for address in bells.rung]
         return [ranks.index(address) for address in bells.rung]
 
     return wake

@@ -13,7 +13,7 @@ from mpiexecutor._rma.doorbell import Notifier
 from mpiexecutor._rma.failed_ranks import CommFailedRanks, FailedRanks
 from mpiexecutor.channel import ChannelBroken, ChannelClosed, RemoteChannel, Share, _losses, _remote
 from mpiexecutor.channel._codecs import codec_of
-from mpiexecutor.channel._ends.place import Place
+from mpiexecutor.channel._ends.rank_state import RankState
 from mpiexecutor.channel._ring.layout import Layout
 
 HOST = 0
@@ -52,9 +52,9 @@ class Job:
 
     def _channel(self, rank):
         channel = RemoteChannel.__new__(RemoteChannel)
-        place = Place(self._layout, rank, self._token, ["node"] * len(self.lives), Notifier(), None)
+        rank_state = RankState(self._layout, rank, self._token, ["node"] * len(self.lives), Notifier(), None)
         memory = partial(FakeMemory, self._shared, self._turnstile, self.lives[rank])
-        channel._begin(codec_of(object, 64), place, memory, HOST, only_host={"put": False, "take": False})
+        channel._begin(codec_of(object, 64), rank_state, memory, HOST, only_host={"put": False, "take": False})
         channel._begin_losses(CommFailedRanks(range(len(self.lives))))
         settle = channel.settle
         channel.settle = lambda dead, **how: settle(dead, timeout=self.patience, **how)
@@ -72,7 +72,7 @@ class Job:
             channel._stop()
             channel._puts.free()
             channel._takes.free()
-            channel._place.notifier.free()
+            channel._rank_state.notifier.free()
 
 
 @pytest.fixture
@@ -192,9 +192,9 @@ def test_others_are_told_nothing(job, deaths):
 
 def test_who_may_wait_for_a_dead_hosts_memory_for_ever_ends_the_job(job, deaths, ended):
     """On another node, that is."""
-    job.channels[1]._place.remote = object()
+    job.channels[1]._rank_state.remote = object()
     die(deaths, job, HOST)
-    job.channels[1]._place.remote = None
+    job.channels[1]._rank_state.remote = None
     assert len(ended) == 1
     assert "rank 0, host host, pid 7, was killed by SIGKILL: it was the channel's host" in ended[0]
 
@@ -238,11 +238,11 @@ def test_one_that_may_live_is_settled_for_unless_it_is_in_the_middle_of_a_messag
 def test_a_channel_that_is_freed_settles_nothing(job, deaths):
     """Nobody uses its memory any more."""
     host = job.channels[HOST]
-    host._gone = True
+    host._rank_state.gone = True
     assert die(deaths, job, 2)
     with pytest.raises(ChannelClosed):
         host.settle([2])
-    host._gone = False
+    host._rank_state.gone = False
 
 
 # -- who tells them

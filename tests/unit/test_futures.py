@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from mpiexecutor._calls.session import Batch, Session, Task, slim_future
+from mpiexecutor._calls.scheduling.session import Batch, Session, Task, slim_future
 
 MANY, MUCH, LONG = 1000, 1 << 30, 1e9  # of calls, bytes and seconds: no limit
 
@@ -120,7 +120,7 @@ def test_all_are_dropped_sent_and_waiting():
     session.sent = {1: task(1)}
     session.unsettled = 1
     session.under_way = {Batch((1,), 1)}
-    assert numbers(session.drop_all()) == [1, 2, 3]
+    assert numbers(session.break_off("a reason", None)) == [1, 2, 3]
     assert (session.unsettled, session.messages, session.sent, list(session.backlog)) == (3, 0, {}, [])
 
 
@@ -180,5 +180,5 @@ def test_what_was_slow_is_forgotten_with_all_that_is_dropped():
     session = session_of()
     session.under_way = {Batch((1,), 1)}
     session.slow = set(session.under_way)
-    session.drop_all()
+    session.break_off("a reason", None)
     assert (session.messages, session.slow) == (0, set())

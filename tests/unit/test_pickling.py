@@ -1,6 +1,8 @@
 """Objects to bytes: which way they go, and what happens to errors on the way."""
 
 import functools
+import inspect
+import linecache
 import operator
 import pickle
 import subprocess
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 
 import mpiexecutor
+from mpiexecutor._util import pickling
 from mpiexecutor._util.pickling import dumps, loads
 
 OUT_OF_BAND = 64 << 10
@@ -117,6 +120,31 @@ def test_the_traceback_of_a_function_that_went_by_value_has_its_lines():
         (Path(__file__), "return inverse()"),
         (Path(__file__), "inverse = lambda: 1 / x  # noqa: E731 - a code inside of a code"),
     ]
+
+
+def test_the_source_of_a_cell_goes_with_its_functions(monkeypatch):
+    """It is in no file; a source that the loading process knows already stays."""
+    monkeypatch.setattr(linecache, "cache", {})
+    source = "def double(x):\n    return 2 * x\n"
+    variables = {}
+    exec(compile(source, "<a cell>", "exec"), variables)
+    linecache.cache["<a cell>"] = len(source), None, source.splitlines(keepends=True), "<a cell>"
+    pickled = dumps(variables["double"])
+    assert inspect.getsource(loads(*pickled)) == source
+    linecache.cache.clear()
+    assert inspect.getsource(loads(*pickled)) == source
+    linecache.cache["<a cell>"] = 4, None, ["own\n"], "<a cell>"
+    loads(*pickled)
+    assert linecache.getlines("<a cell>") == ["own\n"]
+
+
+def test_the_source_of_a_file_does_not_go_with_its_functions(monkeypatch, tmp_path):
+    """The loading process reads the file; one that was not read yet, or a file's entry, is no source."""
+    monkeypatch.setattr(linecache, "cache", {"lazy": (lambda: "text",)})
+    path = tmp_path / "script.py"
+    path.write_text("1\n")
+    assert linecache.getlines(str(path)) == ["1\n"]
+    assert [pickling.source_of(name) for name in (str(path), "lazy", "never seen")] == [None] * 3
 
 
 def test_functions_of_main_go_by_value(in_main):

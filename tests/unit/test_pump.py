@@ -99,7 +99,7 @@ def test_what_many_calls_are_expected_to_take_decides_how_many_go_together():
         crew.teach("short", 0.0)
         crew.submit(*range(10), kind="short", session=crew.open())
         assert crew.take_all() == [[0], [1], [2], [3]]  # as many as the root can feed
-        assert crew.pump._sentry.wanted
+        assert crew.pump._dispatcher._sentry.wanted
         crew.teach("long", 1.0)
         crew.submit(*range(150), kind="long", session=crew.open())
         assert crew.take_all() == [[name] for name in range(150)]
@@ -431,7 +431,7 @@ def test_a_short_reply_that_does_not_fit_fails_everything(crew):
 
 
 def until_somebody_waits(crew):
-    until(lambda: crew.pump._changed._waiters)
+    until(lambda: crew.pump._state.changed._waiters)
 
 
 def test_submit_waits_while_max_pending_is_reached(crew):

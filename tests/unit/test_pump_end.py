@@ -106,7 +106,7 @@ def test_a_submit_that_comes_too_late_leaves_nobody_waiting(crew):
             crew.pump.close(session, "closed in between")
             super().append(task)
             waiting.append(in_a_thread(crew.pump.wait, session))
-            until(lambda: crew.pump._changed._waiters or waiting[0].done())
+            until(lambda: crew.pump._state.changed._waiters or waiting[0].done())
 
     session.backlog = Backlog()
     session.limit = 0  # or it would be sent
@@ -139,7 +139,7 @@ def test_who_waits_need_not_wait_for_what_was_cancelled(crew):
     crew.submit("long", session=other)
     futures = crew.submit("a", "b", session=session)
     waiting = in_a_thread(crew.pump.wait, session)
-    until(lambda: crew.pump._changed._waiters)
+    until(lambda: crew.pump._state.changed._waiters)
     assert [future.cancel() for future in futures] == [True, True]
     crew.work.end_stream()
     waiting.result(LIMIT)
@@ -173,7 +173,7 @@ class held_elsewhere:  # noqa: N801 - reads as what it does
     """Have another thread hold the pump's lock."""
 
     def __init__(self, pump):
-        self._lock = pump._lock
+        self._lock = pump._state.lock
         self._held, self._over = threading.Event(), threading.Event()
 
     def __enter__(self):
@@ -204,7 +204,7 @@ def test_the_pump_stops_when_all_is_done(crew):
     work_off(crew, FakeWorker(crew, 1))
     crew.pump.stop()
     assert crew.work.take_many(1) == []
-    assert not crew.pump._collector.is_alive()
+    assert not crew.pump._collector.thread.is_alive()
 
 
 # -- broken executors
@@ -241,7 +241,7 @@ def test_who_waits_for_a_broken_executor_waits_until_its_futures_are_done(crew):
     def wait(_):
         waiting = in_a_thread(crew.pump.wait, crew.session)
         waiting.add_done_callback(lambda _: done.append([future.done() for future in futures]))
-        until(lambda: crew.pump._changed._waiters or waiting.done())
+        until(lambda: crew.pump._state.changed._waiters or waiting.done())
 
     futures[0].add_done_callback(wait)
     worker = FakeWorker(crew, 1)
@@ -280,7 +280,7 @@ def test_who_waits_for_room_is_told_that_the_executor_is_broken(crew):
     session = crew.open(max_pending=1)
     crew.submit("a", session=session)
     second = in_a_thread(crew.submit, "b", session=session)
-    until(lambda: crew.pump._changed._waiters)
+    until(lambda: crew.pump._state.changed._waiters)
     crew.pump.give_up("mpiexec was killed")
     with pytest.raises(BrokenProcessPool, match="mpiexec was killed"):
         second.result(LIMIT)
@@ -350,4 +350,4 @@ def test_a_death_after_a_fault_is_of_no_interest(crew):
     assert type(futures[0].exception(LIMIT)) is BrokenProcessPool
     worker.die(begun="a")
     crew.settle()
-    assert crew.pump._collector.is_alive()
+    assert crew.pump._collector.thread.is_alive()

@@ -89,12 +89,12 @@ class Ring:
 
     def producer(self, rank: int = 0, kind: type[Producer] = Producer, *, single: bool = False) -> Producer:
         producer = kind(self.memory(), self.layout, rank, single=single)
-        producer._tail = self.start if single else 0
+        producer._position = self.start if single else 0
         return producer
 
     def consumer(self, rank: int = 2, kind: type[Consumer] = Consumer, *, single: bool = False) -> Consumer:
         consumer = kind(self.memory(), self.layout, rank, single=single)
-        consumer._head = self.start if single else 0
+        consumer._position = self.start if single else 0
         return consumer
 
     def begin_at(self, ticket: int, messages: int) -> None:
@@ -213,7 +213,7 @@ class Ring:
     def check_end(self, ring: Consumer) -> None:
         """No end before all that will come was claimed; at this moment, not at that of the look."""
         head, tail = self.word(self.layout.head), self.word(self.layout.tail)
-        claims = max(self.word(self.layout.claimed) - 1, -1 if ring.own_claims is None else ring.own_claims)
+        claims = max(self.word(self.layout.expected) - 1, -1 if ring.own_expected is None else ring.own_expected)
         all_claimed = claims >= 0 and head // MESSAGE >= claims
         assert all_claimed or (tail & CLOSED and head == tail & ~CLOSED), "the end came too early"
 
@@ -389,8 +389,8 @@ class PublishesAtOnce(Producer):
 class SwapsWithoutLooking(Producer):
     """Stores TAIL where others do, too."""
 
-    def _swap(self, at: int, record: int, position: int, new: int, messages: int, span: int) -> int:
-        self._memory.store(at, new)
+    def _swap(self, position: int, new: int, messages: int, span: int) -> int:
+        self._memory.store(self._position_at, new)
         self._memory.flush()
         return position
 
@@ -542,10 +542,10 @@ def test_no_more_messages_are_taken_than_claimed(slots, claimed, surplus, most, 
     ring = Ring(slots, schedule=schedule, orders=orders)
     host, consumers = ring.producer(3), [ring.consumer(rank) for rank in (1, 2)]
     for consumer in consumers:
-        consumer.own_claims = claimed
+        consumer.own_expected = claimed
     batches = messages_of(0, [[2]] * (claimed + surplus))
     takes = [ring.take_all(consumer, n) for consumer, n in zip(consumers, most, strict=True)]
-    ring.run(lambda: ring.put_all(ring.producer(), batches), *takes, lambda: host.claim(claimed))
+    ring.run(lambda: ring.put_all(ring.producer(), batches), *takes, lambda: host.expect(claimed))
     found = sorted(itertools.chain(*ring.taken))
     assert found == [message for batch in batches[:claimed] for message in batch]
     assert ring.state().taken == claimed
@@ -558,11 +558,11 @@ def test_a_rank_that_has_claimed_more_itself_goes_by_that(slots, first, more, sc
     """The host's claim is on its way, in two steps; who knows of all of it sees no end before all of it was taken."""
     ring = Ring(slots, schedule=schedule, orders=orders)
     consumer, host = ring.consumer(), ring.producer(3)
-    consumer.own_claims = first + more
+    consumer.own_expected = first + more
 
     def claim_twice() -> None:
-        host.claim(first)
-        host.claim(first + more)
+        host.expect(first)
+        host.expect(first + more)
 
     batches = messages_of(0, [[9]] * (first + more))
     ring.run(lambda: ring.put_all(ring.producer(), batches), ring.take_all(consumer), claim_twice)
@@ -574,7 +574,7 @@ def test_claims_may_grow_after_the_end_was_reached():
     ring = Ring(3)
     host, consumer = ring.producer(), ring.consumer()
     for number in range(2):
-        host.claim(number + 1)
+        host.expect(number + 1)
         assert not consumer.ended(consumer.state())
         assert consumer.claim() is None
         ring.put_all(host, [[text(0, number, 2)]])
@@ -589,10 +589,10 @@ def test_nobody_has_claimed_is_not_a_claim_of_none():
     """An open ring without claims has no end; a claim of no messages is one at once."""
     ring = Ring(3)
     consumer = ring.consumer()
-    assert ring.state().claimed is None
+    assert ring.state().expected is None
     assert not consumer.ended(ring.state())
-    ring.producer().claim(0)
-    assert ring.state().claimed == 0
+    ring.producer().expect(0)
+    assert ring.state().expected == 0
     assert consumer.ended(ring.state())
 
 
@@ -968,7 +968,7 @@ def test_a_claimed_message_that_was_cut_leaves_room_in_the_claim():
     """As many whole messages come as were claimed: an aborted one does not count."""
     ring = Ring(2)
     producer, consumer = ring.producer(), ring.consumer()
-    producer.claim(1)
+    producer.expect(1)
     out = ring.reserve(producer, [text(0, 0, 5 * SLOT)])
     assert out is not None
     producer.send(out)
@@ -1037,7 +1037,7 @@ def test_the_state_of_a_new_ring():
     """Open, empty, nothing claimed, everybody awake."""
     ring = Ring(3)
     state = ring.state()
-    assert state == State(head=0, tail=0, claimed=None, aborted=0, takers=bytes(RANKS), putters=bytes(RANKS))
+    assert state == State(head=0, tail=0, expected=None, aborted=0, takers=bytes(RANKS), putters=bytes(RANKS))
     assert (state.put, state.taken, state.closed, state.waiting) == (0, 0, False, False)
 
 
@@ -1063,7 +1063,7 @@ def test_sleepers_are_marked_a_byte_a_rank_and_end():
         handle.mark(layout.putters + rank, memoryview(bytes([9 + rank])))
     state = ring.state()
     assert (state.takers, state.putters) == (bytes([1, 2, 3, 4]), bytes([9, 10, 11, 12]))
-    assert (state.head, state.tail, state.claimed, state.aborted) == (0, 0, None, 0)
+    assert (state.head, state.tail, state.expected, state.aborted) == (0, 0, None, 0)
 
 
 # -- the layout ------------------------------------------------------------------------------------------------------
@@ -1086,7 +1086,7 @@ def test_no_two_regions_overlap_and_words_are_aligned(layout):
     ]
     for (start, size), (following, _) in itertools.pairwise([*regions, (layout.size, 0)]):
         assert start + size <= following
-    assert sorted([layout.head, layout.tail, layout.claimed, layout.generation, layout.aborted]) == [0, 8, 16, 24, 32]
+    assert sorted([layout.head, layout.tail, layout.expected, layout.generation, layout.aborted]) == [0, 8, 16, 24, 32]
     assert layout.records % 64 == layout.stamps % 64 == layout.bytes % 4096 == 0
 
 

@@ -1,4 +1,4 @@
-"""What putf and takef do in the background: one thread an end, operations in the order in which they were asked for."""
+"""The background of an end: one thread that carries out the operations of putf, or of takef, in order."""
 
 import logging
 import threading
@@ -16,7 +16,7 @@ S = TypeVar("S")
 
 
 class ChannelFuture(Future[T]):
-    """A future that can be cancelled until the very step in which its message is reserved, or claimed."""
+    """A future that can be cancelled until the step that reserves, or claims, its message."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class ChannelFuture(Future[T]):
             return super().cancel()
 
     def begin(self, step: Callable[[], S]) -> S:
-        """Take the step, and be running if it gave something. CancelledError, and no step, if that came first."""
+        """Take the step, and be running if it returns something. If the future is cancelled, raise CancelledError instead."""
         with self._step:
             if self.cancelled():
                 raise CancelledError
@@ -42,7 +42,7 @@ class Background:
 
     def __init__(self, name: str, wake: Callable[[], None]) -> None:
         self._name = name
-        self._wake = wake  # have the operation that waits look again
+        self._wake = wake  # wakes the operation under way, if it sleeps
         self._changed = threading.Condition()
         self._queue: deque[tuple[ChannelFuture[Any], Callable[[ChannelFuture[Any]], Any]]] = deque()  # the first is under way
         self._thread: threading.Thread | None = None
@@ -54,7 +54,7 @@ class Background:
         return bool(self._queue)
 
     def submit(self, operation: Callable[[ChannelFuture[T]], T]) -> ChannelFuture[T]:
-        """Queue an operation; it is called with its future, and its result or error becomes the future's."""
+        """Queue an operation, which is called with its future. Its result, or its error, becomes the future's."""
         future: ChannelFuture[T] = ChannelFuture()
         future.add_done_callback(self._woken)
         with self._changed:
@@ -69,14 +69,14 @@ class Background:
         return future
 
     def join(self) -> None:
-        """Wait until everything asked for is done."""
+        """Wait until all operations are done."""
         with self._changed:
             self._changed.wait_for(lambda: not self._queue)
 
     def stop(self) -> None:
-        """Begin nothing more, and end the thread: what is queued fails with ChannelClosed.
+        """End the thread, and begin no operation: those that are queued raise ChannelClosed.
 
-        The operation under way must have been made to fail, or to end.
+        The operation under way must already be bound to end.
         """
         with self._changed:
             self._stopped = True

@@ -38,33 +38,35 @@ from mpiexecutor.channel._ring.consumer import Consumer
 from mpiexecutor.channel._ring.producer import Producer
 
 from .background import Background
-from .place import TO_GO_ON, Place, Side, flag_of
+from .rank_state import TO_GO_ON, RankState, Side, flag_of
 from .waiter import Waiter
 
 T = TypeVar("T")
 
 Step = Callable[[], T | None]
-Begin = Callable[[Step[T]], T | None]  # takes the step that reserves or claims, unless it is not wanted any more
+Begin = Callable[[Step[T]], T | None]  # takes a step that reserves or claims, unless that was cancelled
 
 _NAP: Final = {"put": 0.05, "take": 1.0}  # seconds of the longest sleep
 _FAR_NAP: Final = {"put": 0.5, "take": 30.0}  # the same where the host, too, has to wake up for the look that follows
 
 
 class End:
-    """What both ends have."""
+    """One of a rank's two ends."""
 
     ring: Producer | Consumer
 
-    def __init__(self, side: Side, place: Place, ring: Producer | Consumer, may_spin: Callable[[int], bool] | None = None) -> None:
+    def __init__(
+        self, side: Side, rank_state: RankState, ring: Producer | Consumer, may_spin: Callable[[int], bool] | None = None
+    ) -> None:
         self._side = side
-        self._place = place
+        self._rank_state = rank_state
         self.ring = ring
         self._moving = threading.Lock()  # held to move this end's position
         self.lock = threading.Lock()
-        far = None if place.remote is None else partial(place.remote.was_notified, side)
-        self._bell = Doorbell(place.address(side, place.rank), far)
-        asleep_at = place.asleep_at(side, place.rank)
-        nap = _NAP if place.remote is None else _FAR_NAP
+        far = None if rank_state.remote is None else partial(rank_state.remote.was_notified, side)
+        self._bell = Doorbell(rank_state.address(side, rank_state.rank), far)
+        asleep_at = rank_state.asleep_at(side, rank_state.rank)
+        nap = _NAP if rank_state.remote is None else _FAR_NAP
         self._resumed = ring.resumed
         self._mark: Callable[[int], None] = lambda flag: ring.mark(asleep_at, flag_of(flag))
         self._waiter = Waiter(self._bell, self._mark, longest=nap[side], may_spin=may_spin)
@@ -74,13 +76,13 @@ class End:
         """Wait until the ring is recovered. Nothing can be begun before, and nothing has to be given up."""
 
         def look() -> bool | None:
-            self._place.check()
+            self._rank_state.check()
             return self._resumed() or None
 
         self._waiter.wait(look, None, TO_GO_ON)
 
     def quiesce(self) -> None:
-        """Quiesce the ring at this end. It is the only one that moves this position, so the end's own lock need not be held."""
+        """Quiesce the ring at this end, which is the only one to move this position. Its lock need not be held."""
         with self._moving:
             self.ring.quiesce()
 
@@ -91,14 +93,14 @@ class End:
 
     def interrupt(self) -> None:
         """Wake this rank's own thread that sleeps here."""
-        self._place.notifier.notify(self._place.address(self._side, self._place.rank))
+        self._rank_state.notifier.notify(self._rank_state.address(self._side, self._rank_state.rank))
 
     def acquire(self, deadline: float | None) -> bool:
         """Acquire the lock, which another thread of this rank may hold while it waits. False if that was not possible in time."""
         return self.lock.acquire(timeout=-1 if deadline is None else max(0.0, deadline - time.monotonic()))
 
     def stop(self) -> None:
-        """End the background thread. The place is marked as freed already, so that an operation under way ends."""
+        """End the background thread. The channel is marked as freed already, so that an operation under way ends."""
         self.background.stop()
         self.interrupt()
 

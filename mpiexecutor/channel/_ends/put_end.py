@@ -10,25 +10,25 @@ from mpiexecutor.channel._ring.producer import Gather, Outgoing, Producer
 
 from .background import ChannelFuture
 from .end import Begin, End, at_once
-from .place import TO_BEGIN, TO_GO_ON, Place
+from .rank_state import TO_BEGIN, TO_GO_ON, RankState
 
 Parts = list[memoryview]  # of one message
 
 
 class PutEnd(End):
-    """Where this rank puts."""
+    """The end at which this rank puts. One thread at a time is at work here."""
 
     ring: Producer
 
-    def __init__(self, place: Place, memory: Memory, *, single: bool) -> None:
-        super().__init__("put", place, Producer(memory, place.layout, place.rank, single=single))
+    def __init__(self, rank_state: RankState, memory: Memory, *, single: bool) -> None:
+        super().__init__("put", rank_state, Producer(memory, rank_state.layout, rank_state.rank, single=single))
 
     def put(self, messages: Sequence[Parts], deadline: float | None, *, whole: bool = False) -> int:
-        """Put as many of the messages as have room once the first has; how many, 0 when out of time."""
+        """Wait for room for the first message, and put as many as have room; return how many, 0 when out of time."""
         if not self.acquire(deadline):
             return 0
         try:
-            self._place.check_losses()
+            self._rank_state.check_losses()
             if len(messages) == 1 and self._put_short(messages[0]):
                 return 1
             return self._put(messages, deadline, at_once, whole=whole)
@@ -40,20 +40,20 @@ class PutEnd(End):
 
         def operation(future: ChannelFuture[None]) -> None:
             with self.lock:
-                self._place.check()
+                self._rank_state.check()
                 self._put([parts], None, future.begin)
 
         return self.background.submit(operation)
 
     def close(self) -> None:
-        """Close the channel from this end, which is the only one: the lock need not be held. As for all that follows here."""
+        """Close the channel from this end, which is the only one. Its lock need not be held."""
         with self._moving:
             self.ring.close()
 
     def _put_short(self, parts: Parts) -> bool:
-        """Put a message at once if it takes one slot, and there is room."""
+        """Put a message at once if it has one slot, and there is room."""
         length = len(parts[0]) if len(parts) == 1 else sum(map(len, parts))
-        if length > self._place.layout.slot_size:
+        if length > self._rank_state.layout.slot_size:
             return False
         try:
             with self._moving:
@@ -62,13 +62,13 @@ class PutEnd(End):
             sleepers = self.ring.read_header()
             self.ring.note_peak_of_short()
             if sleepers:
-                self._place.wake(self.ring, "take", self.ring.header().takers, begin=1)
+                self._rank_state.wake(self.ring, "take", self.ring.header().takers, begin=1)
 
     def _put(self, messages: Sequence[Parts], deadline: float | None, begin: Begin[Outgoing], *, whole: bool = False) -> int:
         lengths = [sum(map(len, parts)) for parts in messages]
 
         def reserve() -> Outgoing | None:
-            self._place.check_losses()
+            self._rank_state.check_losses()
             with self._moving:
                 return self.ring.reserve(lengths, whole=whole)
 
@@ -82,7 +82,7 @@ class PutEnd(End):
             return 0
         progress: Progress | None = None
         try:
-            out.data = _gather(messages, out.lengths, self._place.layout)
+            out.data = _gather(messages, out.lengths, self._rank_state.layout)
             while (progress := self._send(out, deadline)) is Progress.MOVED:
                 self._wake(out)
             if progress is None:  # out of time
@@ -100,7 +100,7 @@ class PutEnd(End):
 
     def _send(self, out: Outgoing, deadline: float | None) -> Progress | None:
         def step() -> Progress | None:
-            self._place.check()
+            self._rank_state.check()
             progress = self.ring.send(out)
             return None if progress is Progress.STALLED else progress
 
@@ -108,17 +108,17 @@ class PutEnd(End):
 
     def _pass_on_wake_up(self) -> None:
         state = self.ring.state()
-        room = self.ring.used(state) < self._place.layout.slots
-        self._place.wake(self.ring, "put", state.putters, begin=int(room))
+        room = self.ring.used(state) < self._rank_state.layout.slots
+        self._rank_state.wake(self.ring, "put", state.putters, begin=int(room))
 
     def _wake(self, out: Outgoing) -> None:
         state = self.ring.state()
         self.ring.note_peak(out, state)
-        self._place.wake(self.ring, "take", state.takers, begin=len(out.lengths))
+        self._rank_state.wake(self.ring, "take", state.takers, begin=len(out.lengths))
 
 
 def _gather(messages: Sequence[Parts], lengths: Sequence[int], layout: Layout) -> Gather:
-    """Lay messages out as their slots lie: one as it is, several with the padding between them."""
+    """Return messages as their slots lie: one as it is, several with the padding between them."""
     if len(lengths) == 1:
         return Gather(messages[0])
     whole = bytearray()

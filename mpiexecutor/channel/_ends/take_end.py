@@ -11,33 +11,33 @@ from mpiexecutor.channel._ring.receiver import Incoming
 
 from .background import ChannelFuture
 from .end import Begin, End, at_once
-from .place import SPINNING, TO_BEGIN, TO_GO_ON, Place
+from .rank_state import SPINNING, TO_BEGIN, TO_GO_ON, RankState
 
 T = TypeVar("T")
 
 _WORTH = 4  # a producer is woken to begin when this fraction of the ring is free: for one slot alone it would sleep again at once
 
 
-# What is taken when no message will come any more: no messages.
-END: Final = Incoming(0, (), 0, memoryview(b""))
+# What take returns when no message will come any more: no messages.
+NO_MORE: Final = Incoming(0, (), 0, memoryview(b""))
 
 
 class TakeEnd(End):
-    """Where this rank takes."""
+    """The end at which this rank takes. One thread at a time is at work here."""
 
     ring: Consumer
 
-    def __init__(self, place: Place, memory: Memory, *, single: bool) -> None:
-        ring = Consumer(memory, place.layout, place.rank, single=single)
-        super().__init__("take", place, ring, None if single or place.remote is not None else self._may_spin)
-        self._incoming: Incoming | None = None  # claimed, and not received yet: taken up again after an interrupt
+    def __init__(self, rank_state: RankState, memory: Memory, *, single: bool) -> None:
+        ring = Consumer(memory, rank_state.layout, rank_state.rank, single=single)
+        super().__init__("take", rank_state, ring, None if single or rank_state.remote is not None else self._may_spin)
+        self._incoming: Incoming | None = None  # claimed, and not received yet: the next call goes on with it after an interrupt
 
     def take(self, most: int, deadline: float | None) -> Incoming | None:
-        """Take what is there, up to so many messages, once something is; None when out of time."""
+        """Take up to `most` messages that are there, and wait for the first of them; None when out of time."""
         if not self.acquire(deadline):
             return None
         try:
-            self._place.check_losses()
+            self._rank_state.check_losses()
             if most == 1 and self._incoming is None and (data := self._take_short()) is not None:
                 return Incoming(0, (len(data),), 1, data)
             return self._take(most, deadline, at_once)
@@ -45,11 +45,11 @@ class TakeEnd(End):
             self.lock.release()
 
     def skip(self, number: int) -> bool:
-        """Throw a message away for which there was no memory; False if it is not the next any more, or another thread takes."""
+        """Throw away a message that had no memory here; False if it is not the next one any more, or another thread takes."""
         if not self.lock.acquire(blocking=False):
             return False
         try:
-            self._place.check()
+            self._rank_state.check()
             incoming = self._incoming  # of a call that was interrupted
             if incoming is None:
                 incoming = self._claimed(partial(self.ring.skip, number))
@@ -66,7 +66,7 @@ class TakeEnd(End):
 
         def operation(future: ChannelFuture[T]) -> T:
             with self.lock:
-                self._place.check()
+                self._rank_state.check()
                 found = self._take(1, None, future.begin)
             assert found is not None
             return decode(found)
@@ -74,7 +74,7 @@ class TakeEnd(End):
         return self.background.submit(operation)
 
     def _may_spin(self, flag: int) -> bool:
-        """Look out for messages, for all ranks, unless another rank does."""
+        """Spin for a message on behalf of all ranks that wait to begin, unless another rank does."""
         if flag != TO_BEGIN:
             return True
         if SPINNING in self.ring.state().takers:
@@ -83,7 +83,7 @@ class TakeEnd(End):
         return True
 
     def _take_short(self) -> memoryview | None:
-        """Take a message at once if it takes one slot, and is there."""
+        """Take a message at once if it has one slot, and is there."""
         data = None
         try:
             data = self._receive_short()
@@ -100,7 +100,7 @@ class TakeEnd(End):
             self._incoming, self.ring.interrupted = self.ring.interrupted, None
 
     def _claimed(self, claim: Callable[[], Incoming | None]) -> Incoming | None:
-        """Claim something. It is noted at once: if this is interrupted the next call takes it up again."""
+        """Claim, and note at once what was claimed: the next call goes on with it after an interrupt."""
         try:
             with self._moving:
                 return claim()
@@ -115,14 +115,14 @@ class TakeEnd(End):
             finally:
                 if incoming is None:
                     self._wake()
-            if incoming is None or incoming is END:
+            if incoming is None or incoming is NO_MORE:
                 return incoming
             if self._has_received(incoming) and not incoming.skipped:
                 return incoming
-            begin = at_once  # the message was aborted, or is put anew: the next one is taken instead
+            begin = at_once  # take the next message instead
 
     def _has_received(self, incoming: Incoming) -> bool:
-        """Receive what was claimed; False if that was aborted, or is put anew."""
+        """Receive what was claimed; False if its producer has aborted it, or puts it anew."""
         self._incoming = incoming
         progress = self._receive(incoming)
         self._incoming = None
@@ -133,7 +133,7 @@ class TakeEnd(End):
         return progress is Progress.DONE
 
     def _claim(self, most: int) -> Incoming | None:
-        self._place.check_losses()
+        self._rank_state.check_losses()
         if self._incoming is not None:
             self.ring.recount(self._incoming)
             return self._incoming
@@ -141,12 +141,12 @@ class TakeEnd(End):
             return Incoming(0, (len(data),), 1, data, got=1)
         incoming = self._claimed(partial(self.ring.claim, most))
         if incoming is None and self.ring.is_over():
-            return END
+            return NO_MORE
         return incoming
 
     def _receive(self, incoming: Incoming) -> Progress:
         def step() -> Progress | None:
-            self._place.check()
+            self._rank_state.check()
             progress = self.ring.receive(incoming)
             return None if progress is Progress.STALLED else progress
 
@@ -160,8 +160,8 @@ class TakeEnd(End):
         self._wake_by(self.ring.state())
 
     def _wake_by(self, state: State) -> None:
-        slots = self._place.layout.slots
+        slots = self._rank_state.layout.slots
         room = slots - self.ring.used(state)
-        self._place.wake(self.ring, "put", state.putters, begin=room if room * _WORTH >= slots else 0)
+        self._rank_state.wake(self.ring, "put", state.putters, begin=room if room * _WORTH >= slots else 0)
         begin = len(state.takers) if self.ring.ended(state) else int(state.waiting)
-        self._place.wake(self.ring, "take", state.takers, begin=begin)
+        self._rank_state.wake(self.ring, "take", state.takers, begin=begin)

@@ -9,7 +9,7 @@ from mpiexecutor.channel._errors import ChannelMemoryError
 from .layout import AHEAD, CLOSED, MESSAGE, PIECE, PUBLISHED, QUIESCED, STAMP, TICKET, Layout
 from .participant import State
 from .receiver import Incoming, Receiver
-from .records import DONE_WITH
+from .records import RECEIVED
 
 
 class Consumer(Receiver):
@@ -17,24 +17,23 @@ class Consumer(Receiver):
 
     def __init__(self, memory: Memory, layout: Layout, rank: int, *, single: bool = False) -> None:
         super().__init__(memory, layout, rank, single=single)
-        self._first_words = array("q", (0, 0, 0))  # HEAD, TAIL and CLAIMED
+        self._first_words = array("q", (0, 0, 0))  # HEAD, TAIL and EXPECTED
         self._first = memoryview(self._first_words).cast("B")
-        self._head = 0  # as last seen
-        self._limit = 0  # messages that were claimed, as last seen
-        self._too_large: Incoming | None = None  # the next message, when there was last no memory for it
-        self.interrupted: Incoming | None = None  # what was claimed, and the caller may not know of, if it was interrupted
-        self.own_claims: int | None = None  # what this rank itself has claimed: true even before the host's claim is seen
+        self._limit = 0  # messages that may be taken in all, as last seen
+        self._too_large: Incoming | None = None  # the next message, if it had no memory when last seen
+        self.interrupted: Incoming | None = None  # what was claimed, if an interrupt kept it from the caller
+        self.own_expected: int | None = None  # what this rank itself expects: true even before EXPECTED is set
 
     def take_short(self, *, alone: bool = False) -> memoryview | None:
-        """Claim and receive the next message if it fits into one slot, and is there; None if not, or none is left to take.
+        """Claim and receive the next message, if it has one slot and is there; else return None.
 
-        None, too, if there is no memory for it. With `alone`, also None if another message seems to be there behind it: they are
-        better claimed together. The same steps as claim and receive, without what only longer messages need. Interrupted in the
-        middle it leaves what it has claimed in `interrupted`.
+        It returns None, too, if no message may be claimed, if there is no memory for it, or, with `alone`, if another message seems
+        to be there behind it: the two are better claimed together. The steps are those of `claim` and `receive`, without what only
+        longer messages need. After an interrupt, `interrupted` has what was claimed.
         """
         memory, layout = self._memory, self._layout
         while not self._quiescent or self.resumed():
-            position = self._head
+            position = self._position
             ticket = position & TICKET
             slot = ticket % layout.slots
             stamp_at = layout.stamps + WORD * slot
@@ -50,21 +49,21 @@ class Consumer(Receiver):
                 return None
             try:
                 data = memory.allocate(length >> 1)
-            except MemoryError:  # claim says so
+            except MemoryError:  # claim raises the error
                 self._give_up()
                 return None
             memory.read(layout.bytes + layout.slot_size * slot, data)  # complete before the swap is, see _incoming
             new = layout.advance(position, 1, 1)
-            seen = self._swap(layout.head, self._claiming_at, position, new, 1, 1)
+            seen = self._swap(position, new, 1, 1)
             if seen != position:
-                self._head = seen
+                self._position = seen
                 continue
             try:
-                self._head = new
+                self._position = new
                 published = ticket * STAMP + length + PUBLISHED
                 memory.store_once(stamp_at, (published,), ((ticket + layout.slots) % layout.modulus * STAMP,))
                 memory.flush()
-                self._say(DONE_WITH)
+                self._set_state(RECEIVED)
             except BaseException:
                 self.interrupted = Incoming(position, (length >> 1,), 1, data)
                 raise
@@ -72,21 +71,21 @@ class Consumer(Receiver):
         return None
 
     def _may_take_one(self, position: int) -> bool:
-        """Whether the next message may be taken: so it is while nobody has claimed any."""
+        """Whether the next message may be claimed: any may while EXPECTED is not set."""
         if position // MESSAGE < self._limit:
             return True
-        if self.own_claims is None and self._memory.load(self._layout.claimed) == 0:
+        if self.own_expected is None and self._memory.load(self._layout.expected) == 0:
             return True
         return self._allowed(position, 1) > 0
 
     def claim(self, most: int = 1) -> Incoming | None:
-        """Claim the next message, or up to `most` that are there as a whole; None if there is none, or none is left to take.
+        """Claim the next message, or up to `most` that are there as a whole; None if there is none, or none may be claimed.
 
-        ChannelMemoryError if there is no memory for the next one, which stays where it is.
+        ChannelMemoryError if there is no memory for the next one, which stays in the ring.
         """
         self._too_large = None
         while not self._quiescent or self.resumed():
-            position = self._head
+            position = self._position
             lengths, span, ready = ((), 0, 0) if position & QUIESCED else self._look(position & TICKET, most)
             allowed = self._allowed(position, len(lengths)) if lengths else 0
             if allowed <= 0:
@@ -100,7 +99,7 @@ class Consumer(Receiver):
             try:
                 incoming = self._incoming(position, lengths, span, ready)
             except MemoryError:
-                if self._refresh():  # another has claimed it meanwhile
+                if self._refresh():  # another rank has claimed it meanwhile
                     continue
                 if len(lengths) > 1:
                     most = 1
@@ -113,9 +112,9 @@ class Consumer(Receiver):
         return None
 
     def skip(self, number: int) -> Incoming | None:
-        """Claim a message for which there was no memory, to receive it without its bytes; None if it is not the next any more."""
+        """Claim a message that had no memory, to receive it without its bytes; None if it is not the next one any more."""
         incoming = self._too_large
-        if incoming is None or (incoming.number, incoming.position) != (number, self._head):
+        if incoming is None or (incoming.number, incoming.position) != (number, self._position):
             return None
         self._too_large = None
         if self._has_claimed(incoming):
@@ -124,59 +123,45 @@ class Consumer(Receiver):
         return None
 
     def _has_claimed(self, incoming: Incoming) -> bool:
-        """Swap HEAD; whether this rank was the fastest."""
+        """Swap HEAD forward; return whether this rank was the first."""
         position = incoming.position
         messages = len(incoming.lengths)
         new = self._layout.advance(position, messages, incoming.span)
-        seen = self._swap(self._layout.head, self._claiming_at, position, new, messages, incoming.span)
+        seen = self._swap(position, new, messages, incoming.span)
         if seen == position:
             self.interrupted = incoming
-        self._head = new if seen == position else seen
+        self._position = new if seen == position else seen
         return seen == position
 
-    def quiesce(self) -> None:
-        """Set the quiescing bit: nobody claims until the ring is resumed."""
-        while not self._head & QUIESCED:
-            self._head = self._set_bit(self._layout.head, self._head, QUIESCED)
-
-    def resume(self, position: int) -> None:
-        """Resume the ring at another position, by the rank that has quiesced it."""
-        if self._single:
-            self._memory.store(self._layout.head, position)
-            self._memory.flush()
-        else:
-            self._memory.compare_swap(self._layout.head, self._head, position)
-        self._head = position
-
     def is_over(self) -> bool:
-        """Look whether no message will come any more."""
+        """Read the header; return whether no message will come any more."""
         self._memory.fetch(0, self._first)
-        _, tail, claimed = self._first_words
-        return bool(tail & CLOSED or claimed or self.own_claims is not None) and self.ended(self.state())
+        _, tail, expected = self._first_words
+        return bool(tail & CLOSED or expected or self.own_expected is not None) and self.ended(self.state())
 
     def ended(self, state: State) -> bool:
-        """Whether no message will come any more: all that were claimed are taken, or the channel is closed and empty."""
-        limit = self._claimed(state)
+        """Whether no message will come any more: all expected ones are claimed, or the ring is closed and empty."""
+        limit = self._expected(state)
         return (limit is not None and state.taken >= limit) or (state.closed and not state.waiting)
 
-    def _claimed(self, state: State) -> int | None:
-        claims = [n for n in (state.claimed, self.own_claims) if n is not None]
-        return max(claims) + state.aborted if claims else None
+    def _expected(self, state: State) -> int | None:
+        known = [n for n in (state.expected, self.own_expected) if n is not None]
+        return max(known) + state.aborted if known else None
 
     def _allowed(self, position: int, wanted: int) -> int:
-        """How many messages may be taken from a position on: those claimed, and any number while nobody has claimed."""
+        """Return how many of the messages from a position on may be claimed: any number while EXPECTED is not set."""
         taken = position // MESSAGE
         if taken + wanted > self._limit:
-            limit = self._claimed(self.state())
+            limit = self._expected(self.state())
             if limit is None:
                 return wanted
             self._limit = limit
         return min(wanted, self._limit - taken)
 
     def _look(self, ticket: int, most: int) -> tuple[Sequence[int], int, int]:
-        """Look at what is published from a ticket on: lengths of the messages, their slots, how many of these are there.
+        """Look at what is published from a ticket on; return the messages' lengths, their slots, how many of these are published.
 
-        A first message whose end is not there yet counts, too, alone.
+        A first message whose end is not published yet counts, too, but alone.
         """
         layout = self._layout
         words: Sequence[int] = (self._memory.load(layout.stamp_at(ticket)),)
@@ -201,9 +186,9 @@ class Consumer(Receiver):
         return lengths, done, done
 
     def _incoming(self, position: int, lengths: Sequence[int], span: int, ready: int) -> Incoming:
-        """Make room for the bytes, and ask for them at once if they are few: the swap's own flush completes that, too.
+        """Allocate memory for the bytes, and begin to read them if they are few: the swap's own flush completes that, too.
 
-        They cannot change before the swap: only who has claimed a slot frees it. If the swap fails they are thrown away.
+        They cannot change before the swap: only the rank that has claimed a slot frees it. If the swap fails they are thrown away.
         """
         size = lengths[0] if len(lengths) == 1 else span * self._layout.slot_size
         incoming = Incoming(position, lengths, span, self._memory.allocate(size), ready)
@@ -211,10 +196,3 @@ class Consumer(Receiver):
             self._read(incoming, ready)
             incoming.read = ready
         return incoming
-
-    def _refresh(self) -> bool:
-        """Look at HEAD; whether it moved since."""
-        if self._single:
-            return False
-        before, self._head = self._head, self._memory.load(self._layout.head)
-        return self._head != before

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mpiexecutor._rma.memory import WORD, Memory
 
 from .layout import CLOSED, LINE, MESSAGE, PUBLISHED, QUIESCED, STAMP, TICKET, WHOSE, Layout, stamps_of
-from .records import AT_WORK, NOTHING, QUIESCENT, said_of
+from .records import AT_WORK, DETAILS, QUIESCENT, UNUSED, details_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class State:
 
     head: int
     tail: int
-    claimed: int | None
+    expected: int | None  # messages in all; None while that is not known
     aborted: int
     takers: bytes
     putters: bytes
@@ -28,7 +28,7 @@ class State:
 
     @property
     def put(self) -> int:
-        """Messages that tickets were reserved for."""
+        """Messages that were reserved."""
         return self.tail // MESSAGE
 
     @property
@@ -43,25 +43,31 @@ class State:
 
 
 class Progress(enum.Enum):
-    """What a step of sending or receiving came to."""
+    """What came of a step of sending, or of receiving."""
 
     MOVED = enum.auto()  # some of it: there may be more at once
     STALLED = enum.auto()  # nothing: the other side has to move first
-    QUIESCENT = enum.auto()  # nothing: the ring is quiesced, and what was begun is to be begun anew when it is no more
+    QUIESCENT = enum.auto()  # nothing: the ring is quiesced; what was begun is begun anew once it is resumed
     DONE = enum.auto()  # all of it is sent, or received
     ABORTED = enum.auto()  # the producer gave up: there is no message to receive
 
 
 class Participant:
-    """What both ends have in common."""
+    """One rank's access to the ring, at one end: a handle on its memory, a position, a record.
 
-    def __init__(self, memory: Memory, layout: Layout, rank: int, *, single: bool) -> None:
+    `position_at` is the offset of TAIL, or of HEAD; `record` is RESERVING, or CLAIMING.
+    """
+
+    def __init__(self, memory: Memory, layout: Layout, rank: int, position_at: int, record: int, *, single: bool) -> None:
         self._memory = memory
         self._layout = layout
         self._rank = rank
         self._single = single  # a single producer, or consumer: no other rank moves this position, so stores will do
-        self._state_at = 0
-        self._said = 0  # what the record says, but for the state, while that is AT_WORK
+        self._position_at = position_at  # where TAIL, or HEAD, is
+        self._position = 0  # as last seen
+        self._record_at = self._record(record)
+        self._state_at = self._record_at + WORD * DETAILS
+        self._details = 0  # of this record, without the state, while that is AT_WORK; else 0
         self._generation = 0
         self._quiescent = False
         self._control_bytes = bytearray(layout.records)
@@ -83,79 +89,99 @@ class Participant:
 
     def header(self) -> State:
         """Return what the header said when it was last read."""
-        head, tail, claimed, _, *aborted = self._words
+        head, tail, expected, _, *aborted = self._words
         layout = self._layout
         takers = bytes(self._control[layout.takers : layout.putters])
         putters = bytes(self._control[layout.putters : layout.putters + layout.ranks])
-        return State(head, tail, claimed - 1 if claimed else None, sum(aborted), takers, putters)
+        return State(head, tail, expected - 1 if expected else None, sum(aborted), takers, putters)
 
     def used(self, state: State) -> int:
-        """How many tickets are reserved and not claimed: more than there are slots while a long message is in the way."""
+        """Return how many tickets are reserved and not claimed: a long message may have more than there are slots."""
         return ((state.tail & TICKET) - (state.head & TICKET)) % self._layout.modulus
 
     def mark(self, at: int, flag: memoryview) -> None:
-        """Set a sleeper's byte; a full fence after it."""
+        """Set a sleeper's byte, and flush: a full fence follows."""
         self._memory.write(at, flag)
         self._memory.flush()
 
     def _record(self, what: int, rank: int | None = None) -> int:
         return self._layout.records + LINE * (self._rank if rank is None else rank) + WORD * what
 
-    def _records(self) -> memoryview:
-        """Read all ranks' records, as words."""
-        lines = memoryview(bytearray(LINE * self._layout.ranks))
-        self._memory.fetch(self._layout.records, lines)
-        return lines.cast("q")
-
-    def _swap(self, at: int, record: int, position: int, new: int, messages: int, span: int) -> int:
-        """Move a position over what was seen ready; give what the position was found to be."""
+    def _swap(self, position: int, new: int, messages: int, span: int) -> int:
+        """Advance the position over slots that were seen ready; return what the position was found to be."""
         memory = self._memory
         attempt = self._attempt
-        self._said = said = said_of(position, messages, span)
-        attempt[0], attempt[1] = position, said + AT_WORK
-        memory.write(record, self._attempt_bytes)
-        memory.flush()  # the record is there before anybody can see the position moved: a dead rank's share is known
+        self._details = details = details_of(position, messages, span)
+        attempt[0], attempt[1] = position, details + AT_WORK
+        memory.write(self._record_at, self._attempt_bytes)
+        memory.flush()  # the record is there before any rank can see the new position: a failed rank's last claim is known
         if self._single:
-            memory.store(at, new)
+            memory.store(self._position_at, new)
             memory.flush()
             return position
-        return memory.compare_swap(at, position, new)
+        return memory.compare_swap(self._position_at, position, new)
 
-    def _set_bit(self, at: int, position: int, bit: int) -> int:
-        """Try to set a bit of a position; give what it is then."""
-        new = position | bit
+    def _refresh(self) -> bool:
+        """Load the position; return whether it has moved since it was last seen."""
         if self._single:
-            self._memory.store(at, new)
-            self._memory.flush()
-            return new
-        seen = self._memory.compare_swap(at, position, new)
-        return new if seen == position else seen
+            return False
+        before, self._position = self._position, self._memory.load(self._position_at)
+        return self._position != before
 
-    def _say(self, state: int) -> None:
-        """Set the state of this end's record, by the next flush, if it says that this end is at work."""
-        if self._said:
-            self._memory.store(self._state_at, self._said + state if state else 0)
+    def _set_bit(self, bit: int) -> None:
+        """Set a bit of the position."""
+        while not self._position & bit:
+            position, new = self._position, self._position | bit
+            if self._single:
+                self._memory.store(self._position_at, new)
+                self._memory.flush()
+                self._position = new
+            else:
+                seen = self._memory.compare_swap(self._position_at, position, new)
+                self._position = new if seen == position else seen
+
+    def quiesce(self) -> None:
+        """Set the quiescing bit: no rank advances this position until the ring is resumed."""
+        self._set_bit(QUIESCED)
+
+    def resume(self, position: int) -> None:
+        """Resume the ring at another position, by the rank that has quiesced it. A ring that is closed stays so."""
+        self._refresh()
+        position |= self._position & CLOSED
+        if self._single:
+            self._memory.store(self._position_at, position)
+            self._memory.flush()
+        else:
+            while (seen := self._memory.compare_swap(self._position_at, self._position, position)) != self._position:
+                self._position = seen  # closed in between
+                position |= seen & CLOSED
+        self._position = position
+
+    def _set_state(self, state: int) -> None:
+        """Set the state of this record, by the next flush, if it is at work."""
+        if self._details:
+            self._memory.store(self._state_at, self._details + state if state else 0)
             if state != QUIESCENT:
-                self._said = 0
+                self._details = 0
 
     def _give_up(self) -> None:
-        """Be at work no more, having tried in vain."""
-        if self._said:
-            self._say(NOTHING)
+        """Clear the record after an attempt in vain."""
+        if self._details:
+            self._set_state(UNUSED)
             self._memory.flush()
 
     def _become_quiescent(self) -> None:
-        """Touch the ring, which is quiesced, no more until it is resumed."""
+        """Do not touch the ring, which is quiesced, until it is resumed."""
         self._generation = self._memory.load(self._layout.generation)
         self._quiescent = True
-        self._say(QUIESCENT)
+        self._set_state(QUIESCENT)
         self._memory.flush()
 
     def resumed(self) -> bool:
-        """Whether the ring has been resumed since this end became quiescent: before that nothing can be begun."""
+        """Whether this end may begin something: not while it is quiescent, that is, until the ring is resumed."""
         if self._quiescent and self._memory.load(self._layout.generation) != self._generation:
             self._quiescent = False
-            self._said = 0  # its record was cleared
+            self._details = 0  # its record was cleared
         return not self._quiescent
 
     def _count(self, ticket: int, want: int, published: int) -> int:
@@ -177,7 +203,7 @@ class Participant:
         return want
 
     def _published(self, ticket: int, lengths: Sequence[int], done: int, count: int) -> "array[int]":
-        """Give the stamps of messages from `ticket` on when they are published: `count` of them, after the first `done`."""
+        """Return the stamps of published messages, from `ticket` on: `count` stamps after the first `done`."""
         stamps = self._stamps(ticket + done, count, PUBLISHED)
         start = 0
         for length in lengths:  # each belongs on its own first slot
@@ -187,7 +213,7 @@ class Participant:
         return stamps
 
     def _stamps(self, ticket: int, count: int, published: int = 0) -> "array[int]":
-        """Give the stamps of so many tickets, free (0) or published (1), lengths left out."""
+        """Return the stamps of `count` tickets, free (0) or published (1), lengths left out."""
         stamps = array("q")
         for first, here in self._layout.pieces(ticket, count):
             stamps.extend(stamps_of(first, here, published))
@@ -202,9 +228,9 @@ class Participant:
             done += count
 
     def _count_past(self, ticket: int, limit: int, *, published: bool) -> int:
-        """Count the slots from a ticket on that are past being free (or past being published) already.
+        """Count the slots from a ticket on that are past being free already (or past being published).
 
-        Whoever was interrupted between a store and the note of it finds out here how far it came.
+        Tells how far an operation came that was interrupted between a store and the note of it.
         """
         modulus = self._layout.modulus
         self._memory.flush()  # what the interrupt left half done
@@ -219,6 +245,6 @@ class Participant:
     def _past(self, word: int, ticket: int) -> bool:
         """Whether a stamp is one of a later ticket than this one, which uses the same slot.
 
-        Others may be several rounds ahead, or behind if a long message was aborted; but not by half of all tickets.
+        Other ranks may be several rounds ahead; or behind, if a long message was aborted; but not by half of all tickets.
         """
         return 0 < (word // STAMP - ticket) % self._layout.modulus < self._layout.modulus // 2

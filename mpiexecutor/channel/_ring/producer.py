@@ -10,11 +10,11 @@ from mpiexecutor.channel._errors import ChannelClosed
 
 from .layout import AHEAD, CLOSED, LINE, MESSAGE, PIECE, PUBLISHED, QUIESCED, STAMP, TICKET, Layout
 from .participant import Participant, Progress, State
-from .records import ABORT, NOTHING, PEAK, RESERVING, SAYS
+from .records import ABORT, PEAK, RESERVING, UNUSED, lines_of
 
 
 class Gather:
-    """Several buffers, read as if they were one."""
+    """Several buffers that are read as one."""
 
     def __init__(self, parts: Sequence[memoryview]) -> None:
         self._parts = parts
@@ -24,7 +24,7 @@ class Gather:
         return self._starts[-1]
 
     def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
-        """Give the bytes from `start` to `stop`, or to the end, in pieces that lie together."""
+        """Yield the bytes from `start` to `stop`, or to the end, in pieces that lie together."""
         index = max(0, bisect_right(self._starts, start) - 1)
         while index < len(self._parts) and self._starts[index] < stop:
             begin = self._starts[index]
@@ -52,21 +52,18 @@ class Producer(Participant):
     """The end of a ring at which one rank puts messages in."""
 
     def __init__(self, memory: Memory, layout: Layout, rank: int, *, single: bool = False) -> None:
-        super().__init__(memory, layout, rank, single=single)
-        self._tail = 0  # as last seen
-        self._reserving_at = self._record(RESERVING)
-        self._state_at = self._reserving_at + WORD * SAYS
-        self._aborted: int | None = None  # the position of a message that this rank aborted and nobody has passed on yet
+        super().__init__(memory, layout, rank, layout.tail, RESERVING, single=single)
+        self._aborted: int | None = None  # the position of a message that this rank aborted, until it is passed on
         self.peak = 0  # the most slots in use that were seen
 
     def put_short(self, parts: Sequence[memoryview], length: int) -> bool:
-        """Reserve and send one message that fits into one slot; False if there is no room now.
+        """Reserve and send one message of one slot; False if there is no room now.
 
-        The same steps as reserve and send, without what only longer messages need: most messages are short.
+        The steps are those of `reserve` and `send`, without what only longer messages need: most messages are short.
         """
         memory, layout = self._memory, self._layout
         while self._aborted is None and (not self._quiescent or self.resumed()):
-            position = self._tail
+            position = self._position
             self._check_open()
             ticket = position & TICKET
             slot = ticket % layout.slots
@@ -77,12 +74,12 @@ class Producer(Participant):
                 self._give_up()
                 return False
             new = layout.advance(position, 1, 1)
-            seen = self._swap(layout.tail, self._reserving_at, position, new, 1, 1)
+            seen = self._swap(position, new, 1, 1)
             if seen != position:
-                self._tail = seen
+                self._position = seen
                 continue
             try:
-                self._tail = new
+                self._position = new
                 at = layout.bytes + layout.slot_size * slot
                 for part in parts:
                     memory.write(at, part)
@@ -90,7 +87,7 @@ class Producer(Participant):
                 memory.flush()
                 memory.store_once(stamp_at, (ticket * STAMP,), (ticket * STAMP + 2 * length + PUBLISHED,))
                 memory.flush()
-                self._say(NOTHING)
+                self._set_state(UNUSED)
             except BaseException:
                 self.abort(Outgoing(position, (length,), 1, Gather(parts)))
                 raise
@@ -100,8 +97,8 @@ class Producer(Participant):
     def reserve(self, lengths: Sequence[int], *, whole: bool) -> Outgoing | None:
         """Reserve tickets for as many of the messages as have room now; None if the first has not.
 
-        With `whole`, a message has room if all its slots are free; without it, the first one is enough if no message
-        fits: the rest is sent as others are taken.
+        With `whole` a message has room if all its slots are free. Without it, if no message fits, one free slot is enough: the rest
+        of the message is sent as other messages are taken.
         """
         if self._quiescent and not self.resumed():
             return None
@@ -111,7 +108,7 @@ class Producer(Participant):
             return None
         layout = self._layout
         while True:
-            position = self._tail
+            position = self._position
             self._check_open()
             room = 0
             if not position & QUIESCED:
@@ -124,18 +121,18 @@ class Producer(Participant):
                 fitting = int(span <= room or not whole)
             if not fitting:
                 if self._refresh():
-                    continue  # others have been here: the slot looked at is not the next one
+                    continue  # other ranks have reserved: this slot is not the next one
                 self._give_up()
                 return None
             new = layout.advance(position, fitting, span)
-            seen = self._swap(layout.tail, self._reserving_at, position, new, fitting, span)
+            seen = self._swap(position, new, fitting, span)
             if seen == position:
-                self._tail = new
+                self._position = new
                 return Outgoing(position, lengths[:fitting], span, room=min(room, span))
-            self._tail = seen
+            self._position = seen
 
     def send(self, out: Outgoing) -> Progress:
-        """Write what has room now, and publish it at once."""
+        """Write the slots that are free now, and publish them at once."""
         count = min(max(1, PIECE // self._layout.slot_size), out.span - out.sent)
         room = min(count, out.room) or self._count(out.ticket + out.sent, count, 0)
         out.room = max(0, out.room - room)
@@ -151,7 +148,7 @@ class Producer(Participant):
         out.sent += room
         if out.sent < out.span:
             return Progress.MOVED
-        self._say(NOTHING)
+        self._set_state(UNUSED)
         return Progress.DONE
 
     def unsent(self, out: Outgoing) -> int:
@@ -160,9 +157,9 @@ class Producer(Participant):
         return sum(end > out.sent for end in ends)
 
     def abort(self, out: Outgoing) -> None:
-        """Give up, having been interrupted or run out of time: no further slot will be published.
+        """Give up, after an interrupt or a time-out: no further slot will be published.
 
-        Several messages have all the room they need: they are sent after all.
+        Several messages are reserved only if all have room: they are sent after all.
         """
         # The interrupt may have come between a publication and the note of it, or before the first.
         out.room = 0
@@ -174,56 +171,36 @@ class Producer(Participant):
             return
         self._aborted = out.position
         if self._single:  # the position of its record is stale: a single producer needs none to reserve
-            self._memory.store(self._reserving_at, out.position)
+            self._memory.store(self._record_at, out.position)
             self._memory.flush()
         self._memory.store_once(self._record(ABORT), (0,), (1 + out.sent,))
         self._memory.flush()
-        self._say(NOTHING)
+        self._set_state(UNUSED)
         self._memory.flush()
 
     @property
     def count(self) -> int:
-        """How many messages have been reserved: if this end is the only one."""
-        return self._tail // MESSAGE
+        """How many messages have been reserved, if this is the single producer."""
+        return self._position // MESSAGE
 
     def close(self) -> None:
-        """Set the closing bit: whoever has reserved may still send, nobody reserves any more."""
-        while not self._tail & CLOSED:
-            self._tail = self._set_bit(self._layout.tail, self._tail, CLOSED)
+        """Set the closing bit: messages that are reserved may still be sent, no more are reserved."""
+        self._set_bit(CLOSED)
 
-    def quiesce(self) -> None:
-        """Set the quiescing bit: nobody reserves until the ring is resumed."""
-        while not self._tail & QUIESCED:
-            self._tail = self._set_bit(self._layout.tail, self._tail, QUIESCED)
-
-    def resume(self, position: int) -> None:
-        """Resume the ring at another position, by the rank that has quiesced it."""
-        if not self._single:
-            self._tail = self._memory.load(self._layout.tail)
-        position |= self._tail & CLOSED
-        if self._single:
-            self._memory.store(self._layout.tail, position)
-            self._memory.flush()
-        else:
-            while (seen := self._memory.compare_swap(self._layout.tail, self._tail, position)) != self._tail:
-                self._tail = seen  # closed in between
-                position |= seen & CLOSED
-        self._tail = position
-
-    def claim(self, total: int) -> None:
-        """Say how many messages will come in all; for the host."""
-        self._memory.store(self._layout.claimed, 1 + total)
+    def expect(self, total: int) -> None:
+        """Say how many messages are expected in all; for the host."""
+        self._memory.store(self._layout.expected, 1 + total)
         self._memory.flush()
 
     def note_peak(self, out: Outgoing, state: State) -> None:
-        """Remember how many slots were in use when these messages had been put."""
+        """Note how many slots were in use when these messages had been put."""
         end = out.ticket + out.span
         used = (end - (state.head & TICKET)) % self._layout.modulus
         self._note_used(min(max(out.span, used if used <= self._layout.slots + out.span else 0), self._layout.slots))
 
     def note_peak_of_short(self) -> None:
-        """Do so for the short message that was put last, by the first words as they were last read."""
-        used = ((self._tail & TICKET) - (self._words[0] & TICKET)) % self._layout.modulus
+        """Do the same for the short message that was put last, with the header as it was last read."""
+        used = ((self._position & TICKET) - (self._words[0] & TICKET)) % self._layout.modulus
         if self.peak < used <= self._layout.slots:
             self._note_used(used)
 
@@ -234,23 +211,16 @@ class Producer(Participant):
             self._memory.flush()
 
     def peak_of_all(self) -> int:
-        """Give the most slots in use that any producer has seen."""
-        return max(self._records()[PEAK :: LINE // WORD])
+        """Return the most slots in use that any producer has seen."""
+        return max(lines_of(self._memory, self._layout)[PEAK :: LINE // WORD])
 
     def _check_open(self) -> None:
-        if self._tail & CLOSED:
+        if self._position & CLOSED:
             self._give_up()
             raise ChannelClosed("the channel is closed: it takes no more messages")
 
-    def _refresh(self) -> bool:
-        """Look at TAIL; whether it moved since."""
-        if self._single:
-            return False
-        before, self._tail = self._tail, self._memory.load(self._layout.tail)
-        return self._tail != before
-
     def _passed(self) -> bool:
-        """Whether the message that this rank aborted has been passed on: only then may its record be used again."""
+        """Whether the message that this rank aborted is passed on: only then may this rank write its record again."""
         if self._memory.load(self._record(ABORT)) != 0:
             return False
         self._aborted = None

@@ -7,12 +7,12 @@ from mpiexecutor._rma.memory import WORD, Memory
 
 from .layout import LINE, MESSAGE, PIECE, PUBLISHED, QUIESCED, STAMP, TICKET, Layout
 from .participant import Participant, Progress
-from .records import ABORT, CLAIMING, DONE_WITH, NOTHING, QUIESCENT, RESERVING, SAYS, parts_of
+from .records import ABORT, CLAIMING, DETAILS, QUIESCENT, RECEIVED, RESERVING, UNUSED, lines_of, unpacked
 
 
 @dataclass(slots=True)
 class Incoming:
-    """Messages that this consumer has claimed, on their way out: one of any length, or several that are there as a whole."""
+    """Messages that this consumer has claimed: one of any length, or several that are there as a whole."""
 
     position: int  # of HEAD before them
     lengths: Sequence[int]
@@ -36,24 +36,25 @@ class Incoming:
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """Which rank aborted a message, and how far its slots are to be passed on: those that it uses several times once only."""
+    """A message that its producer has aborted, as its consumer passes it on.
 
-    rank: int
+    `until` is the slot to pass on up to: a slot that the message was to use several times is passed on once only.
+    """
+
+    rank: int  # of the producer
     until: int
     passed_on: int  # aborted messages that the consumer will have passed on, this one too
 
 
 class Receiver(Participant):
-    """The part of a consumer that receives messages once they are claimed."""
+    """The half of a consumer that receives messages which it has claimed."""
 
     def __init__(self, memory: Memory, layout: Layout, rank: int, *, single: bool) -> None:
-        super().__init__(memory, layout, rank, single=single)
-        self._claiming_at = self._record(CLAIMING)
-        self._state_at = self._claiming_at + WORD * SAYS
+        super().__init__(memory, layout, rank, layout.head, CLAIMING, single=single)
         self._passed_on = 0
 
     def receive(self, incoming: Incoming) -> Progress:
-        """Read what has been published by now, and free its slots."""
+        """Read what is published by now, and free its slots."""
         if incoming.abort is not None:
             return self._pass_on(incoming, incoming.abort)
         if incoming.got == incoming.span:
@@ -76,7 +77,7 @@ class Receiver(Participant):
     def _moved(self, incoming: Incoming) -> Progress:
         if incoming.got < incoming.span:
             return Progress.MOVED
-        self._say(DONE_WITH)
+        self._set_state(RECEIVED)
         return Progress.DONE
 
     def recount(self, incoming: Incoming) -> None:
@@ -93,7 +94,7 @@ class Receiver(Participant):
             self._memory.read(self._layout.bytes_at(first), incoming.data[done : done + count * size])
 
     def _release(self, incoming: Incoming, ready: int) -> None:
-        """Free the next slots, for the tickets a round later."""
+        """Free the next slots for the tickets a round later."""
         ticket = incoming.ticket + incoming.got
         if incoming.span == 1:  # by far the most messages: the same without what only several slots need
             published = ticket * STAMP + 2 * incoming.lengths[0] + PUBLISHED
@@ -105,10 +106,10 @@ class Receiver(Participant):
 
     def _stalled(self, incoming: Incoming) -> Progress:
         """Nothing further is published: the producer is slow, or has aborted the message."""
-        records = self._records()
+        records = lines_of(self._memory, self._layout)
         for rank in range(self._layout.ranks):
             line = records[rank * LINE // WORD : (rank + 1) * LINE // WORD]
-            # An abort further on: some slots were published since we looked, and are to be read first.
+            # An abort further on: some slots were published since the last look, and are read first.
             if line[ABORT] - 1 == incoming.got and line[RESERVING] == incoming.position and self._is_abort_of(rank, incoming):
                 until = min(incoming.span, incoming.got + self._layout.slots)
                 incoming.abort = Abort(rank, until, passed_on=self._passed_on + 1)
@@ -116,14 +117,14 @@ class Receiver(Participant):
         return Progress.QUIESCENT if self._is_abandoned(incoming, records) else Progress.STALLED
 
     def _is_abandoned(self, incoming: Incoming, records: memoryview) -> bool:
-        """Whether the message's producer is quiescent, or dead; then this end becomes quiescent, too.
+        """Whether the producer of the message is quiescent, or has failed; then this end becomes quiescent, too.
 
-        Others may have tried for the same position in vain, and be dead: if there is one at work, that is the producer; and if it
-        is done, it was so before the records were read, and there is more to receive.
+        Other ranks may have tried for the same position in vain, and have failed. If one of the ranks is at work it is the
+        producer; if the producer is done, it was so before the records were read, and there is more to receive.
         """
         states = set()
         for start in range(RESERVING, len(records), LINE // WORD):
-            if records[start] == incoming.position and (parts := parts_of(records[start], records[start + SAYS])):
+            if records[start] == incoming.position and (parts := unpacked(records[start], records[start + DETAILS])):
                 states.add(parts[-1])
         if states != {QUIESCENT} or self._count(incoming.ticket + incoming.got, 1, PUBLISHED):
             return False
@@ -134,12 +135,12 @@ class Receiver(Participant):
         """Whether the abort that was seen is of this message.
 
         The record may have been read before the abort was set, and be one of a vain attempt. It is read once more: a rank that
-        has aborted a message leaves its record alone, and nobody can try for this position again.
+        has aborted a message leaves its record alone, and no rank can try for this position again.
         """
         return self._memory.load(self._record(RESERVING, rank)) == incoming.position
 
     def _pass_on(self, incoming: Incoming, abort: Abort) -> Progress:
-        """Free the slots that an aborted message holds and never used, once those who had them before are done with them.
+        """Free the slots that an aborted message holds and never used, once their users before are done with them.
 
         A slot that the message was to use several times is freed for the first ticket after the message at once. Each step
         may be taken again after an interrupt.
@@ -166,5 +167,5 @@ class Receiver(Participant):
         if self._is_abort_of(abort.rank, incoming) and (sent := self._memory.load(record)):
             self._memory.store_once(record, (sent,), (0,))
             self._memory.flush()
-        self._say(NOTHING)
+        self._set_state(UNUSED)
         return Progress.ABORTED

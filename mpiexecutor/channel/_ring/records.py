@@ -1,26 +1,40 @@
-"""Records: what a rank is about to reserve or claim, written before it swaps. The theory is in layout.py."""
+"""Records: what each rank is about to reserve, or to claim. The theory is in layout.py.
 
-from .layout import MESSAGE
+A rank has one line of words. For each of its two ends it writes, before each swap, the position that it expects, and in one more
+word the *details*: messages, slots, a tag of the position, and the state. A record that was written in part has a wrong tag.
+"""
 
-# Where in a rank's line of records: what it reserves (position, messages and state, slots), its abort, what it claims, its peak.
+from mpiexecutor._rma.memory import Memory
+
+from .layout import LINE, MESSAGE, Layout
+
+# Where in a rank's line: what it reserves (position, details), the message that it has aborted, what it claims, its peak.
 RESERVING, ABORT, CLAIMING, PEAK = 0, 3, 4, 7
-SAYS = 1  # behind RESERVING, or CLAIMING
+DETAILS = 1  # behind RESERVING, or CLAIMING
 
-# The state of a record: of no use; may be trying, or at work; waits, and does not touch the ring while it is quiesced; has had
-# the messages, and is done.
-NOTHING, AT_WORK, QUIESCENT, DONE_WITH = 0, 1, 2, 3
-# The rest of the word that a record has beside the position. A record that was written in part does not fit its position.
-_MESSAGES, _SPAN, _TAG = 1 << 2, 1 << 12, 1 << 36
+# The state of a record:
+UNUSED = 0  # it says nothing
+AT_WORK = 1  # the rank may be trying to swap, or has, and uses the slots
+QUIESCENT = 2  # the rank waits until the ring is resumed, and does not touch it meanwhile
+RECEIVED = 3  # the rank has received the messages that it claimed
+_MESSAGES, _SPAN, _TAG = 1 << 2, 1 << 12, 1 << 36  # one of each, in the details
 _TAGS = 1 << 26
 
 
-def said_of(position: int, messages: int, span: int) -> int:
-    """Give what a record says beside its position, without the state."""
+def details_of(position: int, messages: int, span: int) -> int:
+    """Return the details of a record, without the state."""
     return position // MESSAGE % _TAGS * _TAG + span * _SPAN + messages * _MESSAGES
 
 
-def parts_of(position: int, said: int) -> tuple[int, int, int] | None:
-    """Give messages, span and state of a record; None if it is none."""
-    if said % _MESSAGES == NOTHING or said // _TAG != position // MESSAGE % _TAGS:
+def unpacked(position: int, details: int) -> tuple[int, int, int] | None:
+    """Return messages, slots and state of a record; None if it is unused, or was written in part."""
+    if details % _MESSAGES == UNUSED or details // _TAG != position // MESSAGE % _TAGS:
         return None
-    return said % _SPAN // _MESSAGES, said % _TAG // _SPAN, said % _MESSAGES
+    return details % _SPAN // _MESSAGES, details % _TAG // _SPAN, details % _MESSAGES
+
+
+def lines_of(memory: Memory, layout: Layout) -> memoryview:
+    """Read the lines of all ranks, and return them as words, one line after another."""
+    lines = memoryview(bytearray(LINE * layout.ranks))
+    memory.fetch(layout.records, lines)
+    return lines.cast("q")

@@ -1,13 +1,13 @@
 """How a ring is recovered after ranks have failed: no MPI, no waiting, no threads.
 
 Theory of operation
-    One party, on the host, has the ring quiesced, waits until nobody touches it, puts it in order, and resumes it.
+    One party, on the host, quiesces the ring, waits until no rank touches it, puts it in order, and resumes it.
 
     quiesce  set the quiescing bit of TAIL and HEAD. Every swap under way fails, as it expects a position without that bit, and
-             nobody begins another. A rank that has reserved or claimed goes on as long as that gets anywhere. A producer that is
+             no rank begins another. A rank that has reserved or claimed goes on as long as that gets anywhere. A producer that is
              stalled becomes *quiescent* instead: the rank that was to make room may have failed, so it will put its message anew.
              The host makes the failed ranks' records quiescent. A consumer becomes quiescent when the producer of its message is.
-    wait     until no living rank's record says that it is at work. Now nobody touches the ring.
+    wait     until no living rank's record says that it is at work. Now no rank touches the ring.
     recover  keep the messages that are there as a whole and not claimed, and drop the others: the messages of failed ranks are lost
              with them, and a living, quiescent rank puts its message once more. Write the ring anew, behind all tickets that there
              were.
@@ -31,7 +31,7 @@ from mpiexecutor._rma.memory import WORD, Memory
 from mpiexecutor.channel._errors import Share
 
 from .layout import LINE, MESSAGE, PUBLISHED, STAMP, TICKET, Layout, stamps_of
-from .records import ABORT, AT_WORK, CLAIMING, DONE_WITH, QUIESCENT, RESERVING, SAYS, parts_of, said_of
+from .records import ABORT, AT_WORK, CLAIMING, DETAILS, QUIESCENT, RECEIVED, RESERVING, details_of, lines_of, unpacked
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class _Record:
 
 
 class Position(Protocol):
-    """One of the two positions, as whoever may write it does."""
+    """TAIL, or HEAD, for the party that may set it."""
 
     def quiesce(self) -> None: ...
 
@@ -63,32 +63,32 @@ class Position(Protocol):
 
 
 class RingRecovery:
-    """Settles what dead ranks have left behind in a ring; for the host. One at a time."""
+    """Recovers a ring after ranks have failed; on the host, one at a time."""
 
     def __init__(self, memory: Memory, layout: Layout, tail: Position, head: Position) -> None:
         self._memory = memory
         self._layout = layout
-        self._tail = tail  # by the host's own end, if it is alone there: it keeps the position to itself
+        self._tail = tail  # the host's own end, if it is single there: it does not load the position
         self._head = head
 
     def quiesce(self) -> None:
-        """Have nobody reserve or claim any more. Whoever sleeps in the middle of a message has to be woken then."""
+        """Stop all reserving and claiming. Then wake the ranks that sleep in the middle of a message."""
         self._tail.quiesce()
         self._head.quiesce()
 
     def at_work(self, dead: Collection[int]) -> list[int]:
-        """Give the living ranks that are at work still. To be asked until there are none, with all that have died by then."""
+        """Return the living ranks that are still at work. Call it until there are none, with all ranks that have failed by then."""
         for record in self._records(RESERVING):
             if record.rank in dead and record.state == AT_WORK:
-                at = self._layout.records + LINE * record.rank + WORD * (RESERVING + SAYS)
-                self._memory.store(at, said_of(record.position, record.messages, record.span) + QUIESCENT)
+                at = self._layout.records + LINE * record.rank + WORD * (RESERVING + DETAILS)
+                self._memory.store(at, details_of(record.position, record.messages, record.span) + QUIESCENT)
         self._memory.flush()
         return [record.rank for what in (RESERVING, CLAIMING) for record in self._records(what, dead) if record.state == AT_WORK]
 
     def recover(self, dead: Collection[int], renumber: Callable[[list[int], int], None]) -> list[Share]:
-        """Drop what the dead were at work on, and resume; give what each of them claimed last. Everybody has to be woken then.
+        """Drop what failed ranks were at work on, and resume; return their last claims. Then wake all ranks.
 
-        Before it resumes `renumber` is told the numbers of the messages that are kept, and the new number of the first of them.
+        Before it resumes, it calls `renumber` with the numbers of the messages that are kept, and the new number of the first.
         """
         layout, memory = self._layout, self._memory
         head, tail = memory.load(layout.head), memory.load(layout.tail)
@@ -113,19 +113,17 @@ class RingRecovery:
     # -- what there is -----------------------------------------------------------------------------------------------------------
 
     def _records(self, what: int, without: Collection[int] = ()) -> list[_Record]:
-        lines = memoryview(bytearray(LINE * self._layout.ranks))
-        self._memory.fetch(self._layout.records, lines)
-        words = lines.cast("q")
+        words = lines_of(self._memory, self._layout)
         found = []
         for rank in range(self._layout.ranks):
-            position, said = words[rank * LINE // WORD + what : rank * LINE // WORD + what + 2]
-            parts = parts_of(position, said)
+            position, details = words[rank * LINE // WORD + what : rank * LINE // WORD + what + 2]
+            parts = unpacked(position, details)
             if parts is not None and rank not in without:
                 found.append(_Record(rank, position, *parts))
         return found
 
     def _survivors(self, head: int, tail: int, stamps: "array[int]") -> Iterator[tuple[int, int, int]]:
-        """Give number, ticket and length of each message that is there as a whole, and was not claimed."""
+        """Yield number, ticket and length of each message that is there as a whole, and was not claimed."""
         layout = self._layout
         ticket, end, number = head & TICKET, tail & TICKET, head // MESSAGE
         while ticket != end:
@@ -149,7 +147,7 @@ class RingRecovery:
         )
 
     def _owner(self, ticket: int, number: int, stamps: "array[int]") -> _Record:
-        """Give the record of who has reserved a ticket and not published it: it is dead, and its record says so.
+        """Return the record of the failed rank that has reserved a ticket and not published it.
 
         Others that died may have tried for the same ticket in vain. The one that has it ends where something else begins.
         """
@@ -176,9 +174,9 @@ class RingRecovery:
                 continue
             others = [other for other in claims if other.position == record.position and other.rank != record.rank]
             messages = range(record.first, record.first + record.messages)
-            if record.state == DONE_WITH:
+            if record.state == RECEIVED:
                 yield Share(record.rank, messages, received=True)
-            elif any(other.state in {QUIESCENT, DONE_WITH} for other in others):
+            elif any(other.state in {QUIESCENT, RECEIVED} for other in others):
                 continue  # it was another's
             elif self._was_claimed(record) and self._is_whole(record, stamps):
                 yield Share(record.rank, messages, received=False if self._is_held(record, stamps) else None)
@@ -187,7 +185,7 @@ class RingRecovery:
         return self._memory.load(self._layout.head) // MESSAGE >= claim.first + claim.messages
 
     def _is_held(self, claim: _Record, stamps: "array[int]") -> bool:
-        """Whether the slots of a claim are not all free for those who come after it."""
+        """Whether a slot of a claim is not free yet for the tickets after it."""
         end = claim.ticket + claim.span
         return any(self._rounds(ticket, stamps) <= 0 for ticket in range(end - min(claim.span, self._layout.slots), end))
 
@@ -198,7 +196,7 @@ class RingRecovery:
         return rounds > 0 or (rounds == 0 and bool(stamps[last % self._layout.modulus % self._layout.slots] & PUBLISHED))
 
     def _rounds(self, ticket: int, stamps: "array[int]") -> int:
-        """Give how many rounds the slot of a ticket is ahead of it."""
+        """Return how many rounds the slot of a ticket is ahead of it."""
         layout = self._layout
         ahead = (stamps[ticket % layout.modulus % layout.slots] // STAMP - ticket) % layout.modulus
         return (ahead if ahead < layout.modulus // 2 else ahead - layout.modulus) // layout.slots
@@ -243,7 +241,7 @@ class RingRecovery:
         return used
 
     def _clear_records(self, dead: Collection[int], aborted: int) -> None:
-        """Forget what everybody was at, and who of the dead slept."""
+        """Clear the records of failed and of quiescent ranks, and the bytes of failed sleepers."""
         layout, memory = self._layout, self._memory
         for rank in self._aborters():
             at = layout.records + LINE * rank + WORD * ABORT
@@ -251,7 +249,7 @@ class RingRecovery:
         for what in (RESERVING, CLAIMING):
             for record in self._records(what):
                 if record.rank in dead or record.state == QUIESCENT:
-                    memory.store(layout.records + LINE * record.rank + WORD * (what + SAYS), 0)
+                    memory.store(layout.records + LINE * record.rank + WORD * (what + DETAILS), 0)
         for rank in dead:
             memory.write(layout.takers + rank, memoryview(b"\0"))
             memory.write(layout.putters + rank, memoryview(b"\0"))

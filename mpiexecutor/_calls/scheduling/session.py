@@ -6,12 +6,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+from mpiexecutor._calls.functions import Function
+from mpiexecutor._calls.messages import Call, Outcome
 from mpiexecutor._script.state import State
 
-from .functions import Function
-from .messages import Call
-
 _RECEIVERS = 3  # that may die of a call before they begin it
+_WEIGHT = 0.25  # of the newest duration in the expected one
 
 
 def slim_future() -> Future[Any]:
@@ -50,7 +50,7 @@ class Batch:
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """What the pump knows of one executor."""
+    """What the scheduler knows of one executor. Only these methods change the counters."""
 
     number: int
     limit: int  # messages on their way at a time, while all workers live
@@ -104,24 +104,77 @@ class Session:
                 size, expected = more_size, more_expected
         return batch
 
+    def send(self, tasks: Sequence[Task]) -> Batch:
+        """Note that these tasks are on their way in one message."""
+        batch = Batch(tuple(task.number for task in tasks), len(tasks))
+        self.unsettled += len(tasks)
+        for task in tasks:
+            task.batch = batch
+            self.sent[task.number] = task
+        self.under_way.add(batch)
+        return batch
+
+    def see_who_is_slow(self) -> None:
+        """Note which messages were on their way at the look before, too."""
+        self.slow, self.seen = self.under_way & self.seen, frozenset(self.under_way)
+
     def tasks_in(self, messages: Container[int]) -> list[Task]:
-        """Give those without an outcome that went with one of these messages last."""
+        """Return those without an outcome that went with one of these messages last."""
         return [task for task in self.sent.values() if task.batch and task.batch.number in messages]
+
+    def tasks_of(self, batch: Batch) -> list[Task]:
+        """Return those without an outcome that went with this message last."""
+        return [task for number in batch.calls if (task := self.sent.get(number)) and task.batch is batch]
+
+    def take_outcomes(self, outcomes: Sequence[Outcome], expected: dict[object, float]) -> list[tuple[Task, Outcome]]:
+        """Take the tasks that have an outcome off the list. They are unsettled until they are settled.
+
+        `expected` takes how long calls of their kinds may be expected to run.
+        """
+        found = []
+        for outcome in outcomes:
+            number, seconds, *_ = outcome
+            task = self.sent.pop(number, None)
+            if task is not None:
+                found.append((task, outcome))
+                self._leave_batch(task)
+                before = expected.get(task.kind, seconds)
+                expected[task.kind] = before + _WEIGHT * (seconds - before)
+        return found
+
+    def lose(self, tasks: Sequence[Task]) -> None:
+        """Take tasks that have failed off the list. They are unsettled until they are settled."""
+        for task in tasks:
+            del self.sent[task.number]
+            self._leave_batch(task)
+
+    def drop(self, tasks: Sequence[Task]) -> None:
+        """Take tasks that could not be sent off the list, as if they were settled."""
+        self.lose(tasks)
+        self.unsettled -= len(tasks)
 
     def take_back(self, tasks: Sequence[Task]) -> None:
         """Put tasks that were sent, and not begun, before all others."""
-        for task in tasks:
-            self.sent.pop(task.number, None)
+        self.drop(tasks)
         self.backlog.extendleft(reversed(tasks))
 
+    def note_settled(self, count: int) -> None:
+        """Note that the futures of so many tasks are settled."""
+        self.unsettled -= count
+
+    def close(self, reason: str) -> None:
+        """Take no more calls. The first reason counts. No lock is needed."""
+        self.closed = self.closed or reason
+
     def drop_unsent(self) -> list[Task]:
-        """Give up the tasks that were never sent; give them."""
+        """Give up the tasks that were never sent; return them."""
         waiting = self._empty_backlog()
         self.backlog.extendleft(task for task in reversed(waiting) if task.batch is not None)
         return [task for task in waiting if task.batch is None]
 
-    def drop_all(self) -> list[Task]:
-        """Give up every task; give them, who are unsettled until they are settled."""
+    def break_off(self, reason: str, cause: BaseException | None) -> list[Task]:
+        """Give up every task, and those to come; return them. They are unsettled until they are settled."""
+        self.broken_cause, self.broken = cause, reason
         waiting = self._empty_backlog()
         tasks = [*self.sent.values(), *waiting]
         self.unsettled += len(waiting)
@@ -129,6 +182,13 @@ class Session:
         self.under_way.clear()
         self.slow.clear()
         return tasks
+
+    def disown(self, reason: str) -> None:
+        """In a forked child: have no calls. They are the parent's."""
+        self.closed = reason
+        self.sent.clear()
+        self.backlog.clear()
+        self.unsettled = 0
 
     def is_to_be_run_again(self, task: Task, *, begun: bool) -> bool:
         """Note that a worker has died that had a task. One that was not begun is not lost; but it may be what kills receivers."""
@@ -142,6 +202,14 @@ class Session:
         except ValueError:
             return False
         return True
+
+    def _leave_batch(self, task: Task) -> None:
+        batch = task.batch
+        assert batch is not None
+        batch.left -= 1
+        if batch.left == 0:
+            self.under_way.discard(batch)
+            self.slow.discard(batch)
 
     def _empty_backlog(self) -> list[Task]:
         """Take everything that is queued, while more may be queued: it cannot be iterated over."""

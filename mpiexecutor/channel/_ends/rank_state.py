@@ -1,4 +1,4 @@
-"""A rank's place in a channel: what its two ends share, and how a rank wakes the others."""
+"""What the two ends of a rank share, and how a rank wakes the others."""
 
 import contextlib
 from collections import deque
@@ -14,7 +14,7 @@ from mpiexecutor.channel._ring.producer import Producer
 
 Side = Literal["put", "take"]
 
-# What the byte of a rank that waits says.
+# What a rank's byte says, see end.py.
 AWAKE, TO_BEGIN, TO_GO_ON, SPINNING = 0, 1, 2, 3
 
 
@@ -38,8 +38,8 @@ class RemoteNotifier(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class Place:
-    """A rank's place in the channel: what both its ends share."""
+class RankState:
+    """What both ends of one rank share: where the rank is, how it wakes others, and what it knows of failures."""
 
     layout: Layout
     rank: int
@@ -47,10 +47,11 @@ class Place:
     nodes: Sequence[str]
     notifier: Notifier
     remote: RemoteNotifier | None  # if there are several nodes
-    freed: bool = False
-    dead: frozenset[int] = frozenset()  # as far as this rank knows; some MPIs crash if a message is sent to them
+    freed: bool = False  # no operation may begin
+    gone: bool = False  # the memory may not be used: freed by MPI, or left to others
+    dead: frozenset[int] = frozenset()  # failed ranks, as far as this rank knows; to send them a message crashes some MPIs
     host_lost: ChannelBroken | None = None
-    losses: deque[ChannelBroken] = field(default_factory=deque)  # that this rank has to be told of
+    losses: deque[ChannelBroken] = field(default_factory=deque)  # errors that the next operations of this rank raise, one each
 
     def address(self, side: Side, rank: int) -> str:
         return address_of(self.token, rank, side)
@@ -78,17 +79,17 @@ class Place:
             self.remote.request_progress()
 
     def check(self) -> None:
-        """Raise the error, if the channel is of no use any more."""
+        """Raise the error if the channel cannot be used any more."""
         if self.freed:
             raise ChannelClosed("the channel was freed")
         if self.host_lost is not None:
             raise ChannelBroken(*self.host_lost.args)
 
     def check_losses(self) -> None:
-        """Do so, or raise that of a loss that this rank has to be told of: once, and before it begins something."""
+        """Do the same, or raise the error of a loss, once. To be called before something begins."""
         self.check()
         while self.losses:
-            with contextlib.suppress(IndexError):  # another thread was told
+            with contextlib.suppress(IndexError):  # another thread raises it
                 error = self.losses.popleft()
                 raise error
 

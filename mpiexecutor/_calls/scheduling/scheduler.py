@@ -1,0 +1,204 @@
+"""Takes the calls of all executors of this process, has workers run them, and settles their futures."""
+
+import itertools
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from mpiexecutor._calls.bulk import Parcels
+from mpiexecutor._calls.functions import Function
+from mpiexecutor._calls.messages import Calls, Reply
+from mpiexecutor._calls.outcomes import Blob, Place
+from mpiexecutor._liveness.monitor import WorkerFailure
+from mpiexecutor._script.state import Registry, State
+from mpiexecutor.channel import RemoteChannel, Share
+
+from .collector import Collector
+from .dispatcher import Dispatcher
+from .lost_calls import LostCalls
+from .requests import Requests
+from .session import Session, Task
+from .settling import Settler, cancel_quietly
+from .state import PER_WORKER, SchedulerState
+
+
+class Pump:
+    """What executors, and the recovery of failed workers, call."""
+
+    def __init__(
+        self,
+        work: RemoteChannel[Calls, Calls],
+        replies: RemoteChannel[Reply, Reply],
+        parcels: Parcels,
+        workers: int,
+        place: Place,
+    ) -> None:
+        self._work = work
+        self._replies = replies
+        self.registry = Registry()
+        self._numbers = itertools.count()
+        self._session_numbers = itertools.count()
+        self._state = SchedulerState(workers, place)
+        requests = Requests(self._state, self.registry, parcels)
+        self._lost_calls = LostCalls(self._state, replies)
+        self._settler = Settler(self._state, requests)
+        self._dispatcher = Dispatcher(self._state, work, self._lost_calls.queue_postponed)
+        self._collector = Collector(self._state, replies, self._dispatcher, self._lost_calls, requests, self._settler)
+
+    @property
+    def workers(self) -> int:
+        """How many are left."""
+        return self._state.workers
+
+    def done_by(self, rank: int) -> int:
+        """Return how many calls of a worker have an outcome."""
+        return self._state.done[rank]
+
+    def open(self, most_workers: int, initializer: Function | None, **options: Any) -> Session:
+        """Begin a session for an executor that may use so many workers; for the options see Session."""
+        # With fewer than all workers, only one message each. Any worker may take it: one too many gives it back.
+        state = self._state
+        uses_all = most_workers >= state.all_workers
+        limit = PER_WORKER * state.all_workers if uses_all else most_workers
+        with state.lock:
+            if state.failure:
+                raise BrokenProcessPool(state.failure)
+            state.forget_done()
+            session = Session(next(self._session_numbers), limit, initializer, **options)
+            session.ranks = None if uses_all else set()
+            state.sessions[session.number] = session
+            return session
+
+    def submit(
+        self,
+        session: Session,
+        future: Future[Any],
+        blob: Blob,
+        size: int,
+        kind: object,
+        function: Function | str | None,
+        state: State | None,
+    ) -> None:
+        """Queue a call, and send it at once if it is its turn. RuntimeError if the session takes no more, see check_open.
+
+        Waits if the session is full, but not in a callback of a future, which is to be done with before there is room.
+
+        The lock is taken only to send. Who makes room sends what it then finds queued, so either sees the other; and who closes
+        the session, or breaks it, either finds the call queued or is found to have done so here.
+        """
+        if session.closed or session.broken:
+            self.check_open(session)
+        number = next(self._numbers)
+        called = function.number if isinstance(function, Function) else function
+        call = (number, None if state is None else state.number, called, *blob)
+        task = Task(number, future, call, size, kind, function, state)
+        if session.max_pending is None or self._state.is_settling():
+            session.backlog.append(task)
+        else:
+            future.add_done_callback(self._note_cancelled)
+            with self._state.changed:
+                self._state.changed.wait_for(lambda: not session.is_full)
+                self.check_open(session)
+                session.backlog.append(task)
+        messages = len(session.under_way)
+        if messages < session.limit and messages < self._state.most_messages:
+            if messages < self._dispatcher.limit(session, kind):
+                with self._state.lock:
+                    self._dispatcher.dispatch()
+            else:
+                self._dispatcher.watch()
+        if session.closed or session.broken:
+            with self._state.lock:
+                if session.withdraw(task):
+                    self._state.changed.notify_all()  # who waits for the session may have found it queued
+                    self.check_open(session)
+
+    def _note_cancelled(self, future: Future[Any]) -> None:
+        if future.cancelled():  # it makes room
+            with self._state.changed:
+                self._state.changed.notify_all()
+
+    def check_open(self, session: Session) -> None:
+        """Raise what submit would raise."""
+        if session.broken:
+            raise BrokenProcessPool(session.broken) from session.broken_cause
+        if session.closed:
+            raise RuntimeError(session.closed)
+
+    def close(self, session: Session, reason: str, *, cancel: bool = False) -> None:
+        """Take no more calls; with `cancel`, drop those not sent yet."""
+        dropped: list[Task] = []
+        with self._state.lock:
+            session.close(reason)
+            if cancel:
+                dropped = session.drop_unsent()
+            self._state.forget_done()
+            self._state.changed.notify_all()
+        for task in dropped:
+            cancel_quietly(task.future)
+
+    def drop(self, session: Session) -> None:
+        """Close a session whose executor is gone. The collector of garbage calls this, in any thread: no lock is awaited."""
+        session.close("the executor is gone")
+        if self._state.lock.acquire(blocking=False):
+            try:
+                self._state.forget_done()
+            finally:
+                self._state.lock.release()
+
+    def wait(self, session: Session) -> None:
+        """Wait until every call of the session has its outcome."""
+        if self._state.is_settling() and not session.idle:
+            raise RuntimeError("a callback of a future cannot wait for its executor: the futures are settled by this thread")
+        with self._state.changed:
+            self._dispatcher.dispatch()  # what a submit has queued that was interrupted then
+            self._state.changed.wait_for(lambda: session.idle)
+
+    def sessions(self) -> list[Session]:
+        """Return those that are open, or have calls left."""
+        return self._state.open_sessions()
+
+    def disown(self, reason: str) -> None:
+        """In a forked child: nothing of this is its own, and the locks may be held by threads that it does not have."""
+        self._state.renew_lock()
+        for session in self._state.sessions.values():
+            session.disown(reason)
+
+    def stop(self) -> None:
+        """End the workers' loops and the collector; every session is done."""
+        self._work.close()
+        self._replies.close()
+        self._collector.thread.join()
+        self._dispatcher.stop()
+
+    # -- what the recovery of failed workers calls ------------------------------------------------------------------------------
+
+    def lose(self, loss: WorkerFailure, share: Share | None) -> None:
+        """Note that a worker has died, and what it had claimed last; what it had put before that is collected first."""
+        self._lost_calls.lose(loss, share)
+
+    def give_up(self, reason: str) -> None:
+        """Fail everything, for good."""
+        self._settler.give_up(reason)
+
+    def regain(self, rank: int) -> None:
+        """Note that a worker lives that was taken to be lost."""
+        with self._state.lock:
+            self._state.note_regained(rank)
+            self._dispatcher.dispatch()
+
+    def renumber(self, kept: list[int], first: int) -> None:
+        """Note that the messages of work with these numbers have other ones now, from the first on."""
+        new = {old: first + index for index, old in enumerate(kept)}
+        with self._state.lock:
+            batches = {task.batch for session in list(self._state.sessions.values()) for task in session.sent.values()}
+            for batch in batches:
+                if batch is not None and batch.number in new:
+                    batch.number = new[batch.number]
+
+    def is_stuck(self, seconds: float) -> bool:
+        """Whether some thread is at work here, and does not come back in time."""
+        if self._state.lock.acquire(timeout=seconds):
+            self._state.lock.release()
+            return False
+        return True

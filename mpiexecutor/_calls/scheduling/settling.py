@@ -1,0 +1,149 @@
+"""What is left to do for calls that are off their session's lists, without the lock: the steps as data, and how each is done.
+
+Results are unpickled and futures settled here. Both may run code of the user's: a result's own, and the callbacks of a future.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, NamedTuple
+
+from mpiexecutor._calls.messages import Outcome, Wanted
+from mpiexecutor._calls.outcomes import BrokenWorkerError, Failure, error_from, with_cause
+from mpiexecutor._liveness.monitor import WorkerFailure
+from mpiexecutor._util.pickling import loads
+
+from .requests import Requests
+from .session import Session, Task
+from .state import SchedulerState
+
+logger = logging.getLogger("mpiexecutor")
+
+
+class Settle(NamedTuple):
+    """Tasks that have an outcome."""
+
+    session: Session
+    found: list[tuple[Task, Outcome]]  # emptied when it is done
+
+
+class FailLost(NamedTuple):
+    """Tasks that are lost with a worker."""
+
+    session: Session
+    loss: WorkerFailure
+    tasks: list[Task]
+
+
+class Break(NamedTuple):
+    """A session of which nothing will be run any more."""
+
+    session: Session
+    reason: str
+    cause: BaseException | None
+
+
+class GiveUp(NamedTuple):
+    """The end of all sessions."""
+
+    reason: str
+
+
+Step = Settle | FailLost | Break | GiveUp | Wanted
+
+
+class Settler:
+    """Does the steps."""
+
+    def __init__(self, state: SchedulerState, requests: Requests) -> None:
+        self._state = state
+        self._requests = requests
+
+    def run(self, steps: deque[Step]) -> None:
+        """Do the steps, in order. What was taken off the lists is nobody else's any more."""
+        while steps:
+            step = steps.popleft()
+            if isinstance(step, Settle):
+                self._settle_all(step.session, step.found)
+            elif isinstance(step, Wanted):
+                self._requests.answer(step)
+            elif isinstance(step, FailLost):
+                self._fail_lost(step.session, step.loss, step.tasks)
+            elif isinstance(step, Break):
+                self._break(step.session, step.reason, step.cause)
+            else:
+                self.give_up(step.reason)
+
+    def give_up(self, reason: str, cause: BaseException | None = None) -> None:
+        """Fail everything, for good."""
+        with self._state.lock:
+            self._state.failure = reason
+            self._state.settlers.add(threading.current_thread())
+        for session in self._state.open_sessions():
+            self._break(session, reason, cause)
+
+    def _settle_all(self, session: Session, found: list[tuple[Task, Outcome]]) -> None:
+        count = len(found)
+        found.reverse()
+        while found:  # so that nothing here holds on to a result while the next one is unpickled
+            self._settle(*found.pop())
+        self._note_settled(session, count)
+
+    def _settle(self, task: Task, outcome: Outcome) -> None:
+        _, _, failed, data, buffers = outcome
+        settle: Callable[[Any], None] = task.future.set_exception if failed else task.future.set_result
+        try:
+            value = error_from(Failure.loads(data, buffers)) if failed else loads(data, buffers)
+        except BaseException as error:  # noqa: BLE001 - the result's own code: it fails alone
+            settle, value = task.future.set_exception, with_cause(error, self._state.place)
+        quietly(settle, value)
+
+    def _note_settled(self, session: Session, count: int) -> None:
+        with self._state.changed:
+            session.note_settled(count)  # only now: a thread that waits for the session finds its futures done
+            self._state.forget_done()
+            self._state.changed.notify_all()
+
+    def _fail_lost(self, session: Session, loss: WorkerFailure, tasks: list[Task]) -> None:
+        text = f"{loss} while it ran this call, or before the result was there"
+        for task in tasks:
+            if loss.overdue and task.number == loss.begun:
+                error: Exception = TimeoutError(f"this call ran longer than task_timeout, {loss.overdue:g} s: {loss}")
+            else:
+                error = BrokenWorkerError(text, loss.rank, loss.host, loss.pid, loss.end)
+            quietly(task.future.set_exception, error)
+        self._note_settled(session, len(tasks))
+
+    def _break(self, session: Session, reason: str, cause: BaseException | None) -> None:
+        """Fail every call of a session, those to come too."""
+        with self._state.lock:
+            tasks = session.break_off(reason, cause)
+        for task in tasks:
+            error = BrokenProcessPool(reason)
+            error.__cause__ = cause
+            if task.future.running() or task.future.set_running_or_notify_cancel():
+                quietly(task.future.set_exception, error)
+        with self._state.changed:
+            session.note_settled(len(tasks))
+            self._state.changed.notify_all()
+
+
+def quietly(settle: Callable[[Any], None], value: Any) -> None:
+    """Settle a future; a callback of its owner's that exits must not take the collector with it."""
+    try:
+        settle(value)
+    except BaseException:
+        logger.exception("a callback of a future has failed")
+
+
+def cancel_quietly(future: Future[Any]) -> None:
+    """Cancel a future that has not begun, and tell the threads that wait for it."""
+
+    def cancel(future: Future[Any]) -> None:
+        if future.cancel():
+            future.set_running_or_notify_cancel()
+
+    quietly(cancel, future)

@@ -1,0 +1,120 @@
+"""What executors submit: pickled in the thread that submits it, before it goes to the scheduler."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from pickle import PicklingError
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mpiexecutor._script.names import name_of, top_of
+from mpiexecutor._script.root.script import Script
+
+from .functions import Catalogue, Function
+from .outcomes import Place, dumps_sized, with_cause
+from .scheduling.scheduler import Pump
+from .scheduling.session import Session, slim_future
+
+if TYPE_CHECKING:
+    from mpiexecutor._script.state import State
+
+T = TypeVar("T")
+
+
+class Submitter:
+    """Pickles the calls of one executor."""
+
+    def __init__(self, pump: Pump, session: Session, catalogue: Catalogue, script: Script | None, place: Place) -> None:
+        """Without `script` calls run in the script's own process, which has its globals."""
+        self._pump = pump
+        self._session = session
+        self._catalogue = catalogue
+        self._script = script
+        self._place = place
+
+    def submit(
+        self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], kind: object, function: Function | None
+    ) -> Future[T]:
+        """Submit a call. A call that cannot be pickled fails in its future. `function` is its function if it has a number already.
+
+        Calls of one kind are expected to take about as long as each other.
+        """
+        if self._session.closed or self._session.broken:
+            self._pump.check_open(self._session)
+        future: Future[T] = slim_future()
+        names: set[str] = set()
+        try:
+            called: Function | str | None = None
+            state: State | None = None
+            if type(fn) is FunctionType:
+                called, state = (name_of(fn), None) if self._script is None else self._script.named(fn)
+            if called is None:
+                called = function or self._catalogue.submitted(fn)
+            blob, size = dumps_sized((None if called else fn, args, kwargs), names)
+            if self._script is not None and (names or state is None):
+                state = self._script.state(_all_names(called, names))
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and not _raises_interrupt((fn, args, kwargs)):
+                raise  # from the keyboard
+            self._pump.check_open(self._session)
+            future.set_running_or_notify_cancel()
+            future.set_exception(with_cause(_without_exit(error), self._place))
+            return future
+        self._pump.submit(self._session, future, blob, size, kind, called, state)
+        return future
+
+    def numbered(self, fn: Callable[..., Any]) -> Function | None:
+        """Have the function go to each worker once; None if it has a name, is as well sent with every call, or fails with it."""
+        try:
+            return None if type(fn) is FunctionType and name_of(fn) else self._catalogue.mapped(fn)
+        except Exception:  # noqa: BLE001 - its own pickling: every call shows it
+            return None
+
+
+def _all_names(called: Function | str | None, names: set[str]) -> frozenset[str]:
+    """Return the globals of the script that a call needs: those of its function and those in its arguments."""
+    if called is None:
+        return frozenset(names)
+    return called.names | names if isinstance(called, Function) else frozenset([top_of(called), *names])
+
+
+def _without_exit(error: BaseException) -> BaseException:
+    """Return the error of a call that cannot be pickled: none that would end the script when its result is asked for."""
+    if not isinstance(error, (SystemExit, KeyboardInterrupt)):
+        return error
+    refused = PicklingError(f"pickling this call raised {type(error).__name__}: {error}")
+    refused.__cause__ = error
+    return refused
+
+
+def _raises_interrupt(call: Any) -> bool:
+    """Whether pickling a call raises KeyboardInterrupt of its own accord.
+
+    Signals are handled in the main thread only: an interrupt that comes again in another thread is the call's own.
+    """
+    own: list[bool] = []
+
+    def pickle_again() -> None:
+        try:
+            dumps_sized(call)
+        except BaseException as error:  # noqa: BLE001 - whatever it is
+            own.append(isinstance(error, KeyboardInterrupt))
+
+    thread = threading.Thread(target=pickle_again)
+    thread.start()
+    thread.join()
+    return own == [True]
+
+
+def kind_of(fn: Callable[..., Any]) -> object:
+    """Tell apart the calls that probably do not take as long as each other."""
+    while type(fn) is partial:
+        fn = fn.func
+    if type(fn) is FunctionType:
+        return fn.__code__
+    try:
+        names = fn.__module__, fn.__qualname__
+    except Exception:  # noqa: BLE001 - its own code
+        names = type(fn).__module__, type(fn).__qualname__
+    return ".".join(name for name in names if type(name) is str)

@@ -1,0 +1,50 @@
+"""What an executor requires of the communicator, and warnings where it cannot do as its options want."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from mpiexecutor._calls.options import Options
+from mpiexecutor._pool.registration import ranks_text
+from mpiexecutor._pool.worker_pool import WorkerPool
+from mpiexecutor._start.process import MAX_WORKERS_VARIABLE, PROCESS
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+
+def check_root(comm: "MPI.Intracomm", root: int) -> None:
+    """Raise TypeError or ValueError if these make no executor."""
+    if not hasattr(comm, "Get_size"):
+        raise TypeError(f"comm is an MPI communicator, or None for MPI.COMM_WORLD, not {comm!r}")
+    if comm.Is_inter():
+        raise ValueError(
+            "comm is an intracommunicator, whose ranks are the root and its workers, not an intercommunicator: comm.Merge() makes "
+            "an intracommunicator of it"
+        )
+    if not hasattr(root, "__index__"):
+        raise TypeError(f"root is a rank of the communicator, a whole number, not {root!r}")
+    if not 0 <= root < comm.size:
+        raise ValueError(f"root is a rank of the communicator, 0 to {comm.size - 1}, not {root}")
+    if PROCESS.runs_alone and root != comm.rank:
+        raise ValueError(
+            f"'python -m mpiexecutor' has rank 0 alone run the script, and be the root: root is {comm.rank}, not {root}"
+        )
+
+
+def warnings_of(pool: WorkerPool, options: Options) -> Iterator[str]:
+    """Say what cannot be as the options want it."""
+    if pool.alone:
+        yield (
+            "this job has one rank: calls run one by one in a thread of this process. A job of N ranks, started by "
+            "'mpiexec -n N python ...', has N - 1 workers"
+        )
+    if options.max_workers is not None and options.max_workers > pool.workers:
+        hint = f"; {MAX_WORKERS_VARIABLE} sets how many are started" if pool.started_here else ""
+        yield f"{options.max_workers} workers were asked for, there are {pool.workers}{hint}"
+    if options.task_timeout is not None and (unkept := pool.without_supervisor):
+        yield f"{without_supervisor(pool, unkept)}: task_timeout cannot end their calls"
+
+
+def without_supervisor(pool: WorkerPool, ranks: list[int]) -> str:
+    """Say who cannot be killed."""
+    return "this job has one rank, and no workers" if pool.alone else f"{ranks_text(ranks)} have no keeper (see the README)"
