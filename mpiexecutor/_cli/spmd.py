@@ -68,6 +68,7 @@ class _Root:
         self._monitor.returned = self._tell_returned
         self._members.join()
         self._members.await_supervisors()
+        PROCESS.joining = False
         threading.Thread(target=self._pass_on, name="mpiexecutor reports", daemon=True).start()
 
     def close(self) -> None:

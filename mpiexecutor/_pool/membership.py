@@ -47,6 +47,7 @@ class Root:
     def __init__(self, comm: "MPI.Intracomm", root: int) -> None:
         self.registrations = await_registrations(comm)  # by rank
         self._configuration = WorkerConfiguration.of_this_process(root, self.registrations)
+        PROCESS.joining = True  # until all collective steps are taken: the caller says when
         answer_registrations(comm, self._configuration)
         self.monitor = FailureMonitor(self._configuration.monitor, self._configuration.token)
         self.monitor.spans_job = comm.size == comm_world().size

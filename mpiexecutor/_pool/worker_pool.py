@@ -31,13 +31,12 @@ from mpiexecutor._calls.outcomes import Place
 from mpiexecutor._calls.scheduling.scheduler import Pump
 from mpiexecutor._calls.worker import Worker
 from mpiexecutor._liveness.monitor import WorkerStatus
-from mpiexecutor._liveness.process_manager import mapped, remove
 from mpiexecutor._liveness.recovery import PoolRecovery
 from mpiexecutor._liveness.status_page import StatusPage
 from mpiexecutor._rma.failed_ranks import FAILED_RANKS
 from mpiexecutor._script.state import Origin
 from mpiexecutor._script.surroundings import note_environment
-from mpiexecutor._start.process import PROCESS, comm_world
+from mpiexecutor._start.process import PROCESS, abort_job
 from mpiexecutor._util.process_end import PROCESS_END
 from mpiexecutor._util.seconds import STUCK as _PATIENCE
 
@@ -94,6 +93,7 @@ class WorkerPool:
         members.await_supervisors()
         PROCESS_END.add(self.close)
         PROCESS_END.disown_in_child(self.forked)
+        PROCESS.joining = False
 
     def forked(self) -> None:
         """In a forked child: leave the pool to the parent. The windows are shared memory, and must not be touched."""
@@ -205,17 +205,10 @@ class WorkerPool:
 
     def _abort(self) -> None:
         """End the workers at once, though calls are running."""
-        sys.stdout.flush()
-        sys.stderr.flush()
-        if self._job is None:
-            time.sleep(_LAST_WORDS)  # mpiexec reads what was printed first
-            remove(mapped()[1])
-            comm_world().Abort(1)  # the whole job: ranks outside this communicator would wait for ever
-        else:
+        if self._job is not None:
             self._monitor.expect_failures()
-            remove(mapped()[1])  # nobody finalises MPI
             self._links.abandon()
-            self._job.abort()
+        abort_job()
 
 
 def get_or_create_pool(comm: "MPI.Intracomm", root: int) -> WorkerPool | None:
@@ -252,7 +245,7 @@ def has_pool(comm: "MPI.Intracomm") -> bool:
 
 def release_workers(comm: "MPI.Intracomm", root: int) -> None:
     """On the root, once it makes no pool any more: end the wait of workers for one. After a failure all ranks stay."""
-    if comm.rank == root and not PROCESS.to_shut_down:
+    if comm.rank == root and not (PROCESS.to_shut_down or PROCESS.joining):
         await_registrations(comm)
         answer_registrations(comm, None)
 

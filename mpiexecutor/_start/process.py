@@ -12,6 +12,7 @@ import ctypes
 import os
 import sys
 import threading
+import time
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 MAX_WORKERS_VARIABLE = "MPIEXECUTOR_MAX_WORKERS"
+_LAST_WORDS = 0.2  # seconds for printed output to reach mpiexec before the job is aborted
 _starting = threading.Lock()  # a job is started once
 
 
@@ -40,6 +42,7 @@ class ProcessState:
     supervisor: Supervised | None = None
     serves: bool = False  # it is a worker, and its environment no longer says that it is a rank
     runs_alone: bool = False  # it is rank 0 of 'python -m mpiexecutor': the others wait to serve it
+    joining: bool = False  # other ranks wait for this one in a collective step: to finalise MPI would hang
     to_shut_down: list[FailureMonitor] = field(default_factory=list)  # monitors of pools with failures: MPI cannot be finalised
 
 
@@ -91,6 +94,9 @@ def _end(job: Job | None) -> None:
     """Finalise MPI, or end without it after a failure; then end the job that this process started."""
     if job is not None and job.aborted:
         return
+    if PROCESS.joining:  # Ctrl-C, say, while a pool was made
+        abort_job()
+        return
     if PROCESS.to_shut_down:
         for monitor in PROCESS.to_shut_down:
             monitor.shut_down_supervisors()
@@ -105,6 +111,19 @@ def _end(job: Job | None) -> None:
         MPI.Finalize()
     if job is not None:
         job.end()
+
+
+def abort_job() -> None:
+    """End the job at once, with all its ranks: other ranks would wait for this one for ever."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if PROCESS.job is None:
+        time.sleep(_LAST_WORDS)
+        remove(mapped()[1])
+        comm_world().Abort(1)
+    else:
+        remove(mapped()[1])  # MPI is not finalised
+        PROCESS.job.abort()
 
 
 def _is_finalized() -> bool:

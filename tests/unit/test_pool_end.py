@@ -41,10 +41,9 @@ class Scene:
     def __init__(self, patch, *, sessions=(), whole=True, failed=False, started_here=False, patience=LIMIT):
         self.log = []
         patch.setattr(its_module, "_script_failed", lambda: failed)
-        patch.setattr(its_module, "comm_world", lambda: Logged(self.log, "world"))
+        patch.setattr(its_module, "abort_job", lambda: self.log.append(("abort_job",)))
         patch.setattr(its_module, "_LAST_WORDS", 0.0)
         patch.setattr(its_module, "_PATIENCE", patience)
-        patch.setattr(its_module, "mapped", lambda: (None, []))
         patch.setattr(its_module, "os", SimpleNamespace(_exit=self.exit))
         self.pool = pool = WorkerPool.__new__(WorkerPool)
         pool.closed = pool._wedged = False
@@ -102,7 +101,7 @@ def test_a_script_that_has_failed_waits_for_no_call(scene):
     scene = scene(sessions=[IDLE, BUSY], failed=True)
     scene.pool.close()
     assert [said[-1] for said in scene.log if said[0] == "pump.close"] == [True, True]
-    assert scene.log[-1] == ("world.Abort", 1)
+    assert scene.log[-1] == ("abort_job",)
     assert "pump.wait" not in scene.names
 
 
@@ -110,7 +109,7 @@ def test_a_script_that_has_failed_and_started_its_workers_ends_them_itself(scene
     """Their failures are expected, so that nobody is warned of them."""
     scene = scene(sessions=[BUSY], failed=True, started_here=True)
     scene.pool.close()
-    assert scene.names[2:] == ["monitor.expect_failures", "links.abandon", "job.abort"]
+    assert scene.names[2:] == ["monitor.expect_failures", "links.abandon", "abort_job"]
 
 
 def test_a_script_that_has_failed_with_nothing_to_do_ends_as_any(scene):
@@ -130,7 +129,7 @@ def test_an_interrupt_while_calls_are_waited_for_ends_the_workers(scene):
     scene.pump._answers["wait"] = interrupt
     with pytest.raises(KeyboardInterrupt):
         scene.pool.close()
-    assert scene.log[-1] == ("world.Abort", 1)
+    assert scene.log[-1] == ("abort_job",)
 
 
 def test_a_crew_that_was_given_up_parts_from_nobody(scene):
@@ -190,4 +189,4 @@ def test_a_death_while_all_part_ends_the_job(scene, of_all, ends):
     scene.pool._members = SimpleNamespace(of_all=of_all)
     with pytest.raises(Exited) if ends else contextlib.nullcontext():
         scene.pool._note_failure()
-    assert scene.log == ([("world.Abort", 1), ("exit", 1)] if ends else [])
+    assert scene.log == ([("abort_job",), ("exit", 1)] if ends else [])
