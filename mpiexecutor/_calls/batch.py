@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 
 from mpiexecutor._liveness.status_page import LARGE, StatusPage
-from mpiexecutor._util.periodic import Sentry
+from mpiexecutor._util.periodic import PeriodicCheck
 
 from .messages import Call, Outcome, dump_outcome
 
@@ -94,8 +94,8 @@ class BatchFlusher:
         self._fail = fail
         self._seen: int | None = None  # the call that was running at the last look
         self._busy = threading.Lock()  # held from taking things out of the batch until they are put
-        sentry = Sentry("mpiexecutor flusher", self._look, every=_TICK, times=_TICKS)
-        self.watch, self.stop = sentry.watch, sentry.stop
+        check = PeriodicCheck("mpiexecutor flusher", self._look, every=_TICK, times=_TICKS)
+        self.watch, self.stop = check.watch, check.stop
 
     def wait(self) -> None:
         """Wait until what it has taken out of the batch is put."""

@@ -60,13 +60,17 @@ class WorkerFailure:
 class WorkerStatus:
     """The status of one worker at one moment: an element of what `RMAChannelExecutor.workers` returns.
 
+    A worker on another node is given up, and counts as dead, after ``MPIEXECUTOR_LOST_AFTER`` seconds (30) without a sign of
+    life. Set the variable to more than the longest call that holds the GIL. If the worker was in the middle of a message, which
+    nobody else can complete, all pending calls fail with BrokenProcessPool. If its node comes back, the worker is used again.
+
     Attributes:
         rank: Its rank in the executor's communicator.
         host: Name of its host.
         pid: Its process id on that host.
         state: "idle": it waits for a call. "running": it runs a call. "silent": it gives no sign of life, because it is stopped or
-            its call holds the GIL. "lost": it died, or its host is cut off. "unknown": it has no supervisor.
-        since: Time at which the state began, in seconds since the epoch as from `time.time`; None if it is not known.
+            its call holds the GIL. "lost": it died, or was given up. "unknown": it has no supervisor.
+        since: When "running" or "silent" began, in seconds since the epoch as from `time.time`; None for other states.
         done: Number of its calls whose results have arrived.
 
     """

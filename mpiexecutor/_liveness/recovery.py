@@ -13,7 +13,7 @@ The path of a failure, from the kill to the error in the future:
         │
         ├─ an executor's pool: PoolRecovery recovers both channels, and says which calls the worker had claimed last
         │      v                            recovery.py, channel/_losses.py
-        │   Pump.lose: BrokenWorkerError in the futures of what it had begun; the rest is sent again      _calls/scheduler.py
+        │   Scheduler.lose: BrokenWorkerError in the futures of what it had begun; the rest is sent again      _calls/scheduling/
         │
         └─ --spmd: rank 0 tells the supervisors of all other ranks, and these their ranks                 _cli/spmd.py
                v

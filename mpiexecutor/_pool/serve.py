@@ -21,7 +21,7 @@ from mpiexecutor._liveness.status_page import StatusPage
 from mpiexecutor._liveness.supervised import Supervised
 from mpiexecutor._script.names import LOOKUP, main_modules
 from mpiexecutor._script.random_generators import STREAM, GeneratorStates
-from mpiexecutor._script.surroundings import Kept, leave_out_rank
+from mpiexecutor._script.surroundings import Snapshot, leave_out_rank
 from mpiexecutor._start.process import PROCESS, comm_world
 
 from .links import Links
@@ -69,7 +69,7 @@ def serve(comm: "MPI.Intracomm", root: int) -> bool:
 def _serving() -> Iterator[None]:
     """Have the surroundings of a worker, and restore them at the end: calls have surroundings of their own, and are no ranks."""
     connection()  # while the environment still says
-    main, surroundings, generators = main_modules(), Kept(), GeneratorStates()
+    main, surroundings, generators = main_modules(), Snapshot(), GeneratorStates()
     stdin = sys.stdin
     with _uninterrupted(), Path(os.devnull).open() as nothing:
         leave_out_rank()

@@ -28,7 +28,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from mpiexecutor._calls.outcomes import Place
-from mpiexecutor._calls.scheduling.scheduler import Pump
+from mpiexecutor._calls.scheduling.scheduler import Scheduler
 from mpiexecutor._calls.worker import Worker
 from mpiexecutor._liveness.monitor import WorkerStatus
 from mpiexecutor._liveness.recovery import PoolRecovery
@@ -74,16 +74,21 @@ class WorkerPool:
             worker = Worker(*links.channels, links.parcels, self.place, StatusPage(), fail=fail)
             self._thread = threading.Thread(target=worker.serve, name="mpiexecutor worker", daemon=True)
             self._thread.start()
-        self.pump = Pump(*links.channels, links.parcels, self.workers, self.place)
+        self.scheduler = Scheduler(*links.channels, links.parcels, self.workers, self.place)
         self.closed = False
         self._needs = contextlib.ExitStack()
         # With --spmd the supervisors of its workers serve rank 0.
         self._needs.enter_context(FAILED_RANKS.all_needed("the service of an executor"))
         self._wedged = False  # the channels are of no use any more
-        pump = self.pump
-        monitor.returned = pump.regain
+        scheduler = self.scheduler
+        monitor.returned = scheduler.regain
         PoolRecovery(
-            monitor, links.channels, renumber=pump.renumber, lose=pump.lose, give_up=self._give_up, note=self._note_failure
+            monitor,
+            links.channels,
+            renumber=scheduler.renumber,
+            lose=scheduler.lose,
+            give_up=self._give_up,
+            note=self._note_failure,
         )
         self._job = PROCESS.job
         if self._job is not None:
@@ -98,7 +103,7 @@ class WorkerPool:
     def forked(self) -> None:
         """In a forked child: leave the pool to the parent. The windows are shared memory, and must not be touched."""
         self.closed = True
-        self.pump.disown("this executor belongs to the process that has made it, not to one forked from it")
+        self.scheduler.disown("this executor belongs to the process that has made it, not to one forked from it")
         self._links.disown()
 
     def origin(self) -> Origin:
@@ -122,10 +127,12 @@ class WorkerPool:
         """Return what each worker does."""
         if self.alone:
             return [
-                WorkerStatus(self.place.rank, self.place.host, self.place.pid, "unknown", None, self.pump.done_by(self.place.rank))
+                WorkerStatus(
+                    self.place.rank, self.place.host, self.place.pid, "unknown", None, self.scheduler.done_by(self.place.rank)
+                )
             ]
         return [
-            WorkerStatus(rank, said.host, said.pid, *self._monitor.state_of(rank), self.pump.done_by(rank))
+            WorkerStatus(rank, said.host, said.pid, *self._monitor.state_of(rank), self.scheduler.done_by(rank))
             for rank, said in sorted(self._members.registrations.items())
         ]
 
@@ -152,19 +159,19 @@ class WorkerPool:
 
     def _finish(self, *, for_good: bool) -> None:
         failed = _script_failed()
-        sessions = self.pump.sessions()
+        sessions = self.scheduler.sessions()
         for session in sessions:
-            self.pump.close(session, "cannot schedule new futures after interpreter shutdown", cancel=failed)
+            self.scheduler.close(session, "cannot schedule new futures after interpreter shutdown", cancel=failed)
         if failed and not all(session.idle for session in sessions):
             self._abort()
             return
         for session in sessions:
-            self.pump.wait(session)
+            self.scheduler.wait(session)
         if self._wedged:
             self._links.disown()  # threads that are stuck in them stay there
             self._members.stay()
             return
-        self.pump.stop()
+        self.scheduler.stop()
         if self._thread is not None:
             self._thread.join()
         self._members.await_leavers("kill" if for_good else "warn")
@@ -186,7 +193,7 @@ class WorkerPool:
         given_up = threading.Event()
 
         def give_up() -> None:
-            self.pump.give_up(reason)
+            self.scheduler.give_up(reason)
             given_up.set()
 
         try:
@@ -194,7 +201,7 @@ class WorkerPool:
         except RuntimeError:  # a process that is ending starts no thread any more
             give_up()
         while not given_up.wait(_PATIENCE):
-            if self.pump.is_stuck(_PATIENCE):
+            if self.scheduler.is_stuck(_PATIENCE):
                 logger.critical("%s; this process is stuck inside MPI, too: the job is ended", reason)
                 sys.stdout.flush()
                 sys.stderr.flush()

@@ -1,19 +1,38 @@
-"""What an executor requires of the communicator, and warnings where it cannot do as its options want."""
+"""What an executor requires of the process and of the communicator, and warnings about what it cannot do."""
 
+import multiprocessing
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from mpiexecutor._calls.options import Options
+from mpiexecutor._calls.worker import in_task
 from mpiexecutor._pool.registration import ranks_text
 from mpiexecutor._pool.worker_pool import WorkerPool
+from mpiexecutor._rma.failed_ranks import FAILED_RANKS
 from mpiexecutor._start.process import MAX_WORKERS_VARIABLE, PROCESS
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 
+def check_process() -> None:
+    """Raise RuntimeError if this process cannot make an executor."""
+    if multiprocessing.parent_process() is not None:
+        raise RuntimeError(
+            "an executor cannot be made in a process that multiprocessing has started: if that ran the script again, "
+            "guard it with if __name__ == '__main__'"
+        )
+    if in_task.get():
+        raise RuntimeError("an executor cannot be made inside a call that an executor runs: submit from the root instead")
+    if FAILED_RANKS.are_reported:
+        raise RuntimeError(
+            "with --spmd every rank runs the script, and RMAChannelExecutor has all but one serve: make an RMACommExecutor, or "
+            "start the script without --spmd"
+        )
+
+
 def check_root(comm: "MPI.Intracomm", root: int) -> None:
-    """Raise TypeError or ValueError if these make no executor."""
+    """Raise TypeError or ValueError if these are not a communicator and a rank of it that can be the root."""
     if not hasattr(comm, "Get_size"):
         raise TypeError(f"comm is an MPI communicator, or None for MPI.COMM_WORLD, not {comm!r}")
     if comm.Is_inter():
@@ -32,7 +51,7 @@ def check_root(comm: "MPI.Intracomm", root: int) -> None:
 
 
 def warnings_of(pool: WorkerPool, options: Options) -> Iterator[str]:
-    """Say what cannot be as the options want it."""
+    """Yield a warning for each argument that this job cannot meet."""
     if pool.alone:
         yield (
             "this job has one rank: calls run one by one in a thread of this process. A job of N ranks, started by "
@@ -46,5 +65,5 @@ def warnings_of(pool: WorkerPool, options: Options) -> Iterator[str]:
 
 
 def without_supervisor(pool: WorkerPool, ranks: list[int]) -> str:
-    """Say who cannot be killed."""
+    """Return a text that names the workers without supervisor."""
     return "this job has one rank, and no workers" if pool.alone else f"{ranks_text(ranks)} have no keeper (see the README)"

@@ -2,9 +2,9 @@
 
 A test submits calls by name, and each call's result is its name:
 
-    crew.submit("a", "b") ──> a real Pump ──> crew.work ──> FakeWorker: take() gives ["a"], answer(), give_back(), die()
-                                    ^                            |
-                                    └─────── crew.replies <──────┘
+    crew.submit("a", "b") ──> a real Scheduler ──> crew.work ──> FakeWorker: take() gives ["a"], answer(), give_back(), die()
+                                     ^                              |
+                                     └──────── crew.replies <───────┘
 
 Only this file knows what the messages look like.
 """
@@ -39,7 +39,7 @@ from mpiexecutor._calls.messages import (
 )
 from mpiexecutor._calls.outcomes import Blob, Place, dumps_sized, failure_of
 from mpiexecutor._calls.scheduling import dispatcher
-from mpiexecutor._calls.scheduling.scheduler import Pump
+from mpiexecutor._calls.scheduling.scheduler import Scheduler
 from mpiexecutor._calls.scheduling.session import Session, slim_future
 from mpiexecutor._calls.worker import Worker
 from mpiexecutor._liveness.monitor import WorkerFailure
@@ -251,8 +251,8 @@ class FakeParcels:
         return SimpleNamespace(receive=partial(self.receive, rank))
 
 
-class StillSentry:
-    """A sentry that looks when a test has it look."""
+class StillCheck:
+    """A periodic check that looks when a test has it look."""
 
     def __init__(self, name: str, look: Callable[[], bool], *, every: float, times: int) -> None:
         self.look = look
@@ -266,12 +266,12 @@ class StillSentry:
 
 
 class FakeCrew:
-    """A real pump, whose workers are a test's."""
+    """A real scheduler, whose workers are a test's."""
 
     def __init__(self, workers: int) -> None:
         self.work, self.replies, self.parcels = FakeChannel(), FakeChannel(), FakeParcels()
         self.place = Place.here(0, workers + 1)
-        self.pump = Pump(self.work, self.replies, self.parcels, workers, self.place)
+        self.scheduler = Scheduler(self.work, self.replies, self.parcels, workers, self.place)
         self._all_workers = workers
         self._default: Session | None = None
 
@@ -284,11 +284,11 @@ class FakeCrew:
 
     def function(self, function: Callable[..., Any]) -> Function:
         """Have something that calls go without: a worker asks for it."""
-        return Catalogue(self.pump.registry).add(function)
+        return Catalogue(self.scheduler.registry).add(function)
 
     def initializer(self, function: Callable[..., Any], *arguments: Any) -> Function:
         """Have an initializer."""
-        return Catalogue(self.pump.registry).add((function, arguments))
+        return Catalogue(self.scheduler.registry).add((function, arguments))
 
     @property
     def given(self) -> list[tuple[int, Any]]:
@@ -296,7 +296,7 @@ class FakeCrew:
         return [(rank, blob and blob.load()) for rank, blob in self.parcels.sent]
 
     def open(self, most_workers: int | None = None, initializer: Function | None = None, **options: Any) -> Session:
-        return self.pump.open(self._all_workers if most_workers is None else most_workers, initializer, **options)
+        return self.scheduler.open(self._all_workers if most_workers is None else most_workers, initializer, **options)
 
     def submit(
         self, *names: Any, session: Session | None = None, kind: object = UNKNOWN, size: int = 10, function: Function | None = None
@@ -306,7 +306,7 @@ class FakeCrew:
         for name in names:
             future = slim_future()
             blob, _ = dumps_sized((None if function else identity, (name,), {}))
-            self.pump.submit(session or self.session, future, blob, size, kind, function, None)
+            self.scheduler.submit(session or self.session, future, blob, size, kind, function, None)
             futures.append(future)
         return futures
 
@@ -316,14 +316,14 @@ class FakeCrew:
         """Submit a call of something else, for a real worker."""
         future = slim_future()
         blob, size = dumps_sized((function, arguments, {}))
-        self.pump.submit(session or self.session, future, blob, size, kind, None, None)
+        self.scheduler.submit(session or self.session, future, blob, size, kind, None, None)
         return future
 
     def submit_one(self, name: Any, **how: Any) -> Future[Any]:
         return self.submit(name, **how)[0]
 
     def teach(self, kind: object, seconds: float) -> None:
-        """Have the pump expect calls of a kind to take so long."""
+        """Have the scheduler expect calls of a kind to take so long."""
         future = self.submit_one("taught", kind=kind)
         teacher = FakeWorker(self, 1)
         assert teacher.take() == ["taught"]
@@ -333,7 +333,7 @@ class FakeCrew:
 
     def session_of(self, worker: "FakeWorker") -> Session:
         """Give the session whose message a worker took last."""
-        return next(session for session in self.pump.sessions() if session.number == worker.executor)
+        return next(session for session in self.scheduler.sessions() if session.number == worker.executor)
 
     def send_together(self, *names: Any, **options: Any) -> tuple[list[Future[Any]], "FakeWorker"]:
         """Have these go in one message of an executor for one worker; give their futures, and the worker who has taken it."""
@@ -353,9 +353,9 @@ class FakeCrew:
         self.replies.wait_until_read()
 
     def look(self, times: int = 1) -> None:
-        """Have the pump see which messages are slow."""
+        """Have the scheduler see which messages are slow."""
         for _ in range(times):
-            self.pump._dispatcher._sentry.look()
+            self.scheduler._dispatcher._slow_check.look()
 
     def take_all(self, rank: int = 1) -> list[list[Any]]:
         """Have one worker take every message that is there; give the names of their calls."""
@@ -363,16 +363,16 @@ class FakeCrew:
         return [worker.take() for _ in range(len(self.work))]
 
     def end(self) -> None:
-        """End the pump's threads."""
+        """End the scheduler's threads."""
         self.replies.error = None
-        in_a_thread(self.pump.stop).result(LIMIT)
+        in_a_thread(self.scheduler.stop).result(LIMIT)
 
 
 @contextmanager
 def fake_crew(workers: int = 2) -> Iterator[FakeCrew]:
     """Make a crew; at the end its threads end."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dispatcher, "Sentry", StillSentry)
+        patch.setattr(dispatcher, "PeriodicCheck", StillCheck)
         crew = FakeCrew(workers)
     try:
         yield crew
@@ -445,16 +445,16 @@ class FakeWorker:
     def die(
         self, begun: Any = NOTHING, *, holding: Sequence[Any] = (), held: bytes | None = None, overdue: float = 0.0
     ) -> WorkerFailure:
-        """Die, having begun that call of its message, and keeping what became of some: the pump is told."""
+        """Die, having begun that call of its message, and keeping what became of some: the scheduler is told."""
         loss = self.loss(begun, holding=holding, held=held, overdue=overdue)
         share = None if self.message is None else Share(self.rank, range(self.message, self.message + 1), received=True)
-        self._crew.pump.lose(loss, share)
+        self._crew.scheduler.lose(loss, share)
         return loss
 
     def loss(
         self, begun: Any = NOTHING, *, holding: Sequence[Any] = (), held: bytes | None = None, overdue: float = 0.0
     ) -> WorkerFailure:
-        """Give what its supervisor would say of its death."""
+        """Give what its keeper would say of its death."""
         number = self._numbers.get(begun, begun)
         if held is None:
             page = new_slate()

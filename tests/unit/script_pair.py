@@ -27,7 +27,7 @@ from mpiexecutor._script.pickling import load_definitions
 from mpiexecutor._script.random_generators import STREAM, GeneratorStates
 from mpiexecutor._script.root.script import Script
 from mpiexecutor._script.state import Origin, Registry, State
-from mpiexecutor._script.surroundings import Kept
+from mpiexecutor._script.surroundings import Snapshot
 
 OTHER = "__mp_main__"
 GUARD = '\nif __name__ == "__main__":\n    is_script = True\n'
@@ -61,7 +61,7 @@ class _Side:
     def save(self) -> None:
         self._modules = {name: sys.modules.get(name) for name in (MAIN, OTHER)}
         self._bring, self._key = LOOKUP.bring, STREAM.key
-        self._kept, self._generators = Kept(), GeneratorStates()
+        self._kept, self._generators = Snapshot(), GeneratorStates()
 
     def restore(self) -> None:
         for name, module in self._modules.items():
@@ -93,7 +93,7 @@ class Fetched:
     """What a worker has asked the script for."""
 
     worker: int
-    slots: frozenset[str] | None  # whose values it brings; None: it is a state
+    names: frozenset[str] | None  # qualified names of the values in a payload; None: it is a state
     size: int
 
 
@@ -226,8 +226,8 @@ class Pair:
                 data, buffers = shared.pickled(known, ended)
             except Exception as error:
                 data, buffers = Blob.of(with_cause(error, Place(0, 3, "host", 1000)))
-            slots = None if isinstance(shared, State) else frozenset(shared._values)
-            self.fetched.append(Fetched(rank, slots, len(data) + sum(map(len, buffers))))
+            names = None if isinstance(shared, State) else frozenset(shared._values)
+            self.fetched.append(Fetched(rank, names, len(data) + sum(map(len, buffers))))
         found = load_definitions(data, [bytearray(buffer) for buffer in buffers])
         if isinstance(found, BaseException):
             raise found

@@ -47,7 +47,7 @@ class Scene:
         patch.setattr(its_module, "os", SimpleNamespace(_exit=self.exit))
         self.pool = pool = WorkerPool.__new__(WorkerPool)
         pool.closed = pool._wedged = False
-        pool.pump = self.pump = Logged(self.log, "pump", sessions=list(sessions), is_stuck=False)
+        pool.scheduler = self.scheduler = Logged(self.log, "scheduler", sessions=list(sessions), is_stuck=False)
         pool._needs = contextlib.nullcontext()
         for part in ("links", "monitor"):
             setattr(pool, f"_{part}", Logged(self.log, part))
@@ -80,9 +80,11 @@ def test_all_calls_are_waited_for_and_then_all_part(scene):
     """Nothing is taken any more, workers leave, and what all have made together is given back. Once."""
     scene = scene(sessions=[BUSY, IDLE])
     scene.pool.close()
-    closes = [("pump.close", session, "cannot schedule new futures after interpreter shutdown", False) for session in (BUSY, IDLE)]
-    assert scene.log[:5] == [("pump.sessions",), *closes, ("pump.wait", BUSY), ("pump.wait", IDLE)]
-    assert scene.names[5:] == ["pump.stop", *GOODBYE]
+    closes = [
+        ("scheduler.close", session, "cannot schedule new futures after interpreter shutdown", False) for session in (BUSY, IDLE)
+    ]
+    assert scene.log[:5] == [("scheduler.sessions",), *closes, ("scheduler.wait", BUSY), ("scheduler.wait", IDLE)]
+    assert scene.names[5:] == ["scheduler.stop", *GOODBYE]
     scene.log.clear()
     scene.pool.close()
     assert scene.log == []
@@ -92,7 +94,7 @@ def test_if_one_has_died_what_was_made_together_is_left_as_it_is(scene):
     """MPI is not to be finalised, and the supervisors are shut down in the end."""
     scene = scene(whole=False)
     scene.pool.close()
-    assert scene.names[:2] == ["pump.sessions", "pump.stop"]
+    assert scene.names[:2] == ["scheduler.sessions", "scheduler.stop"]
     assert scene.names[2:] == ["members.await_leavers", "members.part", "links.abandon"]
 
 
@@ -100,9 +102,9 @@ def test_a_script_that_has_failed_waits_for_no_call(scene):
     """What was not sent is dropped; if a call is running the workers are ended at once."""
     scene = scene(sessions=[IDLE, BUSY], failed=True)
     scene.pool.close()
-    assert [said[-1] for said in scene.log if said[0] == "pump.close"] == [True, True]
+    assert [said[-1] for said in scene.log if said[0] == "scheduler.close"] == [True, True]
     assert scene.log[-1] == ("abort_job",)
-    assert "pump.wait" not in scene.names
+    assert "scheduler.wait" not in scene.names
 
 
 def test_a_script_that_has_failed_and_started_its_workers_ends_them_itself(scene):
@@ -126,7 +128,7 @@ def test_an_interrupt_while_calls_are_waited_for_ends_the_workers(scene):
     def interrupt(_):
         raise KeyboardInterrupt
 
-    scene.pump._answers["wait"] = interrupt
+    scene.scheduler._answers["wait"] = interrupt
     with pytest.raises(KeyboardInterrupt):
         scene.pool.close()
     assert scene.log[-1] == ("abort_job",)
@@ -138,10 +140,10 @@ def test_a_crew_that_was_given_up_parts_from_nobody(scene):
     scene.pool._give_up("mpiexec was killed")
     scene.pool.close()
     assert scene.names == [
-        "pump.give_up",
-        "pump.sessions",
-        "pump.close",
-        "pump.wait",
+        "scheduler.give_up",
+        "scheduler.sessions",
+        "scheduler.close",
+        "scheduler.wait",
         "links.disown",
         "members.stay",
     ]
@@ -156,11 +158,11 @@ def test_a_worker_that_is_stopped_in_the_end_is_killed_if_it_has_nothing_else_to
 
 
 @pytest.mark.parametrize("started_here", [False, True])
-def test_if_the_pump_is_stuck_when_it_is_given_up_this_process_ends(scene, started_here, caplog):
+def test_if_the_scheduler_is_stuck_when_it_is_given_up_this_process_ends(scene, started_here, caplog):
     """Inside MPI, where a dead worker holds a lock: nobody could be told anything."""
     scene = scene(started_here=started_here, patience=0.0)
     over = threading.Event()
-    scene.pump._answers |= {"give_up": lambda _: over.wait(LIMIT), "is_stuck": True}
+    scene.scheduler._answers |= {"give_up": lambda _: over.wait(LIMIT), "is_stuck": True}
     with pytest.raises(Exited):
         scene.pool._give_up("a reason")
     over.set()
@@ -170,10 +172,10 @@ def test_if_the_pump_is_stuck_when_it_is_given_up_this_process_ends(scene, start
 
 
 def test_to_give_up_may_take_long(scene):
-    """A callback of a future does, say: as long as the pump itself can be entered, nothing is wrong."""
+    """A callback of a future does, say: as long as the scheduler itself can be entered, nothing is wrong."""
     scene = scene(patience=0.0)
     over, looked = threading.Event(), threading.Event()
-    scene.pump._answers |= {"give_up": lambda _: over.wait(LIMIT), "is_stuck": lambda _: looked.set()}
+    scene.scheduler._answers |= {"give_up": lambda _: over.wait(LIMIT), "is_stuck": lambda _: looked.set()}
     giving_up = in_a_thread(scene.pool._give_up, "a reason")
     assert looked.wait(LIMIT)
     assert not giving_up.done()

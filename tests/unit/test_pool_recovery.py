@@ -1,4 +1,4 @@
-"""What is done about a failure, and in which order: both channels are recovered, then the pump is told. Channels are scripts."""
+"""What is done about a failure, in order: both channels are recovered, then the scheduler is told. Channels are scripts."""
 
 import logging
 import secrets
@@ -106,8 +106,8 @@ def scene():
     scene.end()
 
 
-def test_both_channels_are_settled_before_the_pump_is_told(scene):
-    """First the failure is noted. The pump learns what the dead had claimed of the work, and what numbers its messages have."""
+def test_both_channels_are_settled_before_the_scheduler_is_told(scene):
+    """First the failure is noted. The scheduler learns the last claims of work, and which numbers its messages have."""
     scene.work.script = [[share_of(2, 17)]]
     scene.replies.script = [[share_of(2, 99)]]
     scene.monitor.lose(2)

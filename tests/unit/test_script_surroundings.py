@@ -10,7 +10,7 @@ import pytest
 from script_pair import own_main
 
 from mpiexecutor._script import surroundings
-from mpiexecutor._script.surroundings import Kept, Surroundings, import_path, leave_out_rank
+from mpiexecutor._script.surroundings import Snapshot, Surroundings, import_path, leave_out_rank
 
 TEXT = """
     import multiprocessing, os, sys, warnings
@@ -117,7 +117,7 @@ def test_a_folder_that_is_not_there_is_left_out(tmp_path):
     gone = tmp_path / "gone"
     gone.mkdir()
     os.chdir(gone)
-    here, kept = Surroundings.of_this_process(), Kept()
+    here, kept = Surroundings.of_this_process(), Snapshot()
     os.chdir(tmp_path)
     gone.rmdir()
     here.apply()
@@ -131,7 +131,7 @@ def test_a_folder_that_was_removed_is_no_error(tmp_path):
     gone.mkdir()
     os.chdir(gone)
     gone.rmdir()
-    here, kept = Surroundings.of_this_process(), Kept()
+    here, kept = Surroundings.of_this_process(), Snapshot()
     assert here.folder is None
     os.chdir(tmp_path)
     here.apply()
@@ -161,13 +161,13 @@ def test_the_path_stays_the_same_list():
     """Others may hold it."""
     path = sys.path
     Surroundings.of_this_process().apply()
-    Kept().restore()
+    Snapshot().restore()
     assert sys.path is path
 
 
 def test_what_is_restored_is_a_copy():
     """Later changes don't reach it."""
-    kept = Kept()
+    kept = Snapshot()
     before = list(sys.path), list(sys.argv), list(warnings.filters)
     sys.path.append("/later")
     sys.argv.append("later")

@@ -1,4 +1,4 @@
-"""Real workers at a real pump, over a channel made of a deque: what they say and keep of calls, in which order, and who waits."""
+"""Real workers at a real scheduler, over a channel made of a deque: what they say and keep, in which order, and who waits."""
 
 import threading
 
@@ -233,7 +233,7 @@ def test_nobody_waits_for_a_call_that_is_unexpectedly_long(crew, gate):
     serving = in_a_thread(real_worker(crew, messages=1).serve)
     assert gate.arrived.wait(LIMIT)
     assert futures[0].result(LIMIT) == "before"
-    until(lambda: crew.pump.sessions()[-1].backlog)
+    until(lambda: crew.scheduler.sessions()[-1].backlog)
     assert LOG == ["before"]
     assert not futures[1].done()
     gate.opened.set()

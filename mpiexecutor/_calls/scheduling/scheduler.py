@@ -22,7 +22,7 @@ from .settling import Settler, cancel_quietly
 from .state import PER_WORKER, SchedulerState
 
 
-class Pump:
+class Scheduler:
     """What executors, and the recovery of failed workers, call."""
 
     def __init__(
