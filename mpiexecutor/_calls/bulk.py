@@ -10,7 +10,7 @@ One thread of the root serves all workers. It puts piece n once n - had < 2, and
 filled > n, and then says so. What is said comes after what it is about, by a flush between. If the worker dies `had` stays as it
 is, and the root gives up when it is told; what it has put is of no interest to anybody, as nobody else uses these slots.
 
-A parcel is the number of its parts, their sizes, and the parts, each in pieces of its own.
+A transfer is the number of its parts, their sizes, and the parts, each in pieces of its own.
 """
 
 import mmap
@@ -71,8 +71,8 @@ class Pages:
             os.close(self._file)
 
 
-class Parcels:
-    """Gives out parcels, on the root, and fetches them, on a worker. Collective to make and to free."""
+class BulkTransfer:
+    """Sends objects, on the root, and receives them, on a worker. Collective to make and to free."""
 
     def __init__(self, comm: "MPI.Intracomm", root: int, is_lost: Callable[[int], bool] = lambda _rank: False) -> None:
         """`is_lost` says of a worker that it fetches nothing any more. For the root, once whoever is lost may be known."""
@@ -97,7 +97,9 @@ class Parcels:
         self._asked: Inbox[tuple[int, Blob | None] | None] = Inbox()  # None: no more
         self._thread: threading.Thread | None = None
         if comm.rank == root:
-            self._thread = threading.Thread(target=self._serve, args=(self._memory(),), name="mpiexecutor parcels", daemon=True)
+            self._thread = threading.Thread(
+                target=self._serve, args=(self._memory(),), name="mpiexecutor bulk transfer", daemon=True
+            )
             self._thread.start()
 
     def send(self, rank: int, blob: Blob | None) -> None:
@@ -105,7 +107,7 @@ class Parcels:
         self._asked.put((rank, blob))
 
     def receive(self) -> tuple[memoryview, list[Pages]] | None:
-        """Wait for a parcel; give its pickle and its buffers, None if it is empty.
+        """Wait for a transfer; return its pickle and its buffers, None if it is empty.
 
         MemoryError if there is no room for it, OSError if there are too many files; it has been thrown away then.
         """
@@ -119,7 +121,7 @@ class Parcels:
             buffers = [Pages(size) for size in sizes[1:]]
         except BaseException:
             for _ in range(sum(-(-size // self._piece) for size in sizes)):
-                self._fetch_piece(memory, memoryview(b""))  # or the next parcel would begin with these pieces
+                self._fetch_piece(memory, memoryview(b""))  # or the next transfer would begin with these pieces
             raise
         for part in (data, *(buffer.view for buffer in buffers)):
             self._fetch(memory, part)
@@ -204,7 +206,7 @@ class Parcels:
 
 
 def _pieces_of(blob: Blob | None, size: int) -> Iterator[memoryview]:
-    """Give a parcel, piece by piece."""
+    """Yield a transfer, piece by piece."""
     parts = [] if blob is None else [memoryview(blob.data), *blob.buffers]
     sizes = array("q", [len(part) for part in parts])
     for part in (memoryview(array("q", [len(sizes)])).cast("B"), memoryview(sizes).cast("B"), *parts):

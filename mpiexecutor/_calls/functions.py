@@ -1,12 +1,12 @@
 """What calls have in common goes to each worker once: what a map calls, and closures that a script submits again and again.
 
 The root gives each a number and pickles it once; a call then names it by its number. A worker that does not know the number asks
-for the function, gets it as a parcel, and keeps it.
+for the function, gets it by bulk transfer, and keeps it.
 
     root: Catalogue ── call with a number ──> worker: Shelf
               ^                                  |
               └──────── wanted: the number ──────┘
-              └──────── parcel ─────────────────>
+              └──────── bulk transfer ──────────>
 
 A function of the script has a name: it needs no number, see _script. Nobody is to see a difference to pickling the function with
 every call. So submit sends by number only what is a function, and as long as nothing has changed that its pickle depends on. And a
@@ -29,7 +29,7 @@ from mpiexecutor._script.pickling import dumps
 from mpiexecutor._script.state import Pickled, Registry
 from mpiexecutor._util.pickling import loads
 
-from .bulk import Pages, Parcels
+from .bulk import Pages, BulkTransfer
 from .outcomes import Blob
 
 _LARGE = 16 << 10  # bytes: what is smaller, and no function, is pickled with every call
@@ -250,9 +250,9 @@ def _content(cell: CellType) -> object:
 class Shelf:
     """The functions that a worker keeps."""
 
-    def __init__(self, parcels: Parcels, ask: Callable[[int], bool]) -> None:
+    def __init__(self, bulk: BulkTransfer, ask: Callable[[int], bool]) -> None:
         """`ask` asks the root for a function; False if that cannot be."""
-        self._parcels = parcels
+        self._bulk = bulk
         self._ask = ask
         self._kept: OrderedDict[int, _Kept] = OrderedDict()  # the one used last at the end
         self._executors: dict[int, int] = {}  # by number
@@ -285,10 +285,10 @@ class Shelf:
             del self._executors[number]
 
     def _fetch(self, number: int) -> "_Kept":
-        parcel = self._parcels.receive() if self._ask(number) else None
-        if parcel is None:
+        transfer = self._bulk.receive() if self._ask(number) else None
+        if transfer is None:
             raise LookupError("what this call was to run is wanted no more")  # nor is its outcome
-        return _Kept(*parcel)
+        return _Kept(*transfer)
 
 
 class _Kept:

@@ -17,7 +17,7 @@ from mpiexecutor._util.pickling import loads
 from mpiexecutor.channel import ChannelClosed, ChannelMemoryError, RemoteChannel
 
 from .batch import HELD, BatchFlusher, CurrentBatch
-from .bulk import Parcels
+from .bulk import BulkTransfer
 from .functions import Shelf
 from .messages import (
     OF_ONE_CALL,
@@ -48,7 +48,7 @@ class Worker:
         self,
         work: RemoteChannel[Calls, Calls],
         replies: RemoteChannel[Reply, Reply],
-        parcels: Parcels,
+        bulk: BulkTransfer,
         place: Place,
         slate: Slate,
         enforce_limit: Callable[[float], None] | None = None,
@@ -64,8 +64,8 @@ class Worker:
         self._most = 0.0  # seconds that they may now
         self._executor = 0  # whose calls are in the batch
         self._initialized: dict[int, bool] = {}  # by executor: whether it may run calls
-        self._parcels = parcels
-        self._shelf = Shelf(parcels, self._ask)
+        self._bulk = bulk
+        self._shelf = Shelf(bulk, self._ask)
         self._modules = MainModules(place.rank, self._fetch, self._tell_top_level, self._shelf.forget)
         self._module: MainModule | None = None  # whose calls are run; None: the script itself, as this is its process
         self._has: Has = always  # whether the script has what is pickled here under its name
@@ -201,10 +201,10 @@ class Worker:
 
     def _fetch(self, wanted: int, known: int) -> dict[str, Any]:
         """Ask the root for globals of the script; raise what it raised when it pickled them."""
-        parcel = self._parcels.receive() if self._ask(wanted, known) else None
-        if parcel is None:
+        transfer = self._bulk.receive() if self._ask(wanted, known) else None
+        if transfer is None:
             raise LookupError("what this call needs is wanted no more")  # nor is its outcome
-        data, pages = parcel
+        data, pages = transfer
         found: Any = load_definitions(data, [page.copy() for page in pages])
         if isinstance(found, BaseException):
             raise found

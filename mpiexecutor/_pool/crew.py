@@ -63,10 +63,10 @@ class Crew:
         self._thread: threading.Thread | None = None
         if self.alone:
             fail = partial(self._give_up, "the worker has failed")
-            worker = Worker(*links.channels, links.parcels, self.place, Slate(), fail=fail)
+            worker = Worker(*links.channels, links.bulk, self.place, Slate(), fail=fail)
             self._thread = threading.Thread(target=worker.serve, name="mpiexecutor worker", daemon=True)
             self._thread.start()
-        self.scheduler = Scheduler(*links.channels, links.parcels, self.workers, self.place)
+        self.scheduler = Scheduler(*links.channels, links.bulk, self.workers, self.place)
         self.closed = False
         self._needs = contextlib.ExitStack()
         self._needs.enter_context(DEATHS.all_needed("the service of an executor"))  # whose workers have no keepers of ours then

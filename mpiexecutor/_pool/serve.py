@@ -41,7 +41,7 @@ def serve(comm: "MPI.Intracomm", root: int) -> bool:
         keeper = member.keeper
         slate, enforce_limit = (keeper.slate, keeper.limit) if keeper else (Slate(), None)
         place = Place.here(comm.rank, comm.size)
-        worker = Worker(*links.channels, links.parcels, place, slate, enforce_limit, fail=partial(_fail, keeper))
+        worker = Worker(*links.channels, links.bulk, place, slate, enforce_limit, fail=partial(_fail, keeper))
         try:
             worker.serve()
         except BaseException:  # noqa: BLE001 - what calls raise is not seen here: a fault of ours, and others would wait for this rank

@@ -231,7 +231,7 @@ class FakeChannel:
         self._changed.notify_all()
 
 
-class FakeParcels:
+class FakeBulkTransfer:
     """Notes what is sent to whom, and gives it to whom that is."""
 
     def __init__(self) -> None:
@@ -269,9 +269,9 @@ class FakeCrew:
     """A real scheduler, whose workers are a test's."""
 
     def __init__(self, workers: int) -> None:
-        self.work, self.replies, self.parcels = FakeChannel(), FakeChannel(), FakeParcels()
+        self.work, self.replies, self.bulk = FakeChannel(), FakeChannel(), FakeBulkTransfer()
         self.place = Place.here(0, workers + 1)
-        self.scheduler = Scheduler(self.work, self.replies, self.parcels, workers, self.place)
+        self.scheduler = Scheduler(self.work, self.replies, self.bulk, workers, self.place)
         self._all_workers = workers
         self._default: Session | None = None
 
@@ -293,7 +293,7 @@ class FakeCrew:
     @property
     def given(self) -> list[tuple[int, Any]]:
         """What the workers that have asked for something have been given: None if it is wanted no more."""
-        return [(rank, blob and blob.load()) for rank, blob in self.parcels.sent]
+        return [(rank, blob and blob.load()) for rank, blob in self.bulk.sent]
 
     def open(self, most_workers: int | None = None, initializer: Function | None = None, **options: Any) -> Session:
         return self.scheduler.open(self._all_workers if most_workers is None else most_workers, initializer, **options)
@@ -511,4 +511,4 @@ def real_worker(crew: FakeCrew, messages: int = MANY, rank: int = 1, slate: Slat
     """Make a real worker, who takes so many messages and then leaves."""
     how.setdefault("fail", pytest.fail)
     place = Place(rank, crew.place.ranks, "host", 1000 + rank)
-    return Worker(_Some(crew.work, messages), crew.replies, crew.parcels.of(rank), place, slate or new_slate(), **how)
+    return Worker(_Some(crew.work, messages), crew.replies, crew.bulk.of(rank), place, slate or new_slate(), **how)

@@ -2,7 +2,7 @@
 
 from pickle import PicklingError
 
-from mpiexecutor._calls.bulk import Parcels
+from mpiexecutor._calls.bulk import BulkTransfer
 from mpiexecutor._calls.messages import Wanted
 from mpiexecutor._calls.outcomes import Blob, with_cause
 from mpiexecutor._script.main_module import NotAdmitted
@@ -16,15 +16,15 @@ _REFUSALS = 20  # of workers that another executor has, until one has both
 class Requests:
     """Answers them."""
 
-    def __init__(self, state: SchedulerState, registry: Registry, parcels: Parcels) -> None:
+    def __init__(self, state: SchedulerState, registry: Registry, bulk: BulkTransfer) -> None:
         self._state = state
         self._registry = registry
-        self._parcels = parcels
+        self._bulk = bulk
         self._opened: dict[int, set[int]] = {}  # by rank: executors of which it has a __main__
 
     def refuse(self, request: Wanted) -> None:
         """Have a worker not wait: nothing is run any more."""
-        self._parcels.send(request.rank, None)
+        self._bulk.send(request.rank, None)
 
     def answer(self, request: Wanted) -> None:
         """Send what is wanted: nothing, if nobody waits for these calls any more.
@@ -38,7 +38,7 @@ class Requests:
             return
         with self._state.lock:
             if isinstance(shared, State) and not self._admit(rank, executor):
-                self._parcels.send(rank, Blob.of(NotAdmitted()))
+                self._bulk.send(rank, Blob.of(NotAdmitted()))
                 return
             opened = self._opened.setdefault(rank, set())
             ended = opened - self._state.sessions.keys()
@@ -49,7 +49,7 @@ class Requests:
         except BaseException as error:  # noqa: BLE001 - its own code: the worker raises it
             reason = PicklingError(f"the script's globals cannot be pickled: {type(error).__name__}: {error}")
             blob = Blob.of(with_cause(reason, self._state.place))
-        self._parcels.send(rank, blob)
+        self._bulk.send(rank, blob)
 
     def _admit(self, rank: int, executor: int) -> bool:
         """Have a worker run calls of an executor, unless that has as many workers as it may have; the lock is held."""

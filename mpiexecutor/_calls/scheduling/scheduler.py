@@ -5,7 +5,7 @@ from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from mpiexecutor._calls.bulk import Parcels
+from mpiexecutor._calls.bulk import BulkTransfer
 from mpiexecutor._calls.functions import Function
 from mpiexecutor._calls.messages import Calls, Reply
 from mpiexecutor._calls.outcomes import Blob, Place
@@ -29,7 +29,7 @@ class Scheduler:
         self,
         work: RemoteChannel[Calls, Calls],
         replies: RemoteChannel[Reply, Reply],
-        parcels: Parcels,
+        bulk: BulkTransfer,
         workers: int,
         place: Place,
     ) -> None:
@@ -39,7 +39,7 @@ class Scheduler:
         self._numbers = itertools.count()
         self._session_numbers = itertools.count()
         self._state = SchedulerState(workers, place)
-        requests = Requests(self._state, self.registry, parcels)
+        requests = Requests(self._state, self.registry, bulk)
         self._lost_calls = LostCalls(self._state, replies)
         self._settler = Settler(self._state, requests)
         self._dispatcher = Dispatcher(self._state, work, self._lost_calls.queue_postponed)
