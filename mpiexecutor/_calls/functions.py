@@ -3,12 +3,12 @@
 The root gives each a number and pickles it once; a call then names it by its number. A worker that does not know the number asks
 for the function, gets it by bulk transfer, and keeps it.
 
-    root: Catalogue ── call with a number ──> worker: Shelf
-              ^                                  |
-              └──────── wanted: the number ──────┘
-              └──────── bulk transfer ──────────>
+    root: FunctionRegistry ──── call with a number ────> worker: FunctionCache
+                  ^                                          |
+                  └────────────── Wanted: the number ────────┘
+                  └─────────────── bulk transfer ───────────>
 
-A function of the script has a name: it needs no number, see _script. Nobody is to see a difference to pickling the function with
+A function of the script has a name: it needs no number, see _script. The effect is the same as pickling the function with
 every call. So submit sends by number only what is a function, and as long as nothing has changed that its pickle depends on. And a
 worker runs a plain function as it is, as with multiprocessing, but rebuilds anything else (a partial, an object that can be called)
 for every call, from copies of its buffers: what one call does to it, the next must not see.
@@ -29,7 +29,7 @@ from mpiexecutor._script.pickling import dumps
 from mpiexecutor._script.state import Pickled, Registry
 from mpiexecutor._util.pickling import loads
 
-from .bulk import Pages, BulkTransfer
+from .bulk import BulkTransfer, Pages
 from .outcomes import Blob
 
 _LARGE = 16 << 10  # bytes: what is smaller, and no function, is pickled with every call
@@ -50,7 +50,7 @@ class Function:
         return Pickled(self.blob.data, self.blob.buffers)
 
 
-class Catalogue:
+class FunctionRegistry:
     """One executor's functions, by number."""
 
     def __init__(self, registry: Registry) -> None:
@@ -247,7 +247,7 @@ def _content(cell: CellType) -> object:
         return MISSING
 
 
-class Shelf:
+class FunctionCache:
     """The functions that a worker keeps."""
 
     def __init__(self, bulk: BulkTransfer, ask: Callable[[int], bool]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mpiexecutor._script.names import name_of, top_of
 from mpiexecutor._script.root.script import Script
 
-from .functions import Catalogue, Function
+from .functions import Function, FunctionRegistry
 from .outcomes import Place, dumps_sized, with_cause
 from .scheduling.scheduler import Scheduler
 from .scheduling.session import Session, slim_future
@@ -25,11 +25,13 @@ T = TypeVar("T")
 class Submitter:
     """Pickles the calls of one executor."""
 
-    def __init__(self, scheduler: Scheduler, session: Session, catalogue: Catalogue, script: Script | None, place: Place) -> None:
+    def __init__(
+        self, scheduler: Scheduler, session: Session, functions: FunctionRegistry, script: Script | None, place: Place
+    ) -> None:
         """Without `script` calls run in the script's own process, which has its globals."""
         self._scheduler = scheduler
         self._session = session
-        self._catalogue = catalogue
+        self._functions = functions
         self._script = script
         self._place = place
 
@@ -50,7 +52,7 @@ class Submitter:
             if type(fn) is FunctionType:
                 called, state = (name_of(fn), None) if self._script is None else self._script.named(fn)
             if called is None:
-                called = function or self._catalogue.submitted(fn)
+                called = function or self._functions.submitted(fn)
             blob, size = dumps_sized((None if called else fn, args, kwargs), names)
             if self._script is not None and (names or state is None):
                 state = self._script.state(_all_names(called, names))
@@ -67,7 +69,7 @@ class Submitter:
     def numbered(self, fn: Callable[..., Any]) -> Function | None:
         """Have the function go to each worker once; None if it has a name, is as well sent with every call, or fails with it."""
         try:
-            return None if type(fn) is FunctionType and name_of(fn) else self._catalogue.mapped(fn)
+            return None if type(fn) is FunctionType and name_of(fn) else self._functions.mapped(fn)
         except Exception:  # noqa: BLE001 - its own pickling: every call shows it
             return None
 

@@ -18,7 +18,7 @@ from mpiexecutor.channel import ChannelClosed, ChannelMemoryError, RemoteChannel
 
 from .batch import HELD, BatchFlusher, CurrentBatch
 from .bulk import BulkTransfer
-from .functions import Shelf
+from .functions import FunctionCache
 from .messages import (
     OF_ONE_CALL,
     Call,
@@ -65,8 +65,8 @@ class Worker:
         self._executor = 0  # whose calls are in the batch
         self._initialized: dict[int, bool] = {}  # by executor: whether it may run calls
         self._bulk = bulk
-        self._shelf = Shelf(bulk, self._ask)
-        self._modules = MainModules(place.rank, self._fetch, self._tell_top_level, self._shelf.forget)
+        self._cache = FunctionCache(bulk, self._ask)
+        self._modules = MainModules(place.rank, self._fetch, self._tell_top_level, self._cache.forget)
         self._module: MainModule | None = None  # whose calls are run; None: the script itself, as this is its process
         self._has: Has = always  # whether the script has what is pickled here under its name
         self._rest = _SHORTEST_REST
@@ -138,7 +138,7 @@ class Worker:
         try:
             if state is not None:
                 self._bring_to(state)
-            function, arguments = self._shelf.take(number)
+            function, arguments = self._cache.take(number)
             function(*arguments)
         except BaseException as error:
             error = self._explain(error)
@@ -243,7 +243,7 @@ class Worker:
             function, arguments, keywords = loads(data, buffers)
             del data, buffers
             if called is not None:
-                function = function_of(called) if isinstance(called, str) else self._shelf.get(called, self._executor)
+                function = function_of(called) if isinstance(called, str) else self._cache.get(called, self._executor)
             began = time.monotonic()
             self._slate.run(began)
             value, size = dumps_sized(function(*arguments, **keywords), has=self._has)

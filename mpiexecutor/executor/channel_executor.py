@@ -14,7 +14,7 @@ from concurrent.futures import Executor, Future
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
-from mpiexecutor._calls.functions import Catalogue
+from mpiexecutor._calls.functions import FunctionRegistry
 from mpiexecutor._calls.map_results import map_results
 from mpiexecutor._calls.options import Options, check_impossible, check_map
 from mpiexecutor._calls.submission import Submitter, kind_of
@@ -138,8 +138,8 @@ class RMAChannelExecutor(Executor):
         """Become an executor of this crew."""
         if crew.closed:
             raise RuntimeError("cannot make an executor at interpreter shutdown")
-        catalogue = Catalogue(crew.scheduler.registry)
-        first = None if options.initializer is None else catalogue.add((options.initializer, options.initargs))
+        functions = FunctionRegistry(crew.scheduler.registry)
+        first = None if options.initializer is None else functions.add((options.initializer, options.initargs))
         script = None if crew.alone else Script(crew.scheduler.registry, crew.origin())
         if script is not None and first is not None:
             script.always_needs(first.names)
@@ -155,7 +155,7 @@ class RMAChannelExecutor(Executor):
             task_timeout=options.task_timeout or 0.0,
             max_pending=options.max_pending,
         )
-        self._submitter = Submitter(crew.scheduler, self._session, catalogue, script, crew.place)
+        self._submitter = Submitter(crew.scheduler, self._session, functions, script, crew.place)
         # An executor that is dropped takes no more calls; those that it has are run.
         weakref.finalize(self, crew.scheduler.drop, self._session).atexit = False
 

@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 from mpiexecutor._calls import messages
-from mpiexecutor._calls.functions import Catalogue, Function
+from mpiexecutor._calls.functions import Function, FunctionRegistry
 from mpiexecutor._calls.messages import (
     Call,
     Calls,
@@ -284,11 +284,11 @@ class FakeCrew:
 
     def function(self, function: Callable[..., Any]) -> Function:
         """Have something that calls go without: a worker asks for it."""
-        return Catalogue(self.scheduler.registry).add(function)
+        return FunctionRegistry(self.scheduler.registry).add(function)
 
     def initializer(self, function: Callable[..., Any], *arguments: Any) -> Function:
         """Have an initializer."""
-        return Catalogue(self.scheduler.registry).add((function, arguments))
+        return FunctionRegistry(self.scheduler.registry).add((function, arguments))
 
     @property
     def given(self) -> list[tuple[int, Any]]:
