@@ -24,8 +24,7 @@ from typing import TYPE_CHECKING
 
 from mpiexecutor._rma.memory import mapped
 from mpiexecutor._util.inbox import Inbox
-
-from .outcomes import Blob
+from mpiexecutor._util.pickling import Pickled
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -94,7 +93,7 @@ class BulkTransfer:
                 memory.store(rank * self._share + _HAD, 0)
             memory.flush()
         comm.Barrier()
-        self._asked: Inbox[tuple[int, Blob | None] | None] = Inbox()  # None: no more
+        self._asked: Inbox[tuple[int, Pickled | None] | None] = Inbox()  # None: no more
         self._thread: threading.Thread | None = None
         if comm.rank == root:
             self._thread = threading.Thread(
@@ -102,9 +101,9 @@ class BulkTransfer:
             )
             self._thread.start()
 
-    def send(self, rank: int, blob: Blob | None) -> None:
+    def send(self, rank: int, what: Pickled | None) -> None:
         """Have a worker find what it waits for, or nothing."""
-        self._asked.put((rank, blob))
+        self._asked.put((rank, what))
 
     def receive(self) -> tuple[memoryview, list[Pages]] | None:
         """Wait for a transfer; return its pickle and its buffers, None if it is empty.
@@ -158,8 +157,8 @@ class BulkTransfer:
             else:
                 if asked is None:
                     return
-                rank, blob = asked
-                under_way[rank] = _pieces_of(blob, self._piece)
+                rank, what = asked
+                under_way[rank] = _pieces_of(what, self._piece)
             for rank, pieces in list(under_way.items()):
                 while self._has_room(memory, rank):
                     pause = _SHORTEST
@@ -205,9 +204,9 @@ class BulkTransfer:
         return words
 
 
-def _pieces_of(blob: Blob | None, size: int) -> Iterator[memoryview]:
+def _pieces_of(what: Pickled | None, size: int) -> Iterator[memoryview]:
     """Yield a transfer, piece by piece."""
-    parts = [] if blob is None else [memoryview(blob.data), *blob.buffers]
+    parts = [] if what is None else [memoryview(what.data), *what.buffers]
     sizes = array("q", [len(part) for part in parts])
     for part in (memoryview(array("q", [len(sizes)])).cast("B"), memoryview(sizes).cast("B"), *parts):
         for start in range(0, len(part), size):

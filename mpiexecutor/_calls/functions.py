@@ -26,11 +26,10 @@ from cloudpickle.cloudpickle import list_registry_pickle_by_value
 
 from mpiexecutor._script.names import MAIN, MISSING, main_dict, name_of
 from mpiexecutor._script.pickling import dumps
-from mpiexecutor._script.state import Pickled, Registry
-from mpiexecutor._util.pickling import loads
+from mpiexecutor._script.state import Registry
+from mpiexecutor._util.pickling import Pickled, loads
 
 from .bulk import BulkTransfer, Pages
-from .outcomes import Blob
 
 _LARGE = 16 << 10  # bytes: what is smaller, and no function, is pickled with every call
 _KEPT = 64  # functions that a worker keeps at most
@@ -43,11 +42,11 @@ class Function:
     """Something to be called, on the root: there as long as somebody may still ask for it."""
 
     number: int
-    blob: Blob
+    pickle: Pickled
     names: frozenset[str]  # globals of the script that it needs
 
     def pickled(self, _known: int = 0, _ended: object = None) -> Pickled:
-        return Pickled(self.blob.data, self.blob.buffers)
+        return self.pickle
 
 
 class FunctionRegistry:
@@ -60,7 +59,7 @@ class FunctionRegistry:
     def add(self, what: object) -> Function:
         """Pickle something to be called, and give it a number; raise whatever its pickling raises."""
         names: set[str] = set()
-        function = Function(self._registry.next(), Blob(*dumps(what, names)), frozenset(names))
+        function = Function(self._registry.next(), Pickled(*dumps(what, names)), frozenset(names))
         self._registry.add(function.number, function)
         return function
 
@@ -69,7 +68,7 @@ class FunctionRegistry:
         if type(fn) is FunctionType:
             return self._known(fn).numbered(self.add) or self.add(fn)
         function = self.add(fn)
-        return function if function.blob.size >= _LARGE else None
+        return function if function.pickle.size >= _LARGE else None
 
     def submitted(self, fn: Callable[..., Any]) -> Function | None:
         """Give what submit sends by number instead of this; None if it is to be pickled, as at first and after a change."""

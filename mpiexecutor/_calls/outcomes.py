@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from mpiexecutor._script.pickling import Has, always, dumps
-from mpiexecutor._util.pickling import loads
+from mpiexecutor._util.pickling import Pickled
 
 _MOST_TEXT = 32 << 10  # characters of what is said of an error: the error itself may be as long as it likes
 Buffer = bytes | memoryview
@@ -83,32 +83,18 @@ class Place:
         return f"rank {self.rank} of {self.ranks} on {self.host} (pid {self.pid})"
 
 
-class Blob(NamedTuple):
-    """A pickled object and the large buffers that belong to it."""
-
-    data: bytes | memoryview
-    buffers: Sequence[memoryview] = ()
-
-    @classmethod
-    def of(cls, obj: Any, has: Has = always) -> "Blob":
-        return cls(*dumps(obj, set(), has))
-
-    def load(self) -> Any:
-        return loads(self.data, self.buffers)
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return len(self.data) + sum(map(len, self.buffers)) if self.buffers else len(self.data)
+def pickled(obj: Any, has: Has = always) -> Pickled:
+    """Pickle an object. `has` says which functions and classes the receiver has under their names."""
+    return Pickled(*dumps(obj, set(), has))
 
 
-def dumps_sized(obj: Any, names: set[str] | None = None, has: Has = always) -> tuple[Blob, int]:
+def dumps_sized(obj: Any, names: set[str] | None = None, has: Has = always) -> tuple[Pickled, int]:
     """Pickle an object; return also its size in bytes. `names` takes the globals of the script that it needs.
 
     `has` says which functions and classes the receiver has under their names.
     """
     data, buffers = dumps(obj, set() if names is None else names, has)
-    return Blob(data, buffers), len(data) + sum(map(len, buffers)) if buffers else len(data)
+    return Pickled(data, buffers), len(data) + sum(map(len, buffers)) if buffers else len(data)
 
 
 class Failure(NamedTuple):
@@ -117,36 +103,36 @@ class Failure(NamedTuple):
     name: str  # of its class
     text: str
     trace: str  # its traceback
-    error: Blob | None  # itself; None if it cannot be pickled
+    error: Pickled | None  # itself; None if it cannot be pickled
 
-    def dumps(self) -> Blob:
+    def dumps(self) -> Pickled:
         """Return it as bytes; the buffers are those of the error."""
         data = marshal.dumps((self.name, self.text, self.trace, self.error and self.error.data))
-        return Blob(data, self.error.buffers if self.error else ())
+        return Pickled(data, self.error.buffers if self.error else ())
 
     @classmethod
     def loads(cls, data: Buffer, buffers: Sequence[memoryview] = ()) -> "Failure":
         name, text, trace, error = marshal.loads(data)  # noqa: S302 - the ranks of a job trust each other: see the README
-        return cls(name, text, trace, None if error is None else Blob(error, buffers))
+        return cls(name, text, trace, None if error is None else Pickled(error, buffers))
 
 
 def failure_of(error: BaseException, place: Place, has: Has = always) -> Failure:
     """Describe an error that was caught by the caller of what raised it."""
     try:
-        blob = Blob.of(error, has)
+        own: Pickled | None = pickled(error, has)
     except BaseException:  # noqa: BLE001 - whatever its own pickling raises: the error still has a name and a text
-        blob = None
-    return Failure(_name(type(error))[:_MOST_TEXT], _text(error)[:_MOST_TEXT], traceback_of(error, place)[-_MOST_TEXT:], blob)
+        own = None
+    return Failure(_name(type(error))[:_MOST_TEXT], _text(error)[:_MOST_TEXT], traceback_of(error, place)[-_MOST_TEXT:], own)
 
 
 def error_from(failure: Failure) -> BaseException:
     """Rebuild an error, with the traceback it had as its cause."""
-    name, text, trace, blob = failure
-    if blob is None:
+    name, text, trace, own = failure
+    if own is None:
         error: object = RemoteError(f"{name}: {text} (the exception itself cannot be pickled)")
     else:
         try:
-            error = blob.load()
+            error = own.load()
         except BaseException as reason:  # noqa: BLE001 - its own code again
             error = RemoteError(f"{name}: {text} (the exception itself cannot be rebuilt from its pickle: {reason!r})")
     if not isinstance(error, BaseException):

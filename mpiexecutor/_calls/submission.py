@@ -53,7 +53,7 @@ class Submitter:
                 called, state = (name_of(fn), None) if self._script is None else self._script.named(fn)
             if called is None:
                 called = function or self._functions.submitted(fn)
-            blob, size = dumps_sized((None if called else fn, args, kwargs), names)
+            pickle, size = dumps_sized((None if called else fn, args, kwargs), names)
             if self._script is not None and (names or state is None):
                 state = self._script.state(_all_names(called, names))
         except BaseException as error:
@@ -63,7 +63,7 @@ class Submitter:
             future.set_running_or_notify_cancel()
             future.set_exception(with_cause(_without_exit(error), self._place))
             return future
-        self._scheduler.submit(self._session, future, blob, size, kind, called, state)
+        self._scheduler.submit(self._session, future, pickle, size, kind, called, state)
         return future
 
     def numbered(self, fn: Callable[..., Any]) -> Function | None:

@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mpiexecutor._calls.outcomes import Blob
+from mpiexecutor._calls.outcomes import pickled
 from mpiexecutor._liveness.process_manager import connection
 from mpiexecutor._rma.doorbell import node_name
 from mpiexecutor._script.names import LOOKUP, main_modules
 from mpiexecutor._script.random_generators import STREAM, GeneratorStates
 from mpiexecutor._script.surroundings import Snapshot, leave_out_rank
+from mpiexecutor._util.pickling import Pickled
 from mpiexecutor._util.polling import wait_for_ranks
 from mpiexecutor._util.seconds import PATIENCE as _PATIENCE
 
@@ -140,7 +141,7 @@ def await_reports(comm: "MPI.Intracomm") -> dict[int, Report]:
 
 def answer_reports(comm: "MPI.Intracomm", orders: Orders | None) -> None:
     """Have the ranks that have reported serve, or, without orders, go home."""
-    data = Blob.of(orders).data
+    data = pickled(orders).data
     for rank in _others(comm):
         comm.send(data, rank, _TAG)
 
@@ -150,7 +151,7 @@ def report(comm: "MPI.Intracomm", root: int, *, kept: bool) -> Orders | None:
     comm.send(tuple(Report.of_this_process(kept=kept)), root, _TAG)
     complaint = f"worker rank {comm.rank} still waits for rank {root} to make an executor"
     wait_for_ranks(lambda: comm.Iprobe(root, _TAG), lambda: complaint, 6 * _PATIENCE)
-    orders = Blob(comm.recv(source=root, tag=_TAG)).load()
+    orders = Pickled(comm.recv(source=root, tag=_TAG)).load()
     return orders if isinstance(orders, Orders) else None
 
 

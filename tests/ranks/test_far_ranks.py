@@ -6,9 +6,9 @@ import pytest
 from together import COMM, RANK, SIZE, until
 
 from mpiexecutor._calls.bulk import _PIECE, BulkTransfer
-from mpiexecutor._calls.outcomes import Blob
 from mpiexecutor._rma.notifier import Senders, _Bytes, _Messages
 from mpiexecutor._rma.window import Marks
+from mpiexecutor._util.pickling import Pickled
 
 OTHERS = {*range(SIZE)} - {RANK}
 
@@ -58,10 +58,10 @@ def test_who_is_sent_something_holds_up_nobody_else():
     senders.stop()
 
 
-def blob_of(rank):
+def pickle_of(rank):
     """Give something large for a rank: parts of many pieces, of one, and of part of one."""
     sizes = [3 * _PIECE + rank, _PIECE, 1]
-    return Blob(bytes([rank]) * 100, [memoryview(bytes([rank + index]) * size) for index, size in enumerate(sizes)])
+    return Pickled(bytes([rank]) * 100, [memoryview(bytes([rank + index]) * size) for index, size in enumerate(sizes)])
 
 
 @pytest.mark.parametrize("root", sorted({0, SIZE - 1}))
@@ -71,9 +71,9 @@ def test_each_worker_gets_the_transfers_that_are_for_it(root):
     for _ in range(3):
         if root == RANK:
             for rank in range(SIZE):
-                bulk.send(rank, blob_of(rank))
+                bulk.send(rank, pickle_of(rank))
         data, buffers = bulk.receive()
-        expected = blob_of(RANK)
+        expected = pickle_of(RANK)
         assert data == expected.data
         assert [bytes(buffer.view) for buffer in buffers] == [bytes(buffer) for buffer in expected.buffers]
         COMM.Barrier()
@@ -90,15 +90,15 @@ def test_who_is_lost_is_sent_nothing_any_more():
     lost = set()
     bulk = BulkTransfer(COMM.Dup(), 0, lost.__contains__)
     if RANK == 0 and OTHERS:
-        bulk.send(SIZE - 1, blob_of(SIZE - 1))
+        bulk.send(SIZE - 1, pickle_of(SIZE - 1))
         until(lambda: bulk._filled[SIZE - 1] == 2)
         lost.add(SIZE - 1)
     COMM.Barrier()
     if RANK == 0:
-        bulk.send(0, blob_of(0))
+        bulk.send(0, pickle_of(0))
         data, _ = bulk.receive()
-        assert data == blob_of(0).data
+        assert data == pickle_of(0).data
         assert bulk._filled[SIZE - 1] == 2 or SIZE == 1
-        bulk.send(SIZE - 1, blob_of(SIZE - 1))  # nobody fetches this either, and it is no reason to wait
+        bulk.send(SIZE - 1, pickle_of(SIZE - 1))  # nobody fetches this either, and it is no reason to wait
     COMM.Barrier()
     bulk.free()

@@ -37,14 +37,14 @@ from mpiexecutor._calls.messages import (
     Wanted,
     dump_outcome,
 )
-from mpiexecutor._calls.outcomes import Blob, Place, dumps_sized, failure_of
+from mpiexecutor._calls.outcomes import Place, dumps_sized, failure_of, pickled
 from mpiexecutor._calls.scheduling import dispatcher
 from mpiexecutor._calls.scheduling.scheduler import Scheduler
 from mpiexecutor._calls.scheduling.session import Session, slim_future
 from mpiexecutor._calls.worker import Worker
 from mpiexecutor._liveness.monitor import Loss
 from mpiexecutor._liveness.status_page import NOTHING, Slate
-from mpiexecutor._util.pickling import loads
+from mpiexecutor._util.pickling import Pickled, loads
 from mpiexecutor.channel import ChannelClosed, ChannelFull, ChannelMemoryError, Share
 from mpiexecutor.channel._codecs import codec_of
 
@@ -235,16 +235,16 @@ class FakeBulkTransfer:
     """Notes what is sent to whom, and gives it to whom that is."""
 
     def __init__(self) -> None:
-        self.sent: list[tuple[int, Blob | None]] = []
-        self._sent_to: defaultdict[int, SimpleQueue[Blob | None]] = defaultdict(SimpleQueue)
+        self.sent: list[tuple[int, Pickled | None]] = []
+        self._sent_to: defaultdict[int, SimpleQueue[Pickled | None]] = defaultdict(SimpleQueue)
 
-    def send(self, rank: int, blob: Blob | None) -> None:
-        self.sent.append((rank, blob))
-        self._sent_to[rank].put(blob)
+    def send(self, rank: int, what: Pickled | None) -> None:
+        self.sent.append((rank, what))
+        self._sent_to[rank].put(what)
 
     def receive(self, rank: int) -> tuple[memoryview, list[Any]] | None:
-        blob = self._sent_to[rank].get(timeout=LIMIT)
-        return None if blob is None else (memoryview(bytearray(blob.data)), [])
+        what = self._sent_to[rank].get(timeout=LIMIT)
+        return None if what is None else (memoryview(bytearray(what.data)), [])
 
     def of(self, rank: int) -> Any:
         """Give them as a worker has them."""
@@ -293,7 +293,7 @@ class FakeCrew:
     @property
     def given(self) -> list[tuple[int, Any]]:
         """What the workers that have asked for something have been given: None if it is wanted no more."""
-        return [(rank, blob and blob.load()) for rank, blob in self.bulk.sent]
+        return [(rank, what and what.load()) for rank, what in self.bulk.sent]
 
     def open(self, most_workers: int | None = None, initializer: Function | None = None, **options: Any) -> Session:
         return self.scheduler.open(self._all_workers if most_workers is None else most_workers, initializer, **options)
@@ -305,8 +305,8 @@ class FakeCrew:
         futures = []
         for name in names:
             future = slim_future()
-            blob, _ = dumps_sized((None if function else identity, (name,), {}))
-            self.scheduler.submit(session or self.session, future, blob, size, kind, function, None)
+            what, _ = dumps_sized((None if function else identity, (name,), {}))
+            self.scheduler.submit(session or self.session, future, what, size, kind, function, None)
             futures.append(future)
         return futures
 
@@ -315,8 +315,8 @@ class FakeCrew:
     ) -> Future[Any]:
         """Submit a call of something else, for a real worker."""
         future = slim_future()
-        blob, size = dumps_sized((function, arguments, {}))
-        self.scheduler.submit(session or self.session, future, blob, size, kind, None, None)
+        what, size = dumps_sized((function, arguments, {}))
+        self.scheduler.submit(session or self.session, future, what, size, kind, None, None)
         return future
 
     def submit_one(self, name: Any, **how: Any) -> Future[Any]:
@@ -460,7 +460,7 @@ class FakeWorker:
         return Loss(self.rank, "host", 1000 + self.rank, "was killed by SIGKILL", number, overdue, held=held)
 
     def _outcome(self, name: Any, seconds: float = 0.0, value: Any = None) -> Outcome:
-        return (self._numbers[name], seconds, False, *Blob.of(name if value is None else value))
+        return (self._numbers[name], seconds, False, *pickled(name if value is None else value))
 
     @property
     def _place(self) -> Place:

@@ -15,7 +15,7 @@ from script_pair import own_main, script_of
 from mpiexecutor._calls import functions
 from mpiexecutor._calls.bulk import Pages
 from mpiexecutor._calls.functions import Dependencies, FunctionCache, FunctionRegistry
-from mpiexecutor._calls.outcomes import Blob
+from mpiexecutor._calls.outcomes import pickled
 from mpiexecutor._script.state import Registry
 
 
@@ -187,8 +187,8 @@ def test_what_is_submitted_again_is_sent_by_number_until_it_changes(script, regi
     assert registered.submitted(inner) is None
     second = registered.submitted(inner)
     assert second.number != first.number
-    assert pickle.loads(second.blob.data)() == 2
-    assert pickle.loads(first.blob.data)() == 1
+    assert pickle.loads(second.pickle.data)() == 2
+    assert pickle.loads(first.pickle.data)() == 1
 
 
 def test_what_is_sent_by_number_names_the_globals_that_it_needs(script, registered):
@@ -237,7 +237,7 @@ class Root:
     """The other end of a cache: answers with what it is asked for."""
 
     def __init__(self, *what):
-        self._blobs = {number: Blob.of(each) for number, each in enumerate(what, 1)}
+        self._pickles = {number: pickled(each) for number, each in enumerate(what, 1)}
         self.asked = []
         self.closed = False
 
@@ -247,15 +247,15 @@ class Root:
         return not self.closed
 
     def receive(self):
-        blob = self._blobs.get(self.asked[-1])
-        if blob is None:
+        what = self._pickles.get(self.asked[-1])
+        if what is None:
             return None
         buffers = []
-        for buffer in blob.buffers:
+        for buffer in what.buffers:
             pages = Pages(len(buffer))
             pages.view[:] = buffer
             buffers.append(pages)
-        return memoryview(blob.data), buffers
+        return memoryview(what.data), buffers
 
     def cache(self):
         return FunctionCache(self, self.ask)

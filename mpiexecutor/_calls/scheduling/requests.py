@@ -4,7 +4,7 @@ from pickle import PicklingError
 
 from mpiexecutor._calls.bulk import BulkTransfer
 from mpiexecutor._calls.messages import Wanted
-from mpiexecutor._calls.outcomes import Blob, with_cause
+from mpiexecutor._calls.outcomes import pickled, with_cause
 from mpiexecutor._script.main_module import NotAdmitted
 from mpiexecutor._script.state import Registry, State
 
@@ -38,18 +38,18 @@ class Requests:
             return
         with self._state.lock:
             if isinstance(shared, State) and not self._admit(rank, executor):
-                self._bulk.send(rank, Blob.of(NotAdmitted()))
+                self._bulk.send(rank, pickled(NotAdmitted()))
                 return
             opened = self._opened.setdefault(rank, set())
             ended = opened - self._state.sessions.keys()
             opened -= ended
             opened.add(executor)
         try:
-            blob = Blob(*shared.pickled(known, sorted(ended)))
+            found = shared.pickled(known, sorted(ended))
         except BaseException as error:  # noqa: BLE001 - its own code: the worker raises it
             reason = PicklingError(f"the script's globals cannot be pickled: {type(error).__name__}: {error}")
-            blob = Blob.of(with_cause(reason, self._state.place))
-        self._bulk.send(rank, blob)
+            found = pickled(with_cause(reason, self._state.place))
+        self._bulk.send(rank, found)
 
     def _admit(self, rank: int, executor: int) -> bool:
         """Have a worker run calls of an executor, unless that has as many workers as it may have; the lock is held."""

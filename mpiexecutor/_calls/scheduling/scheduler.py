@@ -8,9 +8,10 @@ from typing import Any
 from mpiexecutor._calls.bulk import BulkTransfer
 from mpiexecutor._calls.functions import Function
 from mpiexecutor._calls.messages import Calls, Reply
-from mpiexecutor._calls.outcomes import Blob, Place
+from mpiexecutor._calls.outcomes import Place
 from mpiexecutor._liveness.monitor import Loss
 from mpiexecutor._script.state import Registry, State
+from mpiexecutor._util.pickling import Pickled
 from mpiexecutor.channel import RemoteChannel, Share
 
 from .collector import Collector
@@ -73,7 +74,7 @@ class Scheduler:
         self,
         session: Session,
         future: Future[Any],
-        blob: Blob,
+        pickle: Pickled,
         size: int,
         kind: object,
         function: Function | str | None,
@@ -90,7 +91,7 @@ class Scheduler:
             self.check_open(session)
         number = next(self._numbers)
         called = function.number if isinstance(function, Function) else function
-        call = (number, None if state is None else state.number, called, *blob)
+        call = (number, None if state is None else state.number, called, *pickle)
         task = Task(number, future, call, size, kind, function, state)
         if session.max_pending is None or self._state.is_settling():
             session.backlog.append(task)
