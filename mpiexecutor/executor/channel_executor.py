@@ -152,7 +152,7 @@ class RMAChannelExecutor(Executor):
             self._num_workers,
             first,
             retries=options.retries,
-            task_timeout=options.task_timeout or 0.0,
+            task_timeout=float(options.task_timeout or 0.0),  # of no class of its own: it is part of messages
             max_pending=options.max_pending,
         )
         self._submitter = Submitter(crew.scheduler, self._session, functions, script, crew.place)
