@@ -7,12 +7,13 @@ import traceback
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from mpiexecutor._script.pickling import Has, always, dumps
 from mpiexecutor._util.pickling import Pickled
 
 _MOST_TEXT = 32 << 10  # characters of what is said of an error: the error itself may be as long as it likes
+IN_BAND: Final = 64 << 10  # bytes: a longer pickle goes out of band in a message, uncopied
 Buffer = bytes | memoryview
 
 
@@ -106,13 +107,17 @@ class Failure(NamedTuple):
     error: Pickled | None  # itself; None if it cannot be pickled
 
     def dumps(self) -> Pickled:
-        """Return it as bytes; the buffers are those of the error."""
-        data = marshal.dumps((self.name, self.text, self.trace, self.error and self.error.data))
-        return Pickled(data, self.error.buffers if self.error else ())
+        """Return it as bytes; the buffers are those of the error, and the error's pickle if that is long."""
+        data, buffers = self.error or (None, ())
+        if data is not None and len(data) >= IN_BAND:
+            data, buffers = b"", (memoryview(data), *buffers)
+        return Pickled(marshal.dumps((self.name, self.text, self.trace, data)), buffers)
 
     @classmethod
     def loads(cls, data: Buffer, buffers: Sequence[memoryview] = ()) -> "Failure":
         name, text, trace, error = marshal.loads(data)  # noqa: S302 - the ranks of a job trust each other: see the README
+        if error == b"":
+            error, *buffers = buffers
         return cls(name, text, trace, None if error is None else Pickled(error, buffers))
 
 
