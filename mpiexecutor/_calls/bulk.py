@@ -1,16 +1,21 @@
-"""What goes from the root to one worker, upon request: pieces in a window on the root, from where the worker fetches them.
+"""Transfers of objects from the root to one worker, on request, through a window on the root.
 
-The root sends nothing: by a message to a rank on another node that dies meanwhile MPICH crashes, and Intel MPI aborts. Each worker
-has two slots there, for one piece each, and two words, which only grow:
+Theory of operation
+    The root sends no MPI message: MPICH crashes, and Intel MPI aborts, if the receiver is on another node and dies meanwhile. The
+    worker fetches instead. It has two slots in the window, for a piece each, and two counters:
 
-    filled      how many pieces the root has put, into one slot and the other in turn; it alone writes this
-    had         how many the worker has fetched; it alone writes this
+        filled   pieces that the root has put, into the two slots in turn; written by the root only
+        had      pieces that the worker has fetched; written by the worker only
 
-One thread of the root serves all workers. It puts piece n once n - had < 2, and then says so; the worker fetches it once
-filled > n, and then says so. What is said comes after what it is about, by a flush between. If the worker dies `had` stays as it
-is, and the root gives up when it is told; what it has put is of no interest to anybody, as nobody else uses these slots.
+    One thread of the root serves all workers. It puts piece n once n - had < 2, flushes, and sets filled to n + 1. The worker
+    fetches piece n once filled > n, and sets had to n + 1.
 
-A transfer is the number of its parts, their sizes, and the parts, each in pieces of its own.
+    A transfer is the number of its parts, their sizes, and the parts, each in pieces of its own. No parts: the request is refused.
+
+Invariants
+    had <= filled <= had + 2, and both only grow.
+    A counter is stored after a flush of what it counts.
+    If the worker dies `had` stays as it is. The root ends the transfer once it knows; no other rank uses these slots.
 """
 
 import mmap
@@ -36,11 +41,11 @@ _MOST = 32 << 20  # bytes of all pieces, unless they are of the least size
 _SLOTS = 2
 _WORD, _LINE = 8, 64  # bytes
 _FILLED, _HAD, _PIECES = 0, _LINE, 2 * _LINE  # where they are
-_SHORTEST, _LONGEST, _GROWTH = 20e-6, 2e-3, 1.2  # seconds of the naps of who waits
+_SHORTEST, _LONGEST, _GROWTH = 20e-6, 2e-3, 1.2  # seconds between two looks at a counter, and how they grow
 
 
 class Pages:
-    """Memory of which copies can be had for little: where the system can, only the pages that are written to are copied."""
+    """Memory whose copies are cheap: where the system has memfd, a copy maps the same pages until it is written to."""
 
     _file = -1
 
@@ -60,7 +65,7 @@ class Pages:
         return self._view
 
     def copy(self) -> memoryview:
-        """Give a copy that nobody else sees."""
+        """Return a private copy."""
         if self._file < 0:
             return memoryview(bytearray(self._view))
         return memoryview(mapped(self._file, self._size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE))
@@ -74,7 +79,7 @@ class BulkTransfer:
     """Sends objects, on the root, and receives them, on a worker. Collective to make and to free."""
 
     def __init__(self, comm: "MPI.Intracomm", root: int, is_lost: Callable[[int], bool] = lambda _rank: False) -> None:
-        """`is_lost` says of a worker that it fetches nothing any more. For the root, once whoever is lost may be known."""
+        """Make the window, together. `is_lost` is asked on the root whether a worker fetches nothing any more."""
         from mpiexecutor._rma.notifier import RemoteNotifier  # noqa: PLC0415 - they know MPI
         from mpiexecutor._rma.window import Window, on_one_node  # noqa: PLC0415
 
@@ -102,13 +107,13 @@ class BulkTransfer:
             self._thread.start()
 
     def send(self, rank: int, what: Pickled | None) -> None:
-        """Have a worker find what it waits for, or nothing."""
+        """Send an object to a worker that waits for it, or refuse the request with None. Does not block."""
         self._asked.put((rank, what))
 
     def receive(self) -> tuple[memoryview, list[Pages]] | None:
-        """Wait for a transfer; return its pickle and its buffers, None if it is empty.
+        """Wait for the transfer that was requested. Return the pickle and the buffers of an object, or None if it was refused.
 
-        MemoryError if there is no room for it, OSError if there are too many files; it has been thrown away then.
+        Raise MemoryError, or OSError if too many files are open: the transfer has been thrown away then.
         """
         memory = self._memory()
         (count,) = self._fetch_words(memory, 1)
@@ -127,7 +132,7 @@ class BulkTransfer:
         return data, buffers
 
     def leave(self) -> None:
-        """Serve and attend to the others no more."""
+        """End the thread of the root, without the other ranks."""
         self._asked.put(None)
         if self._bells is not None:
             self._bells.leave()
@@ -141,12 +146,12 @@ class BulkTransfer:
             self._bells.free()
 
     def _memory(self) -> "Memory":
-        """Give a handle for one thread."""
+        """Return a handle on the window, for one thread."""
         memory = self._window.memory()
         return memory if self._bells is None else self._bells.with_progress(memory)
 
     def _serve(self, memory: "Memory") -> None:
-        """Put pieces for all who wait for some, until nobody will any more."""
+        """Put pieces for all workers that wait, until `leave`."""
         under_way: dict[int, Iterator[memoryview]] = {}
         pause = _SHORTEST
         while True:

@@ -1,4 +1,4 @@
-"""What became of a call, on its way from the worker to its future: a value, or an error with the traceback it had there."""
+"""Results and errors of calls as bytes, and the errors that futures raise."""
 
 import marshal
 import os
@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from mpiexecutor._script.pickling import Has, always, dumps
 from mpiexecutor._util.pickling import Pickled
 
-_MOST_TEXT = 32 << 10  # characters of what is said of an error: the error itself may be as long as it likes
+_MOST_TEXT = 32 << 10  # most characters of an error's name, text and traceback; its pickle is not limited
 IN_BAND: Final = 64 << 10  # bytes: a longer pickle goes out of band in a message, uncopied
 Buffer = bytes | memoryview
 
@@ -69,7 +69,7 @@ class BrokenWorkerError(BrokenProcessPool):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where something ran."""
+    """The rank and process where something ran."""
 
     rank: int
     ranks: int
@@ -99,15 +99,15 @@ def dumps_sized(obj: Any, names: set[str] | None = None, has: Has = always) -> t
 
 
 class Failure(NamedTuple):
-    """What is said of an error."""
+    """A description of an error, with its pickle if it has one."""
 
-    name: str  # of its class
+    name: str  # of the error's class
     text: str
-    trace: str  # its traceback
-    error: Pickled | None  # itself; None if it cannot be pickled
+    trace: str  # the traceback, headed by the place
+    error: Pickled | None  # None if it cannot be pickled
 
     def dumps(self) -> Pickled:
-        """Return it as bytes; the buffers are those of the error, and the error's pickle if that is long."""
+        """Return this as bytes. The buffers are those of the error; its pickle is the first of them if it is long."""
         data, buffers = self.error or (None, ())
         if data is not None and len(data) >= IN_BAND:
             data, buffers = b"", (memoryview(data), *buffers)
@@ -122,23 +122,23 @@ class Failure(NamedTuple):
 
 
 def failure_of(error: BaseException, place: Place, has: Has = always) -> Failure:
-    """Describe an error that was caught by the caller of what raised it."""
+    """Return the failure of an error that was caught one frame above the frame that raised it."""
     try:
         own: Pickled | None = pickled(error, has)
-    except BaseException:  # noqa: BLE001 - whatever its own pickling raises: the error still has a name and a text
+    except BaseException:  # noqa: BLE001 - raised by the error's own code: it still has a name and a text
         own = None
     return Failure(_name(type(error))[:_MOST_TEXT], _text(error)[:_MOST_TEXT], traceback_of(error, place)[-_MOST_TEXT:], own)
 
 
 def error_from(failure: Failure) -> BaseException:
-    """Rebuild an error, with the traceback it had as its cause."""
+    """Rebuild an error; its cause is a RemoteTraceback with the traceback of its process. RemoteError if it cannot be rebuilt."""
     name, text, trace, own = failure
     if own is None:
         error: object = RemoteError(f"{name}: {text} (the exception itself cannot be pickled)")
     else:
         try:
             error = own.load()
-        except BaseException as reason:  # noqa: BLE001 - its own code again
+        except BaseException as reason:  # noqa: BLE001 - raised by the error's own code
             error = RemoteError(f"{name}: {text} (the exception itself cannot be rebuilt from its pickle: {reason!r})")
     if not isinstance(error, BaseException):
         error = RemoteError(f"{name}: {text} (the exception's pickle gives {type(error).__name__} instead)")
@@ -147,19 +147,19 @@ def error_from(failure: Failure) -> BaseException:
 
 
 def traceback_of(error: BaseException, place: Place) -> str:
-    """Format an error's traceback, without the frame that caught it, headed by the place."""
+    """Return the text of an error's traceback, without the frame that caught it, headed by the place."""
     trace = error.__traceback__.tb_next if error.__traceback__ else None
     try:
         lines = traceback.format_exception(type(error), error, trace)
-    except BaseException:  # noqa: BLE001 - its own code, which may do anything
+    except BaseException:  # noqa: BLE001 - raised by the error's own code
         lines = ["Traceback (most recent call last):\n", *traceback.format_tb(trace), f"{_name(type(error))}: {_text(error)}\n"]
     return f'\n"""\n{place}:\n{"".join(lines)}"""'
 
 
 def with_cause(error: BaseException, place: Place) -> BaseException:
-    """Give an error that happened here the same kind of cause as one that came from a worker."""
+    """Return an error of this process with a RemoteTraceback as its cause, as errors of workers have, and without frames."""
     text = traceback_of(error, place)
-    _set(error, "__traceback__", None)  # its frames hold on to arguments and results
+    _set(error, "__traceback__", None)  # its frames refer to arguments and results
     _set(error, "__cause__", RemoteTraceback(text))
     return error
 
@@ -175,6 +175,6 @@ def _name(kind: type[BaseException]) -> str:
 
 def _text(error: BaseException) -> str:
     try:
-        return str.__str__(str(error))  # of no class of its own
+        return str.__str__(str(error))  # not of a subclass of str
     except BaseException as reason:  # noqa: BLE001 - its own code
         return f"<no text: {type(reason).__name__}>"

@@ -1,4 +1,4 @@
-"""Workers that wait for a function or a state of the script: they get it by bulk transfer, or learn that it is wanted no more."""
+"""Requests of workers for functions and for globals of the script, answered by bulk transfer."""
 
 from pickle import PicklingError
 
@@ -10,26 +10,26 @@ from mpiexecutor._script.state import Registry, State
 
 from .state import SchedulerState
 
-_REFUSALS = 20  # of workers that another executor has, until one has both
+_REFUSALS = 20  # times that an executor refuses workers of another one, before it takes one of them
 
 
 class Requests:
-    """Answers them."""
+    """Answers requests. A worker waits for each answer."""
 
     def __init__(self, state: SchedulerState, registry: Registry, bulk: BulkTransfer) -> None:
         self._state = state
         self._registry = registry
         self._bulk = bulk
-        self._opened: dict[int, set[int]] = {}  # by rank: executors of which it has a __main__
+        self._opened: dict[int, set[int]] = {}  # by rank: executors whose `__main__` the worker has
 
     def refuse(self, request: Wanted) -> None:
-        """Have a worker not wait: nothing is run any more."""
+        """Refuse a request: the worker fails the call, whose outcome the root ignores."""
         self._bulk.send(request.rank, None)
 
     def answer(self, request: Wanted) -> None:
-        """Send what is wanted: nothing, if nobody waits for these calls any more.
+        """Send what is wanted, or refuse if no call refers to it any more.
 
-        The lock is not held: this may pickle, and start a thread and wait for it, and garbage may be collected there.
+        The lock is not held: this may pickle, or start a thread and wait for it, and finalizers may run meanwhile.
         """
         rank, executor, number, known = request
         shared = self._registry.find(number)
@@ -46,13 +46,13 @@ class Requests:
             opened.add(executor)
         try:
             found = shared.pickled(known, sorted(ended))
-        except BaseException as error:  # noqa: BLE001 - its own code: the worker raises it
+        except BaseException as error:  # noqa: BLE001 - raised by a global's own code: the worker raises it again
             reason = PicklingError(f"the script's globals cannot be pickled: {type(error).__name__}: {error}")
             found = pickled(with_cause(reason, self._state.place))
         self._bulk.send(rank, found)
 
     def _admit(self, rank: int, executor: int) -> bool:
-        """Have a worker run calls of an executor, unless that has as many workers as it may have; the lock is held."""
+        """Whether a worker may run calls of an executor. The first that ask may, up to its limit. The lock is held."""
         state = self._state
         session = state.sessions.get(executor)
         if session is None or session.ranks is None or rank in session.ranks:
@@ -63,7 +63,9 @@ class Requests:
         for other in state.sessions.values():
             taken |= other.ranks or set()
         free = set(range(state.place.ranks)) - {state.place.rank} - state.lost - taken
-        if free and rank in taken and session.refusals < _REFUSALS:  # those with few workers have others, unless these are busy
+        if (
+            free and rank in taken and session.refusals < _REFUSALS
+        ):  # executors take different workers, unless the free ones are busy
             session.refusals += 1
             return False
         session.ranks.add(rank)
