@@ -68,7 +68,7 @@ class BrokenWorkerError(BrokenProcessPool):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Location:
     """The rank and process where something ran."""
 
     rank: int
@@ -77,7 +77,7 @@ class Place:
     pid: int
 
     @classmethod
-    def here(cls, rank: int, ranks: int) -> "Place":
+    def here(cls, rank: int, ranks: int) -> "Location":
         return cls(rank, ranks, socket.gethostname(), os.getpid())
 
     def __str__(self) -> str:
@@ -103,7 +103,7 @@ class Failure(NamedTuple):
 
     name: str  # of the error's class
     text: str
-    trace: str  # the traceback, headed by the place
+    trace: str  # the traceback, headed by the location
     error: Pickled | None  # None if it cannot be pickled
 
     def dumps(self) -> Pickled:
@@ -121,13 +121,13 @@ class Failure(NamedTuple):
         return cls(name, text, trace, None if error is None else Pickled(error, buffers))
 
 
-def failure_of(error: BaseException, place: Place, has: Has = always) -> Failure:
+def failure_of(error: BaseException, location: Location, has: Has = always) -> Failure:
     """Return the failure of an error that was caught one frame above the frame that raised it."""
     try:
         own: Pickled | None = pickled(error, has)
     except BaseException:  # noqa: BLE001 - raised by the error's own code: it still has a name and a text
         own = None
-    return Failure(_name(type(error))[:_MOST_TEXT], _text(error)[:_MOST_TEXT], traceback_of(error, place)[-_MOST_TEXT:], own)
+    return Failure(_name(type(error))[:_MOST_TEXT], _text(error)[:_MOST_TEXT], traceback_of(error, location)[-_MOST_TEXT:], own)
 
 
 def error_from(failure: Failure) -> BaseException:
@@ -146,19 +146,19 @@ def error_from(failure: Failure) -> BaseException:
     return error
 
 
-def traceback_of(error: BaseException, place: Place) -> str:
-    """Return the text of an error's traceback, without the frame that caught it, headed by the place."""
+def traceback_of(error: BaseException, location: Location) -> str:
+    """Return the text of an error's traceback, without the frame that caught it, headed by the location."""
     trace = error.__traceback__.tb_next if error.__traceback__ else None
     try:
         lines = traceback.format_exception(type(error), error, trace)
     except BaseException:  # noqa: BLE001 - raised by the error's own code
         lines = ["Traceback (most recent call last):\n", *traceback.format_tb(trace), f"{_name(type(error))}: {_text(error)}\n"]
-    return f'\n"""\n{place}:\n{"".join(lines)}"""'
+    return f'\n"""\n{location}:\n{"".join(lines)}"""'
 
 
-def with_cause(error: BaseException, place: Place) -> BaseException:
+def with_cause(error: BaseException, location: Location) -> BaseException:
     """Return an error of this process with a RemoteTraceback as its cause, as errors of workers have, and without frames."""
-    text = traceback_of(error, place)
+    text = traceback_of(error, location)
     _set(error, "__traceback__", None)  # its frames refer to arguments and results
     _set(error, "__cause__", RemoteTraceback(text))
     return error

@@ -12,7 +12,7 @@ from mpiexecutor._script.names import name_of, top_of
 from mpiexecutor._script.root.script import Script
 
 from .functions import Function, FunctionRegistry
-from .outcomes import Place, dumps_sized, with_cause
+from .outcomes import Location, dumps_sized, with_cause
 from .scheduling.scheduler import Scheduler
 from .scheduling.session import Session, slim_future
 
@@ -26,14 +26,14 @@ class Submitter:
     """Submits the calls of one executor."""
 
     def __init__(
-        self, scheduler: Scheduler, session: Session, functions: FunctionRegistry, script: Script | None, place: Place
+        self, scheduler: Scheduler, session: Session, functions: FunctionRegistry, script: Script | None, location: Location
     ) -> None:
         """Submit to this session. `script` is None if calls run in the script's own process, which has its globals."""
         self._scheduler = scheduler
         self._session = session
         self._functions = functions
         self._script = script
-        self._place = place
+        self._location = location
 
     def submit(
         self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], kind: object, function: Function | None
@@ -67,7 +67,7 @@ class Submitter:
                 raise  # from the keyboard
             self._scheduler.check_open(self._session)
             future.set_running_or_notify_cancel()
-            future.set_exception(with_cause(_without_exit(error), self._place))
+            future.set_exception(with_cause(_without_exit(error), self._location))
             return future
         self._scheduler.submit(self._session, future, pickle, size, kind, called, state)
         return future

@@ -33,7 +33,7 @@ from .messages import (
     TopLevelFailed,
     Wanted,
 )
-from .outcomes import Failure, Place, dumps_sized, failure_of
+from .outcomes import Failure, Location, dumps_sized, failure_of
 
 _SHORTEST_REST, _LONGEST_REST = 2e-4, 5e-3  # seconds after calls were given back, so that another worker takes them
 
@@ -49,7 +49,7 @@ class Worker:
         work: RemoteChannel[Calls, Calls],
         replies: RemoteChannel[Reply, Reply],
         bulk: BulkTransfer,
-        place: Place,
+        location: Location,
         slate: Slate,
         enforce_limit: Callable[[float], None] | None = None,
         *,
@@ -61,7 +61,7 @@ class Worker:
             work: Where messages of calls come from.
             replies: Where what became of them goes.
             bulk: Brings functions and globals of the script.
-            place: Where this worker runs, for tracebacks.
+            location: Where this worker runs, for tracebacks.
             slate: Where others read which call runs.
             enforce_limit: Has calls killed that run longer than so many seconds, 0 for any time. None if nobody can kill them.
             fail: Ends this worker as if it had been killed; called if a thread of it fails.
@@ -69,7 +69,7 @@ class Worker:
         """
         self._work = work
         self._replies = replies
-        self._place = place
+        self._location = location
         self._slate = slate
         self._enforce_limit = enforce_limit
         self._most = 0.0  # seconds that a call may run now
@@ -77,7 +77,7 @@ class Worker:
         self._initialized: dict[int, bool] = {}  # by executor: whether its initializer has succeeded
         self._bulk = bulk
         self._cache = FunctionCache(bulk, self._ask)
-        self._modules = MainModules(place.rank, self._fetch, self._tell_top_level, self._cache.forget)
+        self._modules = MainModules(location.rank, self._fetch, self._tell_top_level, self._cache.forget)
         self._module: MainModule | None = None  # of the current executor; None: this is the script's own process
         self._has: Has = always  # whether the script has a global of this name
         self._rest = _SHORTEST_REST
@@ -102,7 +102,7 @@ class Worker:
                 number = error.number
                 text = f"this call is too large for its worker's memory, {error.size} bytes when pickled"
             if self._work.skip(number):
-                self._reply(CallTooLarge(self._place.rank, number, failure_of(MemoryError(text), self._place)))
+                self._reply(CallTooLarge(self._location.rank, number, failure_of(MemoryError(text), self._location)))
 
     def _do(self, message: Calls) -> None:
         executor, initializer, most, calls = message
@@ -154,7 +154,7 @@ class Worker:
         except BaseException as error:
             error = self._explain(error)
             logging.getLogger("concurrent.futures").critical("Exception in initializer:", exc_info=error)  # as ProcessPoolExecutor
-            self._reply(InitializerFailed(self._place.rank, self._executor, self._short_failure(error)))
+            self._reply(InitializerFailed(self._location.rank, self._executor, self._short_failure(error)))
             return False
         return True
 
@@ -189,26 +189,26 @@ class Worker:
         if failed:
             what = f"what this call raised, {Failure.loads(data, buffers).name},"
         error = MemoryError(f"{what} is too large for the memory of the script's process, {size} bytes when pickled")
-        spare = SpareResult(self._place.rank, self._executor, number, seconds, failure_of(error, self._place))
+        spare = SpareResult(self._location.rank, self._executor, number, seconds, failure_of(error, self._location))
         if after:
-            self._reply(Results(self._place.rank, self._executor, after))
-        self._reply(Results(self._place.rank, self._executor, (outcome,)))
+            self._reply(Results(self._location.rank, self._executor, after))
+        self._reply(Results(self._location.rank, self._executor, (outcome,)))
         del outcome, data, buffers
         self._reply(spare)
         self._batch.note_sent()
 
     def _send(self, outcomes: list[Outcome], given_back: list[int]) -> None:
         if outcomes:
-            self._reply(Results(self._place.rank, self._executor, outcomes))
+            self._reply(Results(self._location.rank, self._executor, outcomes))
             self._batch.note_sent()
         if given_back:
             self._give_back(given_back, behind_long_call=True)
 
     def _give_back(self, numbers: list[int], *, behind_long_call: bool) -> None:
-        self._reply(GivenBack(self._place.rank, self._executor, behind_long_call, tuple(numbers)))
+        self._reply(GivenBack(self._location.rank, self._executor, behind_long_call, tuple(numbers)))
 
     def _ask(self, wanted: int, known: int = 0) -> bool:
-        return self._reply(Wanted(self._place.rank, self._executor, wanted, known))
+        return self._reply(Wanted(self._location.rank, self._executor, wanted, known))
 
     def _fetch(self, wanted: int, known: int) -> dict[str, Any]:
         """Return globals of the script, from the root. Raise the error that the root had when it pickled them."""
@@ -222,10 +222,10 @@ class Worker:
         return found  # type: ignore[no-any-return]
 
     def _tell_top_level(self, error: BaseException) -> None:
-        self._reply(TopLevelFailed(self._place.rank, self._executor, self._short_failure(error)))
+        self._reply(TopLevelFailed(self._location.rank, self._executor, self._short_failure(error)))
 
     def _short_failure(self, error: BaseException) -> Failure:
-        return failure_of(error, self._place)._replace(error=None)
+        return failure_of(error, self._location)._replace(error=None)
 
     def _bring_to(self, state: int) -> None:
         if self._module is not None:
@@ -259,7 +259,7 @@ class Worker:
             self._slate.run(began)
             value, size = dumps_sized(function(*arguments, **keywords), has=self._has)
         except BaseException as error:  # noqa: BLE001 - it is the outcome of this call
-            failure = failure_of(self._explain(error), self._place, self._has).dumps()
+            failure = failure_of(self._explain(error), self._location, self._has).dumps()
             self._slate.finish()
             return (number, time.monotonic() - began, True, *failure), failure.size
         self._slate.finish()

@@ -18,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mpiexecutor._calls.outcomes import Place
+from mpiexecutor._calls.outcomes import Location
 from mpiexecutor._calls.scheduling.scheduler import Scheduler
 from mpiexecutor._calls.worker import Worker
 from mpiexecutor._liveness.monitor import WorkerStatus
@@ -57,16 +57,16 @@ class Crew:
         self._watch = watch = members.watch
         self._links = links = Links(members.comm, root, lambda rank: rank in watch.dead and rank not in watch.silent)
         members.join()
-        self.place = Place.here(comm.rank, comm.size)
+        self.location = Location.here(comm.rank, comm.size)
         self.alone = comm.size == 1
         self.workers = max(1, comm.size - 1)
         self._thread: threading.Thread | None = None
         if self.alone:
             fail = partial(self._give_up, "the worker has failed")
-            worker = Worker(*links.channels, links.bulk, self.place, Slate(), fail=fail)
+            worker = Worker(*links.channels, links.bulk, self.location, Slate(), fail=fail)
             self._thread = threading.Thread(target=worker.serve, name="mpiexecutor worker", daemon=True)
             self._thread.start()
-        self.scheduler = Scheduler(*links.channels, links.bulk, self.workers, self.place)
+        self.scheduler = Scheduler(*links.channels, links.bulk, self.workers, self.location)
         self.closed = False
         self._needs = contextlib.ExitStack()
         self._needs.enter_context(DEATHS.all_needed("the service of an executor"))  # whose workers have no keepers of ours then
@@ -113,7 +113,12 @@ class Crew:
         if self.alone:
             return [
                 WorkerStatus(
-                    self.place.rank, self.place.host, self.place.pid, "unknown", None, self.scheduler.done_by(self.place.rank)
+                    self.location.rank,
+                    self.location.host,
+                    self.location.pid,
+                    "unknown",
+                    None,
+                    self.scheduler.done_by(self.location.rank),
                 )
             ]
         return [

@@ -8,7 +8,7 @@ import traceback
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
-from mpiexecutor._calls.outcomes import Place
+from mpiexecutor._calls.outcomes import Location
 from mpiexecutor._calls.worker import Worker
 from mpiexecutor._liveness.status_page import Slate
 from mpiexecutor._liveness.supervised import Kept
@@ -40,8 +40,8 @@ def serve(comm: "MPI.Intracomm", root: int) -> bool:
         member.join()  # the last that all do together: from here on its death is its own
         keeper = member.keeper
         slate, enforce_limit = (keeper.slate, keeper.limit) if keeper else (Slate(), None)
-        place = Place.here(comm.rank, comm.size)
-        worker = Worker(*links.channels, links.bulk, place, slate, enforce_limit, fail=partial(_fail, keeper))
+        location = Location.here(comm.rank, comm.size)
+        worker = Worker(*links.channels, links.bulk, location, slate, enforce_limit, fail=partial(_fail, keeper))
         try:
             worker.serve()
         except BaseException:  # noqa: BLE001 - what calls raise is not seen here: a fault of ours, and others would wait for this rank

@@ -155,7 +155,7 @@ class RMAChannelExecutor(Executor):
             task_timeout=float(options.task_timeout or 0.0),  # of no class of its own: it is part of messages
             max_pending=options.max_pending,
         )
-        self._submitter = Submitter(crew.scheduler, self._session, functions, script, crew.place)
+        self._submitter = Submitter(crew.scheduler, self._session, functions, script, crew.location)
         # An executor that is dropped takes no more calls; those that it has are run.
         weakref.finalize(self, crew.scheduler.drop, self._session).atexit = False
 

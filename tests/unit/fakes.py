@@ -37,7 +37,7 @@ from mpiexecutor._calls.messages import (
     Wanted,
     dump_outcome,
 )
-from mpiexecutor._calls.outcomes import Place, dumps_sized, failure_of, pickled
+from mpiexecutor._calls.outcomes import Location, dumps_sized, failure_of, pickled
 from mpiexecutor._calls.scheduling import dispatcher
 from mpiexecutor._calls.scheduling.scheduler import Scheduler
 from mpiexecutor._calls.scheduling.session import Session, slim_future
@@ -270,8 +270,8 @@ class FakeCrew:
 
     def __init__(self, workers: int) -> None:
         self.work, self.replies, self.bulk = FakeChannel(), FakeChannel(), FakeBulkTransfer()
-        self.place = Place.here(0, workers + 1)
-        self.scheduler = Scheduler(self.work, self.replies, self.bulk, workers, self.place)
+        self.location = Location.here(0, workers + 1)
+        self.scheduler = Scheduler(self.work, self.replies, self.bulk, workers, self.location)
         self._all_workers = workers
         self._default: Session | None = None
 
@@ -409,7 +409,7 @@ class FakeWorker:
 
     def fail(self, name: Any, error: BaseException) -> None:
         """Reply that a call has raised this."""
-        self._results([(self._numbers[name], 0.0, True, *failure_of(error, self._place).dumps())])
+        self._results([(self._numbers[name], 0.0, True, *failure_of(error, self._location).dumps())])
 
     def give_back(self, *names: Any) -> None:
         """Give calls back that wait behind a long one."""
@@ -427,19 +427,19 @@ class FakeWorker:
 
     def answer_once_more(self, name: Any) -> None:
         """Reply the error that is a call's outcome if the reply before could not be received."""
-        failure = failure_of(MemoryError("too large"), self._place)
+        failure = failure_of(MemoryError("too large"), self._location)
         self._crew.replies.put(SpareResult(self.rank, self.executor, self._numbers[name], 0.0, failure))
 
     def fail_initializer(self, error: BaseException) -> None:
         """Reply that the initializer has raised this."""
-        self._crew.replies.put(InitializerFailed(self.rank, self.executor, failure_of(error, self._place)))
+        self._crew.replies.put(InitializerFailed(self.rank, self.executor, failure_of(error, self._location)))
 
     def throw_away(self) -> int:
         """Have no memory for the next message, and say so; give its number."""
         number = self._crew.work.next_number
         assert self._crew.work.skip(number)
         self.message = number
-        self._crew.replies.put(CallTooLarge(self.rank, number, failure_of(MemoryError("this call is too large"), self._place)))
+        self._crew.replies.put(CallTooLarge(self.rank, number, failure_of(MemoryError("this call is too large"), self._location)))
         return number
 
     def die(self, begun: Any = NOTHING, *, holding: Sequence[Any] = (), held: bytes | None = None, overdue: float = 0.0) -> Loss:
@@ -463,8 +463,8 @@ class FakeWorker:
         return (self._numbers[name], seconds, False, *pickled(name if value is None else value))
 
     @property
-    def _place(self) -> Place:
-        return Place(self.rank, self._crew.place.ranks, "host", 1000 + self.rank)
+    def _location(self) -> Location:
+        return Location(self.rank, self._crew.location.ranks, "host", 1000 + self.rank)
 
     def _results(self, outcomes: list[Outcome]) -> None:
         self._crew.replies.put(Results(self.rank, self.executor, outcomes))
@@ -510,5 +510,5 @@ class _Some:
 def real_worker(crew: FakeCrew, messages: int = MANY, rank: int = 1, slate: Slate | None = None, **how: Any) -> Worker:
     """Make a real worker, who takes so many messages and then leaves."""
     how.setdefault("fail", pytest.fail)
-    place = Place(rank, crew.place.ranks, "host", 1000 + rank)
-    return Worker(_Some(crew.work, messages), crew.replies, crew.bulk.of(rank), place, slate or new_slate(), **how)
+    location = Location(rank, crew.location.ranks, "host", 1000 + rank)
+    return Worker(_Some(crew.work, messages), crew.replies, crew.bulk.of(rank), location, slate or new_slate(), **how)

@@ -20,7 +20,7 @@ from textwrap import dedent
 from types import FunctionType, ModuleType
 from typing import Any
 
-from mpiexecutor._calls.outcomes import Place, dumps_sized, error_from, failure_of, pickled, with_cause
+from mpiexecutor._calls.outcomes import Location, dumps_sized, error_from, failure_of, pickled, with_cause
 from mpiexecutor._script.main_module import MainModules
 from mpiexecutor._script.names import LOOKUP, MAIN, by_name, name_of, top_of
 from mpiexecutor._script.pickling import load_definitions
@@ -110,7 +110,7 @@ class Worker:
     """One worker of the script."""
 
     def __init__(self, pair: "Pair", rank: int, side: _Side) -> None:
-        self.place = Place(rank, 3, "host", 1000 + rank)
+        self.location = Location(rank, 3, "host", 1000 + rank)
         self.side = side
         self.modules = MainModules(rank, lambda number, known: pair._fetch(rank, number, known), pair.failures.append)
 
@@ -215,7 +215,7 @@ class Pair:
                 function = by_name(call.called)
             return pickled(function(*arguments, **keywords), module.has), None
         except BaseException as error:
-            return None, failure_of(module.explain(error), own.place, module.has)
+            return None, failure_of(module.explain(error), own.location, module.has)
 
     def _fetch(self, rank: int, number: int, known: int) -> Any:
         with self._turn_of(self._root):
@@ -226,7 +226,7 @@ class Pair:
             try:
                 data, buffers = shared.pickled(known, ended)
             except Exception as error:
-                data, buffers = pickled(with_cause(error, Place(0, 3, "host", 1000)))
+                data, buffers = pickled(with_cause(error, Location(0, 3, "host", 1000)))
             names = None if isinstance(shared, State) else frozenset(shared._values)
             self.fetched.append(Fetched(rank, names, len(data) + sum(map(len, buffers))))
         found = load_definitions(data, [bytearray(buffer) for buffer in buffers])

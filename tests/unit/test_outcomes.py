@@ -10,10 +10,10 @@ import pytest
 from script_pair import own_main, script_of
 
 from mpiexecutor import BrokenWorkerError, RemoteError, RemoteTraceback
-from mpiexecutor._calls.outcomes import Failure, Place, dumps_sized, error_from, failure_of, pickled, traceback_of, with_cause
+from mpiexecutor._calls.outcomes import Failure, Location, dumps_sized, error_from, failure_of, pickled, traceback_of, with_cause
 from mpiexecutor._util.pickling import Pickled
 
-HERE = Place(2, 5, "host", 123)
+HERE = Location(2, 5, "host", 123)
 
 
 class NeedsTwo(Exception):
@@ -70,7 +70,7 @@ def caught_by_worker(error):
 def test_a_place_says_where_it_is():
     """The rank of how many, the host and the process."""
     assert str(HERE) == "rank 2 of 5 on host (pid 123)"
-    assert Place.here(0, 1).pid > 0
+    assert Location.here(0, 1).pid > 0
 
 
 def test_a_pickle_has_its_large_buffers_beside_it():
@@ -105,7 +105,7 @@ def test_what_cannot_be_pickled_raises_what_pickle_raises():
 
 @pytest.mark.parametrize("error", [ValueError("text", 5), SystemExit(3), KeyboardInterrupt(), OSError(2, "gone", "file")], ids=repr)
 def test_an_error_arrives_with_its_traceback_as_cause(error):
-    """Class and arguments are kept; the cause has the place and the traceback, without the frame that caught it."""
+    """Class and arguments are kept; the cause has the location and the traceback, without the frame that caught it."""
     arrived = there_and_back(error)
     assert type(arrived) is type(error)
     assert arrived.args == error.args
@@ -158,7 +158,7 @@ def test_an_error_that_refuses_attributes_has_a_cause_all_the_same():
 
 
 def test_an_error_that_cannot_be_formatted_has_a_traceback_all_the_same():
-    """What the traceback module fails on still has its class, its text and its place."""
+    """What the traceback module fails on still has its class, its text and its location."""
     error = SyntaxError("planned")
     error.lineno, error.offset, error.text, error.filename = 1, "x", "abc", "file"
     text = traceback_of(caught_by_worker(error), HERE)

@@ -6,7 +6,7 @@ import pytest
 from fakes import LIMIT, FakeWorker, fake_crew, in_a_thread, new_slate, real_worker, until
 
 from mpiexecutor._calls.messages import Calls, Results, SpareResult, load_outcomes
-from mpiexecutor._calls.outcomes import Place, error_from, pickled
+from mpiexecutor._calls.outcomes import Location, error_from, pickled
 from mpiexecutor._calls.worker import Worker
 from mpiexecutor._liveness.status_page import INITIALIZER, LARGE
 from mpiexecutor.channel import ChannelMemoryError
@@ -274,7 +274,7 @@ def test_a_long_outcome_travels_alone_and_has_a_spare_one(slate):
     """After those before it: if the root cannot receive it, it is told so of this call, and of no other."""
     calls = [(number, None, None, *pickled((bytes, (size,), {}))) for number, size in enumerate([10, LARGE + 1, 20])]
     replies = Channel()
-    worker = Worker(Channel(Calls(5, None, 0.0, calls)), replies, None, Place.here(1, 2), slate, fail=pytest.fail)
+    worker = Worker(Channel(Calls(5, None, 0.0, calls)), replies, None, Location.here(1, 2), slate, fail=pytest.fail)
     worker._batch.held = 60.0
     worker._flusher.watch = int  # or it might be faster
     worker.serve()

@@ -121,5 +121,5 @@ class Dispatcher:
     def _fail(self, session: Session, tasks: list[Task], error: BaseException) -> None:
         session.drop(tasks)  # before settling: a callback that submits needs room
         for task in tasks:
-            quietly(task.future.set_exception, with_cause(error, self._state.place))
+            quietly(task.future.set_exception, with_cause(error, self._state.location))
         self._state.changed.notify_all()

@@ -48,7 +48,7 @@ class Requests:
             found = shared.pickled(known, sorted(ended))
         except BaseException as error:  # noqa: BLE001 - raised by a global's own code: the worker raises it again
             reason = PicklingError(f"the script's globals cannot be pickled: {type(error).__name__}: {error}")
-            found = pickled(with_cause(reason, self._state.place))
+            found = pickled(with_cause(reason, self._state.location))
         self._bulk.send(rank, found)
 
     def _admit(self, rank: int, executor: int) -> bool:
@@ -62,7 +62,7 @@ class Requests:
         taken: set[int] = set()
         for other in state.sessions.values():
             taken |= other.ranks or set()
-        free = set(range(state.place.ranks)) - {state.place.rank} - state.lost - taken
+        free = set(range(state.location.ranks)) - {state.location.rank} - state.lost - taken
         if (
             free and rank in taken and session.refusals < _REFUSALS
         ):  # executors take different workers, unless the free ones are busy

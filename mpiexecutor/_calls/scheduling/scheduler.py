@@ -8,7 +8,7 @@ from typing import Any
 from mpiexecutor._calls.bulk import BulkTransfer
 from mpiexecutor._calls.functions import Function
 from mpiexecutor._calls.messages import Calls, Reply
-from mpiexecutor._calls.outcomes import Place
+from mpiexecutor._calls.outcomes import Location
 from mpiexecutor._liveness.monitor import Loss
 from mpiexecutor._script.state import Registry, State
 from mpiexecutor._util.pickling import Pickled
@@ -32,14 +32,14 @@ class Scheduler:
         replies: RemoteChannel[Reply, Reply],
         bulk: BulkTransfer,
         workers: int,
-        place: Place,
+        location: Location,
     ) -> None:
         self._work = work
         self._replies = replies
         self.registry = Registry()
         self._numbers = itertools.count()
         self._session_numbers = itertools.count()
-        self._state = SchedulerState(workers, place)
+        self._state = SchedulerState(workers, location)
         requests = Requests(self._state, self.registry, bulk)
         self._lost_calls = LostCalls(self._state, replies)
         self._settler = Settler(self._state, requests)

@@ -98,7 +98,7 @@ class Settler:
         try:
             value = error_from(Failure.loads(data, buffers)) if failed else loads(data, buffers)
         except BaseException as error:  # noqa: BLE001 - raised by the result's own code: this call fails alone
-            settle, value = task.future.set_exception, with_cause(error, self._state.place)
+            settle, value = task.future.set_exception, with_cause(error, self._state.location)
         quietly(settle, value)
 
     def _note_settled(self, session: Session, count: int) -> None:

@@ -15,7 +15,7 @@ Invariants
 import threading
 from collections import Counter
 
-from mpiexecutor._calls.outcomes import Place
+from mpiexecutor._calls.outcomes import Location
 
 from .session import Session
 
@@ -25,8 +25,8 @@ PER_WORKER = 2  # messages on their way: one that is run, and one that waits for
 class SchedulerState:
     """The sessions, the workers, and what is known of the calls."""
 
-    def __init__(self, workers: int, place: Place) -> None:
-        self.place = place
+    def __init__(self, workers: int, location: Location) -> None:
+        self.location = location
         self.sessions: dict[int, Session] = {}  # a finalizer may close one at any time: iterate over a copy
         self.all_workers = workers
         self.lost: set[int] = set()  # ranks
