@@ -158,7 +158,7 @@ class Scheduler:
             self._state.changed.wait_for(lambda: session.idle)
 
     def sessions(self) -> list[Session]:
-        """Return those that are open, or have calls left."""
+        """Return the sessions that are open, or not idle."""
         return self._state.open_sessions()
 
     def disown(self, reason: str) -> None:
