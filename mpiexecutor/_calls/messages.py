@@ -6,8 +6,8 @@
 
 Encoding. A message is the number of its kind and its fields, by marshal: numbers, strings and bytes, of no subclass. Objects of
 the user are pickled once, in the thread that submits or in the worker that ran the call, and are bytes from there on. Marshal takes
-half the time of pickle for such tuples. All ranks run the same Python, which cloudpickle needs, too. Large pickles and large buffers
-go out of band: the channel copies them once, from where they are into the ring.
+half the time of pickle for such tuples. All ranks run the same Python, which cloudpickle needs, too. Large pickles and buffers go
+out of band: the channel copies them once, from where they are into the ring.
 
 Calls and outcomes are plain tuples: a message has up to 256, and objects of a class would take as long as all the rest.
 
