@@ -4,12 +4,14 @@ from collections import deque
 from collections.abc import Container, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 from mpiexecutor._calls.functions import Function
 from mpiexecutor._calls.messages import Call, Outcome
 from mpiexecutor._script.state import State
 
+_number_of = attrgetter("number")
 _RECEIVERS = 3  # workers that may die after they received a call and before they began it
 _WEIGHT = 0.25  # of the newest duration in the expected one
 
@@ -106,7 +108,7 @@ class Session:
 
     def send(self, tasks: Sequence[Task]) -> Batch:
         """Note that these tasks are sent in one message."""
-        batch = Batch(tuple(task.number for task in tasks), len(tasks))
+        batch = Batch(tuple(map(_number_of, tasks)), len(tasks))
         self.unsettled += len(tasks)
         for task in tasks:
             task.batch = batch
