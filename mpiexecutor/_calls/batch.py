@@ -17,7 +17,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 
-from mpiexecutor._liveness.status_page import LARGE, Slate
+from mpiexecutor._liveness.status_page import LARGE, StatusPage
 from mpiexecutor._util.periodic import PeriodicCheck
 
 from .messages import Call, Outcome, dump_outcome
@@ -30,9 +30,9 @@ _TICKS = 25  # looks at which nothing runs before the flusher sleeps
 class CurrentBatch:
     """The calls of the current message, and their outcomes."""
 
-    def __init__(self, slate: Slate) -> None:
+    def __init__(self, page: StatusPage) -> None:
         self.lock = threading.Lock()
-        self._slate = slate
+        self._page = page
         self._leaving = 0  # lists of outcomes that were taken away and are being sent
         self.calls: deque[Call] = deque()  # not begun
         self.running: int | None = None  # the number of a call
@@ -54,8 +54,8 @@ class CurrentBatch:
         """Note the outcome of the running call. Return all outcomes if it is time to send them, or else none and the next call."""
         with self.lock:
             self.running = None
-            if size <= LARGE and self._slate.holds:
-                self._slate.hold(dump_outcome(outcome))
+            if size <= LARGE and self._page.holds:
+                self._page.hold(dump_outcome(outcome))
             self.outcomes.append(outcome)
             self.size += size
             now = time.monotonic()
@@ -80,7 +80,7 @@ class CurrentBatch:
         with self.lock:
             self._leaving -= 1
             if not self._leaving and not self.outcomes:
-                self._slate.let_go()
+                self._page.let_go()
 
     def _take_away(self) -> list[Outcome]:
         outcomes, self.outcomes, self.size = self.outcomes, [], 0

@@ -18,6 +18,7 @@ Invariants
     If the worker dies `had` stays as it is. The root ends the transfer once it knows; no other rank uses these slots.
 """
 
+import contextlib
 import mmap
 import os
 import threading
@@ -30,6 +31,7 @@ from typing import TYPE_CHECKING
 from mpiexecutor._rma.memory import mapped
 from mpiexecutor._util.inbox import Inbox
 from mpiexecutor._util.pickling import Pickled
+from mpiexecutor._util.polling import intervals
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -41,7 +43,7 @@ _MOST = 32 << 20  # bytes of all pieces, unless they are of the least size
 _SLOTS = 2
 _WORD, _LINE = 8, 64  # bytes
 _FILLED, _HAD, _PIECES = 0, _LINE, 2 * _LINE  # where they are
-_SHORTEST, _LONGEST, _GROWTH = 20e-6, 2e-3, 1.2  # seconds between two looks at a counter, and how they grow
+_SHORTEST, _LONGEST = 20e-6, 2e-3  # seconds between two looks at a counter
 
 
 class Pages:
@@ -153,20 +155,17 @@ class BulkTransfer:
     def _serve(self, memory: "Memory") -> None:
         """Put pieces for all workers that wait, until `leave`."""
         under_way: dict[int, Iterator[memoryview]] = {}
-        pause = _SHORTEST
+        pauses = intervals(_SHORTEST, _LONGEST)
         while True:
-            try:
-                asked = self._asked.get(timeout=pause if under_way else None)
-            except Empty:
-                pause = min(pause * _GROWTH, _LONGEST)
-            else:
+            with contextlib.suppress(Empty):
+                asked = self._asked.get(timeout=next(pauses) if under_way else None)
                 if asked is None:
                     return
                 rank, what = asked
                 under_way[rank] = _pieces_of(what, self._piece)
             for rank, pieces in list(under_way.items()):
                 while self._has_room(memory, rank):
-                    pause = _SHORTEST
+                    pauses = intervals(_SHORTEST, _LONGEST)
                     piece = next(pieces, None)
                     if piece is None:
                         del under_way[rank]
@@ -193,10 +192,9 @@ class BulkTransfer:
 
     def _fetch_piece(self, memory: "Memory", piece: memoryview) -> None:
         share, count = self._rank * self._share, self._had
-        pause = _SHORTEST
+        pauses = intervals(_SHORTEST, _LONGEST)
         while memory.load(share + _FILLED) <= count:
-            time.sleep(pause)
-            pause = min(pause * _GROWTH, _LONGEST)
+            time.sleep(next(pauses))
         if piece:
             memory.fetch(share + _PIECES + count % _SLOTS * self._piece, piece)
         self._had = count + 1

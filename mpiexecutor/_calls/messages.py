@@ -20,8 +20,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from mpiexecutor._liveness.status_page import LARGE
+from mpiexecutor._util.pickling import OUT_OF_BAND
 
-from .outcomes import IN_BAND, Buffer, Failure
+from .outcomes import Buffer, Failure
 
 OF_ONE_CALL: Final = 3 * LARGE  # bytes of a message; one of several calls, or outcomes, has fewer
 _FORMAT: Final = 2  # of marshal: later formats look for objects that are the same, which takes longer than writing them
@@ -136,7 +137,7 @@ def dumps(message: Message) -> tuple[bytes, list[memoryview]]:
     fields: tuple[Any, ...] = message
     if isinstance(message, (Results, Calls)):
         rows: Sequence[Any] = message[-1]
-        if [1 for _, _, _, data, buffers in rows if buffers or len(data) >= IN_BAND]:
+        if [1 for _, _, _, data, buffers in rows if buffers or len(data) >= OUT_OF_BAND]:
             fields = (*message[:-1], [_without_buffers(row, beside) for row in rows])
     elif isinstance(message, _WITH_FAILURE):
         data, buffers = message.failure.dumps()
@@ -164,7 +165,7 @@ def _without_buffers(row: tuple[Any, ...], beside: list[memoryview]) -> tuple[An
     """Return a call or an outcome with the number of its buffers in their place. A long pickle is empty, and the first buffer."""
     *fields, data, buffers = row
     before = len(beside)
-    if len(data) >= IN_BAND:
+    if len(data) >= OUT_OF_BAND:
         beside.append(memoryview(data))
         data = b""
     beside.extend(buffers)

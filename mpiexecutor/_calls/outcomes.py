@@ -7,13 +7,12 @@ import traceback
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from mpiexecutor._script.pickling import Has, always, dumps
-from mpiexecutor._util.pickling import Pickled
+from mpiexecutor._util.pickling import OUT_OF_BAND, Pickled
 
 _MOST_TEXT = 32 << 10  # most characters of an error's name, text and traceback; its pickle is not limited
-IN_BAND: Final = 64 << 10  # bytes: a longer pickle goes out of band in a message, uncopied
 Buffer = bytes | memoryview
 
 
@@ -109,7 +108,7 @@ class Failure(NamedTuple):
     def dumps(self) -> Pickled:
         """Return this as bytes. The buffers are those of the error; its pickle is the first of them if it is long."""
         data, buffers = self.error or (None, ())
-        if data is not None and len(data) >= IN_BAND:
+        if data is not None and len(data) >= OUT_OF_BAND:
             data, buffers = b"", (memoryview(data), *buffers)
         return Pickled(marshal.dumps((self.name, self.text, self.trace, data)), buffers)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any
 
-from mpiexecutor._liveness.status_page import INITIALIZER, LARGE, Slate
+from mpiexecutor._liveness.status_page import INITIALIZER, LARGE, StatusPage
 from mpiexecutor._script.main_module import MainModule, MainModules, NotAdmitted
 from mpiexecutor._script.names import function_of
 from mpiexecutor._script.pickling import Has, always, load_definitions
@@ -50,7 +50,7 @@ class Worker:
         replies: RemoteChannel[Reply, Reply],
         bulk: BulkTransfer,
         location: Location,
-        slate: Slate,
+        page: StatusPage,
         enforce_limit: Callable[[float], None] | None = None,
         *,
         fail: Callable[[], object],
@@ -62,7 +62,7 @@ class Worker:
             replies: Where what became of them goes.
             bulk: Brings functions and globals of the script.
             location: Where this worker runs, for tracebacks.
-            slate: Where others read which call runs.
+            page: Where others read which call runs.
             enforce_limit: Has calls killed that run longer than so many seconds, 0 for any time. None if nobody can kill them.
             fail: Ends this worker as if it had been killed; called if a thread of it fails.
 
@@ -70,7 +70,7 @@ class Worker:
         self._work = work
         self._replies = replies
         self._location = location
-        self._slate = slate
+        self._page = page
         self._enforce_limit = enforce_limit
         self._most = 0.0  # seconds that a call may run now
         self._executor = 0  # number of the executor whose calls are in the batch
@@ -81,7 +81,7 @@ class Worker:
         self._module: MainModule | None = None  # of the current executor; None: this is the script's own process
         self._has: Has = always  # whether the script has a global of this name
         self._rest = _SHORTEST_REST
-        self._batch = CurrentBatch(slate)
+        self._batch = CurrentBatch(page)
         self._flusher = BatchFlusher(self._batch, self._send, fail)
 
     def serve(self) -> None:
@@ -107,7 +107,7 @@ class Worker:
     def _do(self, message: Calls) -> None:
         executor, initializer, most, calls = message
         self._executor = executor
-        self._slate.wipe()
+        self._page.wipe()
         _, state, *_ = calls[0]
         if state is not None and not self._is_admitted(executor, state):
             self._give_back([number for number, *_ in calls], behind_long_call=False)
@@ -117,10 +117,10 @@ class Worker:
         self._rest = _SHORTEST_REST
         if initializer is not None and executor not in self._initialized:
             self._limit(0.0)
-            self._slate.begin(INITIALIZER, time.monotonic())
+            self._page.begin(INITIALIZER, time.monotonic())
             self._initialized[executor] = self._initialize(initializer, state)
-            self._slate.finish()
-            self._slate.wipe()
+            self._page.finish()
+            self._page.wipe()
         if most != self._most:
             self._limit(most)
         if not self._initialized.get(executor, True):
@@ -245,7 +245,7 @@ class Worker:
     def _run(self, call: Call) -> tuple[Outcome, int]:
         number, state, called, data, buffers = call
         del call
-        self._slate.begin(number, 0.0)  # it runs from below on: imports, and waiting for what it needs, do not count for its limit
+        self._page.begin(number, 0.0)  # it runs from below on: imports, and waiting for what it needs, do not count for its limit
         began = time.monotonic()
         try:
             # Nearly every call is in this state already.
@@ -256,13 +256,13 @@ class Worker:
             if called is not None:
                 function = function_of(called) if isinstance(called, str) else self._cache.get(called, self._executor)
             began = time.monotonic()
-            self._slate.run(began)
+            self._page.run(began)
             value, size = dumps_sized(function(*arguments, **keywords), has=self._has)
         except BaseException as error:  # noqa: BLE001 - it is the outcome of this call
             failure = failure_of(self._explain(error), self._location, self._has).dumps()
-            self._slate.finish()
+            self._page.finish()
             return (number, time.monotonic() - began, True, *failure), failure.size
-        self._slate.finish()
+        self._page.finish()
         return (number, time.monotonic() - began, False, *value), size
 
 

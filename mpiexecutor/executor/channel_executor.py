@@ -20,13 +20,13 @@ from mpiexecutor._calls.options import Options, check_impossible, check_map
 from mpiexecutor._calls.submission import Submitter, kind_of
 from mpiexecutor._liveness.commands import KILL, TERMINATE
 from mpiexecutor._liveness.monitor import WorkerStatus
-from mpiexecutor._pool.crew import Crew, enlist
 from mpiexecutor._pool.serve import is_serving
+from mpiexecutor._pool.worker_pool import WorkerPool, get_or_create_pool
 from mpiexecutor._script.root.script import Script
 from mpiexecutor._script.top_level import RUNNING, TopLevelEnd
 from mpiexecutor._start.process import leave, started_world
 
-from .checks import check_process, check_root, warnings_of, without_keeper
+from .checks import check_process, check_root, warnings_of, without_supervisor
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -68,9 +68,9 @@ class RMAChannelExecutor(Executor):
     job, and only a script that has started the workers itself goes on; its calls raise BrokenProcessPool. For workers on
     other nodes see `WorkerStatus`.
 
-    **Trust.** Calls and results are pickles, so any rank can have another one run any code: the ranks of a job trust each other,
-    as in any MPI program. Processes of one node connect through UNIX sockets that accept only the same user with a secret of the
-    job. This package opens no network port; encryption between nodes is up to MPI and mpiexec.
+    **Trust.** Calls and results are pickles, so the ranks of a job trust each other, as in any MPI program: any rank can have
+    another one run any code. On one node, processes connect through UNIX sockets; those that carry more than a wake-up accept only
+    the same user with a secret of the job. This package opens no network port; encryption between nodes is up to MPI and mpiexec.
 
     """
 
@@ -128,36 +128,36 @@ class RMAChannelExecutor(Executor):
         check_root(comm, root)
         if is_serving(comm):
             raise RuntimeError(f"rank {comm.rank} is a worker: only rank {root} can make executors from here on")
-        crew = enlist(comm, root)
-        if crew is None:
+        pool = get_or_create_pool(comm, root)
+        if pool is None:
             leave()
             raise AssertionError("unreachable")  # pragma: no cover
-        self._join(crew, options)
+        self._join(pool, options)
 
-    def _join(self, crew: Crew, options: Options) -> None:
-        """Become an executor of this crew."""
-        if crew.closed:
+    def _join(self, pool: WorkerPool, options: Options) -> None:
+        """Become an executor of this pool."""
+        if pool.closed:
             raise RuntimeError("cannot make an executor at interpreter shutdown")
-        functions = FunctionRegistry(crew.scheduler.registry)
+        functions = FunctionRegistry(pool.scheduler.registry)
         first = None if options.initializer is None else functions.add((options.initializer, options.initargs))
-        script = None if crew.alone else Script(crew.scheduler.registry, crew.origin())
+        script = None if pool.alone else Script(pool.scheduler.registry, pool.origin())
         if script is not None and first is not None:
             script.always_needs(first.names)
-        for warning in warnings_of(crew, options):
+        for warning in warnings_of(pool, options):
             warnings.warn(warning, RuntimeWarning, stacklevel=3)
-        self._num_workers = min(options.max_workers or crew.workers, crew.workers)
-        self._crew = crew
-        self._scheduler = crew.scheduler
-        self._session = crew.scheduler.open(
+        self._num_workers = min(options.max_workers or pool.workers, pool.workers)
+        self._pool = pool
+        self._scheduler = pool.scheduler
+        self._session = pool.scheduler.open(
             self._num_workers,
             first,
             retries=options.retries,
             task_timeout=float(options.task_timeout or 0.0),  # of no class of its own: it is part of messages
             max_pending=options.max_pending,
         )
-        self._submitter = Submitter(crew.scheduler, self._session, functions, script, crew.location)
+        self._submitter = Submitter(pool.scheduler, self._session, functions, script, pool.location)
         # An executor that is dropped takes no more calls; those that it has are run.
-        weakref.finalize(self, crew.scheduler.drop, self._session).atexit = False
+        weakref.finalize(self, pool.scheduler.drop, self._session).atexit = False
 
     @property
     def num_workers(self) -> int:
@@ -253,7 +253,7 @@ class RMAChannelExecutor(Executor):
 
     def workers(self) -> list[WorkerStatus]:
         """Return the status of every worker at this moment, dead ones included, in the order of their ranks."""
-        return self._crew.workers_now()
+        return self._pool.workers_now()
 
     def terminate_workers(self) -> None:
         """Cancel the calls that were not sent yet, and end all workers by SIGTERM, and so all executors on this communicator.
@@ -267,10 +267,10 @@ class RMAChannelExecutor(Executor):
         self._end_workers(KILL)
 
     def _end_workers(self, how: bytes) -> None:
-        if unkept := self._crew.without_keeper:
-            raise RuntimeError(f"{without_keeper(self._crew, unkept)}: they can only end together with the whole job")
+        if unkept := self._pool.without_supervisor:
+            raise RuntimeError(f"{without_supervisor(self._pool, unkept)}: they can only end together with the whole job")
         self.shutdown(wait=False, cancel_futures=True)
-        self._crew.end_workers(how)
+        self._pool.end_workers(how)
 
     def __reduce__(self) -> Any:
         raise TypeError("an executor cannot be used inside a call that it runs: submit from the root instead")

@@ -42,8 +42,8 @@ from mpiexecutor._calls.scheduling import dispatcher
 from mpiexecutor._calls.scheduling.scheduler import Scheduler
 from mpiexecutor._calls.scheduling.session import Session, slim_future
 from mpiexecutor._calls.worker import Worker
-from mpiexecutor._liveness.monitor import Loss
-from mpiexecutor._liveness.status_page import NOTHING, Slate
+from mpiexecutor._liveness.monitor import WorkerFailure
+from mpiexecutor._liveness.status_page import NOTHING, StatusPage
 from mpiexecutor._util.pickling import Pickled, loads
 from mpiexecutor.channel import ChannelClosed, ChannelFull, ChannelMemoryError, Share
 from mpiexecutor.channel._codecs import codec_of
@@ -442,22 +442,26 @@ class FakeWorker:
         self._crew.replies.put(CallTooLarge(self.rank, number, failure_of(MemoryError("this call is too large"), self._location)))
         return number
 
-    def die(self, begun: Any = NOTHING, *, holding: Sequence[Any] = (), held: bytes | None = None, overdue: float = 0.0) -> Loss:
+    def die(
+        self, begun: Any = NOTHING, *, holding: Sequence[Any] = (), held: bytes | None = None, overdue: float = 0.0
+    ) -> WorkerFailure:
         """Die, having begun that call of its message, and keeping what became of some: the scheduler is told."""
         loss = self.loss(begun, holding=holding, held=held, overdue=overdue)
         share = None if self.message is None else Share(self.rank, range(self.message, self.message + 1), received=True)
         self._crew.scheduler.lose(loss, share)
         return loss
 
-    def loss(self, begun: Any = NOTHING, *, holding: Sequence[Any] = (), held: bytes | None = None, overdue: float = 0.0) -> Loss:
+    def loss(
+        self, begun: Any = NOTHING, *, holding: Sequence[Any] = (), held: bytes | None = None, overdue: float = 0.0
+    ) -> WorkerFailure:
         """Give what its keeper would say of its death."""
         number = self._numbers.get(begun, begun)
         if held is None:
-            slate = new_slate()
+            page = new_page()
             for name in holding:
-                slate.hold(dump_outcome(self._outcome(name)))
-            held = slate.held
-        return Loss(self.rank, "host", 1000 + self.rank, "was killed by SIGKILL", number, overdue, held=held)
+                page.hold(dump_outcome(self._outcome(name)))
+            held = page.held
+        return WorkerFailure(self.rank, "host", 1000 + self.rank, "was killed by SIGKILL", number, overdue, held=held)
 
     def _outcome(self, name: Any, seconds: float = 0.0, value: Any = None) -> Outcome:
         return (self._numbers[name], seconds, False, *pickled(name if value is None else value))
@@ -485,11 +489,11 @@ def bare_outcome(number: int) -> Outcome:
     return number, 0.0, False, b"value", ()
 
 
-def new_slate() -> Slate:
+def new_page() -> StatusPage:
     """Make one that keeps outcomes."""
-    slate, descriptor = Slate.new()
+    page, descriptor = StatusPage.new()
     os.close(descriptor)
-    return slate
+    return page
 
 
 class _Some:
@@ -507,8 +511,8 @@ class _Some:
         return self._channel.take_many(most, LIMIT)
 
 
-def real_worker(crew: FakeCrew, messages: int = MANY, rank: int = 1, slate: Slate | None = None, **how: Any) -> Worker:
+def real_worker(crew: FakeCrew, messages: int = MANY, rank: int = 1, page: StatusPage | None = None, **how: Any) -> Worker:
     """Make a real worker, who takes so many messages and then leaves."""
     how.setdefault("fail", pytest.fail)
     location = Location(rank, crew.location.ranks, "host", 1000 + rank)
-    return Worker(_Some(crew.work, messages), crew.replies, crew.bulk.of(rank), location, slate or new_slate(), **how)
+    return Worker(_Some(crew.work, messages), crew.replies, crew.bulk.of(rank), location, page or new_page(), **how)

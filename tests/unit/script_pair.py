@@ -159,7 +159,7 @@ class Pair:
         return eval(expression, vars(self.main))
 
     def executor(self) -> Executor:
-        """Make another executor. That of ranks that have run the script is the first only, as Crew has it."""
+        """Make another executor. That of ranks that have run the script is the first only, as WorkerPool has it."""
         number = next(self._numbers)
         origin = Origin.NOTHING if self.origin is Origin.RANK and number > 1 else self.origin
         return Executor(number, Script(self.registry, origin))

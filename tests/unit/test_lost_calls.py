@@ -53,7 +53,7 @@ def test_only_what_it_had_begun_is_lost(crew):
 
 
 def test_what_it_had_run_before_and_not_put_is_lost_with_it(crew):
-    """Unless its slate has kept that: here it has not."""
+    """Unless its page has kept that: here it has not."""
     futures, worker = crew.send_together("a", "b", "c")
     worker.die(begun="b")
     assert [type(future.exception(LIMIT)) for future in futures[:2]] == [BrokenWorkerError] * 2
@@ -106,7 +106,7 @@ def test_who_is_given_up_may_have_begun_everything(crew):
 
 
 def test_what_it_begins_is_of_its_last_message(crew):
-    """Its slate may still speak of a call of the one before, which it has come to the end of."""
+    """Its page may still speak of a call of the one before, which it has come to the end of."""
     futures = crew.submit("a", "b")
     worker = FakeWorker(crew, 1)
     worker.take()

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from mpiexecutor._calls.messages import Barrier, Outcome, Reply, load_outcomes
 from mpiexecutor._calls.outcomes import Failure
-from mpiexecutor._liveness.monitor import Loss
+from mpiexecutor._liveness.monitor import WorkerFailure
 from mpiexecutor._liveness.status_page import INITIALIZER
 from mpiexecutor.channel import ChannelClosed, RemoteChannel, Share
 
@@ -33,7 +33,7 @@ logger = logging.getLogger("mpiexecutor")
 class _Death:
     """A worker has died; `share` is its last claim on the work channel."""
 
-    loss: Loss
+    loss: WorkerFailure
     share: Share | None
 
 
@@ -41,7 +41,7 @@ class _Death:
 class _Claimed:
     """The last claim of a dead worker, to be looked up again."""
 
-    loss: Loss
+    loss: WorkerFailure
     share: Share
 
 
@@ -62,7 +62,7 @@ class LostCalls:
         self._due: deque[_Death | _Claimed | _Unread] = deque()  # for each a Barrier is in the reply channel
         self._postponed: list[_Claimed | _Unread] = []  # until the message that is being put has its number
 
-    def lose(self, loss: Loss, share: Share | None) -> None:
+    def lose(self, loss: WorkerFailure, share: Share | None) -> None:
         """Report that a worker has died. No lock is needed."""
         self._queue(_Death(loss, share))
 
@@ -107,7 +107,7 @@ class LostCalls:
             steps.append(GiveUp(f"all workers are lost; the last of them, {loss}"))
         return steps
 
-    def _take_over(self, loss: Loss) -> list[Step]:
+    def _take_over(self, loss: WorkerFailure) -> list[Step]:
         """Take the outcomes on the status page of a dead worker. Those that it had put, too, are known, and find no task."""
         steps: list[Step] = []
         outcomes: list[Outcome] = []
@@ -130,7 +130,7 @@ class LostCalls:
             self._postponed.append(claimed)
         return []
 
-    def _divide(self, session: Session, loss: Loss, tasks: list[Task]) -> list[Step]:
+    def _divide(self, session: Session, loss: WorkerFailure, tasks: list[Task]) -> list[Step]:
         """Divide the calls of a message that have no outcome into those that are lost and those that are sent again."""
         if loss.begun == INITIALIZER:
             return [Break(session, f"the initializer was being run when {loss}", None)]

@@ -9,7 +9,7 @@ from mpiexecutor._calls.bulk import BulkTransfer
 from mpiexecutor._calls.functions import Function
 from mpiexecutor._calls.messages import Calls, Reply
 from mpiexecutor._calls.outcomes import Location
-from mpiexecutor._liveness.monitor import Loss
+from mpiexecutor._liveness.monitor import WorkerFailure
 from mpiexecutor._script.state import Registry, State
 from mpiexecutor._util.pickling import Pickled
 from mpiexecutor.channel import RemoteChannel, Share
@@ -176,7 +176,7 @@ class Scheduler:
 
     # -- what the recovery of failed workers calls ------------------------------------------------------------------------------
 
-    def lose(self, loss: Loss, share: Share | None) -> None:
+    def lose(self, loss: WorkerFailure, share: Share | None) -> None:
         """Note that a worker has died, and what it claimed last. Replies that it had put before are collected first."""
         self._lost_calls.lose(loss, share)
 

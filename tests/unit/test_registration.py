@@ -4,29 +4,31 @@ import logging
 
 import pytest
 
-from mpiexecutor._pool.registration import LOST_AFTER_VARIABLE, Orders, Report
+from mpiexecutor._pool.registration import LOST_AFTER_VARIABLE, Registration, WorkerConfiguration
 
 
-def orders_of(*nodes: str) -> Orders:
+def orders_of(*nodes: str) -> WorkerConfiguration:
     """Give those of rank 0, with workers on these nodes."""
-    here = Report.of_this_process(kept=True)
-    return Orders.of_this_process(0, {rank: here._replace(node=node or here.node) for rank, node in enumerate(nodes, 1)})
+    here = Registration.of_this_process(supervised=True)
+    return WorkerConfiguration.of_this_process(
+        0, {rank: here._replace(node=node or here.node) for rank, node in enumerate(nodes, 1)}
+    )
 
 
-def test_a_keeper_turns_to_the_root_where_it_can():
-    """On the root's node there is one watch."""
-    orders = orders_of("", "", "b")
-    assert orders.far == [3]
-    assert [orders.watchers_of(rank) for rank in (1, 2)] == [[0], [0]]
-    assert orders.watch_of(0) == orders.watch
+def test_a_supervisor_turns_to_the_root_where_it_can():
+    """On the root's node there is one monitor."""
+    configuration = orders_of("", "", "b")
+    assert configuration.far == [3]
+    assert [configuration.monitoring_ranks(rank) for rank in (1, 2)] == [[0], [0]]
+    assert configuration.monitor_name(0) == configuration.monitor
 
 
 def test_elsewhere_it_turns_to_the_worker_after_its_own_and_to_its_own_last():
     """Whoever tells of a death is to live; and the work is shared."""
-    orders = orders_of("b", "", "c", "b", "b")
-    assert orders.far == [1, 3, 4, 5]
-    assert [orders.watchers_of(rank) for rank in orders.far] == [[4, 5, 1], [3], [5, 1, 4], [1, 4, 5]]
-    assert len({orders.watch_of(rank) for rank in range(6)}) == 6
+    configuration = orders_of("b", "", "c", "b", "b")
+    assert configuration.far == [1, 3, 4, 5]
+    assert [configuration.monitoring_ranks(rank) for rank in configuration.far] == [[4, 5, 1], [3], [5, 1, 4], [1, 4, 5]]
+    assert len({configuration.monitor_name(rank) for rank in range(6)}) == 6
 
 
 @pytest.mark.parametrize(
