@@ -454,7 +454,7 @@ class FakeWorker:
     def loss(
         self, begun: Any = NOTHING, *, holding: Sequence[Any] = (), held: bytes | None = None, overdue: float = 0.0
     ) -> WorkerFailure:
-        """Give what its keeper would say of its death."""
+        """Return what its supervisor would report of its death."""
         number = self._numbers.get(begun, begun)
         if held is None:
             page = new_page()

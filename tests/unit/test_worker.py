@@ -24,7 +24,7 @@ def page():
 
 
 LOG = []  # what calls have noted: they run in this process
-SLATES = {}  # that they look at
+PAGES = {}  # that they look at
 GATES = {}  # where they wait
 
 
@@ -39,18 +39,18 @@ def note(what):
     return what
 
 
-def look_at(slate_of):
+def look_at(page_of):
     """Note what the page says of the call that is running."""
-    page = SLATES[slate_of]
+    page = PAGES[page_of]
     LOG.append((page.begun, page.running_since is not None))
 
 
 # -- the page
 
 
-def test_the_slate_says_what_is_run(crew, page):
+def test_the_status_page_says_what_is_run(crew, page):
     """Before anything of a call is unpickled; the number stays when the call is over, until the next message has come."""
-    SLATES["here"] = page
+    PAGES["here"] = page
     crew.submit_call(look_at, "here")
     crew.submit_call(note, "second")
     worker = real_worker(crew, messages=1, page=page)
@@ -64,9 +64,9 @@ def test_the_slate_says_what_is_run(crew, page):
     assert page.begun > begun
 
 
-def test_the_slate_says_that_an_initializer_is_run(crew, page):
+def test_the_status_page_says_that_an_initializer_is_run(crew, page):
     """And of the call behind it that it was not begun meanwhile."""
-    SLATES["here"] = page
+    PAGES["here"] = page
     session = crew.open(initializer=crew.initializer(look_at, "here"))
     crew.submit_call(look_at, "here", session=session)
     real_worker(crew, messages=1, page=page).serve()
