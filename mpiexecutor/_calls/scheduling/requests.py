@@ -10,8 +10,6 @@ from mpiexecutor._script.state import Registry, State
 
 from .state import SchedulerState
 
-_REFUSALS = 20  # times that an executor refuses workers of another one, before it takes one of them
-
 
 class Requests:
     """Answers requests. A worker waits for each answer."""
@@ -52,21 +50,13 @@ class Requests:
         self._bulk.send(rank, found)
 
     def _admit(self, rank: int, executor: int) -> bool:
-        """Whether a worker may run calls of an executor. The first that ask may, up to its limit. The lock is held."""
+        """Whether a worker may run calls of an executor. The lock is held."""
         state = self._state
         session = state.sessions.get(executor)
-        if session is None or session.ranks is None or rank in session.ranks:
+        if session is None:
             return True
-        if len(session.ranks - state.lost) >= session.limit:
-            return False
         taken: set[int] = set()
         for other in state.sessions.values():
             taken |= other.ranks or set()
         free = set(range(state.location.ranks)) - {state.location.rank} - state.lost - taken
-        if (
-            free and rank in taken and session.refusals < _REFUSALS
-        ):  # executors take different workers, unless the free ones are busy
-            session.refusals += 1
-            return False
-        session.ranks.add(rank)
-        return True
+        return session.admit(rank, state.lost, others_are_free=bool(free) and rank in taken)

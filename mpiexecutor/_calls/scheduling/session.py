@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Container, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -13,6 +14,7 @@ from mpiexecutor._script.state import State
 
 _number_of = attrgetter("number")
 _RECEIVERS = 3  # workers that may die after they received a call and before they began it
+_REFUSALS = 20  # times that a worker of another session is refused, before one is taken
 _WEIGHT = 0.25  # of the newest duration in the expected one
 
 
@@ -163,6 +165,21 @@ class Session:
     def note_settled(self, count: int) -> None:
         """Note that the futures of so many tasks are settled."""
         self.unsettled -= count
+
+    def admit(self, rank: int, lost: AbstractSet[int], *, others_are_free: bool) -> bool:
+        """Whether a worker may run calls of this session: the first that ask may, up to `limit` that live.
+
+        `others_are_free` says that this worker runs calls of another session, and that there are workers that do not.
+        """
+        if self.ranks is None or rank in self.ranks:
+            return True
+        if len(self.ranks - lost) >= self.limit:
+            return False
+        if others_are_free and self.refusals < _REFUSALS:  # sessions take different workers, unless the free ones are busy
+            self.refusals += 1
+            return False
+        self.ranks.add(rank)
+        return True
 
     def close(self, reason: str) -> None:
         """Take no more calls. The first reason counts. No lock is needed."""
