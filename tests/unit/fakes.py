@@ -29,8 +29,10 @@ from mpiexecutor._futures import Session, slim_future
 from mpiexecutor._health import Loss
 from mpiexecutor._outcomes import Blob, Place, failure_of, ship, unship
 from mpiexecutor._pump import Pump
+from mpiexecutor._script.main_module import NotAdmitted
+from mpiexecutor._script.state import Script
 from mpiexecutor._slate import NOTHING, Slate
-from mpiexecutor._worker import SPARE, UNREAD, Worker
+from mpiexecutor._worker import PLACE, SPARE, UNREAD, Worker
 from mpiexecutor.channel import ChannelClosed, ChannelFull, ChannelMemoryError, Share
 from mpiexecutor.channel._codecs import codec_of
 
@@ -296,6 +298,13 @@ class FakeCrew:
             futures.append(future)
         return futures
 
+    def submit_named(self, name: str, script: Script, *, session: Session | None = None) -> Future[Any]:
+        """Submit a call of a function that the script has under a name; its result is whatever that returns."""
+        future = slim_future()
+        shipped, size = ship((None, (), {}))
+        self.pump.submit(session or self.session, future, shipped, size, UNKNOWN, name, script.state(frozenset({name})))
+        return future
+
     def submit_call(
         self, function: Callable[..., Any], *arguments: Any, session: Session | None = None, kind: object = UNKNOWN
     ) -> Future[Any]:
@@ -377,6 +386,7 @@ class FakeWorker:
         self._initializer = 0
         self.task_timeout = 0.0
         self._functions: list[int] = []
+        self._state = 0
         self._numbers: dict[Any, int] = {}  # of calls, by name
 
     def take(self) -> list[Any]:
@@ -386,7 +396,8 @@ class FakeWorker:
         ((self.executor, self._initializer, self.task_timeout, calls),) = self._crew.work.take_many(1)
         self.message = message
         self._functions = [function for _, _, function, _ in calls]
-        self._numbers = {unship(shipped)[1][0]: number for number, _, _, shipped in calls}
+        self._state = calls[0][1]
+        self._numbers = {(unship(shipped)[1] or (function,))[0]: number for number, _, function, shipped in calls}
         return list(self._numbers)
 
     def answer(self, *names: Any, seconds: float = 0.0, value: Any = None) -> None:
@@ -404,6 +415,20 @@ class FakeWorker:
     def ask(self) -> None:
         """Ask for the function of its message's first call, or for the initializer if there is one."""
         self._reply(wanted=self._initializer or self._functions[0])
+
+    def ask_for_state(self) -> Any:
+        """Ask for the state of its message's first call; return the difference, or None, having given its calls back, if it may not
+        run them."""
+        given = len(self._crew.parcels.sent)
+        self._reply(wanted=self._state)
+        until(lambda: len(self._crew.parcels.sent) > given)
+        rank, answer = self._crew.given[given]
+        assert rank == self.rank
+        if isinstance(answer, NotAdmitted):
+            self._reply(given_back=[*self._numbers.values()], wanted=PLACE)
+            self._crew.settle()
+            return None
+        return answer[""]
 
     def answer_at_length(self, name: Any, size: int | None = None) -> None:
         """Reply what became of a call, by itself; with a size it is so many bytes, for which there is no memory."""
@@ -485,6 +510,12 @@ class _Some:
             return []
         self._left -= 1
         return self._channel.take_many(most, LIMIT)
+
+
+def serve(worker: Worker, messages: int) -> None:
+    """Have a real worker take so many more messages."""
+    worker._work._left = messages
+    worker.serve()
 
 
 def real_worker(crew: FakeCrew, messages: int = MANY, rank: int = 1, slate: Slate | None = None, **how: Any) -> Worker:

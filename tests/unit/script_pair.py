@@ -71,7 +71,8 @@ class _Side:
         self._kept, self._generators = Kept(), GeneratorStates()
 
     def restore(self) -> None:
-        for name, module in self._modules.items():
+        modules, self._modules = self._modules, {}  # nothing here keeps a module that is replaced
+        for name, module in modules.items():
             if module is None:
                 sys.modules.pop(name, None)
             else:
@@ -268,6 +269,10 @@ class Pair:
         if failure is not None:
             raise error_from(failure)
         return unship(value)
+
+    def shelf(self, worker: int = 1) -> Shelf:
+        """Give the functions that a worker keeps."""
+        return self._workers[worker].shelf
 
     def inside(self, expression: str, worker: int = 1, executor: Executor | None = None) -> Any:
         """Look at the `__main__` of a worker itself, not by a call."""

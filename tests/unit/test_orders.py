@@ -7,6 +7,7 @@ import random
 import signal
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -57,7 +58,7 @@ def own_things():
     log = logging.getLogger("mpiexecutor.test_orders")
     return {
         "main": (sys.modules["__main__"], sys.modules.get("__mp_main__"), LOOKUP.bring, STREAM.key),
-        "surroundings": (list(sys.path), list(sys.argv), os.getcwd(), dict(os.environ), sys.getrecursionlimit()),
+        "surroundings": (list(sys.path), list(sys.argv), Path.cwd(), dict(os.environ), sys.getrecursionlimit()),
         "warnings": list(warnings.filters),
         "loggers": [(list(each.handlers), each.level, each.propagate) for each in (logging.root, log)],
         "start method": multiprocessing.get_start_method(allow_none=True),
