@@ -1,11 +1,11 @@
-"""Which workers run the calls of executors that may have fewer than there are; what workers are told of executors that have ended."""
+"""Which workers run the calls of executors that may have fewer than there are; what they are told of executors that have ended."""
 
 import sys
 import time
 from types import SimpleNamespace
 
 import pytest
-from fakes import LIMIT, FakeWorker, fake_crew, real_worker, serve
+from fakes import LIMIT, UNKNOWN, FakeWorker, fake_crew, real_worker, serve
 from script_pair import script_of
 
 from mpiexecutor import _pump, _worker
@@ -61,6 +61,7 @@ def test_two_executors_of_one_worker_each_have_different_workers(crew, script):
         assert not run(workers[1 - own], "f")
         assert run(workers[own], "f")
         assert future.result(LIMIT) == "f"
+    assert crew.pump._seconds[UNKNOWN] == 0  # what is given back so is not taken to be long
 
 
 def test_a_worker_has_two_executors_if_no_other_comes(crew, script):
