@@ -222,6 +222,7 @@ def test_each_executor_has_the_start_method_that_its_own_top_level_has_set(pair)
         def method(): return multiprocessing.get_start_method(allow_none=True)
         def change(): multiprocessing.set_start_method("forkserver", force=True)
     """
+    multiprocessing.set_start_method(None, force=True)  # as in a new process: other tests may have used one
     this = pair(text)
     first, second = this.executor(), this.executor()
     assert [this.call("method()", executor=each) for each in (first, second)] == ["spawn", "spawn"]
