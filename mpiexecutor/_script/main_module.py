@@ -75,9 +75,13 @@ class MainModules:
     def forget(self, executors: list[int]) -> None:
         """Let go of executors that have ended. Modules and their functions refer to each other: large ones are collected now."""
         self._forgotten(executors)
-        large = [module.is_large for executor in executors if (module := self._modules.pop(executor, None))]
-        if any(large):
+        if self._drop(executors):  # in a method of its own, so that nothing here holds on to one
             gc.collect()
+
+    def _drop(self, executors: list[int]) -> bool:
+        """Drop their modules; return whether one is large."""
+        dropped = [module for executor in executors if (module := self._modules.pop(executor, None))]
+        return any(module.is_large for module in dropped)
 
 
 class MainModule:
@@ -134,9 +138,9 @@ class MainModule:
             return
         difference: Difference = self._fetch(state, self.state)[""]
         self.state = 0  # should this fail, all is told once more
-        self._forget(difference.ended)
         if difference.opening is not None and self._module is None:
             self._open(difference.opening)
+        self._forget(difference.ended)  # only now: before, `__main__` may have been the module of one that has ended
         self._inline = difference.inline
         self._waiting = {version.slot: version for version in difference.versions}
         try:

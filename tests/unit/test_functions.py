@@ -336,6 +336,28 @@ def test_a_worker_keeps_what_it_used_last(monkeypatch):
     assert root.asked == [1, 2, 3, 2, 3, 1]
 
 
+def test_nothing_is_kept_of_executors_that_have_ended(monkeypatch):
+    """What other executors have stays; and nothing is remembered of what was dropped before."""
+    root = Root(len, abs, min, max)
+    shelf = root.shelf()
+    for number, executor in ((1, 5), (2, 6), (3, 5), (4, 7)):
+        shelf.get(number, executor)
+    shelf.forget([5, 7, 8])
+    shelf.get(2, 6)
+    assert root.asked == [1, 2, 3, 4]
+    for number in (1, 3, 4):
+        shelf.get(number, 6)
+    assert root.asked == [1, 2, 3, 4, 1, 3, 4]
+    monkeypatch.setattr(functions, "_KEPT", 1)
+    shelf.take(1)
+    shelf.get(1, 6)
+    shelf.forget([])
+    assert set(shelf._executors) == set(shelf._kept)
+    shelf.forget([6])
+    assert not shelf._executors
+    assert not shelf._kept
+
+
 def test_what_cannot_be_unpickled_says_so_every_time():
     """And is not asked for again."""
 
