@@ -8,10 +8,13 @@ for the function, gets it as a parcel, and keeps it.
               └──────── wanted: the number ──────┘
               └──────── parcel ─────────────────>
 
-A function of the script has a name: it needs no number, see _script. Nobody is to see a difference to pickling the function with
-every call. So submit sends by number only what is a function, and as long as nothing has changed that its pickle depends on. And a
-worker runs a plain function as it is, as with multiprocessing, but rebuilds anything else (a partial, an object that can be called)
-for every call, from copies of its buffers: what one call does to it, the next must not see.
+A function of the script has a name: it needs no number, see _script. What goes by number may refer to such functions, and classes,
+by name: while one of these names is bound to something else, it is pickled with every call.
+
+Nobody is to see a difference to pickling the function with every call. So submit sends by number only what is a function, and as
+long as nothing has changed that its pickle depends on. And a worker runs a plain function as it is, as with multiprocessing, but
+rebuilds anything else (a partial, an object that can be called) for every call, from copies of its buffers: what one call does to
+it, the next must not see.
 """
 
 import sys
@@ -24,7 +27,7 @@ from typing import Any
 
 from cloudpickle.cloudpickle import list_registry_pickle_by_value
 
-from mpiexecutor._script.names import MAIN, MISSING, main_dict, name_of
+from mpiexecutor._script.names import MAIN, MISSING, NAMED_KINDS, main_dict, name_of
 from mpiexecutor._script.pickling import dumps
 from mpiexecutor._script.state import Pickled, Registry
 from mpiexecutor._util.pickling import loads
@@ -45,6 +48,17 @@ class Function:
     number: int
     blob: Blob
     names: frozenset[str]  # globals of the script that it needs
+    bound: tuple[tuple[str, Callable[[], object]], ...] = ()  # what those are that its pickle may refer to by name
+
+    def refers_to_the_same(self) -> bool:
+        """Whether its pickle still means what it was made of: workers look the names up later."""
+        if not self.bound:
+            return True
+        main = main_dict()
+        for name, value in self.bound:  # noqa: SIM110 - no generator: every call of a map comes through here
+            if main.get(name, MISSING) is not value():
+                return False
+        return True
 
     def pickled(self, _known: int = 0, _ended: object = None) -> Pickled:
         return Pickled(self.blob.data, self.blob.buffers)
@@ -60,7 +74,8 @@ class Catalogue:
     def add(self, what: object) -> Function:
         """Pickle something to be called, and give it a number; raise whatever its pickling raises."""
         names: set[str] = set()
-        function = Function(self._registry.next(), Blob(*dumps(what, names)), frozenset(names))
+        blob = Blob(*dumps(what, names))
+        function = Function(self._registry.next(), blob, frozenset(names), _bound(names))
         self._registry.add(function.number, function)
         return function
 
@@ -85,6 +100,21 @@ class Catalogue:
         if known is None:
             known = self._known_functions[id(fn)] = _Known(weakref.ref(fn, _without(self._known_functions, id(fn))))
         return known
+
+
+def _bound(names: Iterable[str]) -> tuple[tuple[str, Callable[[], object]], ...]:
+    """Note what has these names, if a pickle can refer to it by name: weakly, where that is possible."""
+    main = main_dict()
+    values = [(name, main.get(name)) for name in names]
+    may_be_named = [each for each in values if isinstance(each[1], NAMED_KINDS) or type(each[1]).__module__ == MAIN]
+    return tuple((name, _reference(value)) for name, value in may_be_named)
+
+
+def _reference(value: Any) -> Callable[[], object]:
+    try:
+        return weakref.ref(value)
+    except TypeError:
+        return lambda: value
 
 
 class _Known:

@@ -50,7 +50,8 @@ class Submitter:
             if type(fn) is FunctionType:
                 called, state = (name_of(fn), None) if self._script is None else self._script.named(fn)
             if called is None:
-                called = function or self._catalogue.submitted(fn)
+                is_same = function is not None and function.refers_to_the_same()
+                called = function if is_same else self._catalogue.submitted(fn)
             blob, size = dumps_sized((None if called else fn, args, kwargs), names)
             if self._script is not None and (names or state is None):
                 state = self._script.state(_all_names(called, names))

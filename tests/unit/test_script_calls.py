@@ -148,3 +148,89 @@ def test_what_a_classs_attribute_is_bound_to_is_called_by_the_next_call(pair):
     assert (this.call("Model.s(1)"), this.call("calls()")) == (("old static", 1), (("old static", 1), "old method"))
     this.run("Model.s = staticmethod(g)\nModel.f = lambda self: 'new method'")
     assert (this.call("Model.s(1)"), this.call("calls()")) == (("other", 1), (("other", 1), "new method"))
+
+
+# -- functions that a map sends once, and what they refer to by name
+
+REFER = (
+    SCRIPT
+    + """
+    large = bytes(20_000)
+    class Own:
+        def __init__(self, held): self.held, self.data = held, large
+        def __call__(self, x): return self.held(x)
+    def made(kind):
+        def inner(x): return kind.s(x)
+        return inner
+    def reads():
+        return lambda x: f(x)
+    maps = {
+        "partial": functools.partial(f, *[]),
+        "large partial": functools.partial(functools.partial(lambda function, _data, x: function(x), f), large),
+        "closure": wraps(f),
+        "closure over a class": made(Model),
+        "default": lambda x, function=f: function(x),
+        "callable object": Own(f),
+        "method": functools.partial(Model.s),
+    }
+"""
+)
+NEW_NAMES = (
+    NEW
+    + """
+class Model:
+    @staticmethod
+    def s(x): return "new static", x
+class Own:
+    def __call__(self, x): return "new own", x
+"""
+)
+
+
+@pytest.mark.parametrize("again", [NEW_NAMES, "del f, Model, Own"], ids=["bound anew", "deleted"])
+@pytest.mark.parametrize("at", [0, 2])
+@pytest.mark.parametrize("chunksize", [1, 2])
+@pytest.mark.parametrize(
+    "what", ["partial", "large partial", "closure", "closure over a class", "default", "callable object", "method"]
+)
+def test_what_a_map_calls_keeps_what_it_refers_to(pair, what, chunksize, at, again):
+    """Though what it iterates over binds that name anew: as with submit, each call has the objects that it was submitted with."""
+    this = pair(REFER)
+    kind = "old static" if "class" in what or what == "method" else "old"
+    calls = this.map(f"maps[{what!r}]", in_turn(range(6), lambda: this.run(again), at), chunksize=chunksize)
+    for worker, order in ((1, calls), (1, calls[::-1]), (2, calls[::-1])):
+        found = [this.finish(call, worker) for call in order]
+        if chunksize > 1:
+            found = [result for chunk in found for result in chunk]
+        assert sorted(found) == [(kind, number) for number in range(6)]
+
+
+def test_a_map_sends_its_function_once_as_long_as_its_names_hold(pair):
+    """Else with each call. Values that it reads as globals do not matter, nor does a name that is what it was again."""
+    this = pair(REFER)
+    this.run("kept, count = f, 0\ndef step(): global count; count += 1")
+    acts = [None, "step()", NEW_NAMES, None, "f = kept", "count = 7"]
+    calls = this.map("maps['large partial']", (this.run(act) or 1 if act else 1 for act in acts))
+    assert [type(call.called).__name__ for call in calls] == [*["Function"] * 2, *["NoneType"] * 2, *["Function"] * 2]
+    assert [this.finish(call) for call in calls] == [("old", 1)] * 6
+
+
+def test_a_closure_that_reads_a_global_function_has_the_newest(pair):
+    """Its code looks the name up when it runs, as in the script."""
+    this = pair(REFER)
+    this.run("reader = reads()")
+    calls = this.map("reader", in_turn(range(4), lambda: this.run(NEW), 2))
+    assert [this.finish(call)[0] for call in calls] == ["old", "old", "new", "new"]
+
+
+@pytest.mark.parametrize("what", ["partial", "large partial", "closure", "callable object"])
+def test_each_submitted_call_keeps_what_it_refers_to(pair, what):
+    """Pickled when it is submitted, whether it goes by number or not."""
+    this = pair(REFER)
+    calls = []
+    for number in range(6):
+        if number == 3:
+            this.run(NEW_NAMES)
+        calls.append(this.submit(f"maps[{what!r}](1)"))
+    for order, worker in ((calls, 1), (calls[::-1], 2)):
+        assert [this.finish(call, worker)[0] for call in order] == ["old"] * 6
