@@ -23,7 +23,7 @@ from typing import Any, Final
 from .filters import load_filters
 from .names import LOOKUP, MAIN, MISSING, NAMED_KINDS, main_dict
 from .pickling import digest_of, header_of, identities_of, load_definitions
-from .random_generators import STREAM, reseed_modules
+from .random_generators import STREAM
 from .state import Difference, Opening, Origin, Version
 from .surroundings import Kept
 
@@ -181,7 +181,7 @@ class MainModule:
                 self._tell_failure(error)
         sys.modules["__mp_main__"] = self._module
         opening.surroundings.apply(variables)  # once more: the script may have changed since what its top level has set
-        reseed_modules()
+        opening.seeds.reseed()
         self._bound = dict(vars(self._module))
         self._from_script = {
             name: value

@@ -26,6 +26,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from .names import main_dict
 from .pickling import dump_definitions, identities_of
+from .random_generators import ModuleSeeds
 from .surroundings import Surroundings
 from .top_level import TopLevel
 
@@ -117,6 +118,7 @@ class Opening:
     origin: Origin
     top_level: TopLevel
     filters: list[bytes]
+    seeds: ModuleSeeds
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ Each side has a module `__main__`, surroundings and generators of its own, which
 import ast
 import io
 import itertools
+import random
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -22,6 +23,8 @@ from pathlib import Path
 from textwrap import dedent
 from types import ModuleType, SimpleNamespace
 from typing import Any
+
+import numpy as np
 
 from mpiexecutor import RMAChannelExecutor
 from mpiexecutor._calls.bulk import Pages
@@ -82,9 +85,13 @@ class _Side:
         self._generators.restore()
 
     def copy(self) -> "_Side":
-        """Give a process that begins as this one was, but for generators of random numbers: with those of now."""
+        """Give a process that begins as this one was, but for generators of random numbers: they have seeds of their own."""
         side = _Side()
+        states = GeneratorStates()
+        random.seed()
+        np.random.seed()  # noqa: NPY002 - the module's own generator
         vars(side).update(vars(self), _modules={}, _bring=None, _key=(), _generators=GeneratorStates())
+        states.restore()
         return side
 
     def set_main(self, module: ModuleType | None) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from mpiexecutor._script.filters import filters_of
 from mpiexecutor._script.names import MAIN, name_of, top_of
+from mpiexecutor._script.random_generators import ModuleSeeds
 from mpiexecutor._script.state import Opening, Origin, Payload, Registry, State
 from mpiexecutor._script.surroundings import Surroundings
 from mpiexecutor._script.top_level import of_this_process
@@ -20,7 +21,7 @@ class Script:
     """The globals of the script for the calls of one executor."""
 
     def __init__(self, registry: Registry, origin: Origin) -> None:
-        """Note the surroundings. `origin` says what workers may have of their own."""
+        """Note the surroundings, and seeds. `origin` says what workers may have of their own."""
         self.registry = registry
         top_level = of_this_process(run_again=origin is Origin.TOP_LEVEL)
         if origin is Origin.TOP_LEVEL and top_level.source is None:
@@ -32,7 +33,7 @@ class Script:
         self._checked: dict[frozenset[str], Needs] = {}  # by the names that calls need
         self._named: dict[FunctionType, tuple[str, Needs]] = {}  # functions that calls have named
         names: set[str] = set()
-        self._opening = Opening(Surroundings.of_this_process(), origin, top_level, filters_of(names))
+        self._opening = Opening(Surroundings.of_this_process(), origin, top_level, filters_of(names), ModuleSeeds.of_this_process())
         self._extra = frozenset(names)
         self._state = State(registry.next(), {}, {}, self._opening)
         registry.add(self._state.number, self._state)
