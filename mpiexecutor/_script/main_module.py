@@ -183,6 +183,8 @@ class MainModule:
         opening.surroundings.apply(variables)  # once more: the script may have changed since what its top level has set
         opening.seeds.reseed()
         self._bound = dict(vars(self._module))
+        own = [value for value in self._bound.values() if type(value).__module__ == MAIN and hasattr(type(value), "__del__")]
+        _NEVER_FREED.extend(own)  # it may delete what is the script's: see _bind
         self._from_script = {
             name: value
             for name, value in self._bound.items()

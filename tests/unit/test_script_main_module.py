@@ -249,6 +249,19 @@ def test_the_end_of_an_executor_finalises_nothing_that_came_from_the_script(pair
     assert finalised == []
 
 
+def test_the_end_of_an_executor_finalises_nothing_that_its_top_level_has_made(pair, finalised):
+    """It is equal to the script's, and may stand for the same files."""
+    this = pair(WITH_DEL)
+    first, second = this.executor(), this.executor()
+    assert this.call("get()", executor=first) == "of the top level"
+    this.call("other()", executor=second)
+    this.ended = [first.number]
+    this.run("def other(): return 1")
+    assert this.call("other()", executor=second) == 1
+    gc.collect()
+    assert finalised == []
+
+
 # -- states
 
 
