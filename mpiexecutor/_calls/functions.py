@@ -8,7 +8,8 @@ it, gets it by bulk transfer, and keeps it.
                   └────────────── Wanted: the number ────────┘
                   └─────────────── bulk transfer ───────────>
 
-A function of the script has a name and needs no number: see _script.
+A function of the script has a name and needs no number: see _script. A function with a number may refer to such functions, and to
+classes, by name: while one of these names is bound to something else, the function is pickled with every call.
 
 Sharing has the same effects as pickling the function with every call. On the root, submit sends only functions by number, and only
 while nothing has changed that the pickle depends on. On a worker calls share a plain function, as with multiprocessing. Anything
@@ -25,7 +26,7 @@ from typing import Any
 
 from cloudpickle.cloudpickle import list_registry_pickle_by_value
 
-from mpiexecutor._script.names import MAIN, MISSING, main_dict, name_of
+from mpiexecutor._script.names import MAIN, MISSING, NAMED_KINDS, main_dict, name_of
 from mpiexecutor._script.pickling import dumps
 from mpiexecutor._script.state import Registry
 from mpiexecutor._util.pickling import Pickled, loads
@@ -45,6 +46,17 @@ class Function:
     number: int
     pickle: Pickled
     names: frozenset[str]  # of the globals of the script that it needs
+    bound: tuple[tuple[str, Callable[[], object]], ...] = ()  # the functions, classes and objects that its pickle may name
+
+    def names_are_unchanged(self) -> bool:
+        """Return whether the names in its pickle still mean what they meant when it was made: workers look them up later."""
+        if not self.bound:
+            return True
+        main = main_dict()
+        for name, value in self.bound:  # noqa: SIM110 - no generator: every call of a map comes through here
+            if main.get(name, MISSING) is not value():
+                return False
+        return True
 
     def pickled(self, _known: int = 0, _ended: object = None) -> Pickled:
         return self.pickle
@@ -60,7 +72,8 @@ class FunctionRegistry:
     def add(self, what: object) -> Function:
         """Pickle a callable, or an initializer with its arguments, under a new number. Raise the error of pickling it."""
         names: set[str] = set()
-        function = Function(self._registry.next(), Pickled(*dumps(what, names)), frozenset(names))
+        pickle = Pickled(*dumps(what, names))
+        function = Function(self._registry.next(), pickle, frozenset(names), _bound(names))
         self._registry.add(function.number, function)
         return function
 
@@ -85,6 +98,21 @@ class FunctionRegistry:
         if known is None:
             known = self._known_functions[id(fn)] = _Known(weakref.ref(fn, _without(self._known_functions, id(fn))))
         return known
+
+
+def _bound(names: Iterable[str]) -> tuple[tuple[str, Callable[[], object]], ...]:
+    """Note what has these names, if a pickle can refer to it by name: weakly, where that is possible."""
+    main = main_dict()
+    values = [(name, main.get(name)) for name in names]
+    may_be_named = [each for each in values if isinstance(each[1], NAMED_KINDS) or type(each[1]).__module__ == MAIN]
+    return tuple((name, _reference(value)) for name, value in may_be_named)
+
+
+def _reference(value: Any) -> Callable[[], object]:
+    try:
+        return weakref.ref(value)
+    except TypeError:
+        return lambda: value
 
 
 class _Known:

@@ -58,7 +58,8 @@ class Submitter:
             if type(fn) is FunctionType:
                 called, state = (name_of(fn), None) if self._script is None else self._script.named(fn)
             if called is None:
-                called = function or self._functions.submitted(fn)
+                is_unchanged = function is not None and function.names_are_unchanged()
+                called = function if is_unchanged else self._functions.submitted(fn)
             pickle, size = dumps_sized((None if called else fn, args, kwargs), names)
             if self._script is not None and (names or state is None):
                 state = self._script.state(_all_names(called, names))

@@ -30,7 +30,7 @@ from typing import Any, Final
 from .filters import load_filters
 from .names import LOOKUP, MAIN, MISSING, NAMED_KINDS, main_dict
 from .pickling import digest_of, identities_of, load_definitions
-from .random_generators import STREAM, reseed_modules
+from .random_generators import STREAM
 from .state import Difference, Origin, Setup, Version
 from .surroundings import Snapshot
 
@@ -82,9 +82,13 @@ class MainModules:
     def forget(self, executors: list[int]) -> None:
         """Drop the modules of executors that have ended. A module and its functions are a cycle: large ones are collected now."""
         self._forgotten(executors)
-        large = [module.is_large for executor in executors if (module := self._modules.pop(executor, None))]
-        if any(large):
+        if self._drop(executors):  # in a method of its own, so that nothing here holds on to one
             gc.collect()
+
+    def _drop(self, executors: list[int]) -> bool:
+        """Drop their modules; return whether one is large."""
+        dropped = [module for executor in executors if (module := self._modules.pop(executor, None))]
+        return any(module.is_large for module in dropped)
 
 
 class MainModule:
@@ -142,9 +146,9 @@ class MainModule:
             return
         difference: Difference = self._fetch(state, self.state)[""]
         self.state = 0
-        self._forget(difference.ended)
         if difference.setup is not None and self._module is None:
             self._set_up(difference.setup)
+        self._forget(difference.ended)  # only now: before, `__main__` may have been the module of an executor that has ended
         self._inline = difference.inline
         self._pending = {version.name: version for version in difference.versions}
         try:
@@ -185,8 +189,10 @@ class MainModule:
                 self._tell_failure(error)
         sys.modules["__mp_main__"] = self._module
         setup.surroundings.apply(variables)  # again: the script may have changed what its top level has set
-        reseed_modules()
+        setup.seeds.reseed()
         self._bound = dict(vars(self._module))
+        own = [value for value in self._bound.values() if type(value).__module__ == MAIN and hasattr(type(value), "__del__")]
+        _NEVER_FREED.extend(own)  # their finalisers may delete what is the script's
         self._of_script = {
             name: value
             for name, value in self._bound.items()

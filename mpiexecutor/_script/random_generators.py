@@ -1,13 +1,17 @@
 """Random numbers: each worker draws from a stream of its own.
 
-A generator that is a global of the script is rebuilt in a worker and then seeded. The seed is derived from the generator's state in
-the script, the rank of the worker and the number of the executor.
+The seed of a stream is derived from the state of a generator of the script, the rank of the worker and the number of the executor.
+A generator that is a global of the script is rebuilt in a worker and then seeded. The global generators of `random` and
+`numpy.random` are seeded before the first call of an executor, from their states in the script when the executor was made.
 """
 
+import contextlib
 import hashlib
+import importlib
 import random
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 
@@ -27,11 +31,31 @@ def is_generator(obj: Any) -> bool:
     return type(obj).__module__.startswith("numpy.random") and isinstance(obj, _numpy_generators())
 
 
-def reseed_modules() -> None:
-    """Seed the global generators of `random` and `numpy.random` for this worker."""
-    random.seed(_seed_from(random.getstate()))
-    if (numpy_random := sys.modules.get("numpy.random")) is not None:
-        numpy_random.seed(_words_from(numpy_random.get_state()))
+@dataclass(frozen=True, slots=True)
+class ModuleSeeds:
+    """What the streams of `random` and `numpy.random` in workers are derived from: the states of these generators in the script."""
+
+    random: bytes
+    numpy: bytes | None  # None: the script has not imported numpy.random
+
+    @classmethod
+    def of_this_process(cls) -> "ModuleSeeds":
+        """Note the states of now, of which nothing is drawn."""
+        numpy_random = sys.modules.get("numpy.random")
+        numpy = None if numpy_random is None else _digest(_plain(numpy_random.get_state(legacy=False)))
+        return cls(_digest(random.getstate()), numpy)
+
+    def reseed(self) -> None:
+        """Have these generators of this worker draw from its stream.
+
+        Where the script has imported numpy.random, so does the worker, if it can: it has no seed of the script's later.
+        """
+        random.seed(_seed_from(self.random))
+        if self.numpy is not None:
+            with contextlib.suppress(Exception):
+                importlib.import_module("numpy.random")
+        if (numpy_random := sys.modules.get("numpy.random")) is not None:
+            numpy_random.seed(_words_from(self.numpy or _digest(_plain(numpy_random.get_state(legacy=False)))))
 
 
 class GeneratorStates:
@@ -83,12 +107,15 @@ def _numpy_generators() -> tuple[type, ...]:
 
 
 def _seed_from(state: object) -> int:
-    return int.from_bytes(hashlib.sha256(repr((state, STREAM.key)).encode()).digest(), "big")
+    return int.from_bytes(_digest((state, STREAM.key)), "big")
 
 
-def _words_from(state: Any) -> list[int]:
-    parts = [part.tobytes() if hasattr(part, "tobytes") else part for part in state]
-    digest = hashlib.sha256(repr((parts, STREAM.key)).encode()).digest()
+def _digest(state: object) -> bytes:
+    return hashlib.sha256(repr(state).encode()).digest()
+
+
+def _words_from(seed: bytes) -> list[int]:
+    digest = _digest((seed, STREAM.key))
     return [int.from_bytes(digest[start : start + 4], "big") for start in range(0, 32, 4)]
 
 

@@ -37,6 +37,7 @@ from mpiexecutor._util.pickling import Pickled
 
 from .names import main_dict
 from .pickling import dump_definitions, identities_of
+from .random_generators import ModuleSeeds
 from .surroundings import Surroundings
 from .top_level import TopLevel
 
@@ -122,6 +123,7 @@ class Setup:
     origin: Origin
     top_level: TopLevel
     filters: list[bytes]
+    seeds: ModuleSeeds
 
 
 @dataclass(frozen=True, slots=True)

@@ -501,14 +501,22 @@ print("after", comm.allreduce(1))
 
 
 def test_blocks_on_a_communicator_may_be_in_a_script_that_has_workers(script):
-    """RMACommExecutor under python -m mpiexecutor, twice; the workers go home at the end."""
+    """RMACommExecutor under python -m mpiexecutor, twice; the workers go home at the end.
+
+    It is above a guard: workers run the script up to the first block, and go no further.
+    """
     path = script("""
         from mpiexecutor import RMACommExecutor
+        offset = 1
+        def add(x):
+            return x + offset
         for _ in range(2):
             with RMACommExecutor() as executor:
-                print(executor.submit(abs, -1).result())
+                print(executor.submit(add, 1).result(), flush=True)
+        if __name__ == "__main__":
+            print("the end")
     """)
-    assert run_job(3, ["-m", "mpiexecutor", str(path)]).stdout == "1\n1\n"
+    assert run_job(3, ["-m", "mpiexecutor", str(path)]).stdout == "2\n2\nthe end\n"
 
 
 def test_a_block_that_cannot_be_made_lets_every_rank_go_on():

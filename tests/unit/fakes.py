@@ -44,6 +44,8 @@ from mpiexecutor._calls.scheduling.session import Session, slim_future
 from mpiexecutor._calls.worker import Worker
 from mpiexecutor._liveness.monitor import WorkerFailure
 from mpiexecutor._liveness.status_page import NOTHING, StatusPage
+from mpiexecutor._script.main_module import NotAdmitted
+from mpiexecutor._script.root.script import Script
 from mpiexecutor._util.pickling import Pickled, loads
 from mpiexecutor.channel import ChannelClosed, ChannelFull, ChannelMemoryError, Share
 from mpiexecutor.channel._codecs import codec_of
@@ -310,6 +312,13 @@ class FakeCrew:
             futures.append(future)
         return futures
 
+    def submit_named(self, name: str, script: Script, *, session: Session | None = None) -> Future[Any]:
+        """Submit a call of a function that the script has under a name; its result is whatever that returns."""
+        future = slim_future()
+        what, size = dumps_sized((None, (), {}))
+        self.scheduler.submit(session or self.session, future, what, size, UNKNOWN, name, script.state(frozenset({name})))
+        return future
+
     def submit_call(
         self, function: Callable[..., Any], *arguments: Any, session: Session | None = None, kind: object = UNKNOWN
     ) -> Future[Any]:
@@ -391,6 +400,7 @@ class FakeWorker:
         self._initializer: int | None = None
         self.task_timeout = 0.0
         self._functions: list[Any] = []
+        self._state: int | None = None
         self._numbers: dict[Any, int] = {}  # of calls, by name
 
     def take(self) -> list[Any]:
@@ -400,7 +410,8 @@ class FakeWorker:
         ((self.executor, self._initializer, self.task_timeout, calls),) = self._crew.work.take_many(1)
         self.message = message
         self._functions = [function for _, _, function, _, _ in calls]
-        self._numbers = {loads(data, buffers)[1][0]: number for number, _, _, data, buffers in calls}
+        self._state = calls[0][1]
+        self._numbers = {(loads(data, buffers)[1] or (function,))[0]: number for number, _, function, data, buffers in calls}
         return list(self._numbers)
 
     def answer(self, *names: Any, seconds: float = 0.0, value: Any = None) -> None:
@@ -418,6 +429,20 @@ class FakeWorker:
     def ask(self) -> None:
         """Ask for the function of its message's first call, or for the initializer if there is one."""
         self._crew.replies.put(Wanted(self.rank, self.executor, self._initializer or self._functions[0], 0))
+
+    def ask_for_state(self) -> Any:
+        """Ask for the state of its message's first call; return the difference, or None, having given its calls back, if it may not
+        run them."""
+        given = len(self._crew.bulk.sent)
+        self._crew.replies.put(Wanted(self.rank, self.executor, self._state, 0))
+        until(lambda: len(self._crew.bulk.sent) > given)
+        rank, answer = self._crew.given[given]
+        assert rank == self.rank
+        if isinstance(answer, NotAdmitted):
+            self._crew.replies.put(GivenBack(self.rank, self.executor, behind_long_call=False, numbers=(*self._numbers.values(),)))
+            self._crew.settle()
+            return None
+        return answer[""]
 
     def answer_at_length(self, name: Any, size: int | None = None) -> None:
         """Reply what became of a call, by itself; with a size it is so many bytes, for which there is no memory."""
@@ -509,6 +534,12 @@ class _Some:
             return []
         self._left -= 1
         return self._channel.take_many(most, LIMIT)
+
+
+def serve(worker: Worker, messages: int) -> None:
+    """Have a real worker take so many more messages."""
+    worker._work._left = messages
+    worker.serve()
 
 
 def real_worker(crew: FakeCrew, messages: int = MANY, rank: int = 1, page: StatusPage | None = None, **how: Any) -> Worker:

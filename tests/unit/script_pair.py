@@ -2,8 +2,10 @@
 
     pair = Pair("factor = 2\\ndef double(x): return factor * x", Origin.NOTHING, folder)
     pair.run("factor = 3")             a statement of the script
-    pair.call("double(5)")             the call's way: names, state, pickle, worker 1, run, pickle of the result, the script
+    pair.call("double(5)")             the call's way: submit, names, state, pickle, worker 1, run, pickle of the result, the script
     pair.call("double(5)", worker=2)   the same on another worker
+
+Executors are real ones; a scheduler that only notes what they submit stands in for the way to the workers.
 
 Each side has a module `__main__`, surroundings and generators of its own, which are there while it is that side's turn.
 """
@@ -11,21 +13,29 @@ Each side has a module `__main__`, surroundings and generators of its own, which
 import ast
 import io
 import itertools
+import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
-from types import FunctionType, ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from mpiexecutor._calls.outcomes import Location, dumps_sized, error_from, failure_of, pickled, with_cause
+import numpy as np
+
+from mpiexecutor import RMAChannelExecutor
+from mpiexecutor._calls.bulk import Pages
+from mpiexecutor._calls.functions import Function, FunctionCache
+from mpiexecutor._calls.options import Options
+from mpiexecutor._calls.outcomes import Location, error_from, failure_of, pickled, with_cause
+from mpiexecutor._calls.scheduling.session import Session
 from mpiexecutor._script.main_module import MainModules
-from mpiexecutor._script.names import LOOKUP, MAIN, by_name, name_of, top_of
+from mpiexecutor._script.names import LOOKUP, MAIN, function_of
 from mpiexecutor._script.pickling import load_definitions
 from mpiexecutor._script.random_generators import STREAM, GeneratorStates
-from mpiexecutor._script.root.script import Script
 from mpiexecutor._script.state import Origin, Registry, State
 from mpiexecutor._script.surroundings import Snapshot
 from mpiexecutor._util.pickling import Pickled
@@ -65,7 +75,8 @@ class _Side:
         self._kept, self._generators = Snapshot(), GeneratorStates()
 
     def restore(self) -> None:
-        for name, module in self._modules.items():
+        modules, self._modules = self._modules, {}  # nothing here keeps a module that is replaced
+        for name, module in modules.items():
             if module is None:
                 sys.modules.pop(name, None)
             else:
@@ -73,6 +84,16 @@ class _Side:
         LOOKUP.bring, STREAM.key = self._bring, self._key
         self._kept.restore()
         self._generators.restore()
+
+    def copy(self) -> "_Side":
+        """Give a process that begins as this one was, but for generators of random numbers: they have seeds of their own."""
+        side = _Side()
+        states = GeneratorStates()
+        random.seed()
+        np.random.seed()  # noqa: NPY002 - the module's own generator
+        vars(side).update(vars(self), _modules={}, _bring=None, _key=(), _generators=GeneratorStates())
+        states.restore()
+        return side
 
     def set_main(self, module: ModuleType | None) -> None:
         self._modules[MAIN] = module
@@ -83,9 +104,9 @@ class _Side:
 class Call:
     """A call that was submitted."""
 
-    executor: "Executor"
+    executor: int
     state: State
-    called: str | None
+    called: Function | str | None  # what it names instead of having a function of its own
     arguments_pickle: Pickled
 
 
@@ -98,12 +119,47 @@ class Fetched:
     size: int
 
 
+class Scheduler:
+    """Notes what executors submit."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+        self.submitted: dict[Future[Any], Call] = {}
+        self._numbers = itertools.count(1)
+
+    def open(self, _most: int, _initializer: Function | None, **_options: Any) -> Session:
+        return Session(next(self._numbers), 1, None)
+
+    def submit(
+        self,
+        session: Session,
+        future: Future[Any],
+        arguments_pickle: Pickled,
+        _size: int,
+        _kind: object,
+        called: Function | str | None,
+        state: State,
+    ) -> None:
+        self.submitted[future] = Call(session.number, state, called, arguments_pickle)
+
+    def check_open(self, session: Session) -> None:
+        """Nothing closes it."""
+
+    def drop(self, session: Session) -> None:
+        """Executors end when a test says so: see Pair.ended."""
+
+
 class Executor:
     """One executor of the script."""
 
-    def __init__(self, number: int, script: Script) -> None:
-        self.number = number
-        self.script = script
+    def __init__(self, scheduler: Scheduler, origin: Origin) -> None:
+        pool: Any = SimpleNamespace(
+            scheduler=scheduler, origin=lambda: origin, location=Location(0, 3, "host", 1000), workers=2, alone=False, closed=False
+        )
+        self.real = RMAChannelExecutor.__new__(RMAChannelExecutor)
+        options = dict.fromkeys(("max_workers", "initializer", "task_timeout", "max_pending"))
+        self.real._join(pool, Options(**options, initargs=(), retries=0))
+        self.number = self.real._session.number
 
 
 class Worker:
@@ -112,7 +168,27 @@ class Worker:
     def __init__(self, pair: "Pair", rank: int, side: _Side) -> None:
         self.location = Location(rank, 3, "host", 1000 + rank)
         self.side = side
-        self.modules = MainModules(rank, lambda number, known: pair._fetch(rank, number, known), pair.failures.append)
+        self.functions = FunctionCache(self, self._ask)
+        self.modules = MainModules(
+            rank, lambda number, known: pair._fetch(rank, number, known), pair.failures.append, self.functions.forget
+        )
+        self._pair = pair
+        self._wanted = 0
+
+    def receive(self) -> tuple[memoryview, list[Pages]] | None:
+        """Give the function that the functions has asked for."""
+        function = self._pair.registry.find(self._wanted)
+        if function is None:
+            return None
+        data, buffers = function.pickled(0, [])
+        pages = [Pages(len(buffer)) for buffer in buffers]
+        for page, buffer in zip(pages, buffers, strict=True):
+            page.view[:] = buffer
+        return memoryview(bytearray(data)), pages
+
+    def _ask(self, number: int) -> bool:
+        self._wanted = number
+        return True
 
 
 class Pair:
@@ -121,10 +197,11 @@ class Pair:
     def __init__(self, text: str, origin: Origin, folder: Path) -> None:
         self.origin = origin
         self.registry = Registry()
+        self._scheduler = Scheduler(self.registry)
         self.fetched: list[Fetched] = []
         self.failures: list[BaseException] = []  # of the top level in workers
         self.ended: list[int] = []  # executors that a worker is told of when it asks next
-        self._numbers = itertools.count(1)
+        self._executors = 0
         self._default: Executor | None = None
         self._initial = _Side()
         self._initial.save()
@@ -160,9 +237,9 @@ class Pair:
 
     def executor(self) -> Executor:
         """Make another executor. That of ranks that have run the script is the first only, as WorkerPool has it."""
-        number = next(self._numbers)
-        origin = Origin.NOTHING if self.origin is Origin.RANK and number > 1 else self.origin
-        return Executor(number, Script(self.registry, origin))
+        self._executors += 1
+        origin = Origin.NOTHING if self.origin is Origin.RANK and self._executors > 1 else self.origin
+        return Executor(self._scheduler, origin)
 
     @property
     def default(self) -> Executor:
@@ -177,13 +254,18 @@ class Pair:
         function = self.get(ast.unparse(node.func))
         arguments = tuple(self.get(ast.unparse(argument)) for argument in node.args)
         keywords = {keyword.arg: self.get(ast.unparse(keyword.value)) for keyword in node.keywords}
-        executor = executor or self.default
-        names: set[str] = set()
-        called = name_of(function) if type(function) is FunctionType else None
-        arguments_pickle, _ = dumps_sized((None if called else function, arguments, keywords), names)
-        if called is not None:
-            names.add(top_of(called))
-        return Call(executor, executor.script.state(frozenset(names)), called, arguments_pickle)
+        future = (executor or self.default).real.submit(function, *arguments, **keywords)
+        if future.done():
+            future.result()
+        return self._scheduler.submitted.pop(future)
+
+    def map(self, function: str, iterable: Iterable[Any], executor: Executor | None = None, **options: Any) -> list[Call]:
+        """Have calls submitted by map; give them."""
+        results = (executor or self.default).real.map(self.get(function), iterable, **options)
+        calls = [*self._scheduler.submitted.values()]
+        self._scheduler.submitted.clear()
+        del results  # only now: it cancels them
+        return calls
 
     def call(self, call: str, worker: int = 1, executor: Executor | None = None) -> Any:
         """Have a worker run a call; give its result, or raise its error, as the script has it."""
@@ -196,6 +278,10 @@ class Pair:
             raise error_from(failure)
         return value.load()
 
+    def functions(self, worker: int = 1) -> FunctionCache:
+        """Give the functions that a worker keeps."""
+        return self._workers[worker].functions
+
     def inside(self, expression: str, worker: int = 1, executor: Executor | None = None) -> Any:
         """Look at the `__main__` of a worker itself, not by a call."""
         executor = executor or self.default
@@ -207,12 +293,14 @@ class Pair:
         return self._in_worker(worker, look)
 
     def _run(self, own: Worker, call: Call) -> tuple[Any, Any]:
-        module = own.modules.enter(call.executor.number)
+        module = own.modules.enter(call.executor)
         try:
             module.bring_to(call.state.number)
             function, arguments, keywords = call.arguments_pickle.load()
-            if call.called is not None:
-                function = by_name(call.called)
+            if isinstance(call.called, str):
+                function = function_of(call.called)
+            elif call.called is not None:
+                function = own.functions.get(call.called.number, call.executor)
             return pickled(function(*arguments, **keywords), module.has), None
         except BaseException as error:
             return None, failure_of(module.explain(error), own.location, module.has)
@@ -242,9 +330,7 @@ class Pair:
             return function(worker)
 
     def _new_worker(self, rank: int) -> Worker:
-        side = _Side()
-        side.save()
-        LOOKUP.bring = None
+        side = self._initial.copy()
         own = ModuleType(MAIN)
         side.set_main(own)
         with self._turn_of(side):

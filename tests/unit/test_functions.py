@@ -336,6 +336,28 @@ def test_a_worker_keeps_what_it_used_last(monkeypatch):
     assert root.asked == [1, 2, 3, 2, 3, 1]
 
 
+def test_nothing_is_kept_of_executors_that_have_ended(monkeypatch):
+    """What other executors have stays; and nothing is remembered of what was dropped before."""
+    root = Root(len, abs, min, max)
+    cache = root.cache()
+    for number, executor in ((1, 5), (2, 6), (3, 5), (4, 7)):
+        cache.get(number, executor)
+    cache.forget([5, 7, 8])
+    cache.get(2, 6)
+    assert root.asked == [1, 2, 3, 4]
+    for number in (1, 3, 4):
+        cache.get(number, 6)
+    assert root.asked == [1, 2, 3, 4, 1, 3, 4]
+    monkeypatch.setattr(functions, "_KEPT", 1)
+    cache.take(1)
+    cache.get(1, 6)
+    cache.forget([])
+    assert set(cache._executors) == set(cache._kept)
+    cache.forget([6])
+    assert not cache._executors
+    assert not cache._kept
+
+
 def test_what_cannot_be_unpickled_says_so_every_time():
     """And is not asked for again."""
 

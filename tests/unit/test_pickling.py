@@ -16,7 +16,7 @@ import pytest
 
 import mpiexecutor
 from mpiexecutor._util import pickling
-from mpiexecutor._util.pickling import dumps, loads
+from mpiexecutor._util.pickling import dumps, is_plain, loads
 
 OUT_OF_BAND = 64 << 10
 
@@ -216,6 +216,89 @@ def test_a_large_array_is_rebuilt_on_its_buffer():
     found = loads(pickled, [memory])
     assert np.array_equal(found, large)
     assert np.shares_memory(found, np.frombuffer(memory, "u1"))
+
+
+@pytest.mark.parametrize("size", [6, OUT_OF_BAND], ids=["small", "large"])
+@pytest.mark.parametrize("wrap", [lambda array: array, lambda array: [array, lambda: array]], ids=["plain", "cloudpickle"])
+def test_an_array_that_is_read_only_arrives_writable_in_the_same_order(size, wrap):
+    """As a writable one: calls may work in place, and by columns if those lie together."""
+    values = np.arange(size * 4.0).reshape(2, size, 2)
+    for array in (values, np.asfortranarray(values), values.T, values.transpose(1, 0, 2), values[:, ::2], values.ravel()):
+        expected = there_and_back(array)
+        assert expected.flags.writeable
+        array.flags.writeable = False
+        found = there_and_back(wrap(array))
+        found = found if isinstance(found, np.ndarray) else found[0]
+        assert np.array_equal(found, array)
+        assert found.flags.writeable
+        assert found.strides == expected.strides
+        assert not array.flags.writeable
+        array.flags.writeable = True
+
+
+class NeitherTrueNorFalse:
+    def __bool__(self) -> bool:
+        raise ValueError("neither")
+
+    __len__ = __bool__
+
+
+class Tuple(tuple):  # noqa: SLOT001 - as users write it
+    pass
+
+
+class List(list):
+    pass
+
+
+class Dict(dict):
+    pass
+
+
+PLAIN = [None, 5, "text", (), [], {}, (1, [], {}, ()), [(), [{}]], ("a", (1, (2, (3,))))]
+NOT_PLAIN = {
+    "a dict that is not empty": {1: 2},
+    "an array": np.arange(2),
+    "an array in a tuple": (1, np.arange(2)),
+    "an empty array": (np.arange(0),),
+    "neither true nor false": (NeitherTrueNorFalse(),),
+    "neither true nor false, further inside": [((), [NeitherTrueNorFalse()])],
+    "of a class": (Point(1),),
+    "an empty set": (set(),),
+    **{f"{kind.__name__}, empty": kind() for kind in (Tuple, List, Dict)},
+    **{f"{kind.__name__}, empty, in a tuple": (kind(),) for kind in (Tuple, List, Dict)},
+    **{f"{kind.__name__}, empty, in a list": [[kind()]] for kind in (Tuple, List, Dict)},
+    "a subclass of int": (type("Int", (int,), {})(0),),
+    "many": (0,) * 9,
+    "deep": ((((((),),),),),),
+}
+
+
+@pytest.mark.parametrize("obj", PLAIN, ids=repr)
+def test_what_is_plain_is_seen_at_once(obj):
+    """Without a pickler of our own."""
+    assert is_plain(obj)
+    assert there_and_back(obj) == obj
+
+
+@pytest.mark.parametrize("case", NOT_PLAIN)
+def test_what_may_need_care_is_not_plain(case):
+    """Nobody asks it whether it is true, or how long it is: only its class counts."""
+    assert not is_plain(NOT_PLAIN[case])
+
+
+@pytest.mark.parametrize("kind", ["tuple", "list", "dict"])
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (x,), lambda x: [0, [x]]], ids=["alone", "in a tuple", "further inside"])
+def test_an_empty_object_of_a_class_of_main_goes_by_value(kind, wrap, in_main):
+    """It looks like a plain one, and its class has to go with it."""
+    main = in_main(f"class Own({kind}):\n    def level(self): return 5")
+    pickled, _ = dumps(wrap(main.Own()))
+    del main.Own
+    found = loads(pickled)
+    while type(found) in (tuple, list):
+        found = found[-1]
+    assert found.level() == 5
+    assert len(found) == 0
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), RuntimeError("no"), SystemExit(3), KeyboardInterrupt()], ids=repr)

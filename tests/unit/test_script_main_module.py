@@ -1,8 +1,11 @@
 """The `__main__` of a worker: which values calls find there, and what is asked for."""
 
 import gc
+import sys
 import weakref
+from contextlib import contextmanager
 from textwrap import dedent
+from types import ModuleType
 
 import pytest
 
@@ -140,6 +143,123 @@ def test_executors_that_have_ended_are_let_go(pair):
         gc.collect()
         assert gone() is None
     assert this.call("get_thing()", executor=second) == "Thing"
+
+
+@contextmanager
+def no_collection():
+    """Have what refers to itself stay until somebody collects it."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("first_call", [True, False], ids=["first call of the next", "later"])
+@pytest.mark.parametrize("origin", [Origin.TOP_LEVEL, Origin.NOTHING])
+def test_a_large_global_of_an_executor_that_has_ended_is_let_go_at_once(pair, first_call):
+    """Its module and its functions refer to each other; nobody knows when such things are collected."""
+    this = pair("import numpy\ntable = None\ndef total(): return float(table.sum())\ndef other(): pass\n")
+    this.run("table = numpy.ones(100_000)")
+    first, second = this.executor(), this.executor()
+    assert this.call("total()", executor=first) == 100_000
+    gone = weakref.ref(this.inside("table", executor=first))
+    assert gone() is not this.get("table")
+    with no_collection():
+        if not first_call:
+            this.call("other()", executor=second)
+        assert gone() is not None
+        this.ended = [first.number]
+        this.run("def other(): return 1")
+        assert this.call("other()", executor=second) == 1
+        assert gone() is None
+    assert this.call("total()", executor=second) == 100_000
+
+
+def test_functions_of_an_executor_that_has_ended_are_let_go(pair):
+    """Closures that calls have named by number, with what they hold; those of other executors stay."""
+    this = pair("def make(x): return lambda y: (x, y)\nclosures = [make(1), make(2)]\ndef function(): pass\n")
+    first, second = this.executor(), this.executor()
+    for index, executor in enumerate((first, second)):
+        (call,) = this.map(f"closures[{index}]", [5], executor)
+        assert not isinstance(call.called, str)
+        assert this.finish(call) == (index + 1, 5)
+    functions = this.functions()
+    assert len(functions._kept) == 2
+    this.ended = [first.number]
+    this.run("def function(): return 1")
+    assert this.call("function()", executor=second) == 1
+    assert [kept.get()(5) for kept in functions._kept.values()] == [(2, 5)]
+
+
+# -- what is not finalised in a worker
+
+
+@pytest.fixture
+def finalised(monkeypatch):
+    """Give what objects with `__del__` note of themselves."""
+    module = ModuleType("finalised")
+    module.names = []
+    monkeypatch.setitem(sys.modules, "finalised", module)
+    return module.names
+
+
+WITH_DEL = """
+    import finalised
+    class Work:
+        def __init__(self, name): self.name = name
+        def __del__(self): finalised.names.append(self.name)
+    work = Work("of the top level")
+    def get(): return work.name
+    def other(): return None
+"""
+
+
+def test_what_a_worker_replaces_is_not_finalised_there(pair, finalised):
+    """It may delete what is the script's: as in forked processes, which never come to finalise what they have inherited."""
+    this = pair(WITH_DEL)
+    this.run("kept = [work]\nwork = Work('of main')\nkept.append(work)")
+    for number in range(3):
+        for worker in (1, 2):
+            assert this.call("get()", worker) == this.get("work.name")
+        this.run(f"work = Work('number {number}')\nkept.append(work)")
+        gc.collect()
+    assert finalised == []
+
+
+def test_what_a_call_replaces_is_finalised(pair, finalised):
+    """It is the call's own doing."""
+    this = pair(WITH_DEL + "\n    def replace():\n        global made\n        made = Work('made'); made = None\n")
+    this.call("replace()")
+    assert finalised == ["made"]
+
+
+def test_the_end_of_an_executor_finalises_nothing_that_came_from_the_script(pair, finalised):
+    """With its `__main__`, in a worker."""
+    this = pair(WITH_DEL)
+    this.run("kept = [work]\nwork = Work('of main')\nkept.append(work)")
+    first, second = this.executor(), this.executor()
+    assert this.call("get()", executor=first) == "of main"
+    this.call("other()", executor=second)
+    this.ended = [first.number]
+    this.run("def other(): return 1")
+    assert this.call("other()", executor=second) == 1
+    gc.collect()
+    assert finalised == []
+
+
+def test_the_end_of_an_executor_finalises_nothing_that_its_top_level_has_made(pair, finalised):
+    """It is equal to the script's, and may stand for the same files."""
+    this = pair(WITH_DEL)
+    first, second = this.executor(), this.executor()
+    assert this.call("get()", executor=first) == "of the top level"
+    this.call("other()", executor=second)
+    this.ended = [first.number]
+    this.run("def other(): return 1")
+    assert this.call("other()", executor=second) == 1
+    gc.collect()
+    assert finalised == []
 
 
 # -- states

@@ -13,7 +13,7 @@ from mpiexecutor._script.pickling import reducers
 from mpiexecutor._script.pickling.named_objects import reduce_named
 from mpiexecutor._script.pickling.reducers import reduce_kind
 from mpiexecutor._script.pickling.shared_memory import NotShared
-from mpiexecutor._script.random_generators import STREAM, GeneratorStates, is_generator, reseed_modules
+from mpiexecutor._script.random_generators import STREAM, GeneratorStates, ModuleSeeds, is_generator
 from mpiexecutor._script.state import Origin
 
 # Files that the script leaves open, as scripts do.
@@ -350,6 +350,39 @@ def test_streams_are_the_same_in_two_runs(pair, generator, origin):
     assert draw(pair, seed + GENERATORS[generator]) == draw(pair, seed + GENERATORS[generator])
 
 
+MODULES = {name: text for name, text in GENERATORS.items() if "generator" not in text and "default_rng" not in text}
+
+
+def draw_in_new_workers(pair, seed):
+    """Give numbers of a script that seeds the modules' generators in main()."""
+    numbers = {}
+    for name, text in MODULES.items():
+        this = pair(f"import random, numpy\n{text}\ndef f(): return x()\n")
+        this.run(seed)
+        executors = [this.executor(), this.executor()]
+        numbers[name] = [
+            this.call("f()", worker=worker, executor=each) for each in executors for worker in (1, 2) for _ in range(2)
+        ]
+    return numbers
+
+
+def test_streams_are_those_of_the_scripts_seed_however_it_was_started(pair):
+    """Workers are new processes, or have run another part of the script: what they had before does not matter."""
+    seed = "random.seed(1)\nnumpy.random.seed(1)"
+    once, again = (draw_in_new_workers(pair, seed) for _ in range(2))
+    assert once == again
+    assert all(len(set(numbers)) == 8 for numbers in once.values())
+    other = draw_in_new_workers(pair, seed.replace("1", "2"))
+    assert all(set(numbers).isdisjoint(once[name]) for name, numbers in other.items())
+
+
+def test_without_a_seed_streams_differ_between_runs(pair):
+    """Those of the script do."""
+    seed = "random.seed()\nnumpy.random.seed()"
+    once, again = (draw_in_new_workers(pair, seed) for _ in range(2))
+    assert all(set(numbers).isdisjoint(again[name]) for name, numbers in once.items())
+
+
 def test_streams_of_two_seeds_differ(pair):
     """The seed counts."""
     text = "import random\ngenerator = random.Random({})\ndef x(): return generator.random()"
@@ -391,7 +424,7 @@ def test_modules_have_streams_by_key():
             random.seed(5)
             np.random.seed(5)  # noqa: NPY002 - the module's own generator
             STREAM.key = key
-            reseed_modules()
+            ModuleSeeds.of_this_process().reseed()
             drawn.append((random.random(), np.random.rand()))  # noqa: NPY002 - the module's own generator
         assert drawn[0] == drawn[3]
         assert len(set(drawn)) == 3
@@ -410,7 +443,7 @@ def test_without_numpy_there_is_nothing_to_do(monkeypatch):
     """It is not imported for this."""
     monkeypatch.delitem(sys.modules, "numpy.random")
     states = GeneratorStates()
-    reseed_modules()
+    ModuleSeeds.of_this_process().reseed()
     states.restore()
     assert "numpy.random" not in sys.modules
 

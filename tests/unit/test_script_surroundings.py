@@ -1,5 +1,6 @@
 """What surrounds the calls of an executor."""
 
+import logging
 import multiprocessing
 import os
 import sys
@@ -10,6 +11,7 @@ import pytest
 from script_pair import own_main
 
 from mpiexecutor._script import surroundings
+from mpiexecutor._script.state import Origin
 from mpiexecutor._script.surroundings import Snapshot, Surroundings, import_path, remove_rank_variables
 
 TEXT = """
@@ -175,6 +177,83 @@ def test_what_is_restored_is_a_copy():
     kept.restore()
     assert (sys.path, sys.argv, warnings.filters) == before
     sys.argv.append("once more")
+
+
+# -- loggers, and how multiprocessing starts processes
+
+
+RUNS_AGAIN = pytest.mark.parametrize("origin", [Origin.TOP_LEVEL])
+LOGS = """
+    import io, logging
+    stream, other = io.StringIO(), io.StringIO()
+    logging.basicConfig(stream=stream, format="%(name)s %(message)s", level=logging.INFO)
+    log = logging.getLogger("of_the_script")
+    log.addHandler(logging.StreamHandler(other))
+    def note(text):
+        log.info(text)
+        return stream.getvalue().splitlines(), other.getvalue().splitlines()
+    def change():
+        log.propagate = False
+        log.setLevel(logging.ERROR)
+"""
+
+
+@RUNS_AGAIN
+def test_each_executor_has_the_loggers_that_its_own_top_level_has_set_up(pair):
+    """Not those of an executor before, or in between: basicConfig would do nothing, and each line would be written twice."""
+    logging.root.handlers.clear()  # of pytest
+    this = pair(LOGS)
+    first, second, third = (this.executor() for _ in range(3))
+    assert this.call("note('a')", executor=first) == (["of_the_script a"], ["a"])
+    assert this.call("note('b')", executor=second) == (["of_the_script b"], ["b"])
+    assert this.call("note('c')", executor=first) == (["of_the_script a", "of_the_script c"], ["a", "c"])
+    this.call("change()", executor=first)
+    assert this.call("note('d')", executor=third) == (["of_the_script d"], ["d"])
+    assert this.call("note('e')", executor=first) == (["of_the_script a", "of_the_script c"], ["a", "c"])
+    assert this.call("note('f')", executor=second) == (["of_the_script b", "of_the_script f"], ["b", "f"])
+
+
+@RUNS_AGAIN
+def test_each_executor_has_the_start_method_that_its_own_top_level_has_set(pair):
+    """multiprocessing takes one only once."""
+    text = """
+        import multiprocessing
+        multiprocessing.set_start_method("spawn")
+        def method(): return multiprocessing.get_start_method(allow_none=True)
+        def change(): multiprocessing.set_start_method("forkserver", force=True)
+    """
+    multiprocessing.set_start_method(None, force=True)  # as in a new process: other tests may have used one
+    this = pair(text)
+    first, second = this.executor(), this.executor()
+    assert [this.call("method()", executor=each) for each in (first, second)] == ["spawn", "spawn"]
+    this.call("change()", executor=first)
+    assert [this.call("method()", executor=each) for each in (second, first)] == ["spawn", "forkserver"]
+    assert this.failures == []
+
+
+def test_loggers_and_the_start_method_are_restored():
+    """Those that have come since are as new."""
+    known = logging.getLogger("surroundings.known")
+    handler, other = logging.NullHandler(), logging.NullHandler()
+    known.addHandler(handler)
+    known.setLevel(logging.ERROR)
+    known.propagate = False
+    multiprocessing.set_start_method("spawn", force=True)
+    of_root = list(logging.root.handlers), logging.root.level
+    kept = Snapshot()
+    new = logging.getLogger("surroundings.new")
+    for logger in (logging.root, known, new):
+        logger.addHandler(other)
+        logger.setLevel(1)
+    known.removeHandler(handler)
+    known.propagate, new.propagate = True, False
+    multiprocessing.set_start_method("fork", force=True)
+    kept.restore()
+    assert (known.handlers, known.level, known.propagate) == ([handler], logging.ERROR, False)
+    assert (new.handlers, new.level, new.propagate) == ([], logging.NOTSET, True)
+    assert (logging.root.handlers, logging.root.level) == of_root
+    assert multiprocessing.get_start_method(allow_none=True) == "spawn"
+    assert not new.isEnabledFor(1)
 
 
 OF_RANKS = [

@@ -157,12 +157,14 @@ def test_a_traceback_shows_the_scripts_lines(top):
 # -- how it ends
 
 
-def test_it_ends_where_an_executor_is_made(top):
-    """What is defined by then stays."""
-    end = "from mpiexecutor import RMAChannelExecutor\n"
-    module, error = top(end + "above = 1\nRMAChannelExecutor()\nbelow = 1\n" + GUARDS["as usual"]).run()
+@pytest.mark.parametrize("make", ["RMAChannelExecutor()", "RMACommExecutor()", "with RMACommExecutor() as executor: inside = 1"])
+def test_it_ends_where_an_executor_is_made(top, make):
+    """What is defined by then stays. A worker that entered RMACommExecutor's block would wait for the others in it."""
+    end = "from mpiexecutor import RMAChannelExecutor, RMACommExecutor\n"
+    module, error = top(end + f"above = 1\n{make}\nbelow = 1\n" + GUARDS["as usual"]).run()
     assert error is None
     assert module.above == 1
+    assert not hasattr(module, "inside")
     assert not hasattr(module, "below")
     assert not RUNNING.now
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from mpiexecutor._script.filters import dump_filters
 from mpiexecutor._script.names import MAIN, is_definition, name_of, top_of
+from mpiexecutor._script.random_generators import ModuleSeeds
 from mpiexecutor._script.state import Origin, Payload, Registry, Setup, State
 from mpiexecutor._script.surroundings import Surroundings
 from mpiexecutor._script.top_level import of_this_process
@@ -20,7 +21,7 @@ class Script:
     """The script's globals for the calls of one executor. Any thread may call any method."""
 
     def __init__(self, registry: Registry, origin: Origin) -> None:
-        """Capture the surroundings of the script. `origin` says where workers get their `__main__` from."""
+        """Capture the surroundings and the seeds of the script. `origin` says where workers get their `__main__` from."""
         self.registry = registry
         top_level = of_this_process(run_again=origin is Origin.TOP_LEVEL)
         if origin is Origin.TOP_LEVEL and top_level.source is None:
@@ -32,7 +33,7 @@ class Script:
         self._needs: dict[frozenset[str], Needs] = {}  # by the globals that calls name
         self._named: dict[FunctionType, tuple[str, Needs]] = {}  # functions that calls have named
         names: set[str] = set()
-        self._setup = Setup(Surroundings.of_this_process(), origin, top_level, dump_filters(names))
+        self._setup = Setup(Surroundings.of_this_process(), origin, top_level, dump_filters(names), ModuleSeeds.of_this_process())
         self._always = frozenset(names)  # globals that every call needs
         self._state = State(registry.next(), {}, {}, self._setup)
         registry.add(self._state.number, self._state)
