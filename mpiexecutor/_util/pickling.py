@@ -6,13 +6,14 @@ import pickle
 import sys
 from collections.abc import Callable, Sequence
 from types import CodeType, FunctionType
-from typing import Any
+from typing import Any, Final
 
 import cloudpickle
 from cloudpickle.cloudpickle import list_registry_pickle_by_value
 
 PROTOCOL = 5
-_OUT_OF_BAND = 64 << 10  # bytes: smaller buffers are part of the pickle, which is faster, and does not keep a whole message alive
+# Bytes. Smaller buffers are part of the pickle, which is faster, and does not keep a whole message alive.
+OUT_OF_BAND: Final = 64 << 10
 
 
 _reduce_code = cloudpickle.Pickler.dispatch_table[CodeType]
@@ -93,7 +94,7 @@ def keeper_of(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool
 
     def keep(buffer: pickle.PickleBuffer) -> bool:
         view = buffer.raw()
-        if view.nbytes < _OUT_OF_BAND:
+        if view.nbytes < OUT_OF_BAND:
             return True  # into the pickle
         buffers.append(view)
         return False

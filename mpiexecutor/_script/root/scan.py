@@ -55,11 +55,12 @@ class Scan:
             name = waiting.pop()
             if name in found:
                 continue
-            if total is None and reads_any(name, self.main):
+            if total is None and reads_any(name, self.main):  # all globals, then
                 total = len(self.main)
                 waiting += sorted(expanded([ANY], self.main))
             if name not in self.main:
                 absent.add(name)
+                # A worker may have defined it.
                 if self._compares and self._known.get(name) is None and name != ANY and not hasattr(builtins, name):
                     found[name] = self.new[name] = self._absent(name)
                 continue
