@@ -21,7 +21,7 @@ from mpiexecutor._liveness.status_page import StatusPage
 from mpiexecutor._liveness.supervised import Supervised
 from mpiexecutor._script.names import LOOKUP, main_modules
 from mpiexecutor._script.random_generators import STREAM, GeneratorStates
-from mpiexecutor._script.surroundings import Snapshot, leave_out_rank
+from mpiexecutor._script.surroundings import Snapshot, remove_rank_variables
 from mpiexecutor._start.process import PROCESS, comm_world
 
 from .links import Links
@@ -72,7 +72,7 @@ def _serving() -> Iterator[None]:
     main, surroundings, generators = main_modules(), Snapshot(), GeneratorStates()
     stdin = sys.stdin
     with _uninterrupted(), Path(os.devnull).open() as nothing:
-        leave_out_rank()
+        remove_rank_variables()
         sys.stdin = nothing  # no user can answer a call
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # what a call prints appears at once, as at a terminal

@@ -35,7 +35,7 @@ from mpiexecutor._liveness.recovery import PoolRecovery
 from mpiexecutor._liveness.status_page import StatusPage
 from mpiexecutor._rma.failed_ranks import FAILED_RANKS
 from mpiexecutor._script.state import Origin
-from mpiexecutor._script.surroundings import note_environment
+from mpiexecutor._script.surroundings import remember_environment
 from mpiexecutor._start.process import PROCESS, abort_job
 from mpiexecutor._util.process_end import PROCESS_END
 from mpiexecutor._util.seconds import STUCK as _PATIENCE
@@ -60,7 +60,7 @@ class WorkerPool:
     def __init__(self, comm: "MPI.Intracomm", root: int, origin: Origin) -> None:
         """Make it, together with all workers. `origin`: where workers that were started with the script have it from."""
         self._origin = origin
-        note_environment()
+        remember_environment()
         self._members = members = Root(comm, root)
         self._monitor = monitor = members.monitor
         self._links = links = Links(members.comm, root, lambda rank: rank in monitor.dead and rank not in monitor.silent)

@@ -119,12 +119,12 @@ def import_path() -> list[str]:
     return [entry for entry in entries if isinstance(entry, str)]
 
 
-def note_environment() -> None:
+def remember_environment() -> None:
     """Remember the environment in which workers are started. What the script changes later is changed in its calls, too."""
     _BEFORE[1:] = [dict(os.environ)]
 
 
-def leave_out_rank() -> None:
+def remove_rank_variables() -> None:
     """Remove the variables of the process manager, after MPI has read them: programs that calls start are no ranks."""
     for name in filter(_is_of_rank, list(os.environ)):
         del os.environ[name]

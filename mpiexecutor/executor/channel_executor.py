@@ -68,9 +68,9 @@ class RMAChannelExecutor(Executor):
     job, and only a script that has started the workers itself goes on; its calls raise BrokenProcessPool. For workers on
     other nodes see `WorkerStatus`.
 
-    **Trust.** Calls and results are pickles, so any rank can have another one run any code: the ranks of a job trust each other,
-    as in any MPI program. Processes of one node connect through UNIX sockets that accept only the same user with a secret of the
-    job. This package opens no network port; encryption between nodes is up to MPI and mpiexec.
+    **Trust.** Calls and results are pickles, so the ranks of a job trust each other, as in any MPI program: any rank can have
+    another one run any code. On one node, processes connect through UNIX sockets; those that carry more than a wake-up accept only
+    the same user with a secret of the job. This package opens no network port; encryption between nodes is up to MPI and mpiexec.
 
     """
 

@@ -10,7 +10,7 @@ import pytest
 from script_pair import own_main
 
 from mpiexecutor._script import surroundings
-from mpiexecutor._script.surroundings import Snapshot, Surroundings, import_path, leave_out_rank
+from mpiexecutor._script.surroundings import Snapshot, Surroundings, import_path, remove_rank_variables
 
 TEXT = """
     import multiprocessing, os, sys, warnings
@@ -216,6 +216,6 @@ def test_variables_of_the_rank_are_left_out(monkeypatch):
     """A program that a call starts is none; what users set stays."""
     for name in OF_RANKS + SETTINGS:
         monkeypatch.setenv(name, "1")
-    leave_out_rank()
+    remove_rank_variables()
     assert [name for name in OF_RANKS if name in os.environ and name != "PMIX_MCA_gds"] == []
     assert [name for name in SETTINGS if name not in os.environ] == []
