@@ -20,7 +20,7 @@ from textwrap import dedent
 from types import FunctionType, ModuleType
 from typing import Any
 
-from mpiexecutor._calls.outcomes import Blob, Place, dumps_sized, error_from, failure_of, with_cause
+from mpiexecutor._calls.outcomes import Location, dumps_sized, error_from, failure_of, pickled, with_cause
 from mpiexecutor._script.main_module import MainModules
 from mpiexecutor._script.names import LOOKUP, MAIN, by_name, name_of, top_of
 from mpiexecutor._script.pickling import load_definitions
@@ -28,6 +28,7 @@ from mpiexecutor._script.random_generators import STREAM, GeneratorStates
 from mpiexecutor._script.root.script import Script
 from mpiexecutor._script.state import Origin, Registry, State
 from mpiexecutor._script.surroundings import Snapshot
+from mpiexecutor._util.pickling import Pickled
 
 OTHER = "__mp_main__"
 GUARD = '\nif __name__ == "__main__":\n    is_script = True\n'
@@ -85,7 +86,7 @@ class Call:
     executor: "Executor"
     state: State
     called: str | None
-    blob: Blob
+    arguments_pickle: Pickled
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Worker:
     """One worker of the script."""
 
     def __init__(self, pair: "Pair", rank: int, side: _Side) -> None:
-        self.place = Place(rank, 3, "host", 1000 + rank)
+        self.location = Location(rank, 3, "host", 1000 + rank)
         self.side = side
         self.modules = MainModules(rank, lambda number, known: pair._fetch(rank, number, known), pair.failures.append)
 
@@ -179,10 +180,10 @@ class Pair:
         executor = executor or self.default
         names: set[str] = set()
         called = name_of(function) if type(function) is FunctionType else None
-        blob, _ = dumps_sized((None if called else function, arguments, keywords), names)
+        arguments_pickle, _ = dumps_sized((None if called else function, arguments, keywords), names)
         if called is not None:
             names.add(top_of(called))
-        return Call(executor, executor.script.state(frozenset(names)), called, blob)
+        return Call(executor, executor.script.state(frozenset(names)), called, arguments_pickle)
 
     def call(self, call: str, worker: int = 1, executor: Executor | None = None) -> Any:
         """Have a worker run a call; give its result, or raise its error, as the script has it."""
@@ -209,12 +210,12 @@ class Pair:
         module = own.modules.enter(call.executor.number)
         try:
             module.bring_to(call.state.number)
-            function, arguments, keywords = call.blob.load()
+            function, arguments, keywords = call.arguments_pickle.load()
             if call.called is not None:
                 function = by_name(call.called)
-            return Blob.of(function(*arguments, **keywords), module.has), None
+            return pickled(function(*arguments, **keywords), module.has), None
         except BaseException as error:
-            return None, failure_of(module.explain(error), own.place, module.has)
+            return None, failure_of(module.explain(error), own.location, module.has)
 
     def _fetch(self, rank: int, number: int, known: int) -> Any:
         with self._turn_of(self._root):
@@ -225,7 +226,7 @@ class Pair:
             try:
                 data, buffers = shared.pickled(known, ended)
             except Exception as error:
-                data, buffers = Blob.of(with_cause(error, Place(0, 3, "host", 1000)))
+                data, buffers = pickled(with_cause(error, Location(0, 3, "host", 1000)))
             names = None if isinstance(shared, State) else frozenset(shared._values)
             self.fetched.append(Fetched(rank, names, len(data) + sum(map(len, buffers))))
         found = load_definitions(data, [bytearray(buffer) for buffer in buffers])
