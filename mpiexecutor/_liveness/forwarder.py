@@ -32,7 +32,7 @@ from .commands import LEAVE
 from .monitor import FailureMonitor, WorkerFailure
 from .status_page import Signs
 
-_NEWS, _WISHES = 0, 1  # tags of messages to the root, and from it
+_NEWS, _COMMANDS = 0, 1  # tags of messages to the root, and from it
 _LOOK = 0.05  # seconds between two looks of a forwarder at what the root wants
 _LAST_LOOK = 1e-3  # and of the root at what comes last
 _BEATS = 6  # messages in which nobody tells of a worker until it is given up
@@ -49,10 +49,10 @@ class Forwarder:
         self._comm = comm
         self._root = root
         self._monitor = monitor
-        self._pause = min(_LONGEST, lost_after / _BEATS)  # seconds between two messages of who lives
+        self._pause = min(_LONGEST, lost_after / _BEATS)  # seconds between two messages about which workers live
         self._leave = leave  # ends this process, as it has nothing to do any more
         self._told: frozenset[int] = frozenset()  # of whom the root knows
-        self._next = 0.0  # when to tell of those who live
+        self._next = 0.0  # time of the next such message
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="mpiexecutor forwarder", daemon=True)
         self._thread.start()
@@ -71,8 +71,8 @@ class Forwarder:
                 assert failure is not None
                 self._tell_of(failure)
             self._tell_of_living()
-            while self._comm.Iprobe(self._root, _WISHES):
-                self._obey(*self._comm.recv(source=self._root, tag=_WISHES))
+            while self._comm.Iprobe(self._root, _COMMANDS):
+                self._obey(*self._comm.recv(source=self._root, tag=_COMMANDS))
 
     def _tell_of(self, failure: WorkerFailure) -> None:
         """Tell of a death, in messages so short that each has come as a whole once it is seen: this process may die, too."""
@@ -81,7 +81,7 @@ class Forwarder:
         self._comm.send(("lost", asdict(replace(failure, held=b""))), self._root, _NEWS)
 
     def _tell_of_living(self) -> None:
-        """Tell who has given signs of life: now and then, and as soon as there is somebody new."""
+        """Send which workers have given signs of life: at intervals, and as soon as a supervisor connects."""
         now = time.monotonic()
         if now >= self._next or self._monitor.known != self._told:
             self._next = now + self._pause
@@ -90,9 +90,9 @@ class Forwarder:
             signs = {rank: (sign.running_since and now - sign.running_since, now - sign.seen) for rank, sign in living}
             self._comm.send(("alive", signs), self._root, _NEWS)
 
-    def _obey(self, rank: int, wish: bytes) -> None:
-        if wish != LEAVE:
-            self._monitor.tell(rank, wish)
+    def _obey(self, rank: int, command: bytes) -> None:
+        if command != LEAVE:
+            self._monitor.tell(rank, command)
             return
         self._monitor.shut_down_supervisors(self._monitor.dead)
         self._comm.ssend(("gone", None), self._root, _NEWS)
@@ -100,28 +100,28 @@ class Forwarder:
 
 
 class ControlChannel:
-    """What news and wishes go by. Collective to make and to free."""
+    """The communicator for failures and commands. Collective to make and to free."""
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         self.comm = comm.Dup()
-        self._marks = marks_instead(self.comm, 1)  # nobody looks at them: they are for who sets one
+        self._marks = marks_instead(self.comm, 1)  # not read: to set one shows whether the rank is there
         self._senders = senders_instead()
         self._on_their_way: list[MPI.Request] = []  # few
         self._sending = threading.Lock()
 
-    def send(self, wish: tuple[int, bytes], rank: int) -> bool:
-        """Send a rank a wish, and never wait for it; False if nobody is there, as far as can be found out."""
+    def send(self, command: tuple[int, bytes], rank: int) -> bool:
+        """Send a command to a rank, and never wait. Return False if that rank is known to be gone."""
         if self._marks is not None and not self._marks.set(rank, 0):
             return False
         if self._senders is None:
-            self._send(wish, rank)
+            self._send(command, rank)
         else:
-            self._senders.do(partial(self._send, wish, rank))
+            self._senders.do(partial(self._send, command, rank))
         return True
 
-    def _send(self, wish: tuple[int, bytes], rank: int) -> None:
+    def _send(self, command: tuple[int, bytes], rank: int) -> None:
         with unless_dead():
-            request = self.comm.isend(wish, rank, _WISHES)
+            request = self.comm.isend(command, rank, _COMMANDS)
             with self._sending:
                 self._on_their_way = [each for each in self._on_their_way if not _is_over(each)]
                 self._on_their_way.append(request)
@@ -137,7 +137,7 @@ class ControlChannel:
 def _is_over(request: MPI.Request) -> bool:
     try:
         return request.Test()
-    except MPI.Exception:  # whoever was to get it has died
+    except MPI.Exception:  # the receiver has died
         return True
 
 
@@ -154,15 +154,15 @@ class ForwarderRoot:
         self._lost_after = lost_after
         self._looked = time.monotonic()
         self._heard = dict.fromkeys(workers, self._looked)  # when anybody told something of a worker
-        self._there = set(workers)  # who may still tell something
-        self._pieces: dict[tuple[int, int], bytes] = {}  # of what dead workers held, by who tells of it and by rank
+        self._there = set(workers)  # ranks that may still send something
+        self._pieces: dict[tuple[int, int], bytes] = {}  # of held outcomes, by the rank that sends them and the dead rank
         self._holding = threading.Lock()
         self._held: list[tuple[int, bytes]] = []  # for ranks whose monitor is dead, until another tells of them
         progress_threads().serve(self.look)
         monitor.hear_by(self.look)
 
     def look(self) -> bool:
-        """Hear what has come, and give up who is silent. It is no reason to attend to anybody for longer."""
+        """Receive what has come, and give up silent workers. Return False: the progress thread need not look more often."""
         status = MPI.Status()
         while has_come(self._comm, _NEWS):
             with unless_dead():
@@ -212,16 +212,16 @@ class ForwarderRoot:
             sign = Signs(running and now - running, now - unseen, now)
             self._monitor.admit(rank, _FarLine(self._send, rank, source), sign)
         with self._holding:
-            due = [wish for wish in self._held if wish[0] in signs]
-            self._held = [wish for wish in self._held if wish not in due]
-        for wish in due:
-            self._send(source, wish)
+            due = [command for command in self._held if command[0] in signs]
+            self._held = [command for command in self._held if command not in due]
+        for command in due:
+            self._send(source, command)
 
-    def _send(self, to: int, wish: tuple[int, bytes]) -> None:
-        """Send a wish, and never wait: whoever is to get it may be dead, or cut off. Nothing is sent to who is known to be."""
-        if to in self._monitor.dead or not self._control.send(wish, to):
+    def _send(self, to: int, command: tuple[int, bytes]) -> None:
+        """Send a command, and never wait: the receiver may be dead or cut off. Hold it if that is known."""
+        if to in self._monitor.dead or not self._control.send(command, to):
             with self._holding:
-                self._held.append(wish)
+                self._held.append(command)
 
     def _give_up(self, rank: int) -> None:
         host, pid = self._workers[rank]
@@ -242,8 +242,8 @@ class _FarLine:
         self._rank = rank
         self._monitor = monitor
 
-    def send(self, wish: bytes) -> None:
-        self._send(self._rank if wish == LEAVE else self._monitor, (self._rank, wish))
+    def send(self, command: bytes) -> None:
+        self._send(self._rank if command == LEAVE else self._monitor, (self._rank, command))
 
     def close(self) -> None:
         """Leave it as it is: there is nothing that would be its own."""

@@ -86,7 +86,7 @@ class WorkerStatus:
 class Line(Protocol):
     """A way to send a supervisor a command."""
 
-    def send(self, wish: bytes, /) -> object: ...
+    def send(self, command: bytes, /) -> object: ...
 
     def close(self) -> None: ...
 
@@ -140,13 +140,13 @@ class FailureMonitor:
         self._expected[rank] = how  # before it is looked for; admit does so the other way round
         self.tell(rank, how)
 
-    def tell(self, rank: int, wish: bytes) -> bool:
+    def tell(self, rank: int, command: bytes) -> bool:
         """Send a command to a worker's supervisor. Return False if it has none, or that has gone."""
         supervisor = self._supervisors.get(rank)
         if supervisor is None:
             return False
         with contextlib.suppress(OSError):
-            supervisor.send(wish)
+            supervisor.send(command)
         return True
 
     def expect_failures(self) -> None:

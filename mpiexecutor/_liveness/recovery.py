@@ -11,19 +11,19 @@ The path of a failure, from the kill to the error in the future:
         v
     recovery thread, under a watchdog       _rma/recovery_thread.py
         │
-        ├─ an executor's pool: PoolRecovery recovers both channels, and says which calls the worker had claimed last
-        │      v                            recovery.py, channel/_losses.py
-        │   Scheduler.lose: BrokenWorkerError in the futures of what it had begun; the rest is sent again      _calls/scheduling/
+        ├─ executors: PoolRecovery recovers both channels and finds the last claim   recovery.py, channel/_losses.py
+        │      v
+        │  Scheduler.lose: BrokenWorkerError in the futures of calls that had begun;   _calls/scheduling/
+        │  the other calls of the claim are sent again
         │
-        └─ --spmd: rank 0 tells the supervisors of all other ranks, and these their ranks                 _cli/spmd.py
+        └─ --spmd: rank 0 tells the supervisors of all other ranks, these their ranks  _cli/spmd.py
                v
-            on every rank: FailedRanks, a recovery thread; the host of each raw channel recovers it            _rma/failed_ranks.py
+           on every rank FailedRanks and its recovery thread: hosts recover channels   _rma/failed_ranks.py
                v
-            ChannelBroken from the host's next operation
+           ChannelBroken from the host's next operation                                channel/
 
-Two sets of failed ranks. FailureMonitor.dead is what the root expects no answer from: a silent rank that is heard of again
-leaves it. With --spmd a rank that a channel was recovered from stays failed for good, on all ranks alike: FailedRanks never
-takes one back.
+There are two sets of failed ranks. From those in FailureMonitor.dead the root expects no answer: a silent rank that is heard of
+again leaves that set. From those in FailedRanks (--spmd) channels were recovered, so they stay failed, on all ranks alike.
 """
 
 import logging

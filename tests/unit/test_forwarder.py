@@ -13,7 +13,7 @@ from mpiexecutor._liveness.monitor import WorkerFailure
 from mpiexecutor._liveness.status_page import Signs
 from mpiexecutor._util.inbox import Inbox
 
-NEWS, WISHES = 0, 1  # tags
+NEWS, COMMANDS = 0, 1  # tags
 LOST_AFTER = 30.0
 FAR = {2: ("far", 1002), 3: ("far", 1003)}  # host and pid of those on the other node, by rank
 
@@ -122,8 +122,8 @@ class Scene:
     def wishes(self, rank):
         """Give the wishes that a rank has been sent."""
         found = []
-        while self.comms[rank].Iprobe(0, WISHES):
-            found.append(self.comms[rank].recv(0, WISHES))
+        while self.comms[rank].Iprobe(0, COMMANDS):
+            found.append(self.comms[rank].recv(0, COMMANDS))
         return found
 
 
@@ -395,7 +395,7 @@ def test_what_a_post_tells_is_what_the_root_hears(relay, clock, progress, mpi, m
 def test_a_forwarder_that_is_to_leave_shuts_down_the_supervisors_of_its_dead(forwarder):
     """Then it says that it is gone, and its process ends."""
     forwarder.monitor.dead.add(3)
-    forwarder.root.send((2, LEAVE), 2, WISHES)
+    forwarder.root.send((2, LEAVE), 2, COMMANDS)
     assert forwarder.news({"alive"}) == ("gone", None)
     until(lambda: forwarder.left)
     assert forwarder.monitor.shut_down == [{3}]
