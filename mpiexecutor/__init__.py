@@ -1,19 +1,21 @@
-"""An executor over MPI one-sided communication.
+"""A concurrent.futures executor, and a message channel, over MPI one-sided communication.
 
-Rooms, top to bottom; imports point down only (setup.cfg says so to import-linter):
+Users import `RMAChannelExecutor` or `RMACommExecutor` from here, and `RemoteChannel` from `mpiexecutor.channel`. The first executor
+or channel initialises MPI; the import does not.
 
-    __main__   python -m mpiexecutor           _cli       what it does, and what the processes do that are started
-    executor   RMAChannelExecutor: submit, map, shutdown
-    _pool      the workers of a communicator: how they come together, and how they part
-    _calls     calls: the scheduler on the root, the worker's loop, what they tell each other
-    _start     how this process comes to be a rank of an MPI job, and how MPI ends in it
-    _script    the script's own names and state inside calls
-    _liveness  which ranks live: supervisors, and the recovery of channels after a death
-    channel    the raw channel, which knows nothing of the above
-    _rma       MPI's side of the channel: memory, notification, progress
-    _util      small things that know nothing of MPI
+Rooms, top to bottom; imports point down only, which import-linter checks:
 
-Importing this initialises no MPI: that is done when the first executor, or channel, is made.
+    __main__   python -m mpiexecutor: its arguments
+    _cli       what python -m mpiexecutor does
+    executor   RMAChannelExecutor and RMACommExecutor: submit, map, shutdown
+    _pool      the workers of a communicator: how they are registered, configured and released
+    _calls     calls: the scheduler on the root, the worker's loop, their messages
+    _start     how a process becomes a rank of an MPI job, and how MPI ends in it
+    _script    functions, classes and other globals of the script in calls
+    _liveness  which ranks are alive: supervisors, and recovery after a death
+    channel    RemoteChannel, which does not depend on anything above
+    _rma       MPI for the channel: memory, notification, progress
+    _util      utilities without MPI
 """
 
 from typing import TYPE_CHECKING
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> str:
-    """Look up the version when it is asked for: that alone takes half as long as importing the rest."""
+    """Return the version. It is looked up only when it is needed, as that takes half as long as the whole import."""
     if name == "__version__":
         from importlib.metadata import version  # noqa: PLC0415
 

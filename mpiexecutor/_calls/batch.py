@@ -10,8 +10,8 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 
-from mpiexecutor._liveness.status_page import LARGE, Slate
-from mpiexecutor._util.periodic import Sentry
+from mpiexecutor._liveness.status_page import LARGE, StatusPage
+from mpiexecutor._util.periodic import PeriodicCheck
 
 from .messages import Call, Outcome, dump_outcome
 
@@ -23,9 +23,9 @@ _TICKS = 25  # looks in vain before the flusher rests
 class CurrentBatch:
     """What one message has a worker do, and what has come of it: shared by the worker and its flusher, under one lock."""
 
-    def __init__(self, slate: Slate) -> None:
+    def __init__(self, page: StatusPage) -> None:
         self.lock = threading.Lock()
-        self._slate = slate  # keeps the outcomes that are not sent, in case this worker dies
+        self._page = page  # keeps the outcomes that are not sent, in case this worker dies
         self._leaving = 0  # outcomes, as they were taken away together, that are being sent
         self.calls: deque[Call] = deque()  # not begun
         self.running: int | None = None
@@ -47,8 +47,8 @@ class CurrentBatch:
         """Note what came of the call: give the outcomes if it is time to send them, or else take the next call."""
         with self.lock:
             self.running = None
-            if size <= LARGE and self._slate.holds:
-                self._slate.hold(dump_outcome(outcome))
+            if size <= LARGE and self._page.holds:
+                self._page.hold(dump_outcome(outcome))
             self.outcomes.append(outcome)
             self.size += size
             now = time.monotonic()
@@ -73,7 +73,7 @@ class CurrentBatch:
         with self.lock:
             self._leaving -= 1
             if not self._leaving and not self.outcomes:
-                self._slate.let_go()
+                self._page.let_go()
 
     def _take_away(self) -> list[Outcome]:
         outcomes, self.outcomes, self.size = self.outcomes, [], 0
@@ -94,8 +94,8 @@ class BatchFlusher:
         self._fail = fail
         self._seen: int | None = None  # the call that was running at the last look
         self._busy = threading.Lock()  # held from taking things out of the batch until they are put
-        sentry = Sentry("mpiexecutor flusher", self._look, every=_TICK, times=_TICKS)
-        self.watch, self.stop = sentry.watch, sentry.stop
+        check = PeriodicCheck("mpiexecutor flusher", self._look, every=_TICK, times=_TICKS)
+        self.watch, self.stop = check.watch, check.stop
 
     def wait(self) -> None:
         """Wait until what it has taken out of the batch is put."""

@@ -13,6 +13,7 @@ is, and the root gives up when it is told; what it has put is of no interest to 
 A parcel is the number of its parts, their sizes, and the parts, each in pieces of its own.
 """
 
+import contextlib
 import mmap
 import os
 import threading
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from mpiexecutor._rma.memory import mapped
 from mpiexecutor._util.inbox import Inbox
+from mpiexecutor._util.polling import intervals
 
 from .outcomes import Blob
 
@@ -37,7 +39,7 @@ _MOST = 32 << 20  # bytes of all pieces, unless they are of the least size
 _SLOTS = 2
 _WORD, _LINE = 8, 64  # bytes
 _FILLED, _HAD, _PIECES = 0, _LINE, 2 * _LINE  # where they are
-_SHORTEST, _LONGEST, _GROWTH = 20e-6, 2e-3, 1.2  # seconds of the naps of who waits
+_SHORTEST, _LONGEST = 20e-6, 2e-3  # seconds between two looks
 
 
 class Pages:
@@ -147,20 +149,17 @@ class Parcels:
     def _serve(self, memory: "Memory") -> None:
         """Put pieces for all who wait for some, until nobody will any more."""
         under_way: dict[int, Iterator[memoryview]] = {}
-        pause = _SHORTEST
+        pauses = intervals(_SHORTEST, _LONGEST)
         while True:
-            try:
-                asked = self._asked.get(timeout=pause if under_way else None)
-            except Empty:
-                pause = min(pause * _GROWTH, _LONGEST)
-            else:
+            with contextlib.suppress(Empty):
+                asked = self._asked.get(timeout=next(pauses) if under_way else None)
                 if asked is None:
                     return
                 rank, blob = asked
                 under_way[rank] = _pieces_of(blob, self._piece)
             for rank, pieces in list(under_way.items()):
                 while self._has_room(memory, rank):
-                    pause = _SHORTEST
+                    pauses = intervals(_SHORTEST, _LONGEST)
                     piece = next(pieces, None)
                     if piece is None:
                         del under_way[rank]
@@ -187,10 +186,9 @@ class Parcels:
 
     def _fetch_piece(self, memory: "Memory", piece: memoryview) -> None:
         share, count = self._rank * self._share, self._had
-        pause = _SHORTEST
+        pauses = intervals(_SHORTEST, _LONGEST)
         while memory.load(share + _FILLED) <= count:
-            time.sleep(pause)
-            pause = min(pause * _GROWTH, _LONGEST)
+            time.sleep(next(pauses))
         if piece:
             memory.fetch(share + _PIECES + count % _SLOTS * self._piece, piece)
         self._had = count + 1

@@ -20,11 +20,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from mpiexecutor._liveness.status_page import LARGE
+from mpiexecutor._util.pickling import OUT_OF_BAND
 
 from .outcomes import Buffer, Failure
 
 OF_ONE_CALL: Final = 3 * LARGE  # bytes of a message: one of several calls, or outcomes, has less, with all that belongs to it
-_IN_BAND: Final = 64 << 10  # bytes: a longer pickle goes out of band, uncopied
 _FORMAT: Final = 2  # of marshal: without the references to equal objects, which take longer than the objects
 
 # A call: its number; the state of the script's globals that it needs (None: its worker is the script's own process); the function,
@@ -137,7 +137,7 @@ def dumps(message: Message) -> tuple[bytes, list[memoryview]]:
     fields: tuple[Any, ...] = message
     if isinstance(message, (Results, Calls)):
         rows: Sequence[Any] = message[-1]
-        if [1 for _, _, _, data, buffers in rows if buffers or len(data) >= _IN_BAND]:
+        if [1 for _, _, _, data, buffers in rows if buffers or len(data) >= OUT_OF_BAND]:
             fields = (*message[:-1], [_without_buffers(row, beside) for row in rows])
     elif isinstance(message, _WITH_FAILURE):
         data, buffers = message.failure.dumps()
@@ -165,7 +165,7 @@ def _without_buffers(row: tuple[Any, ...], beside: list[memoryview]) -> tuple[An
     """Move what is large out of a call or an outcome: an empty pickle is the first of so many buffers."""
     *fields, data, buffers = row
     before = len(beside)
-    if len(data) >= _IN_BAND:
+    if len(data) >= OUT_OF_BAND:
         beside.append(memoryview(data))
         data = b""
     beside.extend(buffers)

@@ -1,4 +1,4 @@
-"""What an executor can be asked for, and the rules for that."""
+"""The arguments of an executor, and the rules for their values."""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What users say: see RMAChannelExecutor."""
+    """The arguments of an executor: see RMAChannelExecutor."""
 
     max_workers: int | None
     initializer: Callable[..., object] | None
@@ -18,10 +18,10 @@ class Options:
     max_pending: int | None
 
     def check(self) -> None:
-        """Raise TypeError or ValueError, with the rule as its text, if they cannot be."""
+        """Raise TypeError or ValueError for a value that is not possible; the text is the rule."""
         _check_number("max_workers", self.max_workers, optional=True)
         if self.max_workers is not None and self.max_workers <= 0:
-            raise ValueError("max_workers must be greater than 0")  # in the words of the standard library
+            raise ValueError("max_workers must be greater than 0")  # the text of the standard library
         _check_number("max_pending", self.max_pending, least=1, optional=True)
         _check_number("retries", self.retries, least=0)
         if self.initializer is not None and not callable(self.initializer):

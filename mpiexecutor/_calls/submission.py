@@ -13,7 +13,7 @@ from mpiexecutor._script.root.script import Script
 
 from .functions import Catalogue, Function
 from .outcomes import Place, dumps_sized, with_cause
-from .scheduling.scheduler import Pump
+from .scheduling.scheduler import Scheduler
 from .scheduling.session import Session, slim_future
 
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ T = TypeVar("T")
 class Submitter:
     """Pickles the calls of one executor."""
 
-    def __init__(self, pump: Pump, session: Session, catalogue: Catalogue, script: Script | None, place: Place) -> None:
+    def __init__(self, scheduler: Scheduler, session: Session, catalogue: Catalogue, script: Script | None, place: Place) -> None:
         """Without `script` calls run in the script's own process, which has its globals."""
-        self._pump = pump
+        self._scheduler = scheduler
         self._session = session
         self._catalogue = catalogue
         self._script = script
@@ -41,7 +41,7 @@ class Submitter:
         Calls of one kind are expected to take about as long as each other.
         """
         if self._session.closed or self._session.broken:
-            self._pump.check_open(self._session)
+            self._scheduler.check_open(self._session)
         future: Future[T] = slim_future()
         names: set[str] = set()
         try:
@@ -58,11 +58,11 @@ class Submitter:
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt) and not _raises_interrupt((fn, args, kwargs)):
                 raise  # from the keyboard
-            self._pump.check_open(self._session)
+            self._scheduler.check_open(self._session)
             future.set_running_or_notify_cancel()
             future.set_exception(with_cause(_without_exit(error), self._place))
             return future
-        self._pump.submit(self._session, future, blob, size, kind, called, state)
+        self._scheduler.submit(self._session, future, blob, size, kind, called, state)
         return future
 
     def numbered(self, fn: Callable[..., Any]) -> Function | None:

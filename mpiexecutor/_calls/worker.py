@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any
 
-from mpiexecutor._liveness.status_page import INITIALIZER, LARGE, Slate
+from mpiexecutor._liveness.status_page import INITIALIZER, LARGE, StatusPage
 from mpiexecutor._script.main_module import MainModule, MainModules, NotAdmitted
 from mpiexecutor._script.names import function_of
 from mpiexecutor._script.pickling import Has, always, load_definitions
@@ -50,7 +50,7 @@ class Worker:
         replies: RemoteChannel[Reply, Reply],
         parcels: Parcels,
         place: Place,
-        slate: Slate,
+        page: StatusPage,
         enforce_limit: Callable[[float], None] | None = None,
         *,
         fail: Callable[[], object],
@@ -59,7 +59,7 @@ class Worker:
         self._work = work
         self._replies = replies
         self._place = place
-        self._slate = slate  # says what is run
+        self._page = page  # says what is run
         self._enforce_limit = enforce_limit  # told how long calls may run; None: nobody sees to that
         self._most = 0.0  # seconds that they may now
         self._executor = 0  # whose calls are in the batch
@@ -70,7 +70,7 @@ class Worker:
         self._module: MainModule | None = None  # whose calls are run; None: the script itself, as this is its process
         self._has: Has = always  # whether the script has what is pickled here under its name
         self._rest = _SHORTEST_REST
-        self._batch = CurrentBatch(slate)
+        self._batch = CurrentBatch(page)
         self._flusher = BatchFlusher(self._batch, self._send, fail)
 
     def serve(self) -> None:
@@ -96,7 +96,7 @@ class Worker:
     def _do(self, message: Calls) -> None:
         executor, initializer, most, calls = message
         self._executor = executor
-        self._slate.wipe()
+        self._page.wipe()
         _, state, *_ = calls[0]
         if state is not None and not self._is_admitted(executor, state):
             self._give_back([number for number, *_ in calls], behind_long_call=False)
@@ -106,10 +106,10 @@ class Worker:
         self._rest = _SHORTEST_REST
         if initializer is not None and executor not in self._initialized:
             self._limit(0.0)
-            self._slate.begin(INITIALIZER, time.monotonic())
+            self._page.begin(INITIALIZER, time.monotonic())
             self._initialized[executor] = self._initialize(initializer, state)
-            self._slate.finish()
-            self._slate.wipe()
+            self._page.finish()
+            self._page.wipe()
         if most != self._most:
             self._limit(most)
         if not self._initialized.get(executor, True):
@@ -234,7 +234,7 @@ class Worker:
     def _run(self, call: Call) -> tuple[Outcome, int]:
         number, state, called, data, buffers = call
         del call
-        self._slate.begin(number, 0.0)  # to get what it needs, and to import modules, is not to run
+        self._page.begin(number, 0.0)  # to get what it needs, and to import modules, is not to run
         began = time.monotonic()
         try:
             # The second is what nearly every call finds.
@@ -245,13 +245,13 @@ class Worker:
             if called is not None:
                 function = function_of(called) if isinstance(called, str) else self._shelf.get(called, self._executor)
             began = time.monotonic()
-            self._slate.run(began)
+            self._page.run(began)
             value, size = dumps_sized(function(*arguments, **keywords), has=self._has)
         except BaseException as error:  # noqa: BLE001 - see the module
             failure = failure_of(self._explain(error), self._place, self._has).dumps()
-            self._slate.finish()
+            self._page.finish()
             return (number, time.monotonic() - began, True, *failure), failure.size
-        self._slate.finish()
+        self._page.finish()
         return (number, time.monotonic() - began, False, *value), size
 
 

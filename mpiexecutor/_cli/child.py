@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 
-from mpiexecutor._liveness.supervised import keep
+from mpiexecutor._liveness.supervised import start_supervisor
 from mpiexecutor._start.job import JOB_VARIABLE, connect
 from mpiexecutor._start.mpiexec import rank_in_environment
 from mpiexecutor._start.output import end_of_output
@@ -49,7 +49,7 @@ def _be_placeholder(address: str, token: str) -> None:
 
 def _be_worker(address: str, rank: int, token: str) -> None:
     """Serve the script, once all processes of the job have connected to it."""
-    keeper = keep(end_of_output(token))
+    supervisor = start_supervisor(end_of_output(token))
     connection = connect(address, {"rank": rank, "token": token}, [])
     if not connection.recv(1):
         return  # the start failed elsewhere
@@ -57,7 +57,7 @@ def _be_worker(address: str, rank: int, token: str) -> None:
     from mpiexecutor._pool.serve import serve  # noqa: PLC0415
     from mpiexecutor._start.process import initialise  # noqa: PLC0415
 
-    serve(initialise(keeper), 0)
+    serve(initialise(supervisor), 0)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
         stream.buffer.write(end_of_output(token))

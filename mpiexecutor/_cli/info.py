@@ -9,6 +9,7 @@ from importlib.metadata import version
 
 from mpiexecutor._start.job import StartError
 from mpiexecutor._start.mpiexec import Mpiexec, NoMpiexecError, launched, usable_cores
+from mpiexecutor.executor import RMAChannelExecutor
 
 _TIMES = 200  # that a duration is measured, for the median
 
@@ -30,8 +31,6 @@ def show(mpiexec: str | None) -> None:
 
 def _describe(path: str | None) -> Iterator[tuple[str, str]]:
     """Yield a name and a value for each line."""
-    from mpiexecutor.executor import RMAChannelExecutor  # noqa: PLC0415 - above this module: the command line is on top
-
     yield "mpiexecutor", version("mpiexecutor")
     yield "Python", f"{platform.python_version()} at {sys.executable}"
     yield "mpi4py", version("mpi4py")

@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType, TracebackType
 
-from mpiexecutor._liveness.supervised import keep
-from mpiexecutor._pool.crew import dismiss
+from mpiexecutor._liveness.supervised import start_supervisor
 from mpiexecutor._pool.serve import serve
+from mpiexecutor._pool.worker_pool import release_workers
 from mpiexecutor._start.job import StartError
 from mpiexecutor._start.mpiexec import rank_in_environment, yield_when_idle
-from mpiexecutor._start.process import STANDING, check_company, initialise
+from mpiexecutor._start.process import PROCESS, check_company, initialise
 from mpiexecutor._util.process_end import PROCESS_END, Stage
 
 from .spmd import run_everywhere
@@ -33,7 +33,7 @@ def run_as_rank(program: list[str], *, spmd: bool) -> None:
 
     """
     yield_when_idle()
-    comm = initialise(keep() if rank_in_environment() else None)
+    comm = initialise(start_supervisor() if rank_in_environment() else None)
     try:
         check_company(comm)
     except StartError as error:
@@ -41,8 +41,8 @@ def run_as_rank(program: list[str], *, spmd: bool) -> None:
     if spmd:
         run_everywhere(comm, partial(run, program))
     elif comm.rank == _ROOT:
-        STANDING.runs_alone = True
-        PROCESS_END.add(partial(dismiss, comm, _ROOT), Stage.PARTING)  # if the script never makes an executor
+        PROCESS.runs_alone = True
+        PROCESS_END.add(partial(release_workers, comm, _ROOT), Stage.PARTING)  # if the script never makes an executor
         run(program)
     else:
         while serve(comm, _ROOT):

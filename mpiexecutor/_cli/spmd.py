@@ -1,11 +1,10 @@
-"""python -m mpiexecutor --spmd: every rank runs the script, and outlives the others.
+"""python -m mpiexecutor --spmd: every rank runs the script, and survives the failure of others.
 
-Every rank but 0 has a keeper. Rank 0 hears of a death as the root of a crew does, and tells all others, by their keepers:
+Every rank but 0 has a supervisor. Rank 0 hears of a failure as the root of a pool does, and reports it to all others through their
+supervisors. For the whole path of a failure see _liveness/recovery.py.
 
-    keeper ──> watch of rank 0 ──> keepers of the others ──> their ranks ──> their channels (see _rma/failed_ranks.py)
-
-Two things end the job, with a word: the death of rank 0, and an exception that a rank does not catch, or a status that is not 0, as
-with 'python -m mpi4py', because others may wait for that rank.
+Two things end the job, with a message: the failure of rank 0; and an exception that a rank does not catch, or a status other
+than 0, because other ranks may wait for that rank: as with 'python -m mpi4py'.
 """
 
 import contextlib
@@ -22,10 +21,11 @@ from queue import Empty
 from typing import TYPE_CHECKING
 
 from mpiexecutor._liveness.commands import NEWS
-from mpiexecutor._liveness.supervised import Kept
-from mpiexecutor._pool.membership import Member, Root, register
-from mpiexecutor._rma.failed_ranks import DEATHS
-from mpiexecutor._start.process import STANDING
+from mpiexecutor._liveness.supervised import Supervised
+from mpiexecutor._pool.membership import Member, Root
+from mpiexecutor._pool.registration import register
+from mpiexecutor._rma.failed_ranks import FAILED_RANKS
+from mpiexecutor._start.process import PROCESS
 from mpiexecutor._util.process_end import PROCESS_END, Stage
 
 if TYPE_CHECKING:
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mpiexecutor")
 
 _ROOT = 0
-_ONCE_MORE, _TIMES = 1.0, 5  # seconds until deaths are told again, and how often; also between two looks at the watchdog
-_MOST = 200  # deaths in a message
-_LAST_WORDS = 0.2  # seconds that what was printed has to get through before the job is ended
+_ONCE_MORE, _TIMES = 1.0, 5  # seconds until failures are reported again, and how often; seconds between two looks at the watchdog
+_MOST = 200  # failures in a message
+_LAST_WORDS = 0.2  # seconds for printed output to reach mpiexec before the job is ended
 
 
 def run_everywhere(comm: "MPI.Intracomm", run: Callable[[], None]) -> None:
-    """Run the script on this rank, as on every other, and tell its channels of deaths until it ends."""
+    """Run the script on this rank, as on every other, and report failures to its channels until it ends."""
     from mpi4py import MPI  # noqa: PLC0415
 
     if MPI.Query_thread() != MPI.THREAD_MULTIPLE:
         sys.exit("python -m mpiexecutor: --spmd needs MPI with THREAD_MULTIPLE: leave mpi4py.rc.thread_level as it is")
-    DEATHS.will_be_told(_end_job)
+    FAILED_RANKS.start_recovery(_end_job)
     PROCESS_END.add(_Root(comm).close if comm.rank == _ROOT else _follow(comm), Stage.PARTING)
     process = os.getpid()
     try:
@@ -60,63 +60,67 @@ def run_everywhere(comm: "MPI.Intracomm", run: Callable[[], None]) -> None:
 
 
 class _Root:
-    """Rank 0: it hears of all deaths, and says so."""
+    """Rank 0: it hears of all failures, and reports them."""
 
     def __init__(self, comm: "MPI.Intracomm") -> None:
         self._members = Root(comm, _ROOT)
-        self._watch = self._members.watch
-        self._watch.returned = self._tell_returned
+        self._monitor = self._members.monitor
+        self._monitor.returned = self._tell_returned
         self._members.join()
-        self._members.await_keepers()
-        threading.Thread(target=self._pass_on, name="mpiexecutor news", daemon=True).start()
+        self._members.await_supervisors()
+        PROCESS.joining = False
+        threading.Thread(target=self._pass_on, name="mpiexecutor reports", daemon=True).start()
 
     def close(self) -> None:
-        """Wait for all others to be done, and have all part."""
+        """Wait until all others are done, and part from them."""
         sys.stdout.flush()
         self._members.await_leavers("wait")
-        with contextlib.nullcontext() if self._watch.dead else DEATHS.all_needed("the end of the job"):
+        with contextlib.nullcontext() if self._monitor.dead else FAILED_RANKS.all_needed("the end of the job"):
             if self._members.part():
-                self._members.comm.Barrier()  # all have dismissed their keepers, who would take the watch's end for this rank's
+                self._members.comm.Barrier()  # none has a supervisor that would take the monitor's end for the root's
                 self._members.leave()
 
     def _pass_on(self) -> None:
-        """Tell all who live of each death, and now and then once more: who was to pass that on may have died, too."""
+        """Report each failure to all living ranks, several times: the rank that forwards a report may have failed, too.
+
+        This goes on while the recovery thread is busy, and keeps its watchdog's time. So it is a thread of its own.
+        """
         told: list[tuple[int, str, bool]] = []
-        left = 0  # times to tell again
+        left = 0  # times to report again
         while True:
             try:
-                loss = self._watch.losses.get(timeout=_ONCE_MORE if told else None)
+                failure = self._monitor.failures.get(timeout=_ONCE_MORE if told else None)
             except Empty:
-                DEATHS.watchdog.left()
+                FAILED_RANKS.watchdog.left()
                 if not left:
                     continue
                 left -= 1
             else:
                 left = _TIMES
-                if loss is None:
+                if failure is None:
                     return
-                end = f"rank {loss.rank}, host {loss.host}, pid {loss.pid}, {loss.end}"
+                end = f"rank {failure.rank}, host {failure.host}, pid {failure.pid}, {failure.end}"
                 logger.warning("%s", end)
-                told.append((loss.rank, end, loss.silent))
-                DEATHS.tell(*told[-1])
-            for rank in self._members.reports.keys() - self._watch.dead:
-                self._watch.tell(rank, NEWS + json.dumps(told[-_MOST:]).encode())
+                told.append((failure.rank, end, failure.silent))
+                FAILED_RANKS.report(*told[-1])
+            for rank in self._members.registrations.keys() - self._monitor.dead:
+                self._monitor.tell(rank, NEWS + json.dumps(told[-_MOST:]).encode())
 
     def _tell_returned(self, rank: int) -> None:
-        """Have a rank that was given up know that."""
-        said = self._members.reports[rank]
+        """Tell a rank that was given up, and is heard of again, that it counts as failed."""
+        said = self._members.registrations[rank]
         end = f"rank {rank}, host {said.host}, pid {said.pid}, was not heard of for long"
-        self._watch.tell(rank, NEWS + json.dumps([(rank, end, True)]).encode())
+        self._monitor.tell(rank, NEWS + json.dumps([(rank, end, True)]).encode())
 
 
 def _follow(comm: "MPI.Intracomm") -> Callable[[], None]:
-    """Have this rank, which is not 0, be kept and told; give what parts it from the others in the end."""
-    orders = register(comm, _ROOT)
-    assert orders is not None
-    member = Member(comm, orders)
+    """Have this rank, which is not 0, be monitored and hear of failures. Return what parts it from the others at the end."""
+    configuration = register(comm, _ROOT)
+    assert configuration is not None
+    member = Member(comm, configuration)
     member.join()
-    if member.keeper is not None:
-        threading.Thread(target=_hear, args=(member.keeper,), name="mpiexecutor news", daemon=True).start()
+    if member.supervisor is not None:
+        threading.Thread(target=_hear, args=(member.supervisor,), name="mpiexecutor reports", daemon=True).start()
 
     def part_from_others() -> None:
         _write_out()
@@ -128,30 +132,32 @@ def _follow(comm: "MPI.Intracomm") -> Callable[[], None]:
 
 
 def _write_out() -> None:
-    """Write out what the script has left open: after a death this rank is killed in the end, as MPI cannot be finalised."""
+    """Flush the files that the script left open: after a failure this rank is killed in the end."""
     for each in gc.get_objects():
         with contextlib.suppress(Exception):
             if isinstance(each, io.IOBase):
                 each.flush()
 
 
-def _hear(keeper: Kept) -> None:
-    while (news := keeper.news(_ONCE_MORE if DEATHS.any_known() else None)) != b"":
-        DEATHS.watchdog.left()
+def _hear(supervisor: Supervised) -> None:
+    """Note the failures that rank 0 reports, and keep the watchdog's time."""
+    while (news := supervisor.news(_ONCE_MORE if FAILED_RANKS.any_known() else None)) != b"":
+        FAILED_RANKS.watchdog.left()
         for death in json.loads(news or "[]"):
-            DEATHS.tell(*death)
+            FAILED_RANKS.report(*death)
 
 
 def _end_job(reason: str) -> None:
-    """End this rank so that mpiexec ends the job. Not by MPI: if a rank has died inside it this one may be stuck there, too."""
+    """End this rank with an error, so that mpiexec ends the job. MPI_Abort may hang if a rank has died inside MPI."""
     logger.critical("%s", reason)
     _have_said()
-    if STANDING.keeper is not None:
-        STANDING.keeper.dismiss()  # it ends as this rank does
+    if PROCESS.supervisor is not None:
+        PROCESS.supervisor.dismiss()  # it then ends as this rank does
     os._exit(1)
 
 
 def _have_said() -> None:
+    """Flush the streams, and give mpiexec time to read them."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()

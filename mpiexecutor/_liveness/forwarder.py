@@ -1,15 +1,15 @@
-"""Between nodes: how the root hears of workers whose keepers cannot reach it, and how they hear of its wishes.
+"""Between nodes: how the root hears of workers whose supervisors cannot reach it, and how commands of the root reach these.
 
-    keeper ──> another worker of its node: watch ──> post ══ MPI ══> root: exchange ──> watch of the root
+    supervisor ──> monitor of another worker of its node ──> Forwarder ══ MPI ══> ForwarderRoot ──> monitor of the root
 
-Every worker on a node without the root has a watch, as the root has one, and a post that passes on what that hears: a death at
-once, and now and then which workers have given signs of life. A keeper turns to the watch of another worker than its own, if there
-is one, so that a death is told by somebody who lives.
+Each worker on another node than the root's has a failure monitor of its own and a Forwarder. The Forwarder forwards a failure
+at once, and at intervals which workers have given signs of life. A supervisor connects to the monitor of another worker of its
+node, if there is one, so that a living worker forwards the failure.
 
-A worker of whom nobody has told anything for long is given up: its node is cut off, or it was the last there and has died. That is
-a mistake if all workers of a node hold the GIL for that long. Should it come back it does no harm, as it was not in the middle of a
-message: what it puts then is of no interest any more, and what it takes it runs. Nothing is sent to it until it does: MPI may wait
-for ever, or fail, if there is nobody.
+The root gives up a worker of which no forwarder has told anything for long: its node is cut off, or it was the last worker
+there and has died. That is a mistake if all workers of a node hold the GIL for that long. Such a worker may come back and does
+no harm, since it was not in the middle of a message: what it puts is ignored, and it runs what it takes. Until it comes back
+nothing is sent to it, as MPI may wait for ever, or fail, if no process receives.
 """
 
 import contextlib
@@ -29,74 +29,77 @@ from mpiexecutor._util.seconds import ASLEEP as _ASLEEP
 from mpiexecutor._util.seconds import PULSE
 
 from .commands import LEAVE
-from .monitor import Loss, Watch
+from .monitor import FailureMonitor, WorkerFailure
 from .status_page import Signs
 
 _NEWS, _WISHES = 0, 1  # tags of messages to the root, and from it
-_LOOK = 0.05  # seconds between two looks of a post at what the root wants
+_LOOK = 0.05  # seconds between two looks of a forwarder at what the root wants
 _LAST_LOOK = 1e-3  # and of the root at what comes last
 _BEATS = 6  # messages in which nobody tells of a worker until it is given up
 _LONGEST = PULSE  # seconds between two of them, at the most
 _SHORT = 4 << 10  # bytes of a message that any MPI sends at once
 
 
-class Post:
-    """A worker's side: passes on what its watch hears, and does what the root wants."""
+class Forwarder:
+    """A worker's side: forwards what its monitor hears to the root, and obeys the root's commands."""
 
-    def __init__(self, comm: MPI.Intracomm, root: int, watch: Watch, lost_after: float, leave: Callable[[], None]) -> None:
+    def __init__(
+        self, comm: MPI.Intracomm, root: int, monitor: FailureMonitor, lost_after: float, leave: Callable[[], None]
+    ) -> None:
         self._comm = comm
         self._root = root
-        self._watch = watch
+        self._monitor = monitor
         self._pause = min(_LONGEST, lost_after / _BEATS)  # seconds between two messages of who lives
         self._leave = leave  # ends this process, as it has nothing to do any more
         self._told: frozenset[int] = frozenset()  # of whom the root knows
         self._next = 0.0  # when to tell of those who live
         self._stopped = False
-        self._thread = threading.Thread(target=self._run, name="mpiexecutor post", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="mpiexecutor forwarder", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """Pass on nothing any more: all workers live, and are done."""
         self._stopped = True
         self._thread.join()
-        self._watch.stop()
+        self._monitor.stop()
         self._comm.send(("gone", None), self._root, _NEWS)
 
     def _run(self) -> None:
         while not self._stopped:
             with contextlib.suppress(Empty):
-                loss = self._watch.losses.get(timeout=_LOOK)
-                assert loss is not None
-                self._tell_of(loss)
+                failure = self._monitor.failures.get(timeout=_LOOK)
+                assert failure is not None
+                self._tell_of(failure)
             self._tell_of_living()
             while self._comm.Iprobe(self._root, _WISHES):
                 self._obey(*self._comm.recv(source=self._root, tag=_WISHES))
 
-    def _tell_of(self, loss: Loss) -> None:
+    def _tell_of(self, failure: WorkerFailure) -> None:
         """Tell of a death, in messages so short that each has come as a whole once it is seen: this process may die, too."""
-        for start in range(0, len(loss.held), _SHORT):
-            self._comm.send(("held", (loss.rank, loss.held[start : start + _SHORT])), self._root, _NEWS)
-        self._comm.send(("lost", asdict(replace(loss, held=b""))), self._root, _NEWS)
+        for start in range(0, len(failure.held), _SHORT):
+            self._comm.send(("held", (failure.rank, failure.held[start : start + _SHORT])), self._root, _NEWS)
+        self._comm.send(("lost", asdict(replace(failure, held=b""))), self._root, _NEWS)
 
     def _tell_of_living(self) -> None:
         """Tell who has given signs of life: now and then, and as soon as there is somebody new."""
         now = time.monotonic()
-        if now >= self._next or self._watch.known != self._told:
+        if now >= self._next or self._monitor.known != self._told:
             self._next = now + self._pause
-            self._told = self._watch.known
-            signs = {rank: (sign.running_since and now - sign.running_since, now - sign.seen) for rank, sign in self._watch.signs()}
+            self._told = self._monitor.known
+            living = self._monitor.signs()
+            signs = {rank: (sign.running_since and now - sign.running_since, now - sign.seen) for rank, sign in living}
             self._comm.send(("alive", signs), self._root, _NEWS)
 
     def _obey(self, rank: int, wish: bytes) -> None:
         if wish != LEAVE:
-            self._watch.tell(rank, wish)
+            self._monitor.tell(rank, wish)
             return
-        self._watch.see_off(self._watch.dead)
+        self._monitor.shut_down_supervisors(self._monitor.dead)
         self._comm.ssend(("gone", None), self._root, _NEWS)
         self._leave()
 
 
-class News:
+class ControlChannel:
     """What news and wishes go by. Collective to make and to free."""
 
     def __init__(self, comm: MPI.Intracomm) -> None:
@@ -138,13 +141,15 @@ def _is_over(request: MPI.Request) -> bool:
         return True
 
 
-class Exchange:
-    """The root's side: tells its watch what comes from other nodes, and who is silent."""
+class ForwarderRoot:
+    """The root's side: tells its monitor what comes from other nodes, and which workers are silent."""
 
-    def __init__(self, news: News, watch: Watch, workers: dict[int, tuple[str, int]], lost_after: float) -> None:
-        self._news = news
-        self._comm = news.comm
-        self._watch = watch
+    def __init__(
+        self, control: ControlChannel, monitor: FailureMonitor, workers: dict[int, tuple[str, int]], lost_after: float
+    ) -> None:
+        self._control = control
+        self._comm = control.comm
+        self._monitor = monitor
         self._workers = workers  # on other nodes: host and pid, by rank
         self._lost_after = lost_after
         self._looked = time.monotonic()
@@ -152,9 +157,9 @@ class Exchange:
         self._there = set(workers)  # who may still tell something
         self._pieces: dict[tuple[int, int], bytes] = {}  # of what dead workers held, by who tells of it and by rank
         self._holding = threading.Lock()
-        self._held: list[tuple[int, bytes]] = []  # for ranks whose watcher is dead, until another tells of them
+        self._held: list[tuple[int, bytes]] = []  # for ranks whose monitor is dead, until another tells of them
         progress_threads().serve(self.look)
-        watch.hear_by(self.look)
+        monitor.hear_by(self.look)
 
     def look(self) -> bool:
         """Hear what has come, and give up who is silent. It is no reason to attend to anybody for longer."""
@@ -179,23 +184,23 @@ class Exchange:
         while self._there:
             self.look()
             time.sleep(_LAST_LOOK)
-        self._news.free()
+        self._control.free()
 
     def _hear(self, source: int, what: str, said: Any) -> None:
-        if source in self._heard or source in self._watch.silent:
+        if source in self._heard or source in self._monitor.silent:
             self._heard[source] = time.monotonic()
-        if source in self._watch.silent:
-            self._watch.take_back(source, _FarLine(self._send, source, source))
+        if source in self._monitor.silent:
+            self._monitor.take_back(source, _FarLine(self._send, source, source))
         if what == "gone":
             self._there.discard(source)
             self._heard.pop(source, None)
-            self._watch.forget_keeper(source)
+            self._monitor.forget_supervisor(source)
         elif what == "held":
             rank, piece = said
             self._pieces[source, rank] = self._pieces.get((source, rank), b"") + piece
         elif what == "lost":
-            loss = Loss(**said)
-            self._lose(replace(loss, held=self._pieces.pop((source, loss.rank), b"")))
+            failure = WorkerFailure(**said)
+            self._lose(replace(failure, held=self._pieces.pop((source, failure.rank), b"")))
         else:
             self._note_living(source, said)
 
@@ -205,7 +210,7 @@ class Exchange:
             self._heard[rank] = now
             running, unseen = signs[rank]
             sign = Signs(running and now - running, now - unseen, now)
-            self._watch.admit(rank, _FarLine(self._send, rank, source), sign)
+            self._monitor.admit(rank, _FarLine(self._send, rank, source), sign)
         with self._holding:
             due = [wish for wish in self._held if wish[0] in signs]
             self._held = [wish for wish in self._held if wish not in due]
@@ -214,31 +219,31 @@ class Exchange:
 
     def _send(self, to: int, wish: tuple[int, bytes]) -> None:
         """Send a wish, and never wait: whoever is to get it may be dead, or cut off. Nothing is sent to who is known to be."""
-        if to in self._watch.dead or not self._news.send(wish, to):
+        if to in self._monitor.dead or not self._control.send(wish, to):
             with self._holding:
                 self._held.append(wish)
 
     def _give_up(self, rank: int) -> None:
         host, pid = self._workers[rank]
-        self._watch.silent.add(rank)
-        self._lose(Loss(rank, host, pid, f"was not heard of for {self._lost_after:g} s", None, silent=True))
+        self._monitor.silent.add(rank)
+        self._lose(WorkerFailure(rank, host, pid, f"was not heard of for {self._lost_after:g} s", None, silent=True))
 
-    def _lose(self, loss: Loss) -> None:
-        self._heard.pop(loss.rank, None)
-        self._watch.lose(loss)
-        self._watch.forget_keeper(loss.rank)  # it stays until its watcher is told to leave
+    def _lose(self, failure: WorkerFailure) -> None:
+        self._heard.pop(failure.rank, None)
+        self._monitor.lose(failure)
+        self._monitor.forget_supervisor(failure.rank)  # it stays until its monitor is told to leave
 
 
 class _FarLine:
-    """The way to a keeper on another node: by the worker that watches over it. To leave is for each worker itself."""
+    """The way to a supervisor on another node: by the worker that monitors over it. To leave is for each worker itself."""
 
-    def __init__(self, send: Callable[[int, tuple[int, bytes]], None], rank: int, watcher: int) -> None:
+    def __init__(self, send: Callable[[int, tuple[int, bytes]], None], rank: int, monitor: int) -> None:
         self._send = send
         self._rank = rank
-        self._watcher = watcher
+        self._monitor = monitor
 
     def send(self, wish: bytes) -> None:
-        self._send(self._rank if wish == LEAVE else self._watcher, (self._rank, wish))
+        self._send(self._rank if wish == LEAVE else self._monitor, (self._rank, wish))
 
     def close(self) -> None:
         """Leave it as it is: there is nothing that would be its own."""

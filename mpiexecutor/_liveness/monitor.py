@@ -1,9 +1,8 @@
-"""Who of the workers lives: the root's ear for their keepers, and what it does when one has died.
+"""Which workers live, as far as their supervisors say, and how the root tells these what to do.
 
-    keeper ──"was killed by SIGKILL"──> watch ──> undertaker: settles both channels ──> pump: whose calls were these?
-
-The watch listens to keepers. The undertaker has both channels forget the dead, which may take a moment: whatever a living rank has
-begun to put or take is finished first. More may die meanwhile, so the watch goes on listening.
+A FailureMonitor listens to the supervisors of its own node and puts each failure into a queue, for a recovery thread. Its thread
+never enters MPI. So it goes on listening while others are stuck there, and keeps the watchdog's time (see _rma/recovery_thread.py).
+For the whole path of a failure see recovery.py.
 """
 
 import contextlib
@@ -31,27 +30,27 @@ from mpiexecutor._util.seconds import LEAVING as _LEAVING
 from mpiexecutor._util.seconds import SILENT as _SILENT
 
 from .commands import BYE, KILL, LEAVE, LONGEST, receive
-from .status_page import Signs, Slate
+from .status_page import Signs, StatusPage
 from .supervised import possible
 
 logger = logging.getLogger("mpiexecutor")
 
-_MOST = 4096  # keepers that may come at once
-_LOOK = 1e-3  # seconds between two looks whether they have
+_MOST = 4096  # supervisors that may connect at once
+_LOOK = 1e-3  # seconds between two looks whether they have gone
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
-    """A worker that has died."""
+class WorkerFailure:
+    """A worker has died, or was given up."""
 
     rank: int
     host: str
     pid: int
-    end: str  # how
-    begun: int | None  # the number of the call that it began last, NOTHING or INITIALIZER: see status_page.py; None: not known
-    overdue: float = 0.0  # the seconds that its calls might run, if it was killed as that call ran longer
-    silent: bool = False  # given up: perhaps it lives
-    held: bytes = b""  # outcomes that it had perhaps not put yet: see Slate.hold
+    end: str  # how it ended, as "was killed by SIGKILL"
+    begun: int | None  # number of the call that it began last, NOTHING or INITIALIZER: see status_page.py; None: not known
+    overdue: float = 0.0  # the limit in seconds, if it was killed because its call exceeded that
+    silent: bool = False  # it was given up, and perhaps lives
+    held: bytes = b""  # outcomes that it had perhaps not put yet: see StatusPage.hold
 
     def __str__(self) -> str:
         return f"the worker on rank {self.rank}, host {self.host}, pid {self.pid}, {self.end}"
@@ -61,13 +60,17 @@ class Loss:
 class WorkerStatus:
     """The status of one worker at one moment: an element of what `RMAChannelExecutor.workers` returns.
 
+    A worker on another node is given up, and counts as dead, after ``MPIEXECUTOR_LOST_AFTER`` seconds (30) without a sign of
+    life. Set the variable to more than the longest call that holds the GIL. If the worker was in the middle of a message, which
+    nobody else can complete, all pending calls fail with BrokenProcessPool. If its node comes back, the worker is used again.
+
     Attributes:
         rank: Its rank in the executor's communicator.
         host: Name of its host.
         pid: Its process id on that host.
         state: "idle": it waits for a call. "running": it runs a call. "silent": it gives no sign of life, because it is stopped or
-            its call holds the GIL. "lost": it died, or its host is cut off. "unknown": it has no supervisor.
-        since: Time at which the state began, in seconds since the epoch as from `time.time`; None if it is not known.
+            its call holds the GIL. "lost": it died, or was given up. "unknown": it has no supervisor.
+        since: When "running" or "silent" began, in seconds since the epoch as from `time.time`; None for other states.
         done: Number of its calls whose results have arrived.
 
     """
@@ -81,7 +84,7 @@ class WorkerStatus:
 
 
 class Line(Protocol):
-    """A way to tell a keeper something."""
+    """A way to send a supervisor a command."""
 
     def send(self, wish: bytes, /) -> object: ...
 
@@ -89,24 +92,24 @@ class Line(Protocol):
 
 
 def address_of(name: str) -> str:
-    """Give the address of a watch, which is no file, and vanishes with its process."""
+    """Return the address of a monitor. It is no file, and vanishes with the process."""
     return f"\0mpiexecutor-watch-{name}"
 
 
-class Watch:
-    """Listens to the keepers of this node. Nobody else gets in: see _start/job.py."""
+class FailureMonitor:
+    """Knows which workers live, and tells their supervisors what to do. Only supervisors can connect: see _start/job.py."""
 
     def __init__(self, name: str, token: str) -> None:
-        """Listen, under a name that is hard to guess, to those who know the token."""
+        """Listen under a name that is hard to guess, and admit supervisors that know the token."""
         self._token = token
-        self.losses: Inbox[Loss | None] = Inbox()  # None: there will be none any more
-        self.dead: set[int] = set()
-        self.silent: set[int] = set()  # of these: perhaps they live
-        self.returned: Callable[[int], object] = lambda _rank: None  # called if one of them lives
-        self.spans_job = False  # nobody else is in this job but these workers
-        self._keepers: dict[int, Line] = {}  # by rank
-        self._slates: dict[int, Slate | Signs] = {}  # by rank
-        self._doomed: dict[int, bytes] = {}  # whom this process wants to end, and how it has put that
+        self.failures: Inbox[WorkerFailure | None] = Inbox()  # None: no more will come
+        self.dead: set[int] = set()  # ranks
+        self.silent: set[int] = set()  # those of them that perhaps live
+        self.returned: Callable[[int], object] = lambda _rank: None  # called if a silent rank is heard of again
+        self.spans_job = False  # all ranks of the job are monitored
+        self._supervisors: dict[int, Line] = {}  # by rank
+        self._pages: dict[int, StatusPage | Signs] = {}  # by rank
+        self._expected: dict[int, bytes] = {}  # ranks that this process wants to end, and the command for that
         self._selector = selectors.DefaultSelector()
         self._here, self._there = socket.socketpair()  # wakes the thread
         self._selector.register(self._here, selectors.EVENT_READ, lambda _: self._here.recv(1))
@@ -116,108 +119,108 @@ class Watch:
             self._listener.bind(address_of(name))
             self._listener.listen(_MOST)
             self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
-        self._look: Callable[[], object] = lambda: None  # hears what comes from other nodes
+        self._look: Callable[[], object] = lambda: None  # receives what comes from other nodes
         self.watchdog = Watchdog(lambda: self._there.send(b"!"))
         self._stopped = False
-        self._thread = threading.Thread(target=self._listen, name="mpiexecutor watch", daemon=True)
+        self._thread = threading.Thread(target=self._listen, name="mpiexecutor monitor", daemon=True)
         self._thread.start()
         PROCESS_END.disown_in_child(self.close)
 
-    def await_keepers(self, ranks: Collection[int]) -> None:
-        """Wait until the keepers of these ranks have come, who are on their way."""
+    def await_supervisors(self, ranks: Collection[int]) -> None:
+        """Wait until the supervisors of these ranks have connected, as they are about to."""
         until = time.monotonic() + _COMING
-        wait_for_ranks(lambda: self._slates.keys() >= set(ranks) or time.monotonic() > until)
+        wait_for_ranks(lambda: self._pages.keys() >= set(ranks) or time.monotonic() > until)
 
     def kill(self, rank: int) -> bool:
-        """Have a worker killed; False if it has no keeper."""
+        """Have a worker killed. Return False if it has no supervisor."""
         return rank not in self.dead and self.tell(rank, KILL)
 
-    def doom(self, rank: int, how: bytes) -> None:
-        """Have a worker end, by KILL or TERMINATE: if its keeper is still to come, then."""
-        self._doomed[rank] = how  # before the look for its keeper, who is noted before a look here
+    def kill_on_connect(self, rank: int, how: bytes) -> None:
+        """Have a worker end, by KILL or TERMINATE; if its supervisor has not connected yet, as soon as it does."""
+        self._expected[rank] = how  # before it is looked for; admit does so the other way round
         self.tell(rank, how)
 
     def tell(self, rank: int, wish: bytes) -> bool:
-        """Tell a worker's keeper something; False if it has none, or that has gone."""
-        keeper = self._keepers.get(rank)
-        if keeper is None:
+        """Send a command to a worker's supervisor. Return False if it has none, or that has gone."""
+        supervisor = self._supervisors.get(rank)
+        if supervisor is None:
             return False
         with contextlib.suppress(OSError):
-            keeper.send(wish)
+            supervisor.send(wish)
         return True
 
-    def foresee_deaths(self) -> None:
-        """Note that this process ends the job, and all workers with it."""
-        self._doomed |= dict.fromkeys(self._slates, KILL)
+    def expect_failures(self) -> None:
+        """Expect all workers to fail: this process ends the job."""
+        self._expected |= dict.fromkeys(self._pages, KILL)
 
-    def is_doomed(self, rank: int) -> bool:
-        """Whether this process has wanted a worker to end."""
-        return rank in self._doomed
+    def is_expected(self, rank: int) -> bool:
+        """Return whether this process wanted a worker to end."""
+        return rank in self._expected
 
     def state_of(self, rank: int) -> tuple[Literal["idle", "running", "silent", "lost", "unknown"], float | None]:
-        """Say what a worker does, and since when: see WorkerStatus."""
+        """Return what a worker does, and since when: see WorkerStatus."""
         if rank in self.dead:
             return "lost", None
-        slate = self._slates.get(rank)
-        if slate is None:
+        page = self._pages.get(rank)
+        if page is None:
             return "unknown", None
         now, wall = time.monotonic(), time.time()
-        if now - (seen := slate.seen) > _SILENT:
+        if now - (seen := page.seen) > _SILENT:
             return "silent", wall - now + seen
-        since = slate.running_since
+        since = page.running_since
         return ("idle", None) if since is None else ("running", wall - now + since)
 
     def is_stopped(self, rank: int) -> bool:
-        """Whether a worker is heard of, and gives no signs of life."""
-        slate = self._slates.get(rank)
+        """Return whether a worker gives no signs of life, though its node is heard of."""
+        page = self._pages.get(rank)
         now = time.monotonic()
-        if slate is None or rank in self.dead or (isinstance(slate, Signs) and now - slate.told > _SILENT):
+        if page is None or rank in self.dead or (isinstance(page, Signs) and now - page.told > _SILENT):
             return False
-        return now - slate.seen > _SILENT
+        return now - page.seen > _SILENT
 
     @property
     def known(self) -> frozenset[int]:
-        """Whose keepers have come."""
-        return frozenset(self._slates)
+        """The ranks whose supervisors have connected."""
+        return frozenset(self._pages)
 
     def signs(self) -> Iterator[tuple[int, Signs]]:
-        """Give what the workers that live say of themselves."""
-        for rank, slate in list(self._slates.items()):
+        """Yield the signs of life of the living workers, with their ranks."""
+        for rank, page in list(self._pages.items()):
             if rank not in self.dead:
-                yield rank, Signs(slate.running_since, slate.seen, time.monotonic())
+                yield rank, Signs(page.running_since, page.seen, time.monotonic())
 
-    def admit(self, rank: int, keeper: Line, slate: Slate | Signs) -> None:
-        """Note a keeper, and its worker's slate, or what is known of that now."""
-        self._slates[rank] = slate
-        self._keepers[rank] = keeper
-        if rank in self._doomed:
-            self.tell(rank, self._doomed[rank])
+    def admit(self, rank: int, supervisor: Line, page: StatusPage | Signs) -> None:
+        """Note the way to a worker's supervisor, and the worker's status page or signs of life."""
+        self._pages[rank] = page
+        self._supervisors[rank] = supervisor
+        if rank in self._expected:
+            self.tell(rank, self._expected[rank])
 
-    def forget_keeper(self, rank: int) -> None:
-        """Note that a keeper has gone, or can be told nothing any more."""
-        if (keeper := self._keepers.pop(rank, None)) is not None:
-            keeper.close()
+    def forget_supervisor(self, rank: int) -> None:
+        """Note that a supervisor has gone, or cannot be reached any more."""
+        if (supervisor := self._supervisors.pop(rank, None)) is not None:
+            supervisor.close()
 
-    def lose(self, loss: Loss) -> None:
-        """Note a death, once."""
-        if loss.rank not in self.dead:
-            self.dead.add(loss.rank)
-            self.losses.put(loss)
+    def lose(self, failure: WorkerFailure) -> None:
+        """Note a failure, once for each rank."""
+        if failure.rank not in self.dead:
+            self.dead.add(failure.rank)
+            self.failures.put(failure)
 
-    def take_back(self, rank: int, keeper: Line) -> None:
-        """Note that a worker lives that was silent."""
+    def take_back(self, rank: int, supervisor: Line) -> None:
+        """Note that a silent worker lives."""
         logger.warning("the worker on rank %d was heard of again", rank)
-        self.dead.discard(rank)  # first: it is not to be taken for one that is dead for sure
+        self.dead.discard(rank)  # first: a rank in `dead` alone has died for sure
         self.silent.discard(rank)
-        self._keepers[rank] = keeper
+        self._supervisors[rank] = supervisor
         self.returned(rank)
 
     def hear_by(self, look: Callable[[], object]) -> None:
-        """Have this called while keepers of other nodes are awaited: see forwarder.py."""
+        """Have `look` called while supervisors of other nodes are awaited: see forwarder.py."""
         self._look = look
 
     def attend(self, descriptor: int, happened: Callable[[], None]) -> None:
-        """Have something called, once, when there is something to read."""
+        """Have `happened` called once, when `descriptor` can be read."""
 
         def once(_: object) -> None:
             self._selector.unregister(descriptor)
@@ -226,28 +229,28 @@ class Watch:
         self._selector.register(descriptor, selectors.EVENT_READ, once)
         self._there.send(b"!")
 
-    def see_off(self, ranks: Collection[int] | None = None) -> None:
-        """Have all keepers end, or those of some ranks, with their ranks, and wait until they have taken leave of the job."""
-        leaving = set(self._keepers if ranks is None else ranks)
+    def shut_down_supervisors(self, ranks: Collection[int] | None = None) -> None:
+        """Have all supervisors, or those of some ranks, end with their ranks. Wait until they have done so."""
+        leaving = set(self._supervisors if ranks is None else ranks)
         for rank in leaving:
             self.tell(rank, LEAVE)
         until = time.monotonic() + _LEAVING
-        while leaving & self._keepers.keys() and time.monotonic() < until:
+        while leaving & self._supervisors.keys() and time.monotonic() < until:
             self._look()
             time.sleep(_LOOK)
 
     def stop(self) -> None:
-        """Let the keepers go, who have been told by their ranks that this is no death."""
+        """Stop listening. The ranks have told their supervisors before that this is no failure."""
         self._stopped = True
         self._there.send(b"!")
         self._thread.join()
-        self.losses.put(None)
+        self.failures.put(None)
         self.close()
-        self._slates.clear()
+        self._pages.clear()
 
     def close(self) -> None:
-        """Close the connections, without a word: in a forked child they are its parent's."""
-        for connection in (self._here, self._there, self._listener, *self._keepers.values()):
+        """Close the connections, and send nothing: in a forked child they are its parent's."""
+        for connection in (self._here, self._there, self._listener, *self._supervisors.values()):
             if connection is not None:
                 connection.close()
         self._selector.close()
@@ -260,21 +263,21 @@ class Watch:
     def _accept(self, listener: socket.socket) -> None:
         try:
             connection = listener.accept()[0]
-        except OSError:  # it has gone away again, or there are too many files
+        except OSError:  # the peer has gone again, or too many files are open
             time.sleep(_LOOK)
             return
         try:
-            hello, slate = self._hello(connection)
-        except Exception:  # noqa: BLE001 - a stranger, whatever it has sent
+            hello, page = self._hello(connection)
+        except Exception:  # noqa: BLE001 - no supervisor of ours, whatever it has sent
             connection.close()
             return
         with contextlib.suppress(OSError):
-            connection.send(b"!")  # before anything else that it may be sent
-        self._selector.register(connection, selectors.EVENT_READ, partial(self._hear, hello, slate))
-        self.admit(hello["rank"], connection, slate)
+            connection.send(b"!")  # before any command
+        self._selector.register(connection, selectors.EVENT_READ, partial(self._hear, hello, page))
+        self.admit(hello["rank"], connection, page)
 
-    def _hello(self, connection: socket.socket) -> tuple[dict[str, Any], Slate]:
-        """Receive what a keeper has to say of itself, and its rank's slate; any error if it is a stranger."""
+    def _hello(self, connection: socket.socket) -> tuple[dict[str, Any], StatusPage]:
+        """Receive the first message of a supervisor, and its rank's page. Raise any error if the peer is none of ours."""
         _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
         if uid != os.geteuid():
             raise PermissionError
@@ -284,23 +287,23 @@ class Watch:
             hello: dict[str, Any] = json.loads(data)
             if not hmac.compare_digest(str(hello.pop("token")), self._token):
                 raise PermissionError
-            slate = Slate(*descriptors)
+            page = StatusPage(*descriptors)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
         connection.settimeout(None)
-        return hello, slate
+        return hello, page
 
-    def _hear(self, hello: dict[str, Any], slate: Slate, keeper: socket.socket) -> None:
-        """Hear from a keeper of a death; or it is going, or gone."""
+    def _hear(self, hello: dict[str, Any], page: StatusPage, supervisor: socket.socket) -> None:
+        """Receive a message of a supervisor: a failure, or that it disconnects; or it has gone."""
         data = b""
         with contextlib.suppress(OSError):
-            data = receive(keeper)
+            data = receive(supervisor)
         rank = hello["rank"]
         if data in {b"", BYE}:
-            self._selector.unregister(keeper)
-            self.forget_keeper(rank)
+            self._selector.unregister(supervisor)
+            self.forget_supervisor(rank)
         if data != BYE:
             said = json.loads(data) if data else {"end": "was lost together with its keeper", "begun": None}
-            held = slate.held if data else b""  # else it may still write
-            self.lose(Loss(**hello, **said, held=held))
+            held = page.held if data else b""  # otherwise the rank may still write
+            self.lose(WorkerFailure(**hello, **said, held=held))

@@ -1,10 +1,11 @@
-"""The process manager, as a rank sees it without MPI: how to take leave of it.
+"""The process manager, as a rank sees it without MPI: how a rank leaves it.
 
-A process manager takes a rank that ends without a word for a failure, and ends the job. MPI_Finalize says that word, but waits for
-all ranks, and so for ever once one is dead. After a death each rank's word is said without MPI, a dead one's by its keeper.
+A process manager takes a rank that ends without a message for a failure, and ends the job. MPI_Finalize sends that message, but
+waits for all ranks, and so for ever once one has died. After a failure each rank, or the supervisor of a dead one, sends it
+without MPI.
 
-With Hydra, the mpiexec of MPICH and Intel MPI, the word is a line of PMI-1's protocol. Open MPI's process manager wants to be
-connected to by PMIx: it takes a second process of a rank, such as its keeper, for the rank (tried with Open MPI 5.0).
+With Hydra, the mpiexec of MPICH and Intel MPI, the message is a line of the PMI-1 protocol. Open MPI's process manager expects
+a PMIx client: it takes a second process of a rank, such as its supervisor, for the rank (tried with Open MPI 5.0).
 """
 
 import contextlib
@@ -24,17 +25,17 @@ from mpiexecutor._util.seconds import WAITING as _WAITING
 
 logger = logging.getLogger("mpiexecutor")
 
-_LAUNCHERS = "mpiexec", "mpirun", "prterun", "orterun"  # how its process's name begins,
-_BETWEEN = "hydra_", "sh", "bash", "dash"  # and those between it and its ranks on the same host
+_LAUNCHERS = "mpiexec", "mpirun", "prterun", "orterun"  # the name of its process begins so,
+_BETWEEN = "hydra_", "sh", "bash", "dash"  # and the names of processes between it and the ranks on its host
 _PATIENT_KILLER = """
 import select, signal, sys
 process = int(sys.argv[1])
 if not select.select([process], [], [], float(sys.argv[2]))[0]:
     signal.pidfd_send_signal(process, signal.SIGKILL)
 """
-_SHARED = tuple(f"/dev/shm/{name}" for name in ("mpich_shm_", "sm_segment.", "vader_segment."))  # noqa: S108 - MPI's own
+_SHARED = tuple(f"/dev/shm/{name}" for name in ("mpich_shm_", "sm_segment.", "vader_segment."))  # noqa: S108 - of MPI
 _DELETED = " (deleted)"
-_INITIALISED = 8  # times that a library can have initialised PMIx, at the most
+_INITIALISED = 8  # at most so often has a library initialised PMIx
 
 
 class _PmixProcess(ctypes.Structure):
@@ -43,15 +44,15 @@ class _PmixProcess(ctypes.Structure):
     _fields_ = (("namespace", ctypes.c_char * 256), ("rank", ctypes.c_uint32))
 
 
-@functools.cache  # the environment of a worker says so at first only
+@functools.cache  # later the environment of a worker does not say so
 def connection() -> int | None:
-    """Give the descriptor by which this rank talks to its process manager, if that is an mpiexec of MPICH's kind (Hydra)."""
+    """Return the descriptor of this rank's connection to its process manager, if that is Hydra; else None."""
     is_hydra = any(name.startswith(("HYDI_", "HYDRA_")) for name in os.environ)
     return int(os.environ["PMI_FD"]) if is_hydra and "PMI_FD" in os.environ else None
 
 
 def mapped() -> tuple[str | None, list[str]]:
-    """Give the paths of the PMIx library that this process has loaded, if it has, and of shared memory that MPI would remove."""
+    """Return the path of the PMIx library that this process has loaded, if any, and MPI's files of shared memory."""
     library, files = None, []
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/maps").read_text().splitlines():
@@ -64,14 +65,14 @@ def mapped() -> tuple[str | None, list[str]]:
 
 
 def remove(files: Sequence[str]) -> None:
-    """Remove files that MPI would have removed."""
+    """Remove files that MPI would remove."""
     for file in files:
         with contextlib.suppress(OSError):
             Path(file).unlink()
 
 
 def take_leave(descriptor: int | None, library: str | None, *, initialise: bool) -> None:
-    """Say that this rank is done, without MPI. With `initialise` the process has not initialised PMIx itself: it is a keeper."""
+    """Tell the process manager, without MPI, that this rank is done. `initialise`: this process has not initialised PMIx."""
     if descriptor is not None:
         with contextlib.suppress(OSError):
             os.write(descriptor, b"cmd=finalize\n")
@@ -83,7 +84,7 @@ def take_leave(descriptor: int | None, library: str | None, *, initialise: bool)
 
 
 def end_launcher() -> None:
-    """Have the launcher killed, if it still runs some time after this process has ended: it would wait for a lost host for ever."""
+    """Have mpiexec killed if it still runs some time after this process has ended: it would wait for a lost host for ever."""
     launcher = _launcher()
     if launcher is None:
         return
@@ -92,14 +93,14 @@ def end_launcher() -> None:
     except (AttributeError, OSError):
         return
     logger.warning("mpiexec is killed if it still waits for a lost host %g s after the script", _WAITING)
-    nothing: Any = subprocess.DEVNULL  # whoever reads what this process has printed waits for its end
+    nothing: Any = subprocess.DEVNULL  # a reader of this process's output would wait for its end
     command = [sys.executable, "-I", "-S", "-c", _PATIENT_KILLER, str(descriptor), str(_WAITING)]
     subprocess.Popen(command, pass_fds=(descriptor,), start_new_session=True, stdin=nothing, stdout=nothing, stderr=nothing)  # noqa: S603
     os.close(descriptor)
 
 
 def _launcher() -> int | None:
-    """Find the mpiexec of this job, if it is on this host: above this process, and above what it has here to start processes."""
+    """Return the process id of this job's mpiexec, if it is an ancestor of this process: only on mpiexec's own host."""
     above = os.getppid()
     with contextlib.suppress(OSError):
         while True:

@@ -1,4 +1,30 @@
-"""What the root of a crew does when a worker has died: both channels forget the dead, then the pump is told."""
+"""What the root of a pool does when a worker has failed: both channels are recovered, then the worker's calls are settled.
+
+The path of a failure, from the kill to the error in the future:
+
+    a worker is killed
+        │ waitpid                           supervisor.py       the parent of the worker
+        │ "was killed by SIGKILL"           commands.py         over a Unix socket
+        v
+    FailureMonitor of the root              monitor.py          <── from other nodes by MPI: forwarder.py
+        │ queue of failures
+        v
+    recovery thread, under a watchdog       _rma/recovery_thread.py
+        │
+        ├─ an executor's pool: PoolRecovery recovers both channels, and says which calls the worker had claimed last
+        │      v                            recovery.py, channel/_losses.py
+        │   Scheduler.lose: BrokenWorkerError in the futures of what it had begun; the rest is sent again      _calls/scheduling/
+        │
+        └─ --spmd: rank 0 tells the supervisors of all other ranks, and these their ranks                 _cli/spmd.py
+               v
+            on every rank: FailedRanks, a recovery thread; the host of each raw channel recovers it            _rma/failed_ranks.py
+               v
+            ChannelBroken from the host's next operation
+
+Two sets of failed ranks. FailureMonitor.dead is what the root expects no answer from: a silent rank that is heard of again
+leaves it. With --spmd a rank that a channel was recovered from stays failed for good, on all ranks alike: FailedRanks never
+takes one back.
+"""
 
 import logging
 from collections.abc import Callable
@@ -9,63 +35,63 @@ from mpiexecutor._rma.recovery_thread import RecoveryThread
 from mpiexecutor._util.seconds import WEDGED as _WEDGED
 from mpiexecutor.channel import ChannelBroken, ChannelClosed, RemoteChannel, Share
 
-from .monitor import Loss, Watch
+from .monitor import FailureMonitor, WorkerFailure
 
 logger = logging.getLogger("mpiexecutor")
 
 
-class Undertaker:
-    """Has the channels of a crew forget the dead, in a thread."""
+class PoolRecovery:
+    """Recovers the channels of a pool, in a thread."""
 
     def __init__(
         self,
-        watch: Watch,
+        monitor: FailureMonitor,
         channels: tuple[RemoteChannel[Any, Any], ...],
         *,
         renumber: Callable[[list[int], int], None],
-        bury: Callable[[Loss, Share | None], None],
+        lose: Callable[[WorkerFailure, Share | None], None],
         give_up: Callable[[str], None],
         note: Callable[[], None],
     ) -> None:
-        self._watch = watch
+        self._monitor = monitor
         self._work, self._replies = channels
-        self._renumber = renumber  # told of the work that is left: see RemoteChannel.settle
-        self._bury = bury  # told of each loss when what it has left behind is settled, and what it had claimed of the work
+        self._renumber = renumber  # called with the new numbers of messages: see RemoteChannel.settle
+        self._lose = lose  # called after recovery, with the worker's last claim of work
         self._give_up = give_up
-        self._note = note  # told of each loss, first
-        self._shares: dict[int, Share] = {}  # of work, by rank: of those whose loss is still to be looked at
-        self.thread = RecoveryThread(watch.losses, self._recover).thread
+        self._note = note  # called first
+        self._shares: dict[int, Share] = {}  # last claims of work, by rank: of failures that are still in the queue
+        self.thread = RecoveryThread(monitor.failures, self._recover).thread
 
-    def _recover(self, loss: Loss) -> bool:
-        logger.log(logging.INFO if self._watch.is_doomed(loss.rank) else logging.WARNING, "%s", loss)
+    def _recover(self, failure: WorkerFailure) -> bool:
+        logger.log(logging.INFO if self._monitor.is_expected(failure.rank) else logging.WARNING, "%s", failure)
         self._note()
         try:
-            self._settle(loss)
+            self._settle(failure)
         except ChannelClosed:  # freed
             return True
         except Exception as error:
             logger.exception("what a dead worker has left behind was not settled")
-            self._give_up(f"{loss}, and what it has left behind cannot be settled: {error}")
+            self._give_up(f"{failure}, and what it has left behind cannot be settled: {error}")
             return True
-        self._bury(loss, self._shares.pop(loss.rank, None))
+        self._lose(failure, self._shares.pop(failure.rank, None))
         return True
 
-    def _settle(self, loss: Loss) -> None:
-        self._settle_channel(loss, lambda: self._shares.update({share.rank: share for share in self._settle_work()}))
-        self._settle_channel(loss, lambda: self._replies.settle(self._watch.dead, silent=self._watch.silent))
+    def _settle(self, failure: WorkerFailure) -> None:
+        self._settle_channel(failure, lambda: self._shares.update({share.rank: share for share in self._settle_work()}))
+        self._settle_channel(failure, lambda: self._replies.settle(self._monitor.dead, silent=self._monitor.silent))
 
     def _settle_work(self) -> list[Share]:
-        return self._work.settle(self._watch.dead, renumber=self._renumber, silent=self._watch.silent)
+        return self._work.settle(self._monitor.dead, renumber=self._renumber, silent=self._monitor.silent)
 
-    def _settle_channel(self, loss: Loss, settle: Callable[[], object]) -> None:
-        """Settle a channel. Who lives, and keeps that from being done, is killed: nobody can do anything meanwhile."""
-        why = f"{loss}, inside MPI, where it holds a lock that nobody can take any more"
+    def _settle_channel(self, failure: WorkerFailure, settle: Callable[[], object]) -> None:
+        """Recover a channel. Kill workers that live and do not come to rest: the channel is of no use meanwhile."""
+        why = f"{failure}, inside MPI, where it holds a lock that nobody can take any more"
         while True:
             try:
-                with self._watch.watchdog.limit(_WEDGED, partial(self._give_up, why)):
+                with self._monitor.watchdog.limit(_WEDGED, partial(self._give_up, why)):
                     settle()
             except ChannelBroken as error:
-                if not [rank for rank in error.ranks if self._watch.kill(rank)]:
+                if not [rank for rank in error.ranks if self._monitor.kill(rank)]:
                     raise
             else:
                 return

@@ -1,17 +1,17 @@
-"""What a worker writes down of itself, in memory that its keeper and its root share: nothing is sent.
+"""The status page of a rank: shared memory that the rank writes, and its supervisor and its root read. Nothing is sent.
 
 Theory of operation
-    A page of words of 8 bytes, each written by one thread of the rank at a time, as a whole. Others only read.
+    A page of words of 8 bytes. The rank writes each as a whole, by one thread at a time. Other processes only read.
 
     BEGUN  number of the call that was begun last, or NOTHING, or INITIALIZER: written before anything of the call is unpickled
     SINCE  when that call was begun, in seconds; 0 while none runs: written after BEGUN, and after LIMIT
     LIMIT  seconds that a call may run; 0: any time
     SEEN   when the rank last had time for it: by a thread of its own, every second
-    HELD   bytes behind the page that are outcomes which were not put into the reply channel yet: written after those bytes, and set
-           to 0 after the put. Read once the rank is dead: some of them may have been put all the same
+    HELD   how many of the bytes behind the page are outcomes that were not put into the reply channel yet: written after those
+           bytes, and set to 0 after the put. Read once the rank has died: some of them may have been put all the same
 
-    Times are of the monotonic clock, which all processes of a node share. Who sees a call that is overdue stops the rank, and looks
-    once more, before it does anything about it: a rank that is stopped writes nothing, so all words are of one moment then.
+    Times are of the monotonic clock, which all processes of a node share. A supervisor that sees an overdue call stops the rank
+    and reads the page once more before it kills it: a stopped rank writes nothing, so all words are of one moment.
 """
 
 import mmap
@@ -28,19 +28,19 @@ _ROOM = 2 * LARGE + (128 << 10)  # bytes: what is held, the last outcome, and wh
 
 
 class Signs(NamedTuple):
-    """What a slate said of the running call, and of life, when that was told; times as there."""
+    """What a page said about the running call and the last sign of life at the time `told`; times as on the page."""
 
     running_since: float | None
     seen: float
     told: float
 
 
-class Slate:
-    """The page, and what lies behind it. Whoever has the descriptor can read it."""
+class StatusPage:
+    """The page, and the outcomes behind it. A process that has its descriptor can map it."""
 
     def __init__(self, descriptor: int = -1) -> None:
-        """Map a page that another process has made, or, without a descriptor, make one that no other sees."""
-        self.holds = descriptor != -1  # whether anybody sees what is kept
+        """Map the page that another process has made. Without a descriptor make one that no other process reads."""
+        self.holds = descriptor != -1  # another process reads what is held
         self._room = _ROOM if self.holds else 0
         memory = memoryview(mmap.mmap(descriptor, mmap.PAGESIZE + self._room))
         words = memory[: mmap.PAGESIZE]
@@ -51,52 +51,53 @@ class Slate:
             self.wipe()
 
     @classmethod
-    def new(cls) -> tuple["Slate", int]:
-        """Make a page that can be shared, and give its descriptor, too."""
-        descriptor = os.memfd_create("mpiexecutor-slate")
+    def new(cls) -> tuple["StatusPage", int]:
+        """Make a page that can be shared. Return it and its descriptor."""
+        descriptor = os.memfd_create("mpiexecutor-status")
         os.truncate(descriptor, mmap.PAGESIZE + _ROOM)
-        slate = cls(descriptor)
-        slate.wipe()
-        return slate, descriptor
+        page = cls(descriptor)
+        page.wipe()
+        return page, descriptor
 
     def wipe(self) -> None:
-        """Say that nothing was begun of this message yet."""
+        """Note that no call of this message was begun yet."""
         self._numbers[_BEGUN] = NOTHING
 
     def begin(self, number: int, now: float) -> None:
-        """Say that a call begins, or an initializer."""
+        """Note that a call, or an initializer, begins."""
         self._numbers[_BEGUN] = number
         self._times[_SINCE] = now
 
     def run(self, now: float) -> None:
-        """Say that what has begun runs from now on."""
+        """Note that what has begun runs from now on."""
         self._times[_SINCE] = now
 
     def finish(self) -> None:
-        """Say that it has come to its end; what came of it is still to be put."""
+        """Note that it has ended; its outcome is still to be put."""
         self._times[_SINCE] = 0.0
 
     def hold(self, data: bytes) -> None:
-        """Keep what became of a call, in case this rank dies before that is put; unless there is no room."""
+        """Hold the outcome of a call, in case this rank dies before it is put; unless there is no room."""
         start = self._numbers[_HELD]
         if start + len(data) <= self._room:
             self._outcomes[start : start + len(data)] = data
             self._numbers[_HELD] = start + len(data)
 
     def let_go(self) -> None:
-        """Keep nothing: all was put."""
+        """Hold nothing: all outcomes were put."""
         self._numbers[_HELD] = 0
 
     @property
     def held(self) -> bytes:
-        """What is kept, one behind the other."""
+        """The outcomes that are held, one behind the other."""
         return bytes(self._outcomes[: max(0, min(self._numbers[_HELD], self._room))])
 
     def limit(self, seconds: float) -> None:
-        """Say how long each call may run from now on; 0: as long as it likes."""
+        """Set the seconds that each call may run from now on; 0: no limit."""
         self._times[_LIMIT] = seconds
 
     def pulse(self) -> None:
+        """Give a sign of life."""
         self._times[_SEEN] = time.monotonic()
 
     @property
@@ -113,11 +114,11 @@ class Slate:
 
     @property
     def most(self) -> float:
-        """How many seconds a call may run; 0: as long as it likes."""
+        """Seconds that a call may run; 0: no limit."""
         return self._times[_LIMIT]
 
     def left(self, now: float) -> float | None:
-        """Give the seconds that there are, at the least, until a call is overdue; None if none will be."""
+        """Return the least seconds until a call is overdue; None if there is no limit."""
         most, since = self.most, self.running_since
         if not most:
             return None

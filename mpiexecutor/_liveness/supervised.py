@@ -1,4 +1,4 @@
-"""A rank's side of its keeper: how it gets one, and what it says to it. See supervisor.py for the keeper itself."""
+"""The rank's side of its supervisor: how a rank gets one, and what it tells it. See supervisor.py for the supervisor itself."""
 
 import ctypes
 import json
@@ -18,41 +18,44 @@ from typing import Any, Final, NoReturn
 from mpiexecutor._util.seconds import PULSE
 
 from . import process_manager
-from .commands import LONGEST, NEWS, Service
-from .status_page import Slate
-from .supervisor import be_keeper
+from .commands import DISMISSED, LIMIT, LONGEST, NEWS, STAYING, Service
+from .status_page import StatusPage
+from .supervisor import be_supervisor
 
 logger = logging.getLogger("mpiexecutor")
 
 VARIABLE: Final = "MPIEXECUTOR_KEEPER"
 _PR_SET_PDEATHSIG = 1
-_FORK_SHY = "libgomp", "libomp", "libiomp5", "libcuda"  # libraries that hang, or fail, in a child if the parent has used them
+_FORK_SHY = "libgomp", "libomp", "libiomp5", "libcuda"  # libraries that hang or fail in a forked child if the parent has used them
 
 
-class Kept:
-    """A rank's side of its keeper."""
+class Supervised:
+    """The rank's connection to its supervisor, and its status page."""
 
-    def __init__(self, line: socket.socket, slate: Slate) -> None:
+    def __init__(self, line: socket.socket, page: StatusPage) -> None:
         self._line = line
-        self.slate = slate
+        self.page = page
         self.serves = False
-        self._resting = threading.Event()  # no longer to give signs of life, for the root that is served
+        self._resting = threading.Event()  # set: give no more signs of life to the root that was served
 
     def serve(self, addresses: Sequence[str], token: str, rank: int, *, far: bool = False) -> None:
-        """From now on this rank serves the root that listens there, or through others, and is not to take the job with it."""
+        """Begin to serve a root: from now on the death of this rank does not end the job.
+
+        `addresses` are of failure monitors that supervisors can connect to. `far`: they are not the root's own.
+        """
         self.serves = True
-        self.slate.limit(0.0)
-        self.slate.let_go()
-        self.slate.pulse()
+        self.page.limit(0.0)
+        self.page.let_go()
+        self.page.pulse()
         self._say(asdict(Service(list(addresses), token, rank, far, *process_manager.mapped())))
-        self._line.recv(1)  # the root knows its keeper: only now may the rank begin
+        self._line.recv(1)  # the supervisor has connected: only now may this rank begin
         self._resting = threading.Event()
         threading.Thread(target=self._pulse, args=(self._resting,), name="mpiexecutor pulse", daemon=True).start()
 
     def news(self, timeout: float | None = None) -> bytes | None:
-        """Wait for something that the root has to say to this rank, while it serves; nothing: its keeper has gone.
+        """Wait for a message of the root to this rank; empty if the supervisor has gone.
 
-        None if nothing has come within so many seconds.
+        None if none has come within `timeout` seconds.
         """
         poll = select.poll()
         poll.register(self._line, select.POLLIN)
@@ -61,19 +64,19 @@ class Kept:
         return self._line.recv(LONGEST).removeprefix(NEWS)
 
     def limit(self, seconds: float) -> None:
-        """Have calls killed that run longer, together with this rank; 0: none."""
-        self.slate.limit(seconds)
-        self._say("limit")
+        """Have the supervisor kill this rank if a call runs longer than so many seconds; 0: no limit."""
+        self.page.limit(seconds)
+        self._say(LIMIT)
 
     def dismiss(self) -> None:
-        """From now on this rank serves nobody."""
+        """Serve no root any more: the supervisor ends as this rank does."""
         self.serves = False
         self._resting.set()
-        self._say(None)
+        self._say(DISMISSED)
 
     def stay(self) -> NoReturn:
-        """Have nothing left to do, and be ended when the root has: MPI_Finalize would wait for the dead."""
-        self._say("staying")
+        """Wait to be killed when the root is done: MPI_Finalize would wait for the dead."""
+        self._say(STAYING)
         while True:
             signal.pause()
 
@@ -81,16 +84,17 @@ class Kept:
         self._line.send(json.dumps(what).encode())
 
     def _pulse(self, resting: threading.Event) -> None:
-        """Give signs of life: none while a call holds the GIL, or this process is stopped."""
+        """Write signs of life: none comes while a call holds the GIL or the process is stopped. So it is a thread of its own."""
         while not resting.is_set():
-            self.slate.pulse()
+            self.page.pulse()
             resting.wait(PULSE)
 
 
-def keep(last_words: bytes = b"") -> Kept | None:
-    """Become the child of a keeper, who returns never; None if there can be none, or is to be none.
+def start_supervisor(last_words: bytes = b"") -> Supervised | None:
+    """Fork: the parent becomes the supervisor and never returns, the child goes on as the rank.
 
-    `last_words` are for both streams, from the keeper if the rank cannot end as it should.
+    Return None if this system or script allows no supervisor, or MPIEXECUTOR_KEEPER is 0. The supervisor writes `last_words` to
+    both streams if the rank cannot do so itself.
     """
     if os.environ.get(VARIABLE) == "0":
         return None
@@ -99,25 +103,25 @@ def keep(last_words: bytes = b"") -> Kept | None:
         return None
     sys.stdout.flush()
     sys.stderr.flush()
-    slate, descriptor = Slate.new()
+    page, descriptor = StatusPage.new()
     mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     before = os.getpid()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the libraries of NumPy have threads; the keeper needs none
+        warnings.simplefilter("ignore", DeprecationWarning)  # NumPy's libraries have threads; the supervisor needs none
         child = os.fork()
     if child:
         its.close()
-        be_keeper(child, mine, slate, descriptor, last_words)
+        be_supervisor(child, mine, page, descriptor, last_words)
     mine.close()
     os.close(descriptor)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != before:
         os._exit(1)
-    return Kept(its, slate)
+    return Supervised(its, page)
 
 
 def possible() -> bool:
-    """Whether this system has what a keeper needs: Linux 5.3 has, and lets everybody use it who is not forbidden to."""
+    """Return whether this system has what a supervisor needs, as Linux 5.3 has unless a policy forbids it."""
     try:
         os.close(os.pidfd_open(os.getpid()))
         os.close(os.memfd_create("mpiexecutor-trial"))
@@ -127,7 +131,7 @@ def possible() -> bool:
 
 
 def _obstacle() -> str:
-    """Say why there can be no keeper, if so."""
+    """Return why there can be no supervisor; empty if there can be one."""
     if not possible():
         return "this system has not both of pidfd_open and memfd_create, as Linux 5.3 has"
     if threading.active_count() > 1:

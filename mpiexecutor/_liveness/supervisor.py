@@ -1,21 +1,21 @@
-"""A worker's keeper: hides its death from the process manager, which would end the job, and tells the root.
+"""The supervisor of a rank: it hides the rank's death from the process manager, which would end the job, and tells the root.
 
-    process manager ── started ──> keeper ── forked, before MPI ──> rank
-                                     |  <─── "serving", "dismissed" ──┘
-                                     └── "it was killed by SIGKILL" ──> a watch: the root's (see monitor.py)
+    process manager ── starts ──> supervisor ── forks, before MPI ──> rank
+                                      │  <── Service, STAYING, DISMISSED ──┘
+                                      └── "was killed by SIGKILL" ──> a failure monitor: the root's (see monitor.py)
 
-The process that was started as a rank forks, and the child is the rank. The parent, its keeper, has the same connection to the
-process manager, and never touches MPI. As long as the rank serves nobody it is as if there were no keeper: it ends as the rank
-ends. If the rank dies while it serves, the keeper stays in its place until the root has done all it wants to. A rank whose call
-runs longer than it may is killed by its keeper.
+The process that was started as a rank forks, and the child is the rank. The parent is its supervisor. It shares the rank's
+connection to the process manager, and never uses MPI. While the rank serves no root the supervisor changes nothing: it ends as
+the rank ends. If the rank dies while it serves, the supervisor stays in its place until the root is done. It kills a rank whose
+call runs longer than it may.
 
-Life and death. If the keeper dies the kernel kills its rank. The keeper is connected to the root as long as that lives. When the
-root says so the keeper kills its rank, if that still lives, takes leave, and ends; when the kernel closes the connection, because
-the root has died, it does so without taking leave.
+Life and death. If the supervisor dies, the kernel kills its rank. The supervisor is connected to the root as long as the root
+lives. On LEAVE it kills its rank, if that still lives, tells the process manager that all is well, and ends. When the kernel
+closes the connection, because the root has died, it does so without telling the process manager.
 
-On another node than the root's the watches are those of other ranks there, which pass on what they hear (see forwarder.py). When
-one is gone the keeper turns to the next. If its rank dies, and there is none any more, the keeper takes leave, and ends: the root
-will miss them both.
+On another node than the root's it connects to the monitor of another rank there, which forwards what it hears (see forwarder.py).
+When that rank is gone, the supervisor connects to the next one. If there is none any more and its own rank has died, it tells the
+process manager that all is well, and ends: the root will miss both.
 
 Only Linux has what this takes (pidfd_open, PR_SET_PDEATHSIG).
 """
@@ -35,42 +35,42 @@ from typing import Any, NoReturn
 from mpiexecutor._util.seconds import WELCOME as _WELCOME
 
 from . import process_manager
-from .commands import BYE, KILL, LEAVE, NEWS, TERMINATE, Service, receive
-from .status_page import Slate
+from .commands import BYE, DISMISSED, KILL, LEAVE, LIMIT, NEWS, STAYING, TERMINATE, Service, receive
+from .status_page import StatusPage
 
-_PATIENCE = 1.0  # seconds that a child of the script has to end by SIGTERM
+_PATIENCE = 1.0  # seconds that a child of the script has to end after SIGTERM
 _LONGEST_WAIT = 3600.0  # seconds: a poll counts in milliseconds, in 32 bits
-_LOST = 1 << 8  # the status of a keeper whose root is dead, as waitpid would give it
+_LOST = 1 << 8  # exit status of a supervisor whose root has died, as waitpid returns it: exit code 1
 
 
-class _Keeper:
-    """The keeper itself."""
+class Supervisor:
+    """The parent of a rank: one loop, without threads."""
 
-    def __init__(self, child: int, line: socket.socket, slate: Slate, descriptor: int, last_words: bytes) -> None:
+    def __init__(self, child: int, line: socket.socket, page: StatusPage, descriptor: int, last_words: bytes) -> None:
         self._child = child
         self._line = line
-        self._slate = slate
-        self._descriptor = descriptor  # of the slate
-        self._overdue = 0.0  # the limit, in seconds, if the rank was killed because its call ran longer
+        self._page = page
+        self._descriptor = descriptor  # of the page
+        self._overdue = 0.0  # the limit, in seconds, if the rank was killed because its call exceeded it
         self._last_words = last_words
         self._end = os.pidfd_open(child)
         self._service: Service | None = None
-        self._watch: socket.socket | None = None
+        self._monitor: socket.socket | None = None
         self._status: int | None = None  # of the child, once it has ended
         self._poll = select.poll()
         self._poll.register(self._end, select.POLLIN)
         self._poll.register(line, select.POLLIN)
 
     def run(self) -> int:
-        """Keep the rank; give the status to end with."""
-        while self._status is None or self._watch is not None:
+        """Supervise the rank. Return the status to end with, as waitpid returns it."""
+        while self._status is None or self._monitor is not None:
             self._wait()
         return self._status
 
     def _wait(self) -> None:
-        """Wait for something to happen, and see to it; first to what the rank has said."""
+        """Wait for an event and handle it; first what the rank has said."""
         enforced = self._service is not None and self._status is None and not self._overdue
-        left = self._slate.left(time.monotonic()) if enforced else None
+        left = self._page.left(time.monotonic()) if enforced else None
         milliseconds = None if left is None else 1e3 * min(max(0.0, left), _LONGEST_WAIT)
         ready = {descriptor for descriptor, _ in self._poll.poll(milliseconds)}
         if not ready:
@@ -80,11 +80,11 @@ class _Keeper:
                 pass
         if self._end in ready:
             self._see_end()
-        if self._watch is not None and self._watch.fileno() in ready:
+        if self._monitor is not None and self._monitor.fileno() in ready:
             self._obey()
 
     def _hear(self) -> bool:
-        """Take in what the rank has said; False if there was nothing."""
+        """Handle a message of the rank. Return False if there is none."""
         try:
             data = receive(self._line, socket.MSG_DONTWAIT)
         except OSError:
@@ -93,97 +93,98 @@ class _Keeper:
             self._poll.unregister(self._line)
             return False
         said = json.loads(data)
-        if said == "staying":
+        if said == STAYING:
             self._speak_last()
-        elif said == "limit":
-            pass  # what matters is to have been woken: the limit itself is on the slate
-        elif said is None:
-            self._leave_watch()
+        elif said == LIMIT:
+            pass  # it is on the page: this message only ends the wait
+        elif said == DISMISSED:
+            self._leave_monitor()
             self._service = None
         else:
             self._service = Service(**said)
-            self._meet_watch()
+            self._connect_to_monitor()
             with contextlib.suppress(OSError):  # the rank has died since
                 self._line.send(b"!")
         return True
 
-    def _meet_watch(self) -> None:
-        """Meet the first watch that is there, and trouble the others before it no more."""
+    def _connect_to_monitor(self) -> None:
+        """Connect to the first monitor that answers; the ones before it are not tried again."""
         assert self._service is not None
         addresses = self._service.addresses
-        while addresses and not self._meet(addresses[0], self._service):
+        while addresses and not self._connect(addresses[0], self._service):
             addresses.pop(0)
 
-    def _meet(self, address: str, service: Service) -> bool:
-        watch = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    def _connect(self, address: str, service: Service) -> bool:
+        monitor = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            watch.settimeout(_WELCOME if service.far else None)
-            watch.connect(address)
+            monitor.settimeout(_WELCOME if service.far else None)
+            monitor.connect(address)
             hello = {"token": service.token, "rank": service.rank, "pid": self._child, "host": socket.gethostname()}
-            socket.send_fds(watch, [json.dumps(hello).encode()], [self._descriptor])
-            if not watch.recv(1):
+            socket.send_fds(monitor, [json.dumps(hello).encode()], [self._descriptor])
+            if not monitor.recv(1):
                 raise ConnectionRefusedError
-            watch.settimeout(None)
+            monitor.settimeout(None)
         except OSError:
-            watch.close()
+            monitor.close()
             return False
-        self._watch = watch
-        self._poll.register(watch, select.POLLIN)
+        self._monitor = monitor
+        self._poll.register(monitor, select.POLLIN)
         return True
 
-    def _leave_watch(self) -> None:
-        """Say that all is well, and go."""
-        if self._watch is not None:
+    def _leave_monitor(self) -> None:
+        """Tell the monitor that no failure follows, and disconnect."""
+        if self._monitor is not None:
             with contextlib.suppress(OSError):
-                self._watch.send(BYE)
-            self._poll.unregister(self._watch)
-            self._watch.close()
-            self._watch = None
+                self._monitor.send(BYE)
+            self._poll.unregister(self._monitor)
+            self._monitor.close()
+            self._monitor = None
 
     def _see_end(self) -> None:
-        """Note that the rank has ended; if it was not to, tell the root, and stay, or go if nobody can tell it."""
+        """Note that the rank has ended. If it was serving, tell the root and stay; or, if no monitor is left, end."""
         self._poll.unregister(self._end)
         _, self._status = os.waitpid(self._child, 0)
-        if self._watch is not None:
+        if self._monitor is not None:
             self._tell_end()
             self._speak_last()
         elif self._service is not None and self._service.far:
             self._take_leave()
 
     def _tell_end(self) -> None:
-        assert self._watch is not None
+        """Tell the monitor how the rank ended."""
+        assert self._monitor is not None
         assert self._status is not None
         with contextlib.suppress(OSError):
-            self._watch.send(json.dumps(self._last_of_rank(self._status)).encode())
+            self._monitor.send(json.dumps(self._last_of_rank(self._status)).encode())
 
     def _last_of_rank(self, status: int) -> dict[str, Any]:
-        """Say how the rank ended."""
+        """Describe how the rank ended: fields of a WorkerFailure."""
         end = f"was killed, as its call ran longer than {self._overdue:g} s" if self._overdue else how(status)
-        return {"end": end, "begun": self._slate.begun, "overdue": self._overdue}
+        return {"end": end, "begun": self._page.begun, "overdue": self._overdue}
 
     def _enforce_limit(self) -> None:
-        """Kill the rank if its call is overdue. It may come to its end in this moment: so the rank is stopped first."""
+        """Kill the rank if its call is overdue. The call may end just now: so stop the rank first, and look again."""
         if not self._is_overdue():
             return
         os.kill(self._child, signal.SIGSTOP)
         os.waitid(os.P_PID, self._child, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         if self._is_overdue():
-            self._overdue = self._slate.most
+            self._overdue = self._page.most
             os.kill(self._child, signal.SIGKILL)
         else:
             os.kill(self._child, signal.SIGCONT)
 
     def _is_overdue(self) -> bool:
-        left = self._slate.left(time.monotonic())
-        return self._slate.running_since is not None and left is not None and left <= 0
+        left = self._page.left(time.monotonic())
+        return self._page.running_since is not None and left is not None and left <= 0
 
     def _obey(self) -> None:
-        """Do with the rank as the root wants; if the root is dead, or done, there is nothing left to do."""
-        assert self._watch is not None
+        """Carry out a command of the root. If the connection is closed, the root has died or is done: end the rank."""
+        assert self._monitor is not None
         assert self._service is not None
         said = b""
         with contextlib.suppress(OSError):
-            said = receive(self._watch)
+            said = receive(self._monitor)
         if said in {KILL, TERMINATE}:
             if self._status is None:
                 os.kill(self._child, signal.SIGKILL if said == KILL else signal.SIGTERM)
@@ -191,16 +192,16 @@ class _Keeper:
             self._end_rank()
             self._take_leave()
         elif said.startswith(NEWS):
-            with contextlib.suppress(OSError):  # the rank is dead, or has more to read than it reads
+            with contextlib.suppress(OSError):  # the rank has died, or does not read what it was sent
                 self._line.send(said, socket.MSG_DONTWAIT)
         elif self._service.far:
             self._turn_elsewhere(self._service)
-        else:  # the job is being ended: that is no time to turn to its process manager
+        else:  # the job is being ended: its process manager may not answer
             self._end_rank()
             self._status = _LOST
             self._speak_last()
             process_manager.remove(self._service.files)
-            self._leave_watch()
+            self._leave_monitor()
 
     def _end_rank(self) -> None:
         if self._status is None:
@@ -209,38 +210,39 @@ class _Keeper:
             os.waitpid(self._child, 0)
 
     def _take_leave(self) -> None:
-        """Say to the process manager that all is well with this rank, and end."""
+        """Tell the process manager that all is well with this rank, and end."""
         assert self._service is not None
         self._status = 0
         self._speak_last()
         process_manager.remove(self._service.files)
         process_manager.take_leave(process_manager.connection(), self._service.pmix, initialise=True)
-        self._leave_watch()
+        self._leave_monitor()
 
     def _turn_elsewhere(self, service: Service) -> None:
-        """Turn to another watch: the one there was has gone, with its worker."""
-        self._leave_watch()
+        """Connect to another monitor: this one has gone, with its rank."""
+        self._leave_monitor()
         service.addresses.pop(0)
-        self._meet_watch()
+        self._connect_to_monitor()
         if self._status is not None:
-            if self._watch is not None:
-                self._tell_end()  # perhaps once more
+            if self._monitor is not None:
+                self._tell_end()  # perhaps a second time
             else:
                 self._take_leave()
 
     def _speak_last(self) -> None:
+        """Write the last words of the rank to both streams, once."""
         for descriptor in (1, 2):
             with contextlib.suppress(OSError):
                 os.write(descriptor, self._last_words)
         self._last_words = b""
 
 
-def be_keeper(child: int, line: socket.socket, slate: Slate, descriptor: int, last_words: bytes) -> NoReturn:
-    """Be the keeper of a rank, and end as it does: whatever happens, the script is not to go on here."""
+def be_supervisor(child: int, line: socket.socket, page: StatusPage, descriptor: int, last_words: bytes) -> NoReturn:
+    """Be the supervisor of a rank, and end as it does. Whatever happens, the script does not go on here."""
     code = 1
     try:
         _leave_signals_to_rank()
-        status = _Keeper(child, line, slate, descriptor, last_words).run()
+        status = Supervisor(child, line, page, descriptor, last_words).run()
         if os.WIFSIGNALED(status):
             end_children()
             _die_by(os.WTERMSIG(status))
@@ -253,7 +255,7 @@ def be_keeper(child: int, line: socket.socket, slate: Slate, descriptor: int, la
 
 
 def end_children() -> None:
-    """End what the script has started on this rank before it became a worker: nobody else would, and the job would wait for it."""
+    """End the processes that the script started on this rank before it became a worker: the job would wait for them."""
     for number, patience in ((signal.SIGTERM, _PATIENCE), (signal.SIGKILL, 0.0)):
         until = time.monotonic() + patience
         for child in _children():
@@ -278,7 +280,7 @@ def _children() -> list[int]:
 
 
 def _leave_signals_to_rank() -> None:
-    """Ignore Ctrl-C, what the script has a handler for, and SIGUSR1, by which MPICH tells of deaths; end by SIGTERM."""
+    """Ignore Ctrl-C, signals that the script handles, and SIGUSR1, by which MPICH reports deaths. SIGTERM ends the supervisor."""
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         if callable(signal.getsignal(number)) or number == signal.SIGUSR1:
             signal.signal(number, signal.SIG_IGN)
@@ -287,6 +289,7 @@ def _leave_signals_to_rank() -> None:
 
 
 def _die_by(number: int) -> None:
+    """End by a signal, as the rank has, without a core file."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if number != signal.SIGKILL:
         signal.signal(number, signal.SIG_DFL)
@@ -294,7 +297,7 @@ def _die_by(number: int) -> None:
 
 
 def how(status: int) -> str:
-    """Say how a process ended."""
+    """Describe how a process ended. `status` is as waitpid returns it."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"

@@ -1,8 +1,8 @@
 """The worker pool of a communicator: one root and its workers, from their coming together until they part.
 
-crew          the root's side: how it is made, shared by executors and closed
+worker_pool   the root's side: how it is made, shared by executors and closed
 serve         a worker's life
 links         what connects them: two channels, and bulk transfer
-membership    how root and members join, hear of each other, and part; also with --spmd
+membership    how root and members join, hear of failures, and part: for executors and --spmd
 registration  what ranks tell each other at the beginning and at the end
 """

@@ -1,4 +1,4 @@
-"""What the ranks of a crew are connected by: the work channel, the reply channel, and bulk transfer."""
+"""What the ranks of a pool are connected by: the work channel, the reply channel, and bulk transfer."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any

@@ -1,7 +1,7 @@
-"""How a root hears of those that serve it, and how they part in the end, whether all live or not.
+"""How root and members of a communicator join, hear of each other's failures, and part, whether all live or not.
 
-The root has a watch, to which the keepers on its node come. Another node's members have a watch each, and a post that passes on to
-the root what that hears: see forwarder.py.
+The supervisors on the root's node connect to the root's failure monitor. Members on another node have a monitor each, and a
+forwarder that passes on to the root what it hears: see _liveness/forwarder.py. Executors and --spmd both use this.
 """
 
 import logging
@@ -14,168 +14,170 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from mpiexecutor._liveness.commands import KILL
-from mpiexecutor._liveness.monitor import Watch, address_of
+from mpiexecutor._liveness.monitor import FailureMonitor, address_of
 from mpiexecutor._liveness.process_manager import connection, mapped, remove, take_leave
-from mpiexecutor._liveness.supervised import Kept
-from mpiexecutor._start.process import STANDING, comm_world
+from mpiexecutor._liveness.supervised import Supervised
+from mpiexecutor._start.process import PROCESS, comm_world
 from mpiexecutor._util.seconds import LATE as _LATE
 
-from .registration import Orders, answer_reports, await_leavers, await_reports, part, part_from_root, report
+from .registration import (
+    WorkerConfiguration,
+    answer_registrations,
+    await_leavers,
+    await_registrations,
+    own_supervisor,
+    part,
+    part_from_root,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mpi4py import MPI
 
-    from mpiexecutor._liveness.forwarder import Exchange, News, Post
+    from mpiexecutor._liveness.forwarder import ControlChannel, Forwarder, ForwarderRoot
     from mpiexecutor.channel import RemoteChannel
 
 logger = logging.getLogger("mpiexecutor")
 
 
-def register(comm: "MPI.Intracomm", root: int) -> Orders | None:
-    """Report to the root, and wait for its answer; None if this rank is not to serve."""
-    return report(comm, root, kept=own_keeper() is not None)
-
-
 class Root:
-    """The root's side. It is made when all others have reported; see Member for the order of what all ranks do together."""
+    """The root's side. Making it waits for the registrations of all members. For the order of collective steps see Member."""
 
     def __init__(self, comm: "MPI.Intracomm", root: int) -> None:
-        self.reports = await_reports(comm)  # by rank
-        self._orders = Orders.of_this_process(root, self.reports)
-        answer_reports(comm, self._orders)
-        self.watch = Watch(self._orders.watch, self._orders.token)
-        self.watch.spans_job = comm.size == comm_world().size
+        self.registrations = await_registrations(comm)  # by rank
+        self._configuration = WorkerConfiguration.of_this_process(root, self.registrations)
+        PROCESS.joining = True  # until all collective steps are taken: the caller says when
+        answer_registrations(comm, self._configuration)
+        self.monitor = FailureMonitor(self._configuration.monitor, self._configuration.token)
+        self.monitor.spans_job = comm.size == comm_world().size
         self.comm = comm.Dup()
-        self._exchange: Exchange | None = None
-        self._stopped_since: dict[int, float] = {}  # by rank: of those that are waited for, and give no signs of life
+        self._forwarder_root: ForwarderRoot | None = None
+        self._stopped_since: dict[int, float] = {}  # by rank: when a member that is waited for stopped giving signs of life
         self._killed: set[int] = set()
-        self.of_all = False  # all workers live, and give up with this rank what they have together: none of them may die now
+        self.of_all = False  # all members live, and are in the last collective steps: none of them may fail now
 
     def join(self) -> None:
-        """Hear from other nodes, if there are any; each rank has a part in it."""
-        from mpiexecutor._liveness.forwarder import Exchange, News  # noqa: PLC0415 - they know MPI
+        """Hear from other nodes, if there are any. Collective."""
+        from mpiexecutor._liveness.forwarder import ControlChannel, ForwarderRoot  # noqa: PLC0415 - they know MPI
 
-        if far := {rank: (self.reports[rank].host, self.reports[rank].pid) for rank in self._orders.far}:
-            self._exchange = Exchange(News(self.comm), self.watch, far, self._orders.lost_after)
+        if far := {rank: (self.registrations[rank].host, self.registrations[rank].pid) for rank in self._configuration.far}:
+            self._forwarder_root = ForwarderRoot(ControlChannel(self.comm), self.monitor, far, self._configuration.lost_after)
 
-    def await_keepers(self) -> None:
-        """Wait until the keepers of the members have come."""
-        self.watch.await_keepers([rank for rank, said in self.reports.items() if said.kept])
+    def await_supervisors(self) -> None:
+        """Wait until the supervisors of the members have connected."""
+        self.monitor.await_supervisors([rank for rank, said in self.registrations.items() if said.supervised])
 
     def await_leavers(self, stopped: Literal["kill", "warn", "wait"]) -> None:
-        """Wait until all that live want to part. `stopped` says what is done about one that gives no signs of life.
+        """Wait until all living members are ready to part.
 
-        "kill" it if nobody has anything else to do after this; "warn" if it does; "wait" if it may still be busy.
+        `stopped` is what happens to a member that gives no signs of life: "kill", if it has nothing else to do after this;
+        "warn" in the log, if it does; "wait", if it may still be busy.
         """
         see_to = partial(self._see_to_stopped, kill=stopped == "kill")
-        await_leavers(self.comm, self.watch.dead, *(() if stopped == "wait" else (see_to,)))
+        await_leavers(self.comm, self.monitor.dead, *(() if stopped == "wait" else (see_to,)))
 
     def part(self) -> bool:
-        """Part from those that live; whether that is all of them, so that MPI can be used as ever. Then `leave` is next."""
-        dead = self.watch.dead
+        """Part from the living members. Return whether all live, so that MPI can be finalised; then `leave` is the next step."""
+        dead = self.monitor.dead
         self.of_all = not dead | self._killed
-        self.of_all = not dead | self._killed  # once more: who has died since then may not have been noted
+        self.of_all = not dead | self._killed  # again: a failure before the first assignment may have been noted since
         part(self.comm, dead | self._killed, whole=self.of_all)
         if not self.of_all:
             self.stay()
-        elif self._exchange is not None:
-            self._exchange.stop()
+        elif self._forwarder_root is not None:
+            self._forwarder_root.stop()
         return self.of_all
 
     def stay(self) -> None:
-        """Part from nobody before the end of this process: not all live, and MPI cannot be finalised."""
-        STANDING.deaths.append(self.watch)
+        """Stay a member until this process ends, as MPI cannot be finalised."""
+        PROCESS.to_shut_down.append(self.monitor)
 
     def leave(self) -> None:
-        """Give back what was made, once nobody uses the communicator any more."""
+        """Free the communicator, and stop listening. Collective."""
         self.comm.Free()
-        self.watch.stop()
+        self.monitor.stop()
 
     def _see_to_stopped(self, late: AbstractSet[int], *, kill: bool) -> None:
-        """Kill those that give no signs of life, or say so once: nothing would come of waiting for them.
+        """Kill late members that give no signs of life, or log each once.
 
-        They have had time for one since this process could look: the whole job may have been stopped.
+        They had time for one while this process was running: the whole job may have been stopped.
         """
         now = time.monotonic()
-        stopped = {rank for rank in late - self._killed if self.watch.is_stopped(rank)}
+        stopped = {rank for rank in late - self._killed if self.monitor.is_stopped(rank)}
         self._stopped_since = {rank: self._stopped_since.get(rank, now) for rank in stopped}
         for rank in [rank for rank, since in self._stopped_since.items() if now - since > _LATE]:
-            who = f"rank {rank}, host {self.reports[rank].host}, pid {self.reports[rank].pid}"
+            who = f"rank {rank}, host {self.registrations[rank].host}, pid {self.registrations[rank].pid}"
             what = "it is killed" if kill else "continue it, or kill it"
             logger.warning("the worker on %s, gives no signs of life, and keeps this job from its end: %s", who, what)
             if kill:
                 self._killed.add(rank)
-                self.watch.doom(rank, KILL)
+                self.monitor.kill_on_connect(rank, KILL)
             else:
-                self._stopped_since[rank] = math.inf  # said
+                self._stopped_since[rank] = math.inf  # logged
 
 
 class Member:
-    """A rank that is not the root: it is not to take the job with it if it dies, and is to be heard of.
+    """A rank that is not the root.
 
-    Root and members do this together, in this order: make this, and what uses `comm`; `join`, after which the death of a member is
-    its own; serve; `part`; free what uses `comm`; `leave`.
+    Root and members take these steps together, in this order: make this; make what uses `comm`; `join`, after which the death of a
+    member does not end the job; serve; `part`; free what uses `comm`; `leave`.
     """
 
-    def __init__(self, comm: "MPI.Intracomm", orders: Orders) -> None:
+    def __init__(self, comm: "MPI.Intracomm", configuration: WorkerConfiguration) -> None:
         self.comm = comm.Dup()
-        self.keeper = own_keeper()
-        self._orders = orders
-        self._news: News | None = None
-        self._post: Post | None = None
+        self.supervisor = own_supervisor()
+        self._configuration = configuration
+        self._control: ControlChannel | None = None
+        self._forwarder: Forwarder | None = None
 
     def join(self) -> None:
-        """Have the root hear of this rank, by its keeper; and on another node than the root's be one by whom it hears of others."""
-        from mpiexecutor._liveness.forwarder import News, Post  # noqa: PLC0415 - they know MPI
+        """Have the root hear of this rank by its supervisor; on another node, forward what the supervisors there say."""
+        from mpiexecutor._liveness.forwarder import ControlChannel, Forwarder  # noqa: PLC0415 - they know MPI
 
-        orders, rank = self._orders, self.comm.rank
-        far = rank in orders.far
-        watch = Watch(orders.watch_of(rank), orders.token) if far else None  # before keepers can want to come to it
-        self._news = News(self.comm) if orders.far else None
-        if watch is not None and self._news is not None:
-            self._post = Post(self._news.comm, orders.root, watch, orders.lost_after, partial(_go, self.keeper))
-        if self.keeper is not None:
-            watches = [address_of(orders.watch_of(other)) for other in orders.watchers_of(rank)]
-            self.keeper.serve(watches, orders.token, rank, far=far)
+        configuration, rank = self._configuration, self.comm.rank
+        far = rank in configuration.far
+        # It is made before the collective step: supervisors connect to it only after that.
+        monitor = FailureMonitor(configuration.monitor_name(rank), configuration.token) if far else None
+        self._control = ControlChannel(self.comm) if configuration.far else None
+        if monitor is not None and self._control is not None:
+            self._forwarder = Forwarder(
+                self._control.comm, configuration.root, monitor, configuration.lost_after, partial(_go, self.supervisor)
+            )
+        if self.supervisor is not None:
+            monitors = [address_of(configuration.monitor_name(other)) for other in configuration.monitoring_ranks(rank)]
+            self.supervisor.serve(monitors, configuration.token, rank, far=far)
 
     def part(self, channels: "Sequence[RemoteChannel[Any, Any]]" = ()) -> None:
-        """Part from the root. If not all live wait for the end: MPI can be finalised no more, and who leaves first ends the job."""
-        if not part_from_root(self.comm, self._orders.root):
+        """Part from the root. If not all live, wait to be ended: MPI cannot be finalised, and to exit would end the job."""
+        if not part_from_root(self.comm, self._configuration.root):
             for channel in channels:
                 channel.abandon()
             self._stay()
-        if self.keeper is not None:
-            self.keeper.dismiss()
-        if self._post is not None:
-            self._post.stop()
-        if self._news is not None:
-            self._news.free()
+        if self.supervisor is not None:
+            self.supervisor.dismiss()
+        if self._forwarder is not None:
+            self._forwarder.stop()
+        if self._control is not None:
+            self._control.free()
 
     def leave(self) -> None:
-        """Give the communicator back, once nobody uses it any more."""
+        """Free the communicator. Collective."""
         self.comm.Free()
 
     def _stay(self) -> NoReturn:
-        if self.keeper is not None:
-            self.keeper.stay()
-        while self._post is not None:
+        if self.supervisor is not None:
+            self.supervisor.stay()
+        while self._forwarder is not None:
             signal.pause()
-        _go(self.keeper)
+        _go(self.supervisor)
 
 
-def _go(keeper: Kept | None) -> NoReturn:
-    """Be done, without MPI."""
-    if keeper is not None:
-        keeper.dismiss()
+def _go(supervisor: Supervised | None) -> NoReturn:
+    """End this process without MPI, with success."""
+    if supervisor is not None:
+        supervisor.dismiss()
     library, files = mapped()
     remove(files)
     take_leave(connection(), library, initialise=False)
     os._exit(0)
-
-
-def own_keeper() -> Kept | None:
-    """Give this rank's keeper, if it has one that serves nobody else."""
-    keeper = STANDING.keeper
-    return None if keeper is None or keeper.serves else keeper

@@ -1,31 +1,26 @@
-"""What ranks tell each other to become a crew, and to part: a worker reports and gets its orders, and in the end does so again.
+"""What root and workers tell each other at the beginning and at the end: registrations, and the root's answers.
 
-Reports and answers are ordinary messages, polled for, so that waiting costs next to nothing, and who does not come is noticed.
+A worker registers with the root, which answers with its configuration. At the end both tell each other that they have left their
+loops. All of these are ordinary messages that the receiver polls for: waiting costs little, and a rank that never comes is noticed.
 """
 
 import contextlib
-import io
 import logging
 import math
 import os
 import secrets
-import signal
 import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mpiexecutor._calls.outcomes import Blob
-from mpiexecutor._liveness.process_manager import connection
+from mpiexecutor._liveness.supervised import Supervised
 from mpiexecutor._rma.doorbell import node_name
-from mpiexecutor._script.names import LOOKUP, main_modules
-from mpiexecutor._script.random_generators import STREAM, GeneratorStates
-from mpiexecutor._script.surroundings import Kept, leave_out_rank
+from mpiexecutor._start.process import PROCESS
 from mpiexecutor._util.polling import wait_for_ranks
 from mpiexecutor._util.seconds import PATIENCE as _PATIENCE
 
@@ -36,36 +31,36 @@ logger = logging.getLogger("mpiexecutor")
 
 LOST_AFTER_VARIABLE = "MPIEXECUTOR_LOST_AFTER"
 _LOST_AFTER = 30.0
-_TAG = 24601  # of reports and answers
+_TAG = 24601  # of registrations and answers
 
 
-class Report(NamedTuple):
-    """What a worker says of itself."""
+class Registration(NamedTuple):
+    """What a worker tells the root about itself."""
 
     host: str
     pid: int
     node: str
-    kept: bool  # whether it has a keeper
+    supervised: bool  # it has a supervisor
 
     @classmethod
-    def of_this_process(cls, *, kept: bool) -> "Report":
-        return cls(socket.gethostname(), os.getpid(), node_name(), kept)
+    def of_this_process(cls, *, supervised: bool) -> "Registration":
+        return cls(socket.gethostname(), os.getpid(), node_name(), supervised)
 
 
 @dataclass(frozen=True, slots=True)
-class Orders:
-    """What a worker has to know of its root, as long as it serves."""
+class WorkerConfiguration:
+    """What a worker has to know about its root while it serves."""
 
     root: int
     nodes: tuple[str, ...]  # by rank
-    watch: str  # the name of what listens to keepers on the root's node,
-    token: str  # which they must know
+    monitor: str  # name of the root's failure monitor
+    token: str  # by which supervisors prove that they belong to this pool
     lost_after: float  # seconds of silence after which a worker on another node is given up
 
     @classmethod
-    def of_this_process(cls, rank: int, reports: dict[int, Report]) -> "Orders":
-        """Give those of the root, which has this rank, to all who have reported."""
-        nodes = {rank: node_name(), **{other: said.node for other, said in reports.items()}}
+    def of_this_process(cls, rank: int, registrations: dict[int, Registration]) -> "WorkerConfiguration":
+        """Make the configuration of the root, which is this process, for the workers that have registered."""
+        nodes = {rank: node_name(), **{other: said.node for other, said in registrations.items()}}
         name, token = secrets.token_hex(16), secrets.token_hex(16)
         in_order = tuple(nodes[other] for other in sorted(nodes))
         return cls(rank, in_order, name, token, _lost_after())
@@ -75,12 +70,12 @@ class Orders:
         """The ranks on other nodes than the root's."""
         return [rank for rank, node in enumerate(self.nodes) if node != self.nodes[self.root]]
 
-    def watch_of(self, rank: int) -> str:
-        """Name a rank's own watch."""
-        return self.watch if rank == self.root else f"{self.watch}-{rank}"
+    def monitor_name(self, rank: int) -> str:
+        """Return the name of a rank's own failure monitor."""
+        return self.monitor if rank == self.root else f"{self.monitor}-{rank}"
 
-    def watchers_of(self, rank: int) -> list[int]:
-        """Give the ranks that may watch over this one, the best first: those that live when it dies."""
+    def monitoring_ranks(self, rank: int) -> list[int]:
+        """Return the ranks whose monitors this rank's supervisor connects to, in order: the next if the one before has failed."""
         if rank not in self.far:
             return [self.root]
         mates = [other for other in self.far if self.nodes[other] == self.nodes[rank]]
@@ -88,45 +83,10 @@ class Orders:
         return mates[at + 1 :] + mates[: at + 1]
 
 
-@contextlib.contextmanager
-def serving() -> Iterator[None]:
-    """Be a worker, and then as before: calls of an executor have surroundings of their own, and are no ranks."""
-    connection()  # while the environment still says
-    main, surroundings, generators = main_modules(), Kept(), GeneratorStates()
-    stdin = sys.stdin
-    with _uninterrupted(), Path(os.devnull).open() as nothing:
-        leave_out_rank()
-        sys.stdin = nothing  # nobody can answer what a call asks
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):  # what a call prints appears at once, as at a terminal
-                stream.reconfigure(line_buffering=True)
-        try:
-            yield
-        finally:
-            sys.modules.update(main)
-            LOOKUP.bring, STREAM.key = None, ()
-            surroundings.restore()
-            generators.restore()
-            sys.stdin = stdin
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Leave Ctrl-C to the root. By a handler, not SIG_IGN, which the children of calls would inherit."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, lambda *_: None)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before or signal.SIG_DFL)  # None: it was set by other code than Python's
-
-
-def await_reports(comm: "MPI.Intracomm") -> dict[int, Report]:
-    """Wait for every other rank's report, and give them by rank; say for whom if that takes long."""
+def await_registrations(comm: "MPI.Intracomm") -> dict[int, Registration]:
+    """Wait for the registrations of all other ranks, and return them by rank. Log which ranks are missing if that takes long."""
     missing = _others(comm)
-    reports: dict[int, Any] = {}
+    registrations: dict[int, Any] = {}
 
     def complaint() -> str:
         return (
@@ -134,32 +94,38 @@ def await_reports(comm: "MPI.Intracomm") -> dict[int, Report]:
             "it, or must be started as a worker with 'python -m mpiexecutor'"
         )
 
-    wait_for_ranks(lambda: _all_came(comm, missing, reports), complaint, _PATIENCE)
-    return {rank: Report(*said) for rank, said in reports.items()}
+    wait_for_ranks(lambda: _all_came(comm, missing, registrations), complaint, _PATIENCE)
+    return {rank: Registration(*said) for rank, said in registrations.items()}
 
 
-def answer_reports(comm: "MPI.Intracomm", orders: Orders | None) -> None:
-    """Have the ranks that have reported serve, or, without orders, go home."""
-    data = Blob.of(orders).data
+def answer_registrations(comm: "MPI.Intracomm", configuration: WorkerConfiguration | None) -> None:
+    """Have the ranks that have registered serve; or, if `configuration` is None, end their wait."""
+    data = Blob.of(configuration).data
     for rank in _others(comm):
         comm.send(data, rank, _TAG)
 
 
-def report(comm: "MPI.Intracomm", root: int, *, kept: bool) -> Orders | None:
-    """Report to the root, and wait for its answer."""
-    comm.send(tuple(Report.of_this_process(kept=kept)), root, _TAG)
+def own_supervisor() -> Supervised | None:
+    """Return this rank's side of its supervisor, if it has one and serves nobody else."""
+    supervisor = PROCESS.supervisor
+    return None if supervisor is None or supervisor.serves else supervisor
+
+
+def register(comm: "MPI.Intracomm", root: int) -> WorkerConfiguration | None:
+    """Register this rank with the root, and wait for the answer; None if it is not to serve."""
+    comm.send(tuple(Registration.of_this_process(supervised=own_supervisor() is not None)), root, _TAG)
     complaint = f"worker rank {comm.rank} still waits for rank {root} to make an executor"
     wait_for_ranks(lambda: comm.Iprobe(root, _TAG), lambda: complaint, 6 * _PATIENCE)
-    orders = Blob(comm.recv(source=root, tag=_TAG)).load()
-    return orders if isinstance(orders, Orders) else None
+    configuration = Blob(comm.recv(source=root, tag=_TAG)).load()
+    return configuration if isinstance(configuration, WorkerConfiguration) else None
 
 
 def await_leavers(
     comm: "MPI.Intracomm", dead: AbstractSet[int], see_to: Callable[[AbstractSet[int]], object] = lambda _late: None
 ) -> None:
-    """On the root: wait until all workers have left their loops, but for the dead, who may become more.
+    """On the root: wait until all workers but the dead have left their loops. `dead` may grow meanwhile.
 
-    `see_to` is called again and again with those that take long.
+    `see_to` is called again and again with the ranks that are late.
     """
     missing = _others(comm)
     patient_until = time.monotonic() + _PATIENCE
@@ -176,13 +142,13 @@ def await_leavers(
 
 
 def part(comm: "MPI.Intracomm", dead: AbstractSet[int], *, whole: bool) -> None:
-    """On the root: tell the workers that live whether that is all of them, so that MPI can be used as ever."""
+    """On the root: tell the living workers whether they are all of them (`whole`), so that MPI can be finalised."""
     for rank in _others(comm) - dead:
         comm.send(whole, rank, _TAG)
 
 
 def part_from_root(comm: "MPI.Intracomm", root: int) -> bool:
-    """Tell the root that this worker has left its loop; whether all workers live."""
+    """Tell the root that this worker has left its loop. Return whether all workers live."""
     sys.stdout.flush()
     sys.stderr.flush()
     comm.send(None, root, _TAG)
@@ -195,7 +161,7 @@ def _others(comm: "MPI.Intracomm") -> set[int]:
 
 
 def _all_came(comm: "MPI.Intracomm", missing: set[int], said: dict[int, Any]) -> bool:
-    """Receive a message of each rank that has sent one, and was missing; whether none is missing any more."""
+    """Receive the messages of missing ranks that have come. Return whether no rank is missing any more."""
     from mpiexecutor._rma.notifier import unless_dead  # noqa: PLC0415 - it knows MPI
 
     came = set()

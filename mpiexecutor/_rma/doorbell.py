@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from mpiexecutor._util.polling import GROWTH, LONGEST, SHORTEST
+from mpiexecutor._util.polling import intervals
 
 _COARSE = 0.1  # seconds of a sleep whose end may come some milliseconds late
 _SELECTABLE = 1024  # file descriptors that select can have
@@ -38,14 +38,13 @@ class Doorbell:
         """Block until notified, `seconds` at most; return whether it was notified."""
         if self._far is None:
             return self._nap(seconds)
-        nap, until = SHORTEST, time.monotonic() + seconds
+        naps, until = intervals(), time.monotonic() + seconds
         while not self._far():
             left = until - time.monotonic()
             if left <= 0:
                 return False
-            if self._nap(min(nap, left)):
+            if self._nap(min(next(naps), left)):
                 return True
-            nap = min(nap * GROWTH, LONGEST)
         return True
 
     def _nap(self, seconds: float) -> bool:

@@ -1,13 +1,13 @@
-"""Which ranks of the job have died, as far as this process is told, and what its channels make of that.
+"""Which ranks of the job have failed, as far as they are reported to this process, and what its channels make of that.
 
-    somebody who knows ──> tell ──> a thread: settles every channel that this rank hosts ──> its next operation: ChannelBroken
+    a reporter ──> FailedRanks.report ──> recovery thread: recovers every channel that this rank hosts ──> its next operation raises
 
-The channel itself notices nobody's death: without somebody who tells, MPI ends the job at the first. Those who do tell are the
-keepers, for a script that 'python -m mpiexecutor --spmd' runs (see mpiexecutor/_cli/spmd.py). They tell every rank, of every death.
+A channel itself notices no failure: without a reporter, MPI ends the job at the first one. The reporter is the supervisor of each
+rank, for a script that 'python -m mpiexecutor --spmd' runs (see _cli/spmd.py). It reports every failure to every rank.
 
-A rank that lives and was stopped in the middle of a message keeps a channel from being settled: the host is told so, again and
-again. A rank that died inside MPI may hold a lock of the window, which nobody can take any more: then the job is ended, with a
-word. So it is if a rank dies in the middle of what all ranks do together, or on another node as the host of a channel.
+A channel cannot be recovered while a living rank is stopped in the middle of a message: the host is told so, and it is tried again.
+The job is ended if that will never succeed: if a rank failed inside MPI, perhaps with a lock of the window; if a rank fails in the
+middle of a collective operation; or if the host of a channel fails and ranks on other nodes use it.
 """
 
 import contextlib
@@ -25,38 +25,38 @@ from .recovery_thread import RecoveryThread, Watchdog
 logger = logging.getLogger("mpiexecutor")
 
 
-class Bereaved(Protocol):
-    """What is told of deaths."""
+class Listener(Protocol):
+    """An object that has to know which ranks have failed."""
 
     def lose(self) -> bool:
-        """Take in whoever has died since; False if that has to be tried again."""
+        """Recover from the ranks that have failed since the last call; return False if that has to be tried again."""
 
 
-class Deaths:
-    """Those that this process was told of."""
+class FailedRanks:
+    """The ranks that were reported to this process. It never becomes fewer: see _liveness/recovery.py."""
 
     def __init__(self) -> None:
-        self.are_told = False  # whether anybody would
+        self.are_reported = False  # there is a reporter
         self._end_job: Callable[[str], None] = logger.critical  # called with the reason
-        self._ends: dict[int, str] = {}  # by rank of MPI.COMM_WORLD: who it was, and how it ended
-        self._silent: set[int] = set()  # of these: perhaps they live
-        self._bereaved: weakref.WeakSet[Bereaved] = weakref.WeakSet()
-        self._kept: list[Bereaved] = []
-        self._needed: list[str] = []  # what all ranks do together now: none of them may die
+        self._ends: dict[int, str] = {}  # by rank of MPI.COMM_WORLD: a text with host, pid and how it ended
+        self._silent: set[int] = set()  # those of them that perhaps live
+        self._listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
+        self._kept: list[Listener] = []
+        self._needed: list[str] = []  # collective operations that are going on: no rank may fail
         self._lock = threading.Lock()
-        self._news: Inbox[bool | None] = Inbox()  # there is something to settle
-        self.watchdog = Watchdog()  # the thread that tells looks at it
+        self._news: Inbox[bool | None] = Inbox()  # True: there is something to recover
+        self.watchdog = Watchdog()  # the reporting thread looks at it
 
-    def will_be_told(self, end_job: Callable[[str], None]) -> None:
-        """Note that somebody will tell, of every death: on every rank alike, and before any channel is made."""
+    def start_recovery(self, end_job: Callable[[str], None]) -> None:
+        """Start the recovery thread: every failure will be reported. Called on all ranks, before any channel is made."""
         self._end_job = end_job
-        self.are_told = True
-        RecoveryThread(self._news, self._settle)
+        self.are_reported = True
+        RecoveryThread(self._news, self._recover)
 
-    def tell(self, rank: int, end: str, silent: bool = False) -> None:
-        """Take in that a rank of MPI.COMM_WORLD has died; `end` says who it was, and how it ended. `silent`: perhaps it lives.
+    def report(self, rank: int, end: str, silent: bool = False) -> None:
+        """Note that a rank of MPI.COMM_WORLD has failed. `end` is a text with its host, pid and how it ended.
 
-        It may be told again, which changes nothing; but that it is dead indeed does.
+        `silent`: it was given up, and perhaps lives. A second report changes nothing, unless it says that a silent rank has died.
         """
         with self._lock:
             if rank in self._ends and (silent or rank not in self._silent):
@@ -72,33 +72,33 @@ class Deaths:
         self._news.put(True)
 
     def any_known(self) -> bool:
-        """Whether any rank of the job has died."""
+        """Return whether any rank of the job has failed."""
         return bool(self._ends)
 
     def end_of(self, rank: int) -> str | None:
-        """Say who a rank of MPI.COMM_WORLD was, and how it ended; None if it lives, as far as this process is told."""
+        """Return the text about a rank of MPI.COMM_WORLD that has failed, None if it lives as far as is reported."""
         return self._ends.get(rank)
 
     def is_silent(self, rank: int) -> bool:
-        """Whether one of those perhaps lives."""
+        """Return whether a failed rank perhaps lives."""
         return rank in self._silent
 
-    def attend(self, bereaved: Bereaved) -> None:
-        """Have somebody told from now on, as long as it is there."""
-        if self.are_told:
+    def add_listener(self, listener: Listener) -> None:
+        """Have a listener called after each failure, as long as it is referenced elsewhere."""
+        if self.are_reported:
             with self._lock:
-                self._bereaved.add(bereaved)
-            self._news.put(True)  # of those who have died before
+                self._listeners.add(listener)
+            self._news.put(True)  # about earlier failures
 
-    def keep(self, bereaved: Bereaved) -> None:
-        """Have somebody told until the end, even if nobody else wants it any more."""
-        self._kept.append(bereaved)
+    def keep(self, listener: Listener) -> None:
+        """Have a listener called until the process ends, even if nothing else refers to it."""
+        self._kept.append(listener)
 
     @contextlib.contextmanager
-    def all_needed(self, what: str, dead: "Dead | None" = None) -> Iterator[None]:
-        """Do something that all ranks do together: should one die meanwhile the job is ended, as the others wait for ever.
+    def all_needed(self, what: str, dead: "CommFailedRanks | None" = None) -> Iterator[None]:
+        """Run a collective operation: if a rank fails meanwhile, the job is ended, as the others would wait for ever.
 
-        So it is if one of those, `dead`, has died since the ranks came together for it.
+        `dead` are failed ranks of its communicator: if there are any already, the job is ended, too.
         """
         with self._lock:
             self._needed.append(what)
@@ -111,19 +111,19 @@ class Deaths:
                 self._needed.remove(what)
 
     def end_job(self, reason: str) -> None:
-        """End the job, as nothing else can be done."""
+        """End the job, for a reason that is logged."""
         self._end_job(reason)
 
     def _end_for(self, end: str, what: str) -> None:
         self._end_job(f"{end}, during {what}, which takes all ranks: the job is ended")
 
-    def _settle(self, _: bool) -> bool:
-        """Tell all; False if some of them are to be told again."""
+    def _recover(self, _: bool) -> bool:
+        """Call all listeners; return False if some are to be called again."""
         with self._lock:
-            bereaved = list(self._bereaved) if self._ends else []
-        return not [one for one in bereaved if not self._tell_one(one)]
+            listeners = list(self._listeners) if self._ends else []
+        return not [one for one in listeners if not self._call(one)]
 
-    def _tell_one(self, one: Bereaved) -> bool:
+    def _call(self, one: Listener) -> bool:
         try:
             with self.watchdog.limit(_WEDGED, self._end_if_stuck):
                 return one.lose()
@@ -136,15 +136,15 @@ class Deaths:
         self._end_job("a rank has died inside MPI, holding a lock: the job is ended")
 
 
-class Dead(Collection[int]):
-    """The dead of a communicator, by rank there. They become more."""
+class CommFailedRanks(Collection[int]):
+    """The failed ranks of a communicator, by its numbers. They become more."""
 
     def __init__(self, ranks: Sequence[int]) -> None:
-        """`ranks` are those of MPI.COMM_WORLD, in the order of the communicator."""
+        """`ranks` are the communicator's ranks in MPI.COMM_WORLD, in order."""
         self._ranks = ranks
 
     def __iter__(self) -> Iterator[int]:
-        return (index for index, rank in enumerate(self._ranks) if DEATHS.end_of(rank))
+        return (index for index, rank in enumerate(self._ranks) if FAILED_RANKS.end_of(rank))
 
     def __contains__(self, index: object) -> bool:
         return any(index == other for other in self)
@@ -154,12 +154,12 @@ class Dead(Collection[int]):
 
     @property
     def silent(self) -> list[int]:
-        """Those that perhaps live."""
-        return [index for index, rank in enumerate(self._ranks) if DEATHS.is_silent(rank)]
+        """The failed ranks that perhaps live."""
+        return [index for index, rank in enumerate(self._ranks) if FAILED_RANKS.is_silent(rank)]
 
     def ends(self, indices: Collection[int]) -> str:
-        """Say who some of them were, and how they ended."""
-        return "; ".join(str(DEATHS.end_of(self._ranks[index])) for index in sorted(indices))
+        """Return the texts about some of them."""
+        return "; ".join(str(FAILED_RANKS.end_of(self._ranks[index])) for index in sorted(indices))
 
 
-DEATHS: Final = Deaths()  # of this process
+FAILED_RANKS: Final = FailedRanks()  # of this process

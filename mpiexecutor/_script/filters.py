@@ -1,4 +1,4 @@
-"""The warning filters of the script in its workers. Their categories may be classes of any module, or of the script."""
+"""The warning filters of the script in its workers. Their categories may be classes of the script, so they are pickled."""
 
 import logging
 import warnings
@@ -10,13 +10,16 @@ from .surroundings import set_filters
 logger = logging.getLogger("mpiexecutor")
 
 
-def filters_of(names: set[str]) -> list[bytes]:
-    """Pickle the warning filters of this process one by one, as their categories may be of any module; collect needed globals."""
+def dump_filters(names: set[str]) -> list[bytes]:
+    """Return the pickled warning filters of this process; add the globals that they need to `names`.
+
+    Each is pickled alone, so that one that cannot be loaded does not affect the others.
+    """
     return [bytes(dumps(tuple(item), names)[0]) for item in warnings.filters]
 
 
 def load_filters(pickled: list[bytes]) -> None:
-    """Have the warning filters of the script. One that cannot be loaded here is left out, with a word."""
+    """Set the warning filters of the script. One that cannot be loaded here is logged and left out."""
     filters: list[Any] = []
     for data in pickled:
         try:

@@ -1,4 +1,8 @@
-"""The names of a script: which object has which name in ``__main__``, and which names a piece of code uses."""
+"""Names of the script: which object has which name in ``__main__``, and which globals a piece of code uses.
+
+A *global* is a name of the module ("Model"). A *qualified name* begins with a global, and may go on with attributes
+("Model.level").
+"""
 
 import dis
 import functools
@@ -10,14 +14,14 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final
 
 MAIN: Final = "__main__"
-MISSING: Final = object()
-# What code only sets it needs, too: the script's value has to be there before.
+MISSING: Final = object()  # stands for the value of a name that does not exist: None is a value
+ANY: Final = "*"  # stands for all globals of the script, in the names that a piece of code uses
+# A global that code only sets is needed, too: if the script's value came later, it would replace what the code has set.
 _USES_GLOBALS: Final = {"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
-_OF_PROMPTS: Final = re.compile(r"_+$|_i*\d*$|_(ih|oh|dh|exit_code)$")  # what IPython and the interpreter keep of what was typed
-_READS_ANY: Final = {"globals", "eval", "exec"}  # builtins whose caller may look up any name
-ANY: Final = "*"  # stands for all names of the script
+_OF_PROMPTS: Final = re.compile(r"_+$|_i*\d*$|_(ih|oh|dh|exit_code)$")  # the input and output that IPython and the interpreter keep
+_READS_ANY: Final = {"globals", "eval", "exec"}  # builtins with which code may read any global
 LruCacheWrapper: Final = type(functools.lru_cache(len))
-# Objects that know the name under which a module has them.
+# Types of objects that pickle refers to by module and name. `name_of` finds the name of one in the script.
 NAMED_KINDS: Final = (
     type,
     FunctionType,
@@ -30,9 +34,9 @@ NAMED_KINDS: Final = (
 
 
 class Lookup:
-    """Where names of the script are looked up in this process.
+    """How names of the script are looked up in this process.
 
-    A worker sets `bring`: it defines a name that the script has and the worker does not have yet.
+    A worker sets `bring`: it brings a global to the version that the call needs, before the global is looked up.
     """
 
     bring: Callable[[str], object] | None = None
@@ -47,20 +51,30 @@ def main_dict() -> dict[str, Any]:
 
 
 def by_name(name: str) -> Any:
-    """Return what the script calls this: a qualified name. AttributeError if there is no such thing."""
+    """Return the object that has this qualified name in the script. Pickles call this.
+
+    Raises:
+        AttributeError: The script has no such object.
+
+    """
     if LOOKUP.bring is not None:
         LOOKUP.bring(top_of(name))
-    return found(name)
+    return resolve(name)
 
 
 def function_of(name: str) -> Any:
-    """Return a function of the script that is there already. AttributeError if there is no such thing."""
+    """Return the function that a call names, without bringing it: the state of the call has done that.
+
+    Raises:
+        AttributeError: There is no such function.
+
+    """
     function = vars(sys.modules[MAIN]).get(name)
-    return found(name) if function is None else function
+    return resolve(name) if function is None else function
 
 
-def found(name: str) -> Any:
-    """Return what ``__main__`` has under a qualified name now."""
+def resolve(name: str) -> Any:
+    """Return the object that has this qualified name in ``__main__`` now."""
     value: Any = sys.modules[MAIN]
     for part in name.split("."):
         value = getattr(value, part)
@@ -73,23 +87,28 @@ def top_of(name: str) -> str:
 
 
 def name_of(obj: Any) -> str | None:
-    """Return the qualified name under which ``__main__`` has an object of one of the NAMED_KINDS; None if it has none."""
+    """Return the qualified name of an object in ``__main__``; None if it has none there. It is of one of the NAMED_KINDS."""
     if getattr(obj, "__module__", None) != MAIN:
         return None
-    if isinstance(obj, FunctionType) and vars(sys.modules[MAIN]).get(obj.__qualname__, MISSING) is obj:  # as most
+    if isinstance(obj, FunctionType) and vars(sys.modules[MAIN]).get(obj.__qualname__, MISSING) is obj:  # most
         return obj.__qualname__
     name: Any = getattr(obj, "__qualname__", None) or getattr(obj, "__name__", None)
-    if type(name) is not str or "<" in name:  # of a lambda, or local to a function
+    if type(name) is not str or "<" in name:  # a lambda, or local to a function
         return None
     try:
-        return name if found(name) is obj else None
+        return name if resolve(name) is obj else None
     except AttributeError:  # defined in a function, or deleted
         return None
 
 
+def is_definition(name: str, value: Any) -> bool:
+    """Whether a global is a function or class that the script has defined under this name: not an imported one, nor an alias."""
+    return isinstance(value, (type, FunctionType)) and "." not in name and name_of(value) == name
+
+
 @functools.lru_cache(4096)
 def globals_of(code: CodeType) -> frozenset[str]:
-    """Return the global names that code reads, nested functions included, and ANY if it may read others."""
+    """Return the globals that code uses, nested functions included, and ANY if it may use others."""
     names: set[str] = set()
     for instruction in dis.get_instructions(code):
         if instruction.opname in _USES_GLOBALS:
@@ -105,12 +124,12 @@ def globals_of(code: CodeType) -> frozenset[str]:
 
 
 def reads_any(name: str, main: dict[str, Any]) -> bool:
-    """Whether code that reads this name may read any: by a builtin such as eval, unless the script has another of that name."""
+    """Whether code that uses this name may read any global: by a builtin such as eval, unless the script has defined that name."""
     return name == ANY or (name in _READS_ANY and name not in main)
 
 
 def expanded(names: Iterable[str], main: dict[str, Any]) -> set[str]:
-    """Return names that code reads, with all names of the script in the place of ANY; without those that every module has."""
+    """Return names that code uses, with all globals of the script in the place of ANY, and without those that every module has."""
     names = set(names)
     if any(reads_any(name, main) for name in names):
         names |= {name for name in list(main) if not _OF_PROMPTS.match(name)}
@@ -119,5 +138,5 @@ def expanded(names: Iterable[str], main: dict[str, Any]) -> set[str]:
 
 
 def main_modules() -> dict[str, ModuleType]:
-    """Return what is `__main__` now, and what multiprocessing takes for it."""
+    """Return the modules that are `__main__` now: `__mp_main__` is its name in multiprocessing."""
     return {name: sys.modules[name] for name in (MAIN, "__mp_main__") if name in sys.modules}

@@ -1,8 +1,8 @@
 """Random numbers: each worker draws from a stream of its own.
 
-A stream is derived from the state of a generator of the script, the rank of the worker and the number of the executor. A generator
-that is a global of the script is rebuilt with its state and then seeded with that. Those behind `random` and `numpy.random` are
-seeded before the first call of an executor, from their states in the script when the executor was made.
+A generator that is a global of the script is rebuilt in a worker and then seeded. The seed is derived from the generator's state in
+the script, the rank of the worker and the number of the executor. The global generators of `random` and `numpy.random` are seeded
+before the first call of an executor, from their states in the script when the executor was made.
 """
 
 import contextlib
@@ -16,9 +16,9 @@ from typing import Any, Final
 
 
 class Stream:
-    """Which stream of random numbers this worker draws from: a worker sets it before it rebuilds globals."""
+    """The stream of random numbers of this worker, which sets `key` before it rebuilds globals."""
 
-    key: tuple[int, ...] = ()
+    key: tuple[int, ...] = ()  # rank and number of the executor; empty in the script
 
 
 STREAM: Final = Stream()
@@ -59,7 +59,7 @@ class ModuleSeeds:
 
 
 class GeneratorStates:
-    """The states of the generators behind `random` and `numpy.random`, to have them again."""
+    """The states of the global generators of `random` and `numpy.random` at one moment."""
 
     def __init__(self) -> None:
         self._random = random.getstate()
@@ -120,7 +120,7 @@ def _words_from(seed: bytes) -> list[int]:
 
 
 def _plain(state: Any) -> Any:
-    """Replace arrays in a generator's state by their bytes: the text of a long one is cut."""
+    """Replace arrays in a generator's state by their bytes: `repr` abbreviates long arrays."""
     if isinstance(state, dict):
         return {name: _plain(value) for name, value in state.items()}
     return state.tobytes() if hasattr(state, "tobytes") else state

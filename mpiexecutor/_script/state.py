@@ -1,18 +1,27 @@
-"""The script's globals as one executor's calls need them: on the root.
+"""What root and workers exchange about the script's globals: versions, states and payloads.
 
 Theory of operation
-    A *slot* is a global ("scale", "Model") or an attribute of a function or class of the script ("Model.level"). A slot has
-    *versions*, numbered by the registry: a new one whenever the script has bound it anew since the last call that needed it. A
-    *state* says which version of each slot a call needs; calls name it by number. States only grow.
+    A *version* is one binding of a global ("scale", "Model"), or of an attribute of a function or class of the script
+    ("Model.level"); both have a qualified name. The root makes a version when a call needs a global for the first time, and again
+    when the script has bound the name to another object since the last call that needed it.
 
-    A worker that is in another state asks for the difference. Where workers have run the top level of the script, they have globals
-    of their own: a version then carries a digest, and a worker asks for the *payload*, the pickled value, only if its own differs.
+    A *payload* is the pickled value of a version. Globals that refer to each other share one payload.
+
+    A *state* is a table: the version of each global that calls of the executor have needed so far. A call names its state by
+    number.
+
+    A worker that is in another state asks for the *difference*: all versions that are newer than its own state. Small payloads
+    are part of the difference; the worker asks for larger ones by number, and only for those that it needs. A worker that has run
+    the top level of the script has globals of its own. Versions then have a *digest*, and the worker needs a payload only if its
+    own value has another digest.
 
 Invariants
-    A value is pickled when a call first needs it, in the thread that submits: a call sees what the script had then. Only functions,
-    classes and their functions are pickled later, upon request: what they are made of cannot change in place.
-    What refers to another global does so by name, and two globals that refer to each other share one payload.
-    Versions live as long as a state that a call waits for has them; the newest state lives as long as the executor.
+    Numbers of versions, payloads and states come from one counter, so a later one is larger.
+    A value is pickled when a call first needs it, in the thread that submits the call: the call gets the value of that moment. Only
+    functions, classes and functions in classes may be pickled later, when a worker asks: nothing can change them in place.
+    A payload refers to other globals by name only.
+    A version and its payload live as long as a state that has them. A state lives as long as a call that needs it; the newest state
+    lives as long as the executor.
 """
 
 import itertools
@@ -30,22 +39,15 @@ from .random_generators import ModuleSeeds
 from .surroundings import Surroundings
 from .top_level import TopLevel
 
-_INLINE: Final = 16 << 10  # bytes: a smaller payload goes with the list of versions
+_INLINE: Final = 16 << 10  # bytes: the largest payload that is part of a difference
 
 
 class Origin(Enum):
-    """Where the `__main__` of a worker comes from."""
+    """Where a worker gets its `__main__` from."""
 
     TOP_LEVEL = auto()  # the worker runs the top level of the script
     RANK = auto()  # the worker has run the script itself, up to the executor
-    NOTHING = auto()  # all of it comes from the root
-
-
-class Shared(Protocol):
-    """What a worker may ask for by its number."""
-
-    def pickled(self, known: int, ended: list[int]) -> "Pickled":
-        """Pickle it for a worker that is in state `known`, and has a `__main__` of each of the executors that have `ended`."""
+    NOTHING = auto()  # everything comes from the root
 
 
 class Pickled(NamedTuple):
@@ -55,15 +57,22 @@ class Pickled(NamedTuple):
     buffers: Sequence[memoryview] = ()
 
 
+class Shared(Protocol):
+    """An object on the root that workers ask for by its number."""
+
+    def pickled(self, known: int, ended: list[int]) -> Pickled:
+        """Return it for a worker that is in state `known`; `ended` are executors that the worker may forget."""
+
+
 class Registry:
-    """What workers may ask for, by number, as long as somebody else keeps it."""
+    """All objects that workers may ask for, by number. It keeps none of them alive."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
         self._shared: weakref.WeakValueDictionary[int, Shared] = weakref.WeakValueDictionary()
 
     def next(self) -> int:
-        """Return a number that nothing has."""
+        """Return a new number."""
         return next(self._numbers)
 
     def add(self, number: int, shared: Shared) -> None:
@@ -74,9 +83,10 @@ class Registry:
 
 
 class Payload:
-    """The values of one slot, or of several that refer to each other, pickled at once or when somebody asks."""
+    """The pickled value of one version, or of several that refer to each other."""
 
     def __init__(self, number: int, values: Mapping[str, Any], pickled: Pickled | None) -> None:
+        """`values` are by qualified name; if `pickled` is None they are pickled when a worker asks for them."""
         self.number = number
         self._values = values
         self._pickled = pickled
@@ -91,27 +101,27 @@ class Payload:
 
     @property
     def inline(self) -> bytes | memoryview | None:
-        """The pickle, if it is there and short."""
+        """The pickle, if it exists already and is small enough for a difference."""
         found = self._pickled
         return found.data if found is not None and not found.buffers and len(found.data) <= _INLINE else None
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """What a worker is told of a slot."""
+    """One binding of a global or attribute, as workers are told of it."""
 
     number: int
-    slot: str
-    first: bool  # the script has not bound it anew since this executor needed it first
-    digest: bytes | None  # of the value, where workers have their own
+    name: str  # qualified
+    first: bool  # the script has not bound the name again since this executor needed it first
+    digest: bytes | None  # of the value; None if workers have no globals of their own
     payload: int  # its number; 0: there is none
-    why: str = ""  # it cannot be pickled
-    gone: bool = False  # an attribute was deleted
-    within: int = 0  # the payload that has this attribute, too
+    error: str = ""  # why the value cannot be pickled
+    deleted: bool = False  # the script has deleted the name
+    owner_payload: int = 0  # of an attribute: the number of its owner's payload, if that contains this value
 
 
 @dataclass(frozen=True, slots=True)
-class Opening:
+class Setup:
     """What a worker is told before the first call of an executor."""
 
     surroundings: Surroundings
@@ -123,27 +133,28 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What a worker has to know to come from one state to another."""
+    """What takes a worker from one state to another."""
 
-    opening: Opening | None
+    setup: Setup | None  # None: the worker has it
     versions: list[Version]
-    inline: dict[int, bytes | memoryview]  # short payloads, by number
-    ended: list[int]  # executors whose `__main__` is not needed any more
+    inline: dict[int, bytes | memoryview]  # small payloads, by number
+    ended: list[int]  # executors that the worker may forget
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class State:
-    """Which version of each slot calls need."""
+    """The version of each global that calls need."""
 
     number: int
-    versions: dict[str, Version]
-    payloads: dict[int, Payload]
-    opening: Opening
+    versions: dict[str, Version]  # by qualified name
+    payloads: dict[int, Payload]  # of these versions
+    setup: Setup
 
     def pickled(self, known: int, ended: list[int]) -> Pickled:
-        newest = known if known <= self.number else 0  # numbers only grow: what the worker has from a later state may be too new
-        versions = [version for version in self.versions.values() if version.number > newest]
-        short = {number: self.payloads[number].inline for number in {version.payload for version in versions} if number}
-        inline = {number: data for number, data in short.items() if data is not None}
-        opening = None if known else self.opening
-        return Pickled(pickle.dumps({"": Difference(opening, versions, inline, ended)}, pickle.HIGHEST_PROTOCOL))
+        """Return the difference to state `known`; to a later state it is everything, as versions there may be too new."""
+        since = known if known <= self.number else 0
+        versions = [version for version in self.versions.values() if version.number > since]
+        small = {number: self.payloads[number].inline for number in {version.payload for version in versions} if number}
+        inline = {number: data for number, data in small.items() if data is not None}
+        setup = None if known else self.setup
+        return Pickled(pickle.dumps({"": Difference(setup, versions, inline, ended)}, pickle.HIGHEST_PROTOCOL))

@@ -1,7 +1,7 @@
-"""What surrounds the calls of an executor: sys.path, arguments, folder, environment, warning filters, recursion limit, authkey.
+"""Surroundings: the settings of the script's process that calls find in a worker.
 
-The root captures them when an executor is made. A worker applies them before the first call of that executor, and keeps what calls
-change: when calls of another executor come in between, both have their own again.
+The root captures them when an executor is made, and a worker applies them before the first call of that executor. From then on each
+executor has its own in each worker: a worker takes a snapshot before calls of another executor run, and restores it afterwards.
 """
 
 import contextlib
@@ -17,30 +17,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-# Variables that a process manager sets for one rank, and not those by which users set it up. A program that a call starts is no
-# rank.
+# Environment variables that a process manager sets for one rank; not those with which users configure MPI.
 _OF_RANKS: Final = re.compile(
     r"PMI\d?_|(PMIX|PRTE|PRRTE)_(?!MCA_)|OMPI_(?!MCA_|PREFIX)|(OMPI|PRTE|PMIX)_MCA_(ess|orte|prte_(ess|launch|hnp|parent)|pmix|plm|\w*(_uri|jobid|vpid))"
     r"|OPAL_(?!PREFIX)|ORTE_|HYDI_|MPI_LOCAL|MPIR_CVAR_CH3_INTERFACE|I_MPI_(INFO|HYDRA|MPIRUN)|SLURM_(PROCID|LOCALID|STEP_NUM_TASKS|STEP_TASKS|TASK_PID|PMI)"
 )
-_YIELDS: Final = "OMPI_MCA_mpi_yield_when_idle"  # which this package sets for its ranks
+_YIELDS: Final = "OMPI_MCA_mpi_yield_when_idle"  # this package sets it for its ranks
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """Those of a process."""
+    """The settings of the script's process."""
 
-    path: list[str]
-    arguments: list[str]
-    folder: str | None
+    path: list[str]  # sys.path
+    arguments: list[str]  # sys.argv
+    folder: str | None  # working directory; None if it was removed
     environment: dict[str, str]
-    changed: dict[str, str | None]  # of the environment, since the script and its workers were started; None: removed
+    changed: dict[str, str | None]  # variables that the script has changed since its workers were started; None: removed
     recursion_limit: int
     authkey: bytes
 
     @classmethod
     def of_this_process(cls) -> "Surroundings":
-        """Capture those of the script."""
+        """Return the settings of this process, the script's."""
         return cls(
             import_path(),
             list(getattr(sys, "argv", ())),
@@ -52,9 +51,12 @@ class Surroundings:
         )
 
     def apply(self, before: Mapping[str, str] | None = None) -> None:
-        """Have this worker take them on. A folder that it does not have, on another node perhaps, is left out.
+        """Apply them to this worker. A working directory that does not exist on its node is left out.
 
-        What differs from the environment `before` was set by the top level of the script: it gets the script's value, too.
+        Args:
+            before: The environment before the top level of the script ran here. Variables that the top level has changed get the
+                value that they have in the script.
+
         """
         sys.path[:] = self.path
         sys.argv = list(self.arguments)
@@ -69,8 +71,8 @@ class Surroundings:
         multiprocessing.current_process().authkey = self.authkey
 
 
-class Kept:
-    """The surroundings of one executor in a worker, while calls of another one run."""
+class Snapshot:
+    """The settings of this process at one moment."""
 
     def __init__(self) -> None:
         self._path = list(sys.path)
@@ -84,7 +86,7 @@ class Kept:
         self._start_method = _start_methods()._actual_context  # noqa: SLF001 - see there
 
     def restore(self) -> None:
-        """Have them again."""
+        """Set everything back to that moment."""
         sys.path[:] = self._path
         sys.argv = self._arguments
         if self._folder is not None:
@@ -107,23 +109,23 @@ def _loggers() -> list[logging.Logger]:
 
 
 def _start_methods() -> Any:
-    """Return what knows which start method a script has set for multiprocessing."""
-    return multiprocessing.context._default_context  # noqa: SLF001 - nothing else can set it back
+    """Return the object that has the start method of multiprocessing."""
+    return multiprocessing.context._default_context  # noqa: SLF001 - there is no public way to reset it
 
 
 def import_path() -> list[str]:
-    """Return the entries of sys.path that imports look at: others may be there, too."""
+    """Return the entries of sys.path that imports use: they ignore entries that are no strings."""
     entries: list[object] = list(sys.path)
     return [entry for entry in entries if isinstance(entry, str)]
 
 
-def note_environment() -> None:
-    """Note the environment that workers are started in: what the script changes from here on, it changes for its calls."""
+def remember_environment() -> None:
+    """Remember the environment in which workers are started. What the script changes later is changed in its calls, too."""
     _BEFORE[1:] = [dict(os.environ)]
 
 
-def leave_out_rank() -> None:
-    """Remove from the environment what says that this process is a rank, now that MPI knows: programs that calls start are none."""
+def remove_rank_variables() -> None:
+    """Remove the variables of the process manager, after MPI has read them: programs that calls start are no ranks."""
     for name in filter(_is_of_rank, list(os.environ)):
         del os.environ[name]
 
@@ -134,7 +136,7 @@ def _is_of_rank(name: str) -> bool:
 
 def set_filters(filters: list[Any]) -> None:
     """Replace the warning filters."""
-    warnings.resetwarnings()  # also forgets what was remembered of the filters before
+    warnings.resetwarnings()  # it also clears the cache of warnings that were shown
     warnings.filters[:] = filters  # type: ignore[index]
 
 
@@ -158,7 +160,7 @@ def _initial_environment() -> dict[str, str]:
     return {os.fsdecode(name): os.fsdecode(value) for name, _, value in variables}
 
 
-_BEFORE: Final = [_initial_environment()]  # environments that this process and its workers were started in
+_BEFORE: Final = [_initial_environment()]  # the environments in which this process, and then its workers, were started
 
 
 def _changes(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str | None]:

@@ -1,8 +1,8 @@
 """The top level of a guarded script, which each worker runs once for each executor.
 
-A guard is a comparison of `__name__` with "__main__" at the top level of the script. Workers run everything but what it guards:
-the comparison is replaced by its result in a process that is not the script. `__name__` itself is "__main__" there, as in forked
-workers of ProcessPoolExecutor, so classes have the same module, and pickles that a call writes can be read by the script.
+A guard is a comparison of `__name__` with "__main__" at the top level of the script. In a worker the comparison is replaced by the
+result that it has in a module that is imported, so what it guards does not run. `__name__` itself is "__main__" in workers, as in
+forked workers of ProcessPoolExecutor. So classes have the same module, and the script can read pickles that calls write.
 """
 
 import ast
@@ -24,7 +24,7 @@ from .names import MAIN
 
 
 class TopLevelEnd(BaseException):
-    """The top level has come to where an executor is made: a worker goes no further."""
+    """Raised in a worker where the top level makes an executor: the rest of the top level does not run there."""
 
 
 class Running:
@@ -38,20 +38,20 @@ RUNNING: Final = Running()
 
 @dataclass(frozen=True, slots=True)
 class TopLevel:
-    """The source of a script, and how its module is called."""
+    """The source of a script, and the attributes of its module."""
 
-    source: bytes | None  # None: not to be run, as it has no guard, or the workers have run it
+    source: bytes | None  # None: workers do not run it, as it has no guard, or as they have run it already
     file: str | None
     package: str | None
     module: str | None  # the name of the module that `python -m` runs
-    folder: str  # in which the script was started
-    arguments: list[str]  # with which it was started
+    folder: str  # working directory in which the script was started
+    arguments: list[str]  # sys.argv with which it was started
 
     def run(self) -> tuple[ModuleType, BaseException | None]:
-        """Run it in a module of its own, which is `__main__` from here on. What it prints is not shown.
+        """Run the top level in a new module, which becomes `__main__`. Its output is not shown.
 
         Returns:
-            The module, and the error that has ended it early. What was defined by then stays.
+            The module, and the error that has ended the top level early, or None. The module has what was defined by then.
 
         """
         module = self.module_without_names()
@@ -59,9 +59,9 @@ class TopLevel:
         if self.source is None:
             return module, None
         RUNNING.now = True
-        folder = _begin_as(self.folder, self.arguments)
+        folder = _set_folder_and_arguments(self.folder, self.arguments)
         try:
-            with _silence(), _files_kept():
+            with _silence(), _keep_files():
                 exec(_compiled(self.source, self.file or "<script>"), vars(module))  # noqa: S102 - the script itself
         except (TopLevelEnd, SystemExit):
             pass
@@ -69,11 +69,11 @@ class TopLevel:
             return module, error
         finally:
             RUNNING.now = False
-            _begin_as(folder, sys.argv)
+            _set_folder_and_arguments(folder, sys.argv)
         return module, None
 
     def module_without_names(self) -> ModuleType:
-        """Return a module that has only what Python gives to a script."""
+        """Return a module that has only the names that Python defines for a script."""
         module = ModuleType(MAIN)
         spec = spec_from_loader(self.module, None) if self.module else None
         if spec is not None:
@@ -96,7 +96,7 @@ def of_this_process(*, run_again: bool) -> TopLevel:
 
 
 def _first_arguments(file: str | None) -> list[str]:
-    """Return sys.argv as it was before the script may have taken arguments away."""
+    """Return sys.argv as the script found it: the script may have removed arguments since."""
     arguments = list(getattr(sys, "argv", ()))
     given = sys.orig_argv
     for position in range(1, len(given) if file is not None and arguments else 0):
@@ -105,8 +105,8 @@ def _first_arguments(file: str | None) -> list[str]:
     return arguments
 
 
-def _begin_as(folder: str | None, arguments: list[str]) -> str | None:
-    """Have this folder, if it is there, and these arguments; return the folder that there was."""
+def _set_folder_and_arguments(folder: str | None, arguments: list[str]) -> str | None:
+    """Set working directory, if it exists, and sys.argv; return the working directory before."""
     before = None
     with contextlib.suppress(OSError):
         before = str(Path.cwd())
@@ -136,7 +136,7 @@ def _compiled(source: bytes, file: str) -> CodeType:
 
 
 class _Guards(ast.NodeTransformer):
-    """Replaces comparisons of `__name__` with "__main__" at the top level."""
+    """Replaces guards by their result."""
 
     found = False
 
@@ -152,14 +152,15 @@ class _Guards(ast.NodeTransformer):
     def visit_FunctionDef(self, node: Any) -> Any:
         return node
 
-    visit_AsyncFunctionDef = visit_Lambda = visit_ClassDef = visit_FunctionDef  # noqa: N815 - what is inside is no guard
+    visit_AsyncFunctionDef = visit_Lambda = visit_ClassDef = visit_FunctionDef  # noqa: N815 - inside of these there are no guards
 
 
 @contextlib.contextmanager
-def _files_kept() -> Iterator[None]:
-    """Have files that are opened anew keep their contents: the script may have written to them since it has opened them.
+def _keep_files() -> Iterator[None]:
+    """Keep the contents of files that the top level opens for writing: the script has written to them already.
 
-    What the top level writes to such a file, the script has written already. If it stays open, calls append to it.
+    Such a file is opened as the null device, so what the top level writes again is dropped. If the file is still open afterwards,
+    it is connected to the real file, and calls append to that.
     """
     opened: list[tuple[IO[Any], str]] = []
     original = builtins.open
@@ -187,7 +188,7 @@ def _files_kept() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Have nothing shown that is printed, by Python or otherwise; what is kept of the streams works as before afterwards."""
+    """Drop all output, of Python and of libraries, until the end of the block. The stream objects stay the same."""
     saved = [(stream, descriptor, os.dup(descriptor)) for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2))]
     nothing = os.open(os.devnull, os.O_WRONLY)
     try:

@@ -1,22 +1,25 @@
 """MPI of this process: how it is initialised, and how it ends.
 
-Whatever starts a process, `started_world` gives its MPI.COMM_WORLD: mpiexec may have started it, or it starts a job of workers
-itself and is their rank 0. MPI is finalised as the last step of the process (see
-_util/process_end.py). After a death it cannot be, since that would
-wait for the dead: then all that live take leave of the process manager without it, and so do the keepers (see process_manager.py).
+`started_world` returns MPI.COMM_WORLD whether an mpiexec started this process or not: if none did, it starts a job of workers and
+becomes their rank 0.
+
+The end has one order, that of _util/process_end.py: pools and raw channels, parting, progress threads, MPI. After a failure MPI is
+not finalised, as MPI_Finalize would wait for the dead: each living rank, and the supervisor of each dead one, tells the process
+manager that all is well instead (see _liveness/process_manager.py).
 """
 
 import ctypes
 import os
 import sys
 import threading
+import time
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from mpiexecutor._liveness.monitor import Watch
+from mpiexecutor._liveness.monitor import FailureMonitor
 from mpiexecutor._liveness.process_manager import connection, end_launcher, mapped, remove, take_leave
-from mpiexecutor._liveness.supervised import Kept, keep
+from mpiexecutor._liveness.supervised import Supervised, start_supervisor
 from mpiexecutor._liveness.supervisor import end_children
 from mpiexecutor._util.process_end import PROCESS_END, Stage
 
@@ -27,72 +30,79 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 MAX_WORKERS_VARIABLE = "MPIEXECUTOR_MAX_WORKERS"
+_LAST_WORDS = 0.2  # seconds for printed output to reach mpiexec before the job is aborted
 _starting = threading.Lock()  # a job is started once
 
 
 @dataclass(slots=True)
-class Standing:
-    """What this process is in its job. No attribute of MPI's: once a rank has died inside MPI, any call of it may wait for ever."""
+class ProcessState:
+    """What this process is in its job. It is no attribute of MPI: once a rank has died inside MPI, any MPI call may hang."""
 
-    job: Job | None = None  # that it has started, and is rank 0 of
-    keeper: Kept | None = None
-    serves: bool = False  # it is a worker: its environment does not say any more that it is a rank
-    runs_alone: bool = False  # the others wait to serve it: 'python -m mpiexecutor'
-    deaths: list[Watch] = field(default_factory=list)  # the watches that have seen workers die: MPI cannot be finalised any more
+    job: Job | None = None  # the job that it started and is rank 0 of
+    supervisor: Supervised | None = None
+    serves: bool = False  # it is a worker, and its environment no longer says that it is a rank
+    runs_alone: bool = False  # it is rank 0 of 'python -m mpiexecutor': the others wait to serve it
+    joining: bool = False  # other ranks wait for this one in a collective step: to finalise MPI would hang
+    to_shut_down: list[FailureMonitor] = field(default_factory=list)  # monitors of pools with failures: MPI cannot be finalised
 
 
-STANDING: Final = Standing()
+PROCESS: Final = ProcessState()
 
 
 def started_world(max_workers: int | None, root: int) -> "MPI.Intracomm":
-    """Give MPI.COMM_WORLD; if no mpiexec has started this process, start a job of workers first, and be its rank 0.
+    """Return MPI.COMM_WORLD. If no mpiexec started this process, start a job of workers first, and become its rank 0.
 
-    Ranks other than the root get keepers, unless MPI is initialised already.
+    Ranks other than the root get supervisors, unless MPI is initialised already.
 
-    StartError if that fails, or if this process is alone: because the script has initialised MPI already, or because MPI does not
-    find those that were started with it.
+    Raises:
+        StartError: The start failed, or this process is alone: the script initialised MPI before, or MPI does not find the other
+            ranks.
+
     """
     with _starting:
         if "mpi4py.MPI" in sys.modules and _is_finalized():
             raise RuntimeError("cannot make an executor at interpreter shutdown")
         if not launched() and "mpi4py.MPI" not in sys.modules:
-            job = Job(_crew_size(max_workers))
+            job = Job(_pool_size(max_workers))
             PROCESS_END.add(partial(_end, job), Stage.MPI)
-            STANDING.job = job
-        elif not launched() and STANDING.job is None and not STANDING.serves:
+            PROCESS.job = job
+        elif not launched() and PROCESS.job is None and not PROCESS.serves:
             raise StartError(
                 "this script has initialised MPI already, by importing mpi4py.MPI: workers cannot join it any more. Import it "
                 "after the first executor is made, or start the script with 'python -m mpiexecutor'"
             )
         elif launched():
-            keeper = keep() if rank_in_environment() not in {None, root} else None
+            supervisor = start_supervisor() if rank_in_environment() not in {None, root} else None
             if "mpi4py.MPI" not in sys.modules:
                 yield_when_idle()
-                initialise(keeper)
+                initialise(supervisor)
         check_company(comm_world())
     return comm_world()
 
 
-def initialise(keeper: Kept | None) -> "MPI.Intracomm":
-    """Initialise MPI in a rank that something has started, and which has this keeper; give MPI.COMM_WORLD."""
+def initialise(supervisor: Supervised | None) -> "MPI.Intracomm":
+    """Initialise MPI in a rank that was started with this supervisor. Return MPI.COMM_WORLD."""
     import mpi4py  # noqa: PLC0415
 
-    mpi4py.rc.finalize = False  # by _end: after a death that would wait for ever
-    STANDING.keeper = keeper
+    mpi4py.rc.finalize = False  # _end does so: after a failure it would wait for ever
+    PROCESS.supervisor = supervisor
     PROCESS_END.add(partial(_end, None), Stage.MPI)
     return comm_world()
 
 
 def _end(job: Job | None) -> None:
-    """Be done with MPI, and have the job end: as the last of what the exit handlers do."""
+    """Finalise MPI, or end without it after a failure; then end the job that this process started."""
     if job is not None and job.aborted:
         return
-    if STANDING.deaths:
-        for watch in STANDING.deaths:
-            watch.see_off()
+    if PROCESS.joining:  # Ctrl-C, say, while a pool was made
+        abort_job()
+        return
+    if PROCESS.to_shut_down:
+        for monitor in PROCESS.to_shut_down:
+            monitor.shut_down_supervisors()
         library, files = mapped()
         remove(files)
-        if any(watch.silent and watch.spans_job for watch in STANDING.deaths):
+        if any(monitor.silent and monitor.spans_job for monitor in PROCESS.to_shut_down):
             end_launcher()
         take_leave(connection() if job is None else job.connection, library, initialise=False)
     elif not _is_finalized():
@@ -103,6 +113,19 @@ def _end(job: Job | None) -> None:
         job.end()
 
 
+def abort_job() -> None:
+    """End the job at once, with all its ranks: other ranks would wait for this one for ever."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if PROCESS.job is None:
+        time.sleep(_LAST_WORDS)
+        remove(mapped()[1])
+        comm_world().Abort(1)
+    else:
+        remove(mapped()[1])  # MPI is not finalised
+        PROCESS.job.abort()
+
+
 def _is_finalized() -> bool:
     from mpi4py import MPI  # noqa: PLC0415
 
@@ -110,7 +133,7 @@ def _is_finalized() -> bool:
 
 
 def check_company(comm: "MPI.Intracomm") -> None:
-    """Raise StartError if this process is alone in its MPI.COMM_WORLD though it was started as one of several."""
+    """Raise StartError if this process is alone in MPI.COMM_WORLD but was started as one of several."""
     from mpi4py import MPI  # noqa: PLC0415
 
     started = size_in_environment()
@@ -127,26 +150,26 @@ def check_company(comm: "MPI.Intracomm") -> None:
 
 
 def leave() -> None:
-    """End a worker's process: its script goes no further, and runs none of its exit handlers."""
+    """End the process of a worker. Its script does not go on, and its exit handlers do not run."""
     from mpi4py import MPI  # noqa: PLC0415
 
     MPI.Finalize()
     _end_multiprocessing()
     sys.stdout.flush()
     sys.stderr.flush()
-    if STANDING.keeper is None:
-        end_children()  # else they are the keeper's
-    # Not os._exit: MPICH takes leave of its process manager in an exit handler of the C library.
+    if PROCESS.supervisor is None:
+        end_children()  # otherwise the supervisor ends them
+    # Not os._exit: MPICH leaves its process manager in an exit handler of the C library.
     ctypes.CDLL(None).exit(0)
 
 
 def _end_multiprocessing() -> None:
-    """Do what multiprocessing does at the end of a process: daemonic children that calls have left end, others are waited for."""
+    """Do what multiprocessing does at the end of a process: end daemonic children of calls, and wait for others."""
     util: Any = sys.modules.get("multiprocessing.util")
     process: Any = sys.modules.get("multiprocessing.process")
     if util is not None and process is not None:
-        process._children -= {child for child in process._children if child._parent_pid != os.getpid()}  # noqa: SLF001 - the keeper's
-        util._exit_function()  # noqa: SLF001 - what it registers for the end of Python
+        process._children -= {child for child in process._children if child._parent_pid != os.getpid()}  # noqa: SLF001 - the supervisor's
+        util._exit_function()  # noqa: SLF001 - its exit handler
 
 
 def comm_world() -> "MPI.Intracomm":
@@ -155,7 +178,7 @@ def comm_world() -> "MPI.Intracomm":
     return MPI.COMM_WORLD
 
 
-def _crew_size(max_workers: int | None) -> int:
+def _pool_size(max_workers: int | None) -> int:
     wanted = os.environ.get(MAX_WORKERS_VARIABLE)
     if not wanted:
         return max_workers or usable_cores()

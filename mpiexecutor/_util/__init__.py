@@ -1,9 +1,9 @@
-"""Small things that know nothing of MPI.
+"""Utilities without MPI.
 
-inbox     a queue between threads
-polling   waiting for other ranks
-periodic  a thread that looks now and then
+inbox        a queue between threads, whose timeouts hold
+periodic     a thread that checks something at intervals
+pickling     objects to bytes and back
+polling      wait for other ranks by checking a condition
 process_end  what a process does when it ends, in one order
-pickling  objects to bytes
-seconds   how long anything that may never come is waited for
+seconds      all timeouts and intervals, in one place
 """

@@ -11,25 +11,29 @@ T = TypeVar("T")
 
 
 class Inbox(Generic[T]):
-    """A queue between threads whose get keeps its time.
+    """A queue for one thread that gets and any number of threads that put. `get` returns in time.
 
-    queue.SimpleQueue's may wait for ever: if its time is over just when it begins to wait, it takes what is left, less than
-    nothing, for no limit (CPython 3.7 to 3.13, at the least; it takes a thread that has to wait for the processor).
-    One thread gets. Any may put, also in a finalizer that interrupts another put, or the getter.
+    `queue.SimpleQueue.get` may block for ever: if its timeout expires just before it waits, it takes the rest, a negative number,
+    for no timeout (at least CPython 3.7 to 3.13). `put` may be called in a finalizer that interrupts another put, or the getter.
     """
 
     def __init__(self) -> None:
         self._items: deque[T] = deque()
-        self._come = threading.Lock()  # released after each put, and stays so until a getter that finds nothing takes it
+        self._come = threading.Lock()  # released by each put; acquired by a getter that finds no item
         self._come.acquire()
 
     def put(self, item: T) -> None:
         self._items.append(item)
-        with contextlib.suppress(RuntimeError):  # released already
+        with contextlib.suppress(RuntimeError):  # it is released
             self._come.release()
 
     def get(self, timeout: float | None = None) -> T:
-        """Wait for the next item, and take it; queue.Empty if there is none within so many seconds."""
+        """Remove and return the next item; wait for one up to `timeout` seconds.
+
+        Raises:
+            queue.Empty: There was no item in time.
+
+        """
         until = None if timeout is None else time.monotonic() + timeout
         while not self._items:
             left = -1 if until is None else max(0.0, until - time.monotonic())

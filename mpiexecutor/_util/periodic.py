@@ -1,4 +1,4 @@
-"""A thread that looks now and then while there may be something to see, and rests when there is not."""
+"""A thread that checks something at intervals while that is needed, and sleeps otherwise."""
 
 import logging
 import threading
@@ -7,11 +7,22 @@ from collections.abc import Callable
 logger = logging.getLogger("mpiexecutor")
 
 
-class Sentry:
-    """Looks while it is wanted, and some time more. Whoever wants it pays for a look at a flag."""
+class PeriodicCheck:
+    """A thread that calls a function at intervals after `watch`, until it has returned False several times in a row.
+
+    `watch` is cheap while the thread is awake: it reads a flag.
+    """
 
     def __init__(self, name: str, look: Callable[[], bool], *, every: float, times: int) -> None:
-        """`look` says whether there is something to see, `every` so many seconds. After so many in vain, and one more, it rests."""
+        """Start the thread, asleep.
+
+        Args:
+            name: Name of the thread.
+            look: The function; it returns whether it is needed further.
+            every: Seconds between two calls.
+            times: Number of calls in a row that return False before the thread sleeps again.
+
+        """
         self._look = look
         self._every = every
         self._times = times
@@ -21,7 +32,7 @@ class Sentry:
         self._thread.start()
 
     def watch(self) -> None:
-        """Look from now on."""
+        """Wake the thread."""
         if not self._wanted.is_set():
             self._wanted.set()
 
@@ -36,12 +47,16 @@ class Sentry:
             self._look_on()
 
     def _look_on(self) -> None:
+        """Call the function until it is not needed, then clear the flag and call it once more.
+
+        `watch` before the flag is cleared has no effect, but then this last call sees what it was for.
+        """
         vain = 0
         while vain < self._times and not self._stopped.wait(self._every):
             vain = 0 if self._sees() else vain + 1
         if not self._stopped.is_set():
             self._wanted.clear()
-            if self._sees():  # since the last look: whoever wanted that found the sentry awake
+            if self._sees():
                 self._wanted.set()
 
     def _sees(self) -> bool:

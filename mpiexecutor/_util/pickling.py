@@ -1,4 +1,4 @@
-"""Objects to bytes: plain pickle where it will do, cloudpickle where it will not, large buffers beside the pickle (PEP 574)."""
+"""Objects to bytes: by pickle if that is possible, else by cloudpickle. Large buffers stay outside of the pickle (PEP 574)."""
 
 import io
 import linecache
@@ -6,29 +6,30 @@ import pickle
 import sys
 from collections.abc import Callable, Sequence
 from types import CodeType, FunctionType
-from typing import Any
+from typing import Any, Final
 
 import cloudpickle
 from cloudpickle.cloudpickle import list_registry_pickle_by_value
 
 PROTOCOL = 5
-_OUT_OF_BAND = 64 << 10  # bytes: a smaller buffer is cheaper inside the pickle, and does not keep a whole message alive
+# Bytes. Smaller buffers are part of the pickle, which is faster, and does not keep a whole message alive.
+OUT_OF_BAND: Final = 64 << 10
 
 
 _reduce_code = cloudpickle.Pickler.dispatch_table[CodeType]
-_PLAIN = {type(None), bool, int, float, complex, str, bytes}  # what needs none of the care below
+_PLAIN = {type(None), bool, int, float, complex, str, bytes}  # types that no pickler has to look at
 _PLAIN_IF_EMPTY = {tuple, list, dict}
-_WHOLE_ENTRY = 4  # parts of an entry in linecache: one of a single part is a way to the source that was not gone yet
-_FEW = 8  # elements that are looked at, whether they are plain
-_DEEP = 4  # levels of them
+_WHOLE_ENTRY = 4  # parts of an entry in linecache that has the source; an entry of one part says how to get it
+_FEW = 8  # elements of a tuple or list that `is_plain` looks at, at most
+_DEEP = 4  # levels of tuples and lists in each other, at most
 
 
 class NeedsCloudpickle(Exception):
-    """Something in the object lives where another process can't import it."""
+    """Raised by the plain pickler for an object that another process cannot import."""
 
 
 class _PlainPickler(pickle.Pickler):
-    """The C pickler, which refuses what it would pickle by a name that means something else in another process."""
+    """The C pickler. It refuses functions and classes of ``__main__``: their names mean something else in another process."""
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, (FunctionType, type)) and obj.__module__ in {"__main__", None}:
@@ -37,7 +38,7 @@ class _PlainPickler(pickle.Pickler):
 
 
 class KeepingFilenames(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
-    """Cloudpickle's, which keeps the name of a code's file, and its source if that is no file: for tracebacks and inspect."""
+    """Cloudpickle, but code keeps the name of its file, and its source if there is no file: for tracebacks and inspect."""
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, CodeType):
@@ -48,30 +49,33 @@ class KeepingFilenames(cloudpickle.Pickler):  # type: ignore[misc]  # it has no 
 
 
 def writable(obj: Any) -> Any:
-    """Return how to pickle a NumPy array that is read-only here, so that it arrives writable; NotImplemented for all else."""
+    """Return how to pickle a read-only NumPy array, so that it is writable when it is loaded; NotImplemented for other objects."""
     if type(obj).__module__ == "numpy" and isinstance(obj, sys.modules["numpy"].ndarray) and not obj.flags.writeable:
         return obj.copy(order="K").__reduce_ex__(PROTOCOL)
     return NotImplemented
 
 
 def source_of(filename: str) -> str | None:
-    """Return the source of code that is in no file, such as a cell of a notebook; None if it is in a file, or not known."""
+    """Return the source of code that is in no file, such as a cell of a notebook; None if it is in a file or unknown."""
     entry: Any = linecache.cache.get(filename)
     return "".join(entry[2]) if entry is not None and len(entry) == _WHOLE_ENTRY and entry[1] is None else None
 
 
 def make_code(arguments: tuple[Any, ...], filename: str, source: str | None) -> CodeType:
-    """Make code that was pickled, with `source` as what `source_of` has returned."""
+    """Rebuild code from its pickle. `source` is what `source_of` has returned."""
     if source is not None and filename not in linecache.cache:
         linecache.cache[filename] = len(source), None, source.splitlines(keepends=True), filename  # None: never out of date
     return CodeType(*arguments).replace(co_filename=filename)
 
 
 def dumps(obj: Any) -> tuple[bytes, list[memoryview]]:
-    """Pickle any object; give the pickle and the large buffers that belong to it, which are not copied.
+    """Pickle an object. Functions and classes of ``__main__``, lambdas and closures are pickled by value.
 
-    Functions and classes of ``__main__``, lambdas and closures are pickled by value. Whatever the object's own
-    methods raise is raised here.
+    Whatever the object's own methods raise is raised here.
+
+    Returns:
+        The pickle, and the large buffers that belong to it, which are not copied.
+
     """
     if is_plain(obj):
         return pickle.dumps(obj, PROTOCOL), []
@@ -80,17 +84,17 @@ def dumps(obj: Any) -> tuple[bytes, list[memoryview]]:
     if not list_registry_pickle_by_value():
         try:
             return _dump(_PlainPickler, obj, keep), buffers
-        except Exception:  # noqa: BLE001 - cloudpickle has the last word, and raises what there is to raise
+        except Exception:  # noqa: BLE001 - cloudpickle pickles it, or raises the error
             buffers.clear()
     return _dump(KeepingFilenames, obj, keep), buffers
 
 
 def keeper_of(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
-    """Return a buffer callback that keeps large buffers out of the pickle, in this list."""
+    """Return a buffer callback that appends large buffers to this list, so that they are no part of the pickle."""
 
     def keep(buffer: pickle.PickleBuffer) -> bool:
         view = buffer.raw()
-        if view.nbytes < _OUT_OF_BAND:
+        if view.nbytes < OUT_OF_BAND:
             return True  # into the pickle
         buffers.append(view)
         return False
@@ -99,13 +103,13 @@ def keeper_of(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool
 
 
 def is_plain(obj: Any, depth: int = _DEEP) -> bool:
-    """Whether plain pickle will do, as can be seen at once: for most calls, results, and messages of one of them."""
+    """Whether plain pickle is sufficient, for small objects of builtin types. False: it is not known."""
     kind = type(obj)
     if kind is not tuple and kind is not list:
         return kind in _PLAIN or (kind is dict and not obj)
     if len(obj) > _FEW or not depth:
         return False
-    for part in obj:  # half the time of all(), and every call comes through here
+    for part in obj:  # half the time of all(); every call comes through here
         kind = type(part)
         if kind not in _PLAIN and (kind not in _PLAIN_IF_EMPTY or part) and not is_plain(part, depth - 1):
             return False
@@ -114,7 +118,7 @@ def is_plain(obj: Any, depth: int = _DEEP) -> bool:
 
 def loads(data: bytes | memoryview, buffers: Sequence[memoryview] = ()) -> Any:
     """Rebuild an object from its pickle and the buffers that belong to it."""
-    return pickle.loads(data, buffers=buffers)  # noqa: S301 - the ranks of a job trust each other: see the README
+    return pickle.loads(data, buffers=buffers)  # noqa: S301 - the ranks of a job trust each other: see RMAChannelExecutor
 
 
 def _dump(pickler: Callable[..., pickle.Pickler], obj: Any, keep: Callable[[pickle.PickleBuffer], bool]) -> bytes:

@@ -1,7 +1,7 @@
-"""How long the package waits for what may never come, and for the next sign of life: all such seconds, in one place.
+"""All timeouts of the package, and the interval between signs of life, in seconds.
 
-Each is many times what a busy machine needs. A test that shows what happens after one would have to wait as long; its job sets
-MPIEXECUTOR_TEST_SCALE to a number below 1, by which all of them are multiplied. Only tests set it.
+Each is many times longer than a busy machine needs. Tests of what happens after a timeout set MPIEXECUTOR_TEST_SCALE to a number
+below 1, by which all of them are multiplied. Only tests set it.
 """
 
 import os
@@ -10,26 +10,26 @@ from typing import Final
 SCALE_VARIABLE: Final = "MPIEXECUTOR_TEST_SCALE"
 _SCALE: Final = float(os.environ.get(SCALE_VARIABLE, "1"))
 
-PATIENCE: Final = 10 * _SCALE  # until a rank says that it waits for others, and whom for
-LATE: Final = 3 * _SCALE  # after that, in the end, until a worker that gives no signs of life is killed
+PATIENCE: Final = 10 * _SCALE  # until a rank that waits for others logs which ones
+LATE: Final = 3 * _SCALE  # after PATIENCE, when the job ends, until a worker without signs of life is killed
 
-PULSE: Final = 1 * _SCALE  # between two signs of life
-SILENT: Final = 3 * PULSE  # without one, after which a worker is called silent
-ASLEEP: Final = 1 * _SCALE  # without a look of the root: it had no time, and cannot say who was silent
+PULSE: Final = 1 * _SCALE  # between two signs of life of a worker
+SILENT: Final = 3 * PULSE  # without a sign of life until a worker is called silent
+ASLEEP: Final = 1 * _SCALE  # without a check by the root, after which it gives up no worker: it had no time to listen
 
-# After a death. The living rest before the watchdog calls this process stuck.
-REST: Final = 6 * _SCALE  # that the living have to finish what they have begun
-WEDGED: Final = 9 * _SCALE  # after which this process is taken to be stuck inside MPI
-STUCK: Final = 2 * _SCALE  # that any thread may be at work in the pump, when the executor is given up
-LOOK: Final = 10 * _SCALE  # that a look of the progress thread may take
+# After a worker has died. REST < WEDGED: the other ranks finish before the watchdog takes this process for stuck.
+REST: Final = 6 * _SCALE  # for the other ranks to finish puts and takes that they have begun
+WEDGED: Final = 9 * _SCALE  # until this process is taken for stuck inside MPI
+STUCK: Final = 2 * _SCALE  # for any thread to leave the scheduler, when the executor is given up
+LOOK: Final = 10 * _SCALE  # for one check by the progress thread
 
-# Of keepers.
-COMING: Final = 5 * _SCALE  # that they have to come, once their ranks serve
-HELLO: Final = 5 * _SCALE  # that one has to say who it is
-WELCOME: Final = 5 * _SCALE  # that another worker's watch has to answer one: a call may hold its GIL
-LEAVING: Final = 10 * _SCALE  # that all of them have to end
+# Of supervisors.
+COMING: Final = 5 * _SCALE  # to connect to the root, after their ranks serve
+HELLO: Final = 5 * _SCALE  # to say which rank is theirs, after connecting
+WELCOME: Final = 5 * _SCALE  # for the monitor of another worker to answer one: a call may hold its GIL
+LEAVING: Final = 10 * _SCALE  # to end, all of them
 
 # Of mpiexec and its process managers.
-GRACE: Final = 5 * _SCALE  # that an mpiexec has to end its ranks
-WAITING: Final = 10 * _SCALE  # that an mpiexec has to end after the script, when it waits for a lost host
-ANSWER: Final = 1 * _SCALE  # that the process manager has to acknowledge
+GRACE: Final = 5 * _SCALE  # for mpiexec to end its ranks
+WAITING: Final = 10 * _SCALE  # for mpiexec to end after the script, when it waits for a lost host
+ANSWER: Final = 1 * _SCALE  # for the process manager to acknowledge

@@ -8,7 +8,7 @@ from operator import index
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from mpiexecutor._rma.doorbell import node_name
-from mpiexecutor._rma.failed_ranks import DEATHS, Dead
+from mpiexecutor._rma.failed_ranks import FAILED_RANKS, CommFailedRanks
 from mpiexecutor._util.polling import wait_for_ranks
 from mpiexecutor.channel._ring.layout import MAX_SLOTS
 
@@ -57,7 +57,7 @@ def _memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def all_come(comm: "MPI.Intracomm", dead: Dead, complaint: Callable[[], str] | None = None) -> None:
+def all_come(comm: "MPI.Intracomm", dead: CommFailedRanks, complaint: Callable[[], str] | None = None) -> None:
     """Wait until all ranks have come here. If one is known to have failed, return at once: some MPIs crash if they send to it."""
     if dead:
         return
@@ -74,7 +74,7 @@ class Agreement:
     nodes: tuple[str, ...]  # by rank
 
 
-def agree(comm: "MPI.Intracomm", arguments: Arguments, dead: Dead) -> Agreement:
+def agree(comm: "MPI.Intracomm", arguments: Arguments, dead: CommFailedRanks) -> Agreement:
     """Compare the arguments of all ranks. ValueError on every rank if they are wrong, or differ; ChannelBroken if a rank failed."""
     codec, error = None, None
     try:
@@ -90,7 +90,7 @@ def agree(comm: "MPI.Intracomm", arguments: Arguments, dead: Dead) -> Agreement:
     all_come(comm, dead, lambda: complaint)
     if dead:
         raise ChannelBroken(f"{dead.ends(dead)}: a channel is made by all ranks of a communicator", tuple(dead))
-    with DEATHS.all_needed("the making of a channel", dead):
+    with FAILED_RANKS.all_needed("the making of a channel", dead):
         everyone = comm.allgather((text, "" if error is None else str(error), secrets.token_hex(8), node_name()))
     if error is not None:
         raise error

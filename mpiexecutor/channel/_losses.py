@@ -1,13 +1,13 @@
 """What a channel does when ranks have failed: the host recovers the ring, and the next operation raises an error.
 
-The channel does not notice failures: the program that started the ranks reports them, by DEATHS of failed_ranks.py, or calls
+The channel does not notice failures: the program that started the ranks reports them, by FAILED_RANKS of failed_ranks.py, or calls
 `settle` itself.
 """
 
 import time
 from collections.abc import Callable, Collection
 
-from mpiexecutor._rma.failed_ranks import DEATHS, Dead
+from mpiexecutor._rma.failed_ranks import FAILED_RANKS, CommFailedRanks
 from mpiexecutor._util.seconds import REST as _REST
 from mpiexecutor.channel._ring.consumer import Consumer
 from mpiexecutor.channel._ring.recovery import Position, RingRecovery
@@ -21,7 +21,7 @@ _BREATH = 1e-3  # seconds between two looks whether the living have come to a re
 class Losses(ChannelBase):
     """A channel's operations after a failure."""
 
-    def _begin_losses(self, dead: Dead) -> None:
+    def _begin_losses(self, dead: CommFailedRanks) -> None:
         """Set which ranks have failed; they may become more."""
         self._dead = dead
         self._taken_in: set[tuple[int, bool]] = set()  # failed ranks that the channel has dealt with; whether each perhaps lives
@@ -90,7 +90,7 @@ class Losses(ChannelBase):
             self._taken_in |= new
             self._rank_state.host_lost = ChannelBroken(f"{self._dead.ends([self._host])}: it was the channel's host", [self._host])
             if self._rank_state.remote is not None:
-                DEATHS.end_job(f"{self._rank_state.host_lost}, and ranks on other nodes may wait for its memory for ever")
+                FAILED_RANKS.end_job(f"{self._rank_state.host_lost}, and ranks on other nodes may wait for its memory for ever")
         elif self._rank == self._host:
             try:
                 last_claims = self.settle(self._dead, silent=self._dead.silent)  # more may die meanwhile

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypedDict, Unpack, overload
 
 from mpiexecutor._rma.doorbell import Notifier
-from mpiexecutor._rma.failed_ranks import DEATHS, Dead
+from mpiexecutor._rma.failed_ranks import FAILED_RANKS, CommFailedRanks
 from mpiexecutor._util.process_end import PROCESS_END
 from mpiexecutor.channel._ends.rank_state import RankState
 from mpiexecutor.channel._ring.layout import Layout
@@ -165,14 +165,14 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
         from mpiexecutor._rma.window import Window  # noqa: PLC0415
 
         comm = MPI.COMM_WORLD if comm is None else comm
-        dead = Dead(comm.group.Translate_ranks(None, MPI.COMM_WORLD.group) if DEATHS.are_told else ())
+        dead = CommFailedRanks(comm.group.Translate_ranks(None, MPI.COMM_WORLD.group) if FAILED_RANKS.are_reported else ())
         agreement = agree(comm, Arguments(buff_size, message_size, dtype, host, producers, consumers), dead)
         buff_size, host = index(buff_size), index(host)
         layout = Layout(buff_size, agreement.codec.slot_size, comm.size)
-        with DEATHS.all_needed("the making of a channel", dead):
+        with FAILED_RANKS.all_needed("the making of a channel", dead):
             self._window = Window(comm, host, layout.size)
             remote = RemoteNotifier(comm, host) if len(set(agreement.nodes)) > 1 else None
-            self._parting = comm.Dup() if DEATHS.are_told else None  # for a barrier of all ranks that free the channel
+            self._parting = comm.Dup() if FAILED_RANKS.are_reported else None  # for a barrier of all ranks that free the channel
             if comm.rank == host:
                 layout.prepare(self._window.memory())
             comm.Barrier()
@@ -182,7 +182,7 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
         self._begin_losses(dead)
         self._threads = MPI.Query_thread() == MPI.THREAD_MULTIPLE
         self._at_exit = _at_exit(self)
-        DEATHS.attend(self)
+        FAILED_RANKS.add_listener(self)
 
     def claim(self, count: int) -> None:
         """Say that `count` more messages will come: once all that were claimed are taken, `take` returns None.
@@ -241,9 +241,9 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
         if self._parting is not None:
             all_come(self._parting, self._dead)
         if self._dead:
-            DEATHS.keep(self)  # other ranks may go on using its memory, and fail
+            FAILED_RANKS.keep(self)  # other ranks may go on using its memory, and fail
             return
-        with DEATHS.all_needed("the freeing of a channel", self._dead), self._puts.lock, self._takes.lock, self._aside_lock:
+        with FAILED_RANKS.all_needed("the freeing of a channel", self._dead), self._puts.lock, self._takes.lock, self._aside_lock:
             self._leave()
             self._window.free()
             if self._rank_state.remote is not None:
@@ -279,9 +279,9 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
         """At exit, before MPI ends: finish the puts in the background, and give up the takes."""
         if not self._rank_state.freed:
             self._puts.background.join()
-            if DEATHS.are_told:
+            if FAILED_RANKS.are_reported:
                 self._stop()  # other ranks may go on using its memory, and fail
-                DEATHS.keep(self)
+                FAILED_RANKS.keep(self)
             else:
                 self.abandon()
 

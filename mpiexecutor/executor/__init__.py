@@ -1,8 +1,8 @@
-"""The executors: checks of their arguments, and thin methods.
+"""The executors, as users call them.
 
-comm_executor     RMACommExecutor, for the length of a with-block
 channel_executor  RMAChannelExecutor: submit, map, shutdown
-checks            what an executor requires of the communicator, and its warnings
+comm_executor     RMACommExecutor: an executor for the length of a with-block, in an MPI program
+checks            what an executor requires of the process and of the communicator
 """
 
 from .channel_executor import RMAChannelExecutor

@@ -1,13 +1,12 @@
 """RMAChannelExecutor: calls to the ranks of an MPI job, by one-sided communication.
 
     your threads          root rank (the host of both windows)              worker ranks
-    submit / map  ──>  pump: backlog ──> work channel   ═══ RMA ═══>  take, run, put
-    Future.result <──  pump: collector <─ reply channel <═══ RMA ═══
+    submit / map  ──>  dispatcher ──> work channel   ═══ RMA ═══>  take, run, put
+    Future.result <──  collector  <── reply channel  <═══ RMA ═══
 
-The executor checks arguments, pickles calls in the thread that submits them, and passes them to the scheduler of its crew.
+The methods check arguments. `_calls` pickles the calls and runs them.
 """
 
-import multiprocessing
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -19,17 +18,15 @@ from mpiexecutor._calls.functions import Catalogue
 from mpiexecutor._calls.map_results import map_results
 from mpiexecutor._calls.options import Options, check_impossible, check_map
 from mpiexecutor._calls.submission import Submitter, kind_of
-from mpiexecutor._calls.worker import in_task
 from mpiexecutor._liveness.commands import KILL, TERMINATE
 from mpiexecutor._liveness.monitor import WorkerStatus
-from mpiexecutor._pool.crew import Crew, enlist
 from mpiexecutor._pool.serve import is_serving
-from mpiexecutor._rma.failed_ranks import DEATHS
+from mpiexecutor._pool.worker_pool import WorkerPool, get_or_create_pool
 from mpiexecutor._script.root.script import Script
 from mpiexecutor._script.top_level import RUNNING, TopLevelEnd
 from mpiexecutor._start.process import leave, started_world
 
-from .checks import check_root, warnings_of, without_keeper
+from .checks import check_process, check_root, warnings_of, without_supervisor
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -52,50 +49,28 @@ class RMAChannelExecutor(Executor):
             with RMAChannelExecutor() as executor:
                 print(sum(executor.map(square, range(1000))))
 
-    **Root and workers.** Every rank of the communicator makes the executor. On the root the constructor returns. On the
-    other ranks, the workers, it does not return: they run calls until the root ends. ``python script.py`` starts workers,
-    and ``python -m mpiexecutor`` has rank 0 alone run the script (``--help`` lists the ways to start). Executors on one
-    communicator share its workers. With one rank, calls run one at a time in a thread of that process, and a RuntimeWarning
-    says so.
+    **Root and workers.** Every rank of the communicator makes the executor. On the root the constructor returns. The other ranks,
+    the workers, stay in it and run calls until the root ends. Executors on one communicator share its workers. ``python -m
+    mpiexecutor --help`` lists the ways to start, and environment variables.
 
-    **Names of the script.** Calls use functions, classes and other globals of ``__main__`` by name. Each worker has a
-    ``__main__`` of its own for each executor. A global has the value that it had when a call first needed it; if the script
-    binds the name again, the next call that needs it gets the new value. A change in place (``table[1] = 2``) after the
-    first call may not be seen. Lambdas, closures and local classes are pickled by value, with cloudpickle.
+    **Names of the script.** Calls refer to functions, classes and other globals of ``__main__`` by name. Each worker has a
+    ``__main__`` of its own for each executor. A global has the value that it had when a call first needed it; if the script binds
+    the name again, the next call that needs it gets the new value. A change in place (``table[1] = 2``) may not be seen after the
+    first call. Module search path, sys.argv, working directory, environment, warning filters and recursion limit are those of the
+    script when it made the executor.
 
-    **Process settings.** In calls, ``sys.path``, ``sys.argv``, working directory, environment variables, warning filters,
-    recursion limit and the authkey of multiprocessing are those of the script at the time when it made the executor.
-    Standard input is empty.
+    **Dead workers.** A worker that dies fails only the call that it was running, with `BrokenWorkerError`; `retries` runs the call
+    again on another worker. Dead workers are not replaced. When none is left, futures raise BrokenProcessPool. A worker can die
+    alone because it has a supervisor (messages and ``MPIEXECUTOR_KEEPER`` say keeper): the process that was started as the rank
+    forks before MPI is initialised, and the child is the worker. The parent takes some 10 MB, hides the death from MPI and reports
+    it to the root. There are supervisors only on Linux, only if the first executor or ``python -m mpiexecutor`` initialises MPI
+    (import ``mpi4py.MPI`` later), and only if neither CUDA nor OpenMP was loaded before. Otherwise the death of a worker ends the
+    job, and only a script that has started the workers itself goes on; its calls raise BrokenProcessPool. For workers on
+    other nodes see `WorkerStatus`.
 
-    **A worker that dies** fails only the call that it was running, with `BrokenWorkerError`; `retries` runs the call again
-    on another worker. Other calls go on, with one worker less; dead workers are not replaced. When no worker is left,
-    futures raise BrokenProcessPool.
-
-    **Supervisors.** A worker can die alone because each worker process has a supervisor: the process that was started as
-    the rank forks before MPI is initialised. The child becomes the worker. The parent, the supervisor, takes some 10 MB; it
-    hides the death from MPI, and reports it to the root. There are supervisors only on Linux, only if the first executor or
-    ``python -m mpiexecutor`` initialises MPI (do not import ``mpi4py.MPI`` earlier), and only if neither CUDA nor OpenMP
-    was loaded before. Without supervisors the death of a worker ends the job; if the script has started the workers itself,
-    it goes on, and its calls raise BrokenProcessPool. Messages and ``MPIEXECUTOR_KEEPER`` call a supervisor a keeper.
-
-    **A lost host.** A worker on another node that sends no sign of life for ``MPIEXECUTOR_LOST_AFTER`` seconds counts as
-    lost, and its call fails as if the worker had died. If it was in the middle of a message, nobody can complete that
-    message, and all pending calls fail with BrokenProcessPool. If the host comes back, its workers are used again. If all
-    workers of a node may hold the GIL for longer at the same time, set the variable to more than the longest such call.
-
-    **Trust.** Calls and results are pickles, so the ranks of a job trust each other, as in any MPI program: any rank can
-    have another one run any code. This package opens no network port. On one node, processes connect through UNIX sockets
-    with random names that accept only the same user with a secret of the job. MPI and mpiexec are responsible for the
-    connections between nodes.
-
-    **Environment variables**, read when workers start:
-
-    ============================= =======================================================================================
-    ``MPIEXECUTOR_MAX_WORKERS``   number of workers that ``python script.py`` starts; default: one for each available core
-    ``MPIEXECUTOR_START_TIMEOUT`` seconds that starting them may take; default: 60
-    ``MPIEXECUTOR_LOST_AFTER``    seconds without a sign of life after which a worker on another node is lost; default: 30
-    ``MPIEXECUTOR_KEEPER``        ``0``: no supervisors, so the death of a worker ends the job
-    ============================= =======================================================================================
+    **Trust.** Calls and results are pickles, so the ranks of a job trust each other, as in any MPI program: any rank can have
+    another one run any code. On one node, processes connect through UNIX sockets; those that carry more than a wake-up accept only
+    the same user with a secret of the job. This package opens no network port; encryption between nodes is up to MPI and mpiexec.
 
     """
 
@@ -119,24 +94,21 @@ class RMAChannelExecutor(Executor):
             max_workers: Number of calls that run at a time, at most; default and maximum: the number of the other ranks. If the
                 script starts its own workers, the first executor's `max_workers` is their number.
             mp_context: Only None: workers are ranks, not processes of multiprocessing.
-            initializer: Called once in each worker, before the first call of this executor there. If it raises, every call of
-                this executor fails with BrokenProcessPool.
+            initializer: Called once in each worker, before the first call. If it raises, all calls fail with BrokenProcessPool.
             initargs: Arguments of `initializer`.
             max_tasks_per_child: Only None: MPI cannot replace ranks.
             comm: The communicator, all of whose ranks make the executor; default: MPI.COMM_WORLD.
             root: The rank that submits calls.
             retries: How many times a call is run again, on another worker, if its worker dies.
-            task_timeout: Seconds that a call may run. After that its future raises TimeoutError, and its worker is killed, as
-                nothing else can stop a call. With `chunksize`, a chunk is one call. Needs supervisors: a RuntimeWarning says if
-                there are none.
+            task_timeout: Seconds that a call, or a chunk of a map, may run. Then its future raises TimeoutError and its worker is
+                killed, as nothing else can stop a call. Without supervisors it has no effect, and a RuntimeWarning says so.
             max_pending: `submit` blocks while this number of futures is not done. It does not block in a callback of a future.
 
         Raises:
             ValueError, TypeError: An argument is not possible; the text says which values are.
             StartError: The workers cannot be started.
-            BrokenProcessPool: The workers of this job have died already.
-            RuntimeError: Executors cannot be made here: in a call, on a worker, in a child of multiprocessing, with ``--spmd``, at
-                interpreter shutdown, or if MPI does not provide THREAD_MULTIPLE.
+            BrokenProcessPool: Workers of this job have died, and no other executor can be made.
+            RuntimeError: No executor can be made here: in a call, in a worker, in a child of multiprocessing, or with ``--spmd``.
 
         """
         if RUNNING.now:
@@ -151,57 +123,46 @@ class RMAChannelExecutor(Executor):
         )
         options.check()
         check_impossible(mp_context, max_tasks_per_child)
-        if multiprocessing.parent_process() is not None:
-            raise RuntimeError(
-                "an executor cannot be made in a process that multiprocessing has started: if that ran the script again, "
-                "guard it with if __name__ == '__main__'"
-            )
-        if in_task.get():
-            raise RuntimeError("an executor cannot be made inside a call that an executor runs: submit from the root instead")
-        if DEATHS.are_told:
-            raise RuntimeError(
-                "with --spmd every rank runs the script, and RMAChannelExecutor has all but one serve: make an RMACommExecutor, or "
-                "start the script without --spmd"
-            )
+        check_process()
         comm = started_world(max_workers, root) if comm is None else comm
         check_root(comm, root)
         if is_serving(comm):
             raise RuntimeError(f"rank {comm.rank} is a worker: only rank {root} can make executors from here on")
-        crew = enlist(comm, root)
-        if crew is None:
+        pool = get_or_create_pool(comm, root)
+        if pool is None:
             leave()
             raise AssertionError("unreachable")  # pragma: no cover
-        self._join(crew, options)
+        self._join(pool, options)
 
-    def _join(self, crew: Crew, options: Options) -> None:
-        """Be an executor of this crew."""
-        if crew.closed:
+    def _join(self, pool: WorkerPool, options: Options) -> None:
+        """Become an executor of this pool."""
+        if pool.closed:
             raise RuntimeError("cannot make an executor at interpreter shutdown")
-        catalogue = Catalogue(crew.pump.registry)
+        catalogue = Catalogue(pool.scheduler.registry)
         first = None if options.initializer is None else catalogue.add((options.initializer, options.initargs))
-        script = None if crew.alone else Script(crew.pump.registry, crew.origin())
+        script = None if pool.alone else Script(pool.scheduler.registry, pool.origin())
         if script is not None and first is not None:
             script.always_needs(first.names)
-        for warning in warnings_of(crew, options):
+        for warning in warnings_of(pool, options):
             warnings.warn(warning, RuntimeWarning, stacklevel=3)
-        self._num_workers = min(options.max_workers or crew.workers, crew.workers)
-        self._crew = crew
-        self._pump = crew.pump
-        self._session = crew.pump.open(
+        self._num_workers = min(options.max_workers or pool.workers, pool.workers)
+        self._pool = pool
+        self._scheduler = pool.scheduler
+        self._session = pool.scheduler.open(
             self._num_workers,
             first,
             retries=options.retries,
             task_timeout=options.task_timeout or 0.0,
             max_pending=options.max_pending,
         )
-        self._submitter = Submitter(crew.pump, self._session, catalogue, script, crew.place)
+        self._submitter = Submitter(pool.scheduler, self._session, catalogue, script, pool.place)
         # An executor that is dropped takes no more calls; those that it has are run.
-        weakref.finalize(self, crew.pump.drop, self._session).atexit = False
+        weakref.finalize(self, pool.scheduler.drop, self._session).atexit = False
 
     @property
     def num_workers(self) -> int:
         """The number of calls that can run at a time: `max_workers` at most, fewer if workers have died, 0 if none is left."""
-        return 0 if self._session.broken else min(self._num_workers, self._pump.workers)
+        return 0 if self._session.broken else min(self._num_workers, self._scheduler.workers)
 
     @property
     def size(self) -> int:
@@ -217,7 +178,7 @@ class RMAChannelExecutor(Executor):
         change them before the future is done.
 
         Args:
-            fn: Anything that cloudpickle can pickle, lambdas, closures and local functions included.
+            fn: Anything that can be called and that cloudpickle can pickle, lambdas, closures and local functions included.
             args: Positional arguments.
             kwargs: Keyword arguments.
 
@@ -226,8 +187,7 @@ class RMAChannelExecutor(Executor):
             if the worker died; TimeoutError after `task_timeout`; or the error of pickling the call.
 
         Raises:
-            RuntimeError: The executor was shut down.
-            BrokenProcessPool: No worker is left.
+            RuntimeError: The executor was shut down. BrokenProcessPool: No worker is left.
 
         """
         return self._submitter.submit(fn, args, kwargs, kind_of(fn), None)
@@ -243,11 +203,8 @@ class RMAChannelExecutor(Executor):
     ) -> Iterator[T]:
         """Call `fn` with the elements of `iterables`, as the builtin `map` does, and return an iterator over the results.
 
-        If a call raises, the iterator raises the same exception when it comes to that result. After an error, or when the iterator
-        is closed, calls that were not sent yet are cancelled.
-
         Args:
-            fn: What to call. It is pickled once and sent once to each worker, with what `functools.partial` has bound to it.
+            fn: What to call. A function, and anything large that `functools.partial` binds to it, is sent once to each worker.
             iterables: The arguments; the shortest iterable ends the calls.
             timeout: Seconds from the call of `map` in which a result must be there; None: no limit.
             chunksize: Number of consecutive calls that travel and run as one.
@@ -255,7 +212,8 @@ class RMAChannelExecutor(Executor):
             unordered: Yield results as they are ready, not in the order of the arguments.
 
         Returns:
-            The iterator. It raises TimeoutError if a result is not there in time.
+            The iterator. It raises what a call has raised, and TimeoutError if a result is not there in time. Then, or when it is
+            closed, calls that were not sent yet are cancelled.
 
         Raises:
             ValueError, TypeError: `chunksize` or `buffersize` is not possible.
@@ -289,22 +247,18 @@ class RMAChannelExecutor(Executor):
             cancel_futures: Cancel the calls that were not sent to a worker yet.
 
         """
-        self._pump.close(self._session, "cannot schedule new futures after shutdown", cancel=cancel_futures)
+        self._scheduler.close(self._session, "cannot schedule new futures after shutdown", cancel=cancel_futures)
         if wait:
-            self._pump.wait(self._session)
+            self._scheduler.wait(self._session)
 
     def workers(self) -> list[WorkerStatus]:
         """Return the status of every worker at this moment, dead ones included, in the order of their ranks."""
-        return self._crew.workers_now()
+        return self._pool.workers_now()
 
     def terminate_workers(self) -> None:
-        """Cancel the calls that were not sent yet, and end all workers by SIGTERM.
+        """Cancel the calls that were not sent yet, and end all workers by SIGTERM, and so all executors on this communicator.
 
-        This ends every executor on this communicator: calls that are running fail with BrokenProcessPool.
-
-        Raises:
-            RuntimeError: Workers have no supervisor, so they cannot end alone. Nothing was done.
-
+        Calls that are running fail with BrokenProcessPool. RuntimeError, without any effect, if workers have no supervisor.
         """
         self._end_workers(TERMINATE)
 
@@ -313,10 +267,10 @@ class RMAChannelExecutor(Executor):
         self._end_workers(KILL)
 
     def _end_workers(self, how: bytes) -> None:
-        if unkept := self._crew.without_keeper:
-            raise RuntimeError(f"{without_keeper(self._crew, unkept)}: they can only end together with the whole job")
+        if unkept := self._pool.without_supervisor:
+            raise RuntimeError(f"{without_supervisor(self._pool, unkept)}: they can only end together with the whole job")
         self.shutdown(wait=False, cancel_futures=True)
-        self._crew.end_workers(how)
+        self._pool.end_workers(how)
 
     def __reduce__(self) -> Any:
         raise TypeError("an executor cannot be used inside a call that it runs: submit from the root instead")

@@ -1,19 +1,38 @@
-"""What an executor requires of the communicator, and warnings where it cannot do as its options want."""
+"""What an executor requires of the process and of the communicator, and warnings about what it cannot do."""
 
+import multiprocessing
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from mpiexecutor._calls.options import Options
-from mpiexecutor._pool.crew import Crew
+from mpiexecutor._calls.worker import in_task
 from mpiexecutor._pool.registration import ranks_text
-from mpiexecutor._start.process import MAX_WORKERS_VARIABLE, STANDING
+from mpiexecutor._pool.worker_pool import WorkerPool
+from mpiexecutor._rma.failed_ranks import FAILED_RANKS
+from mpiexecutor._start.process import MAX_WORKERS_VARIABLE, PROCESS
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 
+def check_process() -> None:
+    """Raise RuntimeError if this process cannot make an executor."""
+    if multiprocessing.parent_process() is not None:
+        raise RuntimeError(
+            "an executor cannot be made in a process that multiprocessing has started: if that ran the script again, "
+            "guard it with if __name__ == '__main__'"
+        )
+    if in_task.get():
+        raise RuntimeError("an executor cannot be made inside a call that an executor runs: submit from the root instead")
+    if FAILED_RANKS.are_reported:
+        raise RuntimeError(
+            "with --spmd every rank runs the script, and RMAChannelExecutor has all but one serve: make an RMACommExecutor, or "
+            "start the script without --spmd"
+        )
+
+
 def check_root(comm: "MPI.Intracomm", root: int) -> None:
-    """Raise TypeError or ValueError if these make no executor."""
+    """Raise TypeError or ValueError if these are not a communicator and a rank of it that can be the root."""
     if not hasattr(comm, "Get_size"):
         raise TypeError(f"comm is an MPI communicator, or None for MPI.COMM_WORLD, not {comm!r}")
     if comm.Is_inter():
@@ -25,26 +44,26 @@ def check_root(comm: "MPI.Intracomm", root: int) -> None:
         raise TypeError(f"root is a rank of the communicator, a whole number, not {root!r}")
     if not 0 <= root < comm.size:
         raise ValueError(f"root is a rank of the communicator, 0 to {comm.size - 1}, not {root}")
-    if STANDING.runs_alone and root != comm.rank:
+    if PROCESS.runs_alone and root != comm.rank:
         raise ValueError(
             f"'python -m mpiexecutor' has rank 0 alone run the script, and be the root: root is {comm.rank}, not {root}"
         )
 
 
-def warnings_of(crew: Crew, options: Options) -> Iterator[str]:
-    """Say what cannot be as the options want it."""
-    if crew.alone:
+def warnings_of(pool: WorkerPool, options: Options) -> Iterator[str]:
+    """Yield a warning for each argument that this job cannot meet."""
+    if pool.alone:
         yield (
             "this job has one rank: calls run one by one in a thread of this process. A job of N ranks, started by "
             "'mpiexec -n N python ...', has N - 1 workers"
         )
-    if options.max_workers is not None and options.max_workers > crew.workers:
-        hint = f"; {MAX_WORKERS_VARIABLE} sets how many are started" if crew.started_here else ""
-        yield f"{options.max_workers} workers were asked for, there are {crew.workers}{hint}"
-    if options.task_timeout is not None and (unkept := crew.without_keeper):
-        yield f"{without_keeper(crew, unkept)}: task_timeout cannot end their calls"
+    if options.max_workers is not None and options.max_workers > pool.workers:
+        hint = f"; {MAX_WORKERS_VARIABLE} sets how many are started" if pool.started_here else ""
+        yield f"{options.max_workers} workers were asked for, there are {pool.workers}{hint}"
+    if options.task_timeout is not None and (unkept := pool.without_supervisor):
+        yield f"{without_supervisor(pool, unkept)}: task_timeout cannot end their calls"
 
 
-def without_keeper(crew: Crew, ranks: list[int]) -> str:
-    """Say who cannot be killed."""
-    return "this job has one rank, and no workers" if crew.alone else f"{ranks_text(ranks)} have no keeper (see the README)"
+def without_supervisor(pool: WorkerPool, ranks: list[int]) -> str:
+    """Return a text that names the workers without supervisor."""
+    return "this job has one rank, and no workers" if pool.alone else f"{ranks_text(ranks)} have no keeper (see the README)"

@@ -5,8 +5,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from mpiexecutor._calls.options import Options
-from mpiexecutor._pool.crew import Crew, has_crew, muster
 from mpiexecutor._pool.serve import serve
+from mpiexecutor._pool.worker_pool import WorkerPool, create_pool, has_pool
 from mpiexecutor._script.top_level import RUNNING, TopLevelEnd
 
 from .channel_executor import RMAChannelExecutor
@@ -80,31 +80,31 @@ class RMACommExecutor:
         self._comm = MPI.COMM_WORLD if comm is None else comm
         check_root(self._comm, root)
         self._root = root
-        self._crew: Crew | None = None
+        self._pool: WorkerPool | None = None
         self._executor: RMAChannelExecutor | None = None
 
     def __enter__(self) -> RMAChannelExecutor | None:
         if self._executor is not None:
             raise RuntimeError("this with-block has been entered already: make another RMACommExecutor")
-        if has_crew(self._comm):
+        if has_pool(self._comm):
             raise RuntimeError("the ranks of this communicator serve an RMAChannelExecutor already: make one of those instead")
         if self._comm.rank != self._root:
             serve(self._comm, self._root)
             return None
-        self._crew = muster(self._comm, self._root)
+        self._pool = create_pool(self._comm, self._root)
         executor = RMAChannelExecutor.__new__(RMAChannelExecutor)
         try:
-            executor._join(self._crew, self._options)  # noqa: SLF001 - made here, for a crew of its own
+            executor._join(self._pool, self._options)  # noqa: SLF001 - made here, for a pool of its own
         except BaseException:
-            self._crew.close(for_good=False)  # the others are not to serve for ever
+            self._pool.close(for_good=False)  # the others are not to serve for ever
             raise
         self._executor = executor
         return executor
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._crew is not None and self._executor is not None:
+        if self._pool is not None and self._executor is not None:
             try:
                 self._executor.__exit__(kind, error, trace)
             finally:
-                self._crew.close(for_good=False)
-                self._crew = self._executor = None
+                self._pool.close(for_good=False)
+                self._pool = self._executor = None

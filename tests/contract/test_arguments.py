@@ -105,7 +105,7 @@ def test_one_rank_alone_is_a_warning_that_says_how_to_start_more():
 
 
 def test_executors_on_two_communicators_work_side_by_side(executor):
-    """Each communicator has a crew of its own."""
+    """Each communicator has a pool of its own."""
     with executor_of(comm=MPI.COMM_SELF) as alone:
         pairs = zip(executor.map(square, range(50), timeout=LIMIT), alone.map(square, range(50), timeout=LIMIT), strict=True)
         assert all(one == other for one, other in pairs)

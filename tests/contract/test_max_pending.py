@@ -57,7 +57,7 @@ def test_whoever_waits_for_room_is_told_that_there_will_be_none(gate):
 
     thread = threading.Thread(target=submit)
     thread.start()
-    until(lambda: executor._pump._state.changed._waiters)  # it is waiting there
+    until(lambda: executor._scheduler._state.changed._waiters)  # it is waiting there
     executor.shutdown(wait=False)
     with pytest.raises(RuntimeError, match="after shutdown"):
         said.result(LIMIT)
@@ -88,7 +88,7 @@ def test_cancelled_calls_make_room(gate):
         waiting = [executor.submit(square, number) for number in range(5)]
         thread = threading.Thread(target=lambda: waiting.append(executor.submit(square, 5)))
         thread.start()
-        until(lambda: executor._pump._state.changed._waiters)
+        until(lambda: executor._scheduler._state.changed._waiters)
         assert waiting[0].cancel()
         thread.join(LIMIT)
         assert len(waiting) == 6

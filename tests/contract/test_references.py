@@ -200,7 +200,7 @@ def test_the_channel_does_not_grow(executor):
 def test_an_executor_that_is_dropped_waits_for_no_lock():
     """The collector of garbage may drop it in any thread, even one that the holder of the lock waits for."""
     dropped = executor_of()
-    lock = dropped._pump._state.lock
+    lock = dropped._scheduler._state.lock
     held, may_go = threading.Event(), threading.Event()
 
     def hold():

@@ -212,15 +212,15 @@ def test_the_root_keeps_nothing_of_an_executor_that_is_done():
 def test_a_submit_that_comes_too_late_leaves_nobody_waiting():
     """It has found the executor open, and queues its call when that is closed and another thread waits for its end."""
     executor = executor_of()
-    pump, session = executor._pump, executor._session
-    waiting = threading.Thread(target=pump.wait, args=(session,), daemon=True)
+    scheduler, session = executor._scheduler, executor._session
+    waiting = threading.Thread(target=scheduler.wait, args=(session,), daemon=True)
 
     class Backlog(deque):
         def append(self, task):
-            pump.close(session, "closed in between")
+            scheduler.close(session, "closed in between")
             super().append(task)
             waiting.start()
-            until(lambda: pump._state.changed._waiters)
+            until(lambda: scheduler._state.changed._waiters)
 
     session.backlog = Backlog()
     with pytest.raises(RuntimeError, match="closed in between"):

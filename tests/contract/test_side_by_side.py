@@ -88,7 +88,7 @@ def test_threads_may_make_executors_at_the_same_time():
     """The constructor may be called by several threads at once."""
     start = threading.Barrier(4)
     results = []
-    comm_of_one_warns = executor_of()  # the crew is there already, as when a program makes its second executor
+    comm_of_one_warns = executor_of()  # the pool is there already, as when a program makes its second executor
 
     def use():
         start.wait(LIMIT)

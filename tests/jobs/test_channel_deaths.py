@@ -215,12 +215,12 @@ def test_one_that_was_given_up_and_is_killed_then_is_settled_for(tmp_path):
     """As long as it may live, and is in the middle of a message, the channel is of no use; then it goes on."""
     lines = (
         """
-from mpiexecutor._rma.failed_ranks import DEATHS
+from mpiexecutor._rma.failed_ranks import FAILED_RANKS
 channel = RemoteChannel(1, 1)
 """
         + STOPPED
         + """
-    DEATHS.tell(1, "rank 1 was not heard of", silent=True)
+    FAILED_RANKS.report(1, "rank 1 was not heard of", silent=True)
     said = []
     while len(said) < 2:
         try:
@@ -243,7 +243,7 @@ channel = RemoteChannel(1, 1)
 
 @pytest.mark.mpi
 def test_a_worker_of_such_a_script_ends_the_job_with_its_death(tmp_path):
-    """Workers have no keepers of their own there."""
+    """Workers have no supervisors of their own there."""
     lines = """
 from mpiexecutor import RMACommExecutor
 with RMACommExecutor() as executor:

@@ -69,8 +69,8 @@ def test_the_error_says_who_died_and_how(tmp_path):
 
 
 @pytest.mark.parametrize("why", [pytest.param("switched off", marks=pytest.mark.mpi), "threads", "OpenMP", "MPI is initialised"])
-def test_without_keepers_a_death_ends_the_job(why, tmp_path):
-    """As MPI has it; if there can be no keeper, a line says so."""
+def test_without_supervisors_a_death_ends_the_job(why, tmp_path):
+    """As MPI has it; if there can be no supervisor, a line says so."""
     before = {
         "switched off": "os.environ['MPIEXECUTOR_KEEPER'] = '0'",
         "threads": "import threading, time; threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()",
@@ -127,10 +127,10 @@ import gc, os, signal
 from mpiexecutor import BrokenWorkerError, RMAChannelExecutor
 
 def scribble_and_die(data):
-    from mpiexecutor._liveness.status_page import _HELD, Slate
-    slate = next(each for each in gc.get_objects() if type(each) is Slate)
-    slate._outcomes[:len(data)] = data
-    slate._numbers[_HELD] = len(data)
+    from mpiexecutor._liveness.status_page import _HELD, StatusPage
+    page = next(each for each in gc.get_objects() if type(each) is StatusPage)
+    page._outcomes[:len(data)] = data
+    page._numbers[_HELD] = len(data)
     os.kill(os.getpid(), signal.SIGKILL)
 
 with RMAChannelExecutor() as executor:
@@ -197,7 +197,7 @@ print("the end")
         ("os.environ['MPIEXECUTOR_KEEPER'] = '0'", "os.kill(os.getpid(), signal.SIGKILL)"),
         ("", "os.kill(os.getppid(), signal.SIGKILL), time.sleep(60)"),
     ],
-    ids=["without keepers", "the keeper dies"],
+    ids=["without supervisors", "the supervisor dies"],
 )
 def test_a_script_that_has_started_its_workers_outlives_the_job(before, call, tmp_path):
     """A death that MPI sees ends mpiexec and all workers, but not the script: its calls fail, and it ends as it wants to."""

@@ -255,6 +255,26 @@ def test_an_interrupt_ends_the_script(alone, inside):
     assert job.stdout == "the first exit handler\n"
 
 
+@pytest.mark.parametrize("step", ["Links", "PoolRecovery"], ids=["the workers wait", "the workers serve"])
+def test_an_interrupt_while_the_pool_is_made_ends_the_script(alone, step):
+    """MPI cannot be finalised then, as the workers wait for what all make together: they are ended."""
+    job = alone(
+        f"""
+        from mpiexecutor import RMAChannelExecutor
+        from mpiexecutor._pool import worker_pool
+
+        def interrupt(*_, **__):
+            raise KeyboardInterrupt
+
+        worker_pool.{step} = interrupt
+        RMAChannelExecutor(max_workers=2)
+        """,
+        expect="failure",
+        deadline=60,
+    )
+    assert job.stderr.endswith("\nKeyboardInterrupt\n")
+
+
 def test_a_script_may_catch_an_interrupt(alone):
     """And go on with the pool."""
     job = alone("""

@@ -17,7 +17,7 @@ def said_by(job):
 
 
 def test_workers_that_the_root_cannot_hear_end_with_it():
-    """Their keepers have told others of them, and nothing is left of that."""
+    """Their supervisors have told others of them, and nothing is left of that."""
     assert said_by(run_job(5, [SCRIPT, "5", "none"], expect=5)) == ["ok: the end"]
 
 

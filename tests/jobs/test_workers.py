@@ -95,7 +95,7 @@ def test_workers_says_what_each_worker_does(tmp_path):
     assert run(tmp_path, STATES, env={SCALE_VARIABLE: "0.5"}).stdout == "ok\n"
 
 
-def test_a_worker_without_keeper_is_known_by_name(tmp_path):
+def test_a_worker_without_supervisor_is_known_by_name(tmp_path):
     """But not what it does."""
     body = """
 def meet(_):
@@ -155,7 +155,7 @@ def test_a_call_that_runs_too_long_fails_alone(hang, tmp_path):
     assert job.stdout.endswith(", was killed, as its call ran longer than 1 s\nok\n"), str(job)
 
 
-def test_it_is_said_that_calls_cannot_be_ended_where_there_is_no_keeper(tmp_path):
+def test_it_is_said_that_calls_cannot_be_ended_where_there_is_no_supervisor(tmp_path):
     """A limit that nobody keeps is no silent one."""
     body = """
 import warnings

@@ -2,9 +2,9 @@
 
 A test submits calls by name, and each call's result is its name:
 
-    crew.submit("a", "b") ──> a real Pump ──> crew.work ──> FakeWorker: take() gives ["a"], answer(), give_back(), die()
-                                    ^                            |
-                                    └─────── crew.replies <──────┘
+    crew.submit("a", "b") ──> a real Scheduler ──> crew.work ──> FakeWorker: take() gives ["a"], answer(), give_back(), die()
+                                     ^                              |
+                                     └──────── crew.replies <───────┘
 
 Only this file knows what the messages look like.
 """
@@ -39,11 +39,11 @@ from mpiexecutor._calls.messages import (
 )
 from mpiexecutor._calls.outcomes import Blob, Place, dumps_sized, failure_of
 from mpiexecutor._calls.scheduling import dispatcher
-from mpiexecutor._calls.scheduling.scheduler import Pump
+from mpiexecutor._calls.scheduling.scheduler import Scheduler
 from mpiexecutor._calls.scheduling.session import Session, slim_future
 from mpiexecutor._calls.worker import Worker
-from mpiexecutor._liveness.monitor import Loss
-from mpiexecutor._liveness.status_page import NOTHING, Slate
+from mpiexecutor._liveness.monitor import WorkerFailure
+from mpiexecutor._liveness.status_page import NOTHING, StatusPage
 from mpiexecutor._script.main_module import NotAdmitted
 from mpiexecutor._script.root.script import Script
 from mpiexecutor._util.pickling import loads
@@ -253,8 +253,8 @@ class FakeParcels:
         return SimpleNamespace(receive=partial(self.receive, rank))
 
 
-class StillSentry:
-    """A sentry that looks when a test has it look."""
+class StillCheck:
+    """A periodic check that looks when a test has it look."""
 
     def __init__(self, name: str, look: Callable[[], bool], *, every: float, times: int) -> None:
         self.look = look
@@ -268,12 +268,12 @@ class StillSentry:
 
 
 class FakeCrew:
-    """A real pump, whose workers are a test's."""
+    """A real scheduler, whose workers are a test's."""
 
     def __init__(self, workers: int) -> None:
         self.work, self.replies, self.parcels = FakeChannel(), FakeChannel(), FakeParcels()
         self.place = Place.here(0, workers + 1)
-        self.pump = Pump(self.work, self.replies, self.parcels, workers, self.place)
+        self.scheduler = Scheduler(self.work, self.replies, self.parcels, workers, self.place)
         self._all_workers = workers
         self._default: Session | None = None
 
@@ -286,11 +286,11 @@ class FakeCrew:
 
     def function(self, function: Callable[..., Any]) -> Function:
         """Have something that calls go without: a worker asks for it."""
-        return Catalogue(self.pump.registry).add(function)
+        return Catalogue(self.scheduler.registry).add(function)
 
     def initializer(self, function: Callable[..., Any], *arguments: Any) -> Function:
         """Have an initializer."""
-        return Catalogue(self.pump.registry).add((function, arguments))
+        return Catalogue(self.scheduler.registry).add((function, arguments))
 
     @property
     def given(self) -> list[tuple[int, Any]]:
@@ -298,7 +298,7 @@ class FakeCrew:
         return [(rank, blob and blob.load()) for rank, blob in self.parcels.sent]
 
     def open(self, most_workers: int | None = None, initializer: Function | None = None, **options: Any) -> Session:
-        return self.pump.open(self._all_workers if most_workers is None else most_workers, initializer, **options)
+        return self.scheduler.open(self._all_workers if most_workers is None else most_workers, initializer, **options)
 
     def submit(
         self, *names: Any, session: Session | None = None, kind: object = UNKNOWN, size: int = 10, function: Function | None = None
@@ -308,7 +308,7 @@ class FakeCrew:
         for name in names:
             future = slim_future()
             blob, _ = dumps_sized((None if function else identity, (name,), {}))
-            self.pump.submit(session or self.session, future, blob, size, kind, function, None)
+            self.scheduler.submit(session or self.session, future, blob, size, kind, function, None)
             futures.append(future)
         return futures
 
@@ -316,7 +316,7 @@ class FakeCrew:
         """Submit a call of a function that the script has under a name; its result is whatever that returns."""
         future = slim_future()
         blob, size = dumps_sized((None, (), {}))
-        self.pump.submit(session or self.session, future, blob, size, UNKNOWN, name, script.state(frozenset({name})))
+        self.scheduler.submit(session or self.session, future, blob, size, UNKNOWN, name, script.state(frozenset({name})))
         return future
 
     def submit_call(
@@ -325,14 +325,14 @@ class FakeCrew:
         """Submit a call of something else, for a real worker."""
         future = slim_future()
         blob, size = dumps_sized((function, arguments, {}))
-        self.pump.submit(session or self.session, future, blob, size, kind, None, None)
+        self.scheduler.submit(session or self.session, future, blob, size, kind, None, None)
         return future
 
     def submit_one(self, name: Any, **how: Any) -> Future[Any]:
         return self.submit(name, **how)[0]
 
     def teach(self, kind: object, seconds: float) -> None:
-        """Have the pump expect calls of a kind to take so long."""
+        """Have the scheduler expect calls of a kind to take so long."""
         future = self.submit_one("taught", kind=kind)
         teacher = FakeWorker(self, 1)
         assert teacher.take() == ["taught"]
@@ -342,7 +342,7 @@ class FakeCrew:
 
     def session_of(self, worker: "FakeWorker") -> Session:
         """Give the session whose message a worker took last."""
-        return next(session for session in self.pump.sessions() if session.number == worker.executor)
+        return next(session for session in self.scheduler.sessions() if session.number == worker.executor)
 
     def send_together(self, *names: Any, **options: Any) -> tuple[list[Future[Any]], "FakeWorker"]:
         """Have these go in one message of an executor for one worker; give their futures, and the worker who has taken it."""
@@ -362,9 +362,9 @@ class FakeCrew:
         self.replies.wait_until_read()
 
     def look(self, times: int = 1) -> None:
-        """Have the pump see which messages are slow."""
+        """Have the scheduler see which messages are slow."""
         for _ in range(times):
-            self.pump._dispatcher._sentry.look()
+            self.scheduler._dispatcher._slow_check.look()
 
     def take_all(self, rank: int = 1) -> list[list[Any]]:
         """Have one worker take every message that is there; give the names of their calls."""
@@ -372,16 +372,16 @@ class FakeCrew:
         return [worker.take() for _ in range(len(self.work))]
 
     def end(self) -> None:
-        """End the pump's threads."""
+        """End the scheduler's threads."""
         self.replies.error = None
-        in_a_thread(self.pump.stop).result(LIMIT)
+        in_a_thread(self.scheduler.stop).result(LIMIT)
 
 
 @contextmanager
 def fake_crew(workers: int = 2) -> Iterator[FakeCrew]:
     """Make a crew; at the end its threads end."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dispatcher, "Sentry", StillSentry)
+        patch.setattr(dispatcher, "PeriodicCheck", StillCheck)
         crew = FakeCrew(workers)
     try:
         yield crew
@@ -467,22 +467,26 @@ class FakeWorker:
         self._crew.replies.put(CallTooLarge(self.rank, number, failure_of(MemoryError("this call is too large"), self._place)))
         return number
 
-    def die(self, begun: Any = NOTHING, *, holding: Sequence[Any] = (), held: bytes | None = None, overdue: float = 0.0) -> Loss:
-        """Die, having begun that call of its message, and keeping what became of some: the pump is told."""
+    def die(
+        self, begun: Any = NOTHING, *, holding: Sequence[Any] = (), held: bytes | None = None, overdue: float = 0.0
+    ) -> WorkerFailure:
+        """Die, having begun that call of its message, and keeping what became of some: the scheduler is told."""
         loss = self.loss(begun, holding=holding, held=held, overdue=overdue)
         share = None if self.message is None else Share(self.rank, range(self.message, self.message + 1), received=True)
-        self._crew.pump.lose(loss, share)
+        self._crew.scheduler.lose(loss, share)
         return loss
 
-    def loss(self, begun: Any = NOTHING, *, holding: Sequence[Any] = (), held: bytes | None = None, overdue: float = 0.0) -> Loss:
+    def loss(
+        self, begun: Any = NOTHING, *, holding: Sequence[Any] = (), held: bytes | None = None, overdue: float = 0.0
+    ) -> WorkerFailure:
         """Give what its keeper would say of its death."""
         number = self._numbers.get(begun, begun)
         if held is None:
-            slate = new_slate()
+            page = new_slate()
             for name in holding:
-                slate.hold(dump_outcome(self._outcome(name)))
-            held = slate.held
-        return Loss(self.rank, "host", 1000 + self.rank, "was killed by SIGKILL", number, overdue, held=held)
+                page.hold(dump_outcome(self._outcome(name)))
+            held = page.held
+        return WorkerFailure(self.rank, "host", 1000 + self.rank, "was killed by SIGKILL", number, overdue, held=held)
 
     def _outcome(self, name: Any, seconds: float = 0.0, value: Any = None) -> Outcome:
         return (self._numbers[name], seconds, False, *Blob.of(name if value is None else value))
@@ -510,11 +514,11 @@ def bare_outcome(number: int) -> Outcome:
     return number, 0.0, False, b"value", ()
 
 
-def new_slate() -> Slate:
+def new_slate() -> StatusPage:
     """Make one that keeps outcomes."""
-    slate, descriptor = Slate.new()
+    page, descriptor = StatusPage.new()
     os.close(descriptor)
-    return slate
+    return page
 
 
 class _Some:
@@ -538,8 +542,8 @@ def serve(worker: Worker, messages: int) -> None:
     worker.serve()
 
 
-def real_worker(crew: FakeCrew, messages: int = MANY, rank: int = 1, slate: Slate | None = None, **how: Any) -> Worker:
+def real_worker(crew: FakeCrew, messages: int = MANY, rank: int = 1, page: StatusPage | None = None, **how: Any) -> Worker:
     """Make a real worker, who takes so many messages and then leaves."""
     how.setdefault("fail", pytest.fail)
     place = Place(rank, crew.place.ranks, "host", 1000 + rank)
-    return Worker(_Some(crew.work, messages), crew.replies, crew.parcels.of(rank), place, slate or new_slate(), **how)
+    return Worker(_Some(crew.work, messages), crew.replies, crew.parcels.of(rank), place, page or new_slate(), **how)

@@ -5,7 +5,7 @@
     pair.call("double(5)")             the call's way: submit, names, state, pickle, worker 1, run, pickle of the result, the script
     pair.call("double(5)", worker=2)   the same on another worker
 
-Executors are real ones; a pump that only notes what they submit stands in for the way to the workers.
+Executors are real ones; a scheduler that only notes what they submit stands in for the way to the workers.
 
 Each side has a module `__main__`, surroundings and generators of its own, which are there while it is that side's turn.
 """
@@ -37,7 +37,7 @@ from mpiexecutor._script.names import LOOKUP, MAIN, function_of
 from mpiexecutor._script.pickling import load_definitions
 from mpiexecutor._script.random_generators import STREAM, GeneratorStates
 from mpiexecutor._script.state import Origin, Registry, State
-from mpiexecutor._script.surroundings import Kept
+from mpiexecutor._script.surroundings import Snapshot
 
 OTHER = "__mp_main__"
 GUARD = '\nif __name__ == "__main__":\n    is_script = True\n'
@@ -71,7 +71,7 @@ class _Side:
     def save(self) -> None:
         self._modules = {name: sys.modules.get(name) for name in (MAIN, OTHER)}
         self._bring, self._key = LOOKUP.bring, STREAM.key
-        self._kept, self._generators = Kept(), GeneratorStates()
+        self._kept, self._generators = Snapshot(), GeneratorStates()
 
     def restore(self) -> None:
         modules, self._modules = self._modules, {}  # nothing here keeps a module that is replaced
@@ -114,11 +114,11 @@ class Fetched:
     """What a worker has asked the script for."""
 
     worker: int
-    slots: frozenset[str] | None  # whose values it brings; None: it is a state
+    names: frozenset[str] | None  # qualified names of the values in a payload; None: it is a state
     size: int
 
 
-class Pump:
+class Scheduler:
     """Notes what executors submit."""
 
     def __init__(self, registry: Registry) -> None:
@@ -151,13 +151,13 @@ class Pump:
 class Executor:
     """One executor of the script."""
 
-    def __init__(self, pump: Pump, origin: Origin) -> None:
-        crew: Any = SimpleNamespace(
-            pump=pump, origin=lambda: origin, place=Place(0, 3, "host", 1000), workers=2, alone=False, closed=False
+    def __init__(self, scheduler: Scheduler, origin: Origin) -> None:
+        pool: Any = SimpleNamespace(
+            scheduler=scheduler, origin=lambda: origin, place=Place(0, 3, "host", 1000), workers=2, alone=False, closed=False
         )
         self.real = RMAChannelExecutor.__new__(RMAChannelExecutor)
         options = dict.fromkeys(("max_workers", "initializer", "task_timeout", "max_pending"))
-        self.real._join(crew, Options(**options, initargs=(), retries=0))
+        self.real._join(pool, Options(**options, initargs=(), retries=0))
         self.number = self.real._session.number
 
 
@@ -196,7 +196,7 @@ class Pair:
     def __init__(self, text: str, origin: Origin, folder: Path) -> None:
         self.origin = origin
         self.registry = Registry()
-        self._pump = Pump(self.registry)
+        self._scheduler = Scheduler(self.registry)
         self.fetched: list[Fetched] = []
         self.failures: list[BaseException] = []  # of the top level in workers
         self.ended: list[int] = []  # executors that a worker is told of when it asks next
@@ -235,10 +235,10 @@ class Pair:
         return eval(expression, vars(self.main))
 
     def executor(self) -> Executor:
-        """Make another executor. That of ranks that have run the script is the first only, as Crew has it."""
+        """Make another executor. That of ranks that have run the script is the first only, as WorkerPool has it."""
         self._executors += 1
         origin = Origin.NOTHING if self.origin is Origin.RANK and self._executors > 1 else self.origin
-        return Executor(self._pump, origin)
+        return Executor(self._scheduler, origin)
 
     @property
     def default(self) -> Executor:
@@ -256,13 +256,13 @@ class Pair:
         future = (executor or self.default).real.submit(function, *arguments, **keywords)
         if future.done():
             future.result()
-        return self._pump.submitted.pop(future)
+        return self._scheduler.submitted.pop(future)
 
     def map(self, function: str, iterable: Iterable[Any], executor: Executor | None = None, **options: Any) -> list[Call]:
         """Have calls submitted by map; give them."""
         results = (executor or self.default).real.map(self.get(function), iterable, **options)
-        calls = [*self._pump.submitted.values()]
-        self._pump.submitted.clear()
+        calls = [*self._scheduler.submitted.values()]
+        self._scheduler.submitted.clear()
         del results  # only now: it cancels them
         return calls
 
@@ -314,8 +314,8 @@ class Pair:
                 data, buffers = shared.pickled(known, ended)
             except Exception as error:
                 data, buffers = Blob.of(with_cause(error, Place(0, 3, "host", 1000)))
-            slots = None if isinstance(shared, State) else frozenset(shared._values)
-            self.fetched.append(Fetched(rank, slots, len(data) + sum(map(len, buffers))))
+            names = None if isinstance(shared, State) else frozenset(shared._values)
+            self.fetched.append(Fetched(rank, names, len(data) + sum(map(len, buffers))))
         found = load_definitions(data, [bytearray(buffer) for buffer in buffers])
         if isinstance(found, BaseException):
             raise found

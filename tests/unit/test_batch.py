@@ -10,28 +10,28 @@ from fakes import bare_outcome as outcome
 from mpiexecutor._calls import batch as batch_module
 from mpiexecutor._calls.batch import BatchFlusher, CurrentBatch
 from mpiexecutor._calls.messages import load_outcomes
-from mpiexecutor._liveness.status_page import LARGE, Slate
+from mpiexecutor._liveness.status_page import LARGE, StatusPage
 
 LIMIT = 30  # seconds
 
 
 @pytest.fixture
-def slate():
-    slate, descriptor = Slate.new()
+def page():
+    page, descriptor = StatusPage.new()
     os.close(descriptor)
-    return slate
+    return page
 
 
 @pytest.fixture
-def batch(slate):
-    return CurrentBatch(slate)
+def batch(page):
+    return CurrentBatch(page)
 
 
-def held(slate):
-    return [number for number, *_ in load_outcomes(slate.held)]
+def held(page):
+    return [number for number, *_ in load_outcomes(page.held)]
 
 
-def test_outcomes_are_kept_until_all_that_were_taken_away_are_sent(batch, slate):
+def test_outcomes_are_kept_until_all_that_were_taken_away_are_sent(batch, page):
     """Those that the flusher has taken are still on their way while the worker goes on, and sends its own before."""
     batch.held = 60.0
     batch.sent_at = float("inf")
@@ -40,15 +40,15 @@ def test_outcomes_are_kept_until_all_that_were_taken_away_are_sent(batch, slate)
     assert batch.finish(outcome(0), 5) == ([], call(1))
     taken, given_back = batch.clear_if_still(1)
     assert (taken, given_back) == ([outcome(0)], [2, 3])
-    assert held(slate) == [0]
+    assert held(page) == [0]
     assert batch.finish(outcome(1), 5) == ([outcome(1)], None)
     batch.note_sent()
-    assert held(slate) == [0, 1]
+    assert held(page) == [0, 1]
     batch.note_sent()
-    assert held(slate) == []
+    assert held(page) == []
 
 
-def test_what_still_is_in_the_batch_is_kept_when_others_are_sent(batch, slate):
+def test_what_still_is_in_the_batch_is_kept_when_others_are_sent(batch, page):
     """It has not gone with them."""
     batch.held = 60.0
     batch.sent_at = float("inf")
@@ -59,7 +59,7 @@ def test_what_still_is_in_the_batch_is_kept_when_others_are_sent(batch, slate):
     batch.calls.append(call(5))
     assert batch.finish(outcome(1), 5) == ([], call(5))
     batch.note_sent()
-    assert 1 in held(slate)
+    assert 1 in held(page)
 
 
 def test_nobody_goes_on_while_the_flusher_has_something_in_hand(batch):
@@ -90,9 +90,9 @@ def test_nobody_goes_on_while_the_flusher_has_something_in_hand(batch):
     assert said == [([], [1]), "gone on"]
 
 
-def test_a_flusher_that_cannot_send_has_its_worker_fail(slate):
+def test_a_flusher_that_cannot_send_has_its_worker_fail(page):
     """What it has in hand is lost, unless this worker dies."""
-    batch = CurrentBatch(slate)
+    batch = CurrentBatch(page)
     batch.calls.extend(map(call, range(2)))
     batch.begin_next()
     failed = threading.Event()
@@ -106,12 +106,12 @@ def test_a_flusher_that_cannot_send_has_its_worker_fail(slate):
     flusher.stop()
 
 
-def test_a_long_outcome_is_not_kept(batch, slate):
+def test_a_long_outcome_is_not_kept(batch, page):
     """It is sent at once."""
     batch.calls.extend(map(call, range(2)))
     batch.begin_next()
     assert batch.finish(outcome(0), LARGE + 1)[0] == [outcome(0)]
-    assert held(slate) == []
+    assert held(page) == []
 
 
 class Clock:
@@ -128,9 +128,9 @@ def clock(monkeypatch):
     return clock
 
 
-def test_outcomes_wait_for_others_a_millisecond_at_most(slate, clock):
+def test_outcomes_wait_for_others_a_millisecond_at_most(page, clock):
     """Then they are sent, with the one that comes then; those of the last call at once."""
-    batch = CurrentBatch(slate)
+    batch = CurrentBatch(page)
     batch.calls.extend(map(call, range(5)))
     batch.begin_next()
     assert batch.finish(outcome(0), 5) == ([], call(1))
@@ -143,9 +143,9 @@ def test_outcomes_wait_for_others_a_millisecond_at_most(slate, clock):
     assert batch.finish(outcome(4), 5) == ([outcome(3), outcome(4)], None)
 
 
-def test_outcomes_wait_until_they_are_many_bytes(slate, clock):
+def test_outcomes_wait_until_they_are_many_bytes(page, clock):
     """All together."""
-    batch = CurrentBatch(slate)
+    batch = CurrentBatch(page)
     batch.calls.extend(map(call, range(5)))
     batch.begin_next()
     assert batch.finish(outcome(0), LARGE - 5)[0] == []
@@ -153,9 +153,9 @@ def test_outcomes_wait_until_they_are_many_bytes(slate, clock):
     assert batch.finish(outcome(2), 1)[0] == [outcome(0), outcome(1), outcome(2)]
 
 
-def test_with_a_limit_no_outcome_waits(slate, clock):
+def test_with_a_limit_no_outcome_waits(page, clock):
     """The call behind it may be killed."""
-    batch = CurrentBatch(slate)
+    batch = CurrentBatch(page)
     batch.held = 0.0
     batch.calls.extend(map(call, range(2)))
     batch.begin_next()

@@ -70,3 +70,11 @@ def test_every_module_says_what_it_is():
     """Every module has a head that says what is in it."""
     heads = {file: file.read_text().startswith('"""') for file in (ROOT / "mpiexecutor").rglob("*.py")}
     assert [str(file) for file, there in heads.items() if not there] == []
+
+
+def test_what_the_contributors_page_names_exists():
+    """Folders and files, of the project, of the package, or of the tests."""
+    page = (ROOT / "tests" / "README.md").read_text()
+    named = re.findall(r"`((?:\w+/)*(?:_\w+|\w+\.(?:py|md)|\w+/\w+))`", page)
+    assert len(named) > 10
+    assert [name for name in named if not any((ROOT / folder / name).exists() for folder in (".", "mpiexecutor", "tests"))] == []

@@ -10,14 +10,14 @@ from fakes import LIMIT, FakeClock, in_a_thread, until
 
 from mpiexecutor._cli import spmd
 from mpiexecutor._liveness.commands import KILL, NEWS
-from mpiexecutor._liveness.monitor import Loss
+from mpiexecutor._liveness.monitor import WorkerFailure
 from mpiexecutor._pool import membership, registration
 from mpiexecutor._pool.membership import Root
-from mpiexecutor._pool.registration import Report
+from mpiexecutor._pool.registration import Registration
 from mpiexecutor._rma.recovery_thread import Watchdog
 from mpiexecutor._util.inbox import Inbox
 
-REPORTS = {rank: Report("host", 1000 + rank, "node", kept=True) for rank in (1, 2, 3)}
+REGISTRATIONS = {rank: Registration("host", 1000 + rank, "node", supervised=True) for rank in (1, 2, 3)}
 
 
 @pytest.fixture
@@ -35,19 +35,19 @@ def clock(monkeypatch):
     return clock
 
 
-class FakeWatch:
+class FakeMonitor:
     def __init__(self):
         self.dead, self.stopped = set(), set()
-        self.doomed, self.told = [], []
-        self.losses = Inbox()
+        self.expected, self.told = [], []
+        self.failures = Inbox()
         self.looks = 0
 
     def is_stopped(self, rank):
         self.looks += 1
         return rank in self.stopped
 
-    def doom(self, rank, how):
-        self.doomed.append((rank, how))
+    def kill_on_connect(self, rank, how):
+        self.expected.append((rank, how))
 
     def tell(self, rank, wish):
         self.told.append((rank, wish))
@@ -58,18 +58,18 @@ class FakeWatch:
 
 
 @pytest.fixture
-def watch():
-    return FakeWatch()
+def monitor():
+    return FakeMonitor()
 
 
 @pytest.fixture
-def parting(comms, watch, monkeypatch):
-    """The root's side, once all have joined. What it has to do at the end of the process is in its `standing`."""
+def parting(comms, monitor, monkeypatch):
+    """The root's side, once all have joined. What it has to do at the end of the process is in its `state`."""
     root = Root.__new__(Root)
-    root.comm, root.watch, root.reports = comms[0], watch, REPORTS
-    root._exchange, root._stopped_since, root._killed, root.of_all = None, {}, set(), False
-    root.standing = SimpleNamespace(deaths=[])
-    monkeypatch.setattr(membership, "STANDING", root.standing)
+    root.comm, root.monitor, root.registrations = comms[0], monitor, REGISTRATIONS
+    root._forwarder_root, root._stopped_since, root._killed, root.of_all = None, {}, set(), False
+    root.state = SimpleNamespace(to_shut_down=[])
+    monkeypatch.setattr(membership, "PROCESS", root.state)
     return root
 
 
@@ -89,7 +89,7 @@ def told(comms, rank):
     return comms[rank].recv(0, registration._TAG) if comms[rank].Iprobe(0, registration._TAG) else None
 
 
-def test_all_part_when_all_have_left_their_loops(comms, watch, parting):
+def test_all_part_when_all_have_left_their_loops(comms, monitor, parting):
     """And are told that MPI can be used as ever; nobody is told before."""
     leave(comms, 1, 3)
     ending = part(parting)
@@ -100,80 +100,80 @@ def test_all_part_when_all_have_left_their_loops(comms, watch, parting):
     assert ending.result(LIMIT) is True
     assert [told(comms, rank) for rank in (1, 2, 3)] == [True] * 3
     assert parting.of_all
-    assert parting.standing.deaths == []
+    assert parting.state.to_shut_down == []
 
 
-def test_the_dead_are_not_waited_for(comms, watch, parting):
+def test_the_dead_are_not_waited_for(comms, monitor, parting):
     """Also if they die meanwhile. The others learn that MPI is not to be finalised; the dead are sent nothing."""
-    watch.dead.add(1)
+    monitor.dead.add(1)
     leave(comms, 2)
     ending = part(parting)
     until(lambda: not comms[0].Iprobe())
     assert not ending.done()
-    watch.dead.add(3)
+    monitor.dead.add(3)
     assert ending.result(LIMIT) is False
     assert [told(comms, rank) for rank in (1, 2, 3)] == [None, False, None]
     assert not parting.of_all
-    assert parting.standing.deaths == [watch]
+    assert parting.state.to_shut_down == [monitor]
 
 
-def test_one_that_is_stopped_is_killed_in_the_end(comms, watch, clock, caplog, parting):
+def test_one_that_is_stopped_is_killed_in_the_end(comms, monitor, clock, caplog, parting):
     """It keeps the job from its end, and nothing would come of waiting. One that gives signs of life is waited for."""
-    watch.stopped.add(2)
+    monitor.stopped.add(2)
     leave(comms, 1)
     ending = part(parting)
-    watch.wait_for_looks()
+    monitor.wait_for_looks()
     clock.now += 2.9
-    watch.wait_for_looks()
-    assert watch.doomed == []
+    monitor.wait_for_looks()
+    assert monitor.expected == []
     clock.now += 0.2
-    until(lambda: watch.doomed)
+    until(lambda: monitor.expected)
     who = "the worker on rank 2, host host, pid 1002, gives no signs of life, and keeps this job from its end: it is killed"
     assert caplog.messages == [who]
     clock.now += 100
-    watch.wait_for_looks()
-    watch.dead.add(2)
+    monitor.wait_for_looks()
+    monitor.dead.add(2)
     leave(comms, 3)
     assert ending.result(LIMIT) is False
-    assert watch.doomed == [(2, KILL)]
+    assert monitor.expected == [(2, KILL)]
     assert [told(comms, rank) for rank in (1, 2, 3)] == [False, None, False]
 
 
-def test_one_that_goes_on_in_time_is_not_killed(comms, watch, clock, parting):
+def test_one_that_goes_on_in_time_is_not_killed(comms, monitor, clock, parting):
     """And may be stopped again: that counts anew."""
     ending = part(parting)
     for _ in range(5):
-        watch.stopped.add(2)
-        watch.wait_for_looks()
+        monitor.stopped.add(2)
+        monitor.wait_for_looks()
         clock.now += 2.9
-        watch.wait_for_looks()
-        watch.stopped.discard(2)
-        watch.wait_for_looks()
+        monitor.wait_for_looks()
+        monitor.stopped.discard(2)
+        monitor.wait_for_looks()
     leave(comms, 1, 2, 3)
     assert ending.result(LIMIT) is True
-    assert watch.doomed == []
+    assert monitor.expected == []
 
 
-def test_one_that_has_something_else_to_do_later_is_not_killed(comms, watch, clock, caplog, parting):
+def test_one_that_has_something_else_to_do_later_is_not_killed(comms, monitor, clock, caplog, parting):
     """It is said once that it is waited for: the MPI program goes on after this."""
-    watch.stopped.add(2)
+    monitor.stopped.add(2)
     ending = part(parting, "warn")
     for _ in range(5):
-        watch.wait_for_looks()
+        monitor.wait_for_looks()
         clock.now += 3.1
-    watch.wait_for_looks()
+    monitor.wait_for_looks()
     leave(comms, 1, 2, 3)
     assert ending.result(LIMIT) is True
-    assert watch.doomed == []
+    assert monitor.expected == []
     (said,) = caplog.messages
     assert said.endswith(
         "rank 2, host host, pid 1002, gives no signs of life, and keeps this job from its end: continue it, or kill it"
     )
 
 
-def test_one_that_may_still_be_busy_is_waited_for(comms, watch, clock, caplog, parting):
+def test_one_that_may_still_be_busy_is_waited_for(comms, monitor, clock, caplog, parting):
     """With --spmd it runs its script, which may hold the GIL for long: nothing is said, and nobody is killed."""
-    watch.stopped.add(2)
+    monitor.stopped.add(2)
     ending = part(parting, "wait")
     clock.now += 100
     for rank in (1, 3):
@@ -181,7 +181,7 @@ def test_one_that_may_still_be_busy_is_waited_for(comms, watch, clock, caplog, p
         until(lambda: not comms[0].Iprobe())
     leave(comms, 2)
     assert ending.result(LIMIT) is True
-    assert (watch.doomed, watch.looks, caplog.messages) == ([], 0, [])
+    assert (monitor.expected, monitor.looks, caplog.messages) == ([], 0, [])
 
 
 # -- the news of deaths, with --spmd
@@ -191,34 +191,34 @@ def test_one_that_may_still_be_busy_is_waited_for(comms, watch, clock, caplog, p
 def deaths(monkeypatch):
     """What this process's channels are told."""
 
-    class Deaths:
+    class FailedRanks:
         def __init__(self):
             self.told = []
             self.watchdog = Watchdog()
 
-        def tell(self, *death):
+        def report(self, *death):
             self.told.append(death)
 
-    deaths = Deaths()
-    monkeypatch.setattr(spmd, "DEATHS", deaths)
+    deaths = FailedRanks()
+    monkeypatch.setattr(spmd, "FAILED_RANKS", deaths)
     return deaths
 
 
 class Telling:
     """Rank 0 of a script with --spmd, without the rest of it."""
 
-    def __init__(self, watch):
+    def __init__(self, monitor):
         self.root = spmd._Root.__new__(spmd._Root)
-        self.root._members, self.root._watch = SimpleNamespace(reports=REPORTS), watch
+        self.root._members, self.root._monitor = SimpleNamespace(registrations=REGISTRATIONS), monitor
         self._passing = in_a_thread(self.root._pass_on)
-        self._watch = watch
+        self._monitor = monitor
 
     def lose(self, rank, end, *, silent=False):
-        self._watch.dead.add(rank)
-        self._watch.losses.put(Loss(rank, "host", 1000 + rank, end, None, silent=silent))
+        self._monitor.dead.add(rank)
+        self._monitor.failures.put(WorkerFailure(rank, "host", 1000 + rank, end, None, silent=silent))
 
     def end(self):
-        self._watch.losses.put(None)
+        self._monitor.failures.put(None)
         self._passing.result(LIMIT)
 
 
@@ -230,32 +230,32 @@ FIRST = [2, "rank 2, host host, pid 1002, was killed by SIGKILL", False]
 SECOND = [3, "rank 3, host host, pid 1003, was not heard of for 30 s", True]
 
 
-def test_all_who_live_are_told_of_a_death_by_their_keepers(watch, deaths, caplog):
+def test_all_who_live_are_told_of_a_death_by_their_supervisors(monitor, deaths, caplog):
     """This rank's own channels first; a later one is told together with those before it. It is a line in the log."""
-    telling = Telling(watch)
+    telling = Telling(monitor)
     telling.lose(2, "was killed by SIGKILL")
-    until(lambda: len(watch.told) == 2)
+    until(lambda: len(monitor.told) == 2)
     telling.lose(3, "was not heard of for 30 s", silent=True)
     telling.end()
-    assert watch.told == [(1, news(FIRST)), (3, news(FIRST)), (1, news(FIRST, SECOND))]
+    assert monitor.told == [(1, news(FIRST)), (3, news(FIRST)), (1, news(FIRST, SECOND))]
     assert deaths.told == [tuple(FIRST), tuple(SECOND)]
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [FIRST[1], SECOND[1]]
 
 
-def test_deaths_are_told_several_times(watch, deaths, monkeypatch):
+def test_deaths_are_told_several_times(monitor, deaths, monkeypatch):
     """Who was to pass it on may have died, too. But not for ever."""
     monkeypatch.setattr(spmd, "_ONCE_MORE", 0.0)
-    telling = Telling(watch)
+    telling = Telling(monitor)
     telling.lose(2, "was killed by SIGKILL")
-    until(lambda: len(watch.told) == 2 * 6)
+    until(lambda: len(monitor.told) == 2 * 6)
     telling.end()
-    assert watch.told == [(1, news(FIRST)), (3, news(FIRST))] * 6
+    assert monitor.told == [(1, news(FIRST)), (3, news(FIRST))] * 6
     assert deaths.told == [tuple(FIRST)]
 
 
-def test_one_that_was_given_up_and_is_heard_of_again_learns_that(watch, deaths):
+def test_one_that_was_given_up_and_is_heard_of_again_learns_that(monitor, deaths):
     """It counts as dead, for good: by the others."""
-    telling = Telling(watch)
+    telling = Telling(monitor)
     telling.root._tell_returned(2)
-    assert watch.told == [(2, news([2, "rank 2, host host, pid 1002, was not heard of for long", True]))]
+    assert monitor.told == [(2, news([2, "rank 2, host host, pid 1002, was not heard of for long", True]))]
     telling.end()

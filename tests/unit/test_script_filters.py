@@ -8,7 +8,7 @@ import warnings
 import pytest
 from script_pair import own_main, script_of
 
-from mpiexecutor._script.filters import filters_of, load_filters
+from mpiexecutor._script.filters import dump_filters, load_filters
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def test_filters_go_there_in_order():
     warnings.simplefilter("error", DeprecationWarning)
     before = list(warnings.filters)
     needed = set()
-    pickled = pickle.loads(pickle.dumps(filters_of(needed)))
+    pickled = pickle.loads(pickle.dumps(dump_filters(needed)))
     assert needed == set()
     warnings.resetwarnings()
     load_filters(pickled)
@@ -39,7 +39,7 @@ def test_a_category_of_the_script_is_named():
     warnings.resetwarnings()
     warnings.simplefilter("ignore", script.Own)
     needed = set()
-    pickled = filters_of(needed)
+    pickled = dump_filters(needed)
     assert needed == {"Own"}
     there = script_of("class Own(UserWarning): pass\n")
     load_filters(pickled)
@@ -52,7 +52,7 @@ def test_a_filter_that_cannot_be_loaded_is_left_out(caplog):
     warnings.resetwarnings()
     warnings.simplefilter("ignore", BytesWarning)
     warnings.simplefilter("ignore", __import__("__main__").Own)
-    pickled = filters_of(set())
+    pickled = dump_filters(set())
     script_of("")
     with caplog.at_level(logging.ERROR):
         load_filters(pickled)

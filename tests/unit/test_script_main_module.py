@@ -65,7 +65,7 @@ def test_what_an_initializer_sets_wins_over_a_value_needed_later(pair):
     assert this.call("get_it()") == "set"
 
 
-def test_binding_anew_in_the_script_wins_after_that(pair):
+def test_binding_again_in_the_script_wins_after_that(pair):
     """Over the first value, and over what a call has set."""
     this = pair(COUNTS)
     this.call("set_scale(7)")
@@ -275,7 +275,7 @@ def test_a_call_of_an_older_state_sees_the_older_value(pair):
 
 
 def test_what_a_worker_has_set_survives_going_to_and_fro(pair):
-    """Only what differs between the states is bound anew."""
+    """Only what differs between the states is bound again."""
     this = pair(COUNTS + "\n    other = 1\n    def get_both(): return scale, other\n")
     older = this.submit("get_both()")
     this.run("other = 2")
@@ -376,7 +376,7 @@ def test_nothing_is_asked_for_twice(pair):
     for worker in (1, 2):
         for _ in range(3):
             this.call("get_scale()", worker=worker)
-    assert [(each.worker, each.slots) for each in this.fetched] == [(1, None), (2, None)]
+    assert [(each.worker, each.names) for each in this.fetched] == [(1, None), (2, None)]
 
 
 def test_only_the_difference_is_told(pair):
@@ -388,7 +388,7 @@ def test_only_the_difference_is_told(pair):
     assert sum(each.size > 50_000 for each in this.fetched) == 1
     this.run("scale = 2")
     assert this.call("get()") == (2, 60_000)
-    assert [each.slots for each in this.fetched[before:]] == [None]
+    assert [each.names for each in this.fetched[before:]] == [None]
     assert this.fetched[-1].size < 2_000
 
 
@@ -413,7 +413,7 @@ def test_a_large_global_is_not_asked_for_where_the_workers_own_is_equal(pair):
     """Its digest says so."""
     this = pair("import numpy\ntable = numpy.arange(100_000.0)\ndef get():\n    table[0] += 1\n    return table[0]\n")
     assert [this.call("get()") for _ in range(3)] == [1.0, 2.0, 3.0]
-    assert [each.slots for each in this.fetched] == [None]
+    assert [each.names for each in this.fetched] == [None]
 
 
 @OWN
@@ -422,7 +422,7 @@ def test_a_large_global_is_asked_for_where_it_differs(pair):
     this = pair("import os, numpy\ntable = numpy.arange(100_000.0)\ndef get(): return table[0]\n")
     this.run("table[0] = 5")
     assert [this.call("get()", worker=worker) for worker in (1, 2, 1)] == [5.0, 5.0, 5.0]
-    assert [each.worker for each in this.fetched if each.slots == {"table"}] == [1, 2]
+    assert [each.worker for each in this.fetched if each.names == {"table"}] == [1, 2]
 
 
 # -- a worker's own
@@ -513,7 +513,7 @@ def test_identity_is_kept(pair, case):
 
 
 @pytest.mark.parametrize("case", SAME)
-def test_identity_is_kept_after_something_else_was_bound_anew(pair, case):
+def test_identity_is_kept_after_something_else_was_bound_again(pair, case):
     """Another state brings nothing that is there."""
     text, call = SAME[case]
     this = pair(text + "other = 1\ndef get_other(): return other\n")
@@ -530,7 +530,7 @@ def test_what_is_equal_is_the_workers_own(pair, case):
     text, call = SAME[case]
     this = pair(text)
     this.call(call)
-    assert [each.slots for each in this.fetched] == [None]
+    assert [each.names for each in this.fetched] == [None]
 
 
 @OWN
@@ -557,7 +557,7 @@ def test_what_differs_is_replaced_attribute_by_attribute(pair):
 
 
 def test_attributes_of_classes_and_functions_are_globals(pair):
-    """What main() sets before the first call is seen, what it binds anew, deletes, or a call sets, too."""
+    """What main() sets before the first call is seen, what it binds again, deletes, or a call sets, too."""
     text = """
         class Config:
             level = 1
@@ -589,7 +589,7 @@ def test_an_attribute_that_a_call_sets_first_wins(pair):
     assert this.call("get()") == 1000
 
 
-def test_a_function_that_is_defined_anew_is_the_new_one_in_the_next_call(pair):
+def test_a_function_that_is_defined_again_is_the_new_one_in_the_next_call(pair):
     """As in a notebook; also where another calls it."""
     this = pair("def f(): return 'old'\ndef g(): return f()\nclass A:\n    def f(self): return 'old'\ndef h(): return A().f()\n")
     assert [this.call(call) for call in ("f()", "g()", "h()")] == ["old", "old", "old"]
@@ -717,7 +717,7 @@ CIRCLES = {case: (dedent(text), dedent(other)) for case, (text, other) in CIRCLE
 
 @pytest.mark.parametrize("case", CIRCLES)
 def test_what_refers_to_each_other_still_does(pair, case):
-    """At first, after it was bound anew, and in a worker that comes later."""
+    """At first, after it was bound again, and in a worker that comes later."""
     text, again = CIRCLES[case]
     this = pair(text)
     assert this.call("f()") is True
@@ -727,7 +727,7 @@ def test_what_refers_to_each_other_still_does(pair, case):
 
 
 @pytest.mark.parametrize("case", CIRCLES)
-def test_what_main_has_bound_anew_before_the_first_call_refers_to_each_other(pair, case):
+def test_what_main_has_bound_again_before_the_first_call_refers_to_each_other(pair, case):
     """The worker's own differs then, or not."""
     text, again = CIRCLES[case]
     this = pair(text)
@@ -747,7 +747,7 @@ LATE = """
 
 @pytest.mark.parametrize("worker", [1, 2])
 def test_what_refers_to_an_older_value_still_has_that_one(pair, worker):
-    """Also in a worker whose first call comes after the name was bound anew."""
+    """Also in a worker whose first call comes after the name was bound again."""
     this = pair(LATE)
     assert this.call("f()") == ([1], [1], [1], [1])
     this.run("shared = [2]")
@@ -756,7 +756,7 @@ def test_what_refers_to_an_older_value_still_has_that_one(pair, worker):
 
 @pytest.mark.parametrize("worker", [1, 2])
 def test_an_instance_of_an_older_class_still_is_one(pair, worker):
-    """As in a notebook, where a cell defines the class anew."""
+    """As in a notebook, where a cell defines the class again."""
     this = pair("class A:\n    def who(self): return 'old'\na = A()\ndef f(): return a.who(), A().who(), isinstance(a, A)\n")
     assert this.call("f()") == ("old", "old", True)
     this.run("class A:\n    def who(self): return 'new'\n")
@@ -1078,3 +1078,23 @@ def test_what_only_pickle_names_is_there_from_the_first_call_on(pair):
     this = pair(RESULTS)
     this.call("same(1)")
     assert this.inside("[name for name in ('Thing', 'Color', 'function', 'Outer') if name not in globals()]") == []
+
+
+@OWN
+def test_a_function_whose_closure_cannot_be_pickled_is_the_workers_own(pair):
+    """A decorator holds a connection, for example."""
+    this = pair(
+        """
+        import functools
+        class Connection:
+            def __reduce__(self): raise ValueError("own")
+        def connected(function):
+            connection = Connection()
+            @functools.wraps(function)
+            def wrapper(): return function(), type(connection).__name__
+            return wrapper
+        @connected
+        def f(): return 1
+    """
+    )
+    assert this.call("f()") == (1, "Connection")

@@ -9,7 +9,7 @@ import pytest
 from script_pair import script_of
 
 from mpiexecutor._script import names
-from mpiexecutor._script.names import LOOKUP, by_name, expanded, found, globals_of, main_dict, main_modules, name_of, top_of
+from mpiexecutor._script.names import LOOKUP, by_name, expanded, globals_of, main_dict, main_modules, name_of, resolve, top_of
 
 pytestmark = pytest.mark.usefixtures("main")
 
@@ -34,7 +34,7 @@ P = typing.ParamSpec("P")
 def test_what_knows_its_name_has_it(name):
     """Functions, classes, what they have, caches, types."""
     script_of(NAMED)
-    assert name_of(found(name)) == name
+    assert name_of(resolve(name)) == name
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_what_knows_its_name_has_it(name):
     ],
 )
 def test_what_means_something_else_has_no_name(text):
-    """Local, deleted, bound anew, of another module; whatever calls itself what it likes."""
+    """Local, deleted, bound again, of another module; whatever calls itself what it likes."""
     if "__qualname__ = None" in text:
         text = "class A:\n    pass\nx = A()\nx.__module__ = '__main__'\nx.__qualname__ = 5"
     assert name_of(script_of(text).x) is None

@@ -193,6 +193,7 @@ def digest(text, name="x"):
     return digest_of(name, getattr(script, name), set(), identities_of(vars(script)), set())
 
 
+LOCAL = "def make():\n    {}\n    return x\nx = make()"
 SAME = [
     "x = 5",
     "x = {'a': [1, 2], 'b': (3, None)}",
@@ -222,10 +223,11 @@ def test_the_same_has_the_same_digest(text):
         ("x = [1, 2]", "x = [2, 1]"),
         ("x = lambda y: y + 1", "x = lambda y: y + 2"),
         ("x = lambda y: y.a", "x = lambda y: y.b"),
-        ("def x(y=1): pass", "def x(y=2): pass"),
+        (LOCAL.format("def x(y=1): pass"), LOCAL.format("def x(y=2): pass")),
         ("def x(): return lambda: 1", "def x(): return lambda: 2"),
-        ("class x:\n    a = 1", "class x:\n    a = 2"),
-        ("class x:\n    def f(self): return 1", "class x:\n    def f(self): return 2"),
+        (LOCAL.format("class x: a = 1"), LOCAL.format("class x: a = 2")),
+        (LOCAL.format("class x: f = lambda self: 1"), LOCAL.format("class x: f = lambda self: 2")),
+        ("class x: pass", "class x(dict): pass"),
         ("import numpy\nx = numpy.arange(10.0)", "import numpy\nx = numpy.arange(10.0) + 1"),
         ("import numpy\nx = numpy.arange(100_000)", "import numpy\nx = numpy.arange(100_000)[::-1].copy()"),
         ("a = []\nx = [a]", "a = []\nx = [[]]"),
@@ -238,9 +240,22 @@ def test_what_differs_has_another_digest(one, other):
     assert digest(one) != digest(other)
 
 
-def test_what_cannot_be_pickled_has_no_digest():
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("def x(y=1): pass", "def x(y=2): pass"),
+        ("class x: a = 1", "class x: a = 2"),
+        ("class x:\n    def f(self): return 1", "class x:\n    def f(self): return 2"),
+    ],
+)
+def test_the_digest_of_a_definition_has_no_attributes(one, other):
+    """They have digests of their own."""
+    assert digest(one) == digest(other)
+
+
+def test_the_digest_of_what_cannot_be_pickled_is_its_type():
     """Whatever its own code raises."""
-    assert digest("class A:\n    def __reduce__(self): raise ValueError\nx = A()") is None
+    assert digest("class A:\n    def __reduce__(self): raise ValueError\nx = A()") == b"__main__.A"
 
 
 def test_definitions_name_the_globals_that_they_share():

@@ -123,7 +123,7 @@ ODD = {
     """,
         "x.a.name == 'a' and D.names == ['a', 'b']",
     ),
-    "a class of bases made anew": ("import typing\nclass x(typing.List[int]): pass", "x([1])[0] == 1 and x.__orig_bases__"),
+    "a class of bases rebuilt": ("import typing\nclass x(typing.List[int]): pass", "x([1])[0] == 1 and x.__orig_bases__"),
     "properties and others": (
         """
         class x:
@@ -152,7 +152,7 @@ ODD = {kind: (dedent(text), expression) for kind, (text, expression) in ODD.item
 @pytest.mark.parametrize("kind", ODD)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 def test_whatever_a_global_is(pair, kind):
-    """Nothing is compared, hashed or shown that the script has not written for it; and it is there, also when it was bound anew."""
+    """Nothing is compared, hashed or shown that the script has not written for it. It is there, also after it was bound again."""
     text, expression = ODD[kind]
     this = pair(f"{text}\nother = 1\ndef f(): return bool({expression}), other\n")
     assert this.call("f()") == (True, 1)
@@ -257,7 +257,7 @@ def test_a_state_is_the_same_until_something_has_changed(script):
     assert this.state(frozenset({"f"})) is this.state(frozenset({"g"})) is second
     names.a = 2
     third = this.state(frozenset({"f"}))
-    assert {slot for slot in third.versions if third.versions[slot] is not second.versions.get(slot)} == {"a"}
+    assert {name for name in third.versions if third.versions[name] is not second.versions.get(name)} == {"a"}
     assert this.state(frozenset()) is third
 
 
@@ -299,7 +299,7 @@ def test_a_short_payload_goes_with_the_state_and_a_long_one_alone(script):
     state = this.state(frozenset({"f"}))
     assert len(state.pickled(0, []).data) < 10_000
     difference = load_definitions(state.pickled(0, [7]).data)[""]
-    inline = {slot for slot, version in state.versions.items() if version.payload in difference.inline}
+    inline = {name for name, version in state.versions.items() if version.payload in difference.inline}
     assert {"a", "f"} <= inline
     assert inline.isdisjoint({"b", "c"})
     assert difference.ended == [7]
@@ -317,7 +317,7 @@ def test_the_difference_is_told_of_any_earlier_state(script):
 
     def told(state, known):
         difference = load_definitions(state.pickled(known, []).data)[""]
-        return {version.slot for version in difference.versions if "." not in version.slot}, difference.opening is None
+        return {version.name for version in difference.versions if "." not in version.name}, difference.setup is None
 
     everything = {"a", "b", "f"}
     assert told(second, first.number) == ({"a"}, True)

@@ -12,7 +12,7 @@ from script_pair import own_main
 
 from mpiexecutor._script import surroundings
 from mpiexecutor._script.state import Origin
-from mpiexecutor._script.surroundings import Kept, Surroundings, import_path, leave_out_rank
+from mpiexecutor._script.surroundings import Snapshot, Surroundings, import_path, remove_rank_variables
 
 TEXT = """
     import multiprocessing, os, sys, warnings
@@ -119,7 +119,7 @@ def test_a_folder_that_is_not_there_is_left_out(tmp_path):
     gone = tmp_path / "gone"
     gone.mkdir()
     os.chdir(gone)
-    here, kept = Surroundings.of_this_process(), Kept()
+    here, kept = Surroundings.of_this_process(), Snapshot()
     os.chdir(tmp_path)
     gone.rmdir()
     here.apply()
@@ -133,7 +133,7 @@ def test_a_folder_that_was_removed_is_no_error(tmp_path):
     gone.mkdir()
     os.chdir(gone)
     gone.rmdir()
-    here, kept = Surroundings.of_this_process(), Kept()
+    here, kept = Surroundings.of_this_process(), Snapshot()
     assert here.folder is None
     os.chdir(tmp_path)
     here.apply()
@@ -163,13 +163,13 @@ def test_the_path_stays_the_same_list():
     """Others may hold it."""
     path = sys.path
     Surroundings.of_this_process().apply()
-    Kept().restore()
+    Snapshot().restore()
     assert sys.path is path
 
 
 def test_what_is_restored_is_a_copy():
     """Later changes don't reach it."""
-    kept = Kept()
+    kept = Snapshot()
     before = list(sys.path), list(sys.argv), list(warnings.filters)
     sys.path.append("/later")
     sys.argv.append("later")
@@ -240,7 +240,7 @@ def test_loggers_and_the_start_method_are_restored():
     known.propagate = False
     multiprocessing.set_start_method("spawn", force=True)
     of_root = list(logging.root.handlers), logging.root.level
-    kept = Kept()
+    kept = Snapshot()
     new = logging.getLogger("surroundings.new")
     for logger in (logging.root, known, new):
         logger.addHandler(other)
@@ -295,6 +295,6 @@ def test_variables_of_the_rank_are_left_out(monkeypatch):
     """A program that a call starts is none; what users set stays."""
     for name in OF_RANKS + SETTINGS:
         monkeypatch.setenv(name, "1")
-    leave_out_rank()
+    remove_rank_variables()
     assert [name for name in OF_RANKS if name in os.environ and name != "PMIX_MCA_gds"] == []
     assert [name for name in SETTINGS if name not in os.environ] == []

@@ -1,4 +1,4 @@
-"""Real workers at a real pump, over a channel made of a deque: what they say and keep of calls, in which order, and who waits."""
+"""Real workers at a real scheduler, over a channel made of a deque: what they say and keep, in which order, and who waits."""
 
 import threading
 
@@ -19,7 +19,7 @@ def crew():
 
 
 @pytest.fixture
-def slate():
+def page():
     return new_slate()
 
 
@@ -40,48 +40,48 @@ def note(what):
 
 
 def look_at(slate_of):
-    """Note what the slate says of the call that is running."""
-    slate = SLATES[slate_of]
-    LOG.append((slate.begun, slate.running_since is not None))
+    """Note what the page says of the call that is running."""
+    page = SLATES[slate_of]
+    LOG.append((page.begun, page.running_since is not None))
 
 
-# -- the slate
+# -- the page
 
 
-def test_the_slate_says_what_is_run(crew, slate):
+def test_the_slate_says_what_is_run(crew, page):
     """Before anything of a call is unpickled; the number stays when the call is over, until the next message has come."""
-    SLATES["here"] = slate
+    SLATES["here"] = page
     crew.submit_call(look_at, "here")
     crew.submit_call(note, "second")
-    worker = real_worker(crew, messages=1, slate=slate)
+    worker = real_worker(crew, messages=1, page=page)
     worker.serve()
     ((begun, running),) = LOG
     assert begun >= 0
     assert running
-    assert (slate.begun, slate.running_since) == (begun, None)
-    real_worker(crew, messages=1, slate=slate).serve()
+    assert (page.begun, page.running_since) == (begun, None)
+    real_worker(crew, messages=1, page=page).serve()
     assert LOG[1] == "second"
-    assert slate.begun > begun
+    assert page.begun > begun
 
 
-def test_the_slate_says_that_an_initializer_is_run(crew, slate):
+def test_the_slate_says_that_an_initializer_is_run(crew, page):
     """And of the call behind it that it was not begun meanwhile."""
-    SLATES["here"] = slate
+    SLATES["here"] = page
     session = crew.open(initializer=crew.initializer(look_at, "here"))
     crew.submit_call(look_at, "here", session=session)
-    real_worker(crew, messages=1, slate=slate).serve()
+    real_worker(crew, messages=1, page=page).serve()
     (first, running), (second, _) = LOG
     assert first == INITIALIZER
     assert running
     assert second >= 0
 
 
-def test_what_is_sent_is_kept_no_longer(crew, slate):
+def test_what_is_sent_is_kept_no_longer(crew, page):
     """The root has it."""
     futures = crew.submit("a", "b", "c")
-    real_worker(crew, messages=3, slate=slate).serve()
+    real_worker(crew, messages=3, page=page).serve()
     assert [future.result(LIMIT) for future in futures] == ["a", "b", "c"]
-    assert list(load_outcomes(slate.held)) == []
+    assert list(load_outcomes(page.held)) == []
 
 
 # -- initializers
@@ -233,7 +233,7 @@ def test_nobody_waits_for_a_call_that_is_unexpectedly_long(crew, gate):
     serving = in_a_thread(real_worker(crew, messages=1).serve)
     assert gate.arrived.wait(LIMIT)
     assert futures[0].result(LIMIT) == "before"
-    until(lambda: crew.pump.sessions()[-1].backlog)
+    until(lambda: crew.scheduler.sessions()[-1].backlog)
     assert LOG == ["before"]
     assert not futures[1].done()
     gate.opened.set()
@@ -270,11 +270,11 @@ class Channel:
         self.put_messages.append(message)
 
 
-def test_a_long_outcome_travels_alone_and_has_a_spare_one(slate):
+def test_a_long_outcome_travels_alone_and_has_a_spare_one(page):
     """After those before it: if the root cannot receive it, it is told so of this call, and of no other."""
     calls = [(number, None, None, *Blob.of((bytes, (size,), {}))) for number, size in enumerate([10, LARGE + 1, 20])]
     replies = Channel()
-    worker = Worker(Channel(Calls(5, None, 0.0, calls)), replies, None, Place.here(1, 2), slate, fail=pytest.fail)
+    worker = Worker(Channel(Calls(5, None, 0.0, calls)), replies, None, Place.here(1, 2), page, fail=pytest.fail)
     worker._batch.held = 60.0
     worker._flusher.watch = int  # or it might be faster
     worker.serve()
@@ -285,4 +285,4 @@ def test_a_long_outcome_travels_alone_and_has_a_spare_one(slate):
     failure = spare.failure
     assert failure[:2] == ("MemoryError", str(error_from(failure)))
     assert "the result of this call is too large for the memory of the script's process" in failure.text
-    assert slate.held == b""
+    assert page.held == b""

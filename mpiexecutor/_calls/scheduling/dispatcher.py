@@ -10,7 +10,7 @@ from functools import partial
 
 from mpiexecutor._calls.messages import Calls
 from mpiexecutor._calls.outcomes import with_cause
-from mpiexecutor._util.periodic import Sentry
+from mpiexecutor._util.periodic import PeriodicCheck
 from mpiexecutor.channel import ChannelFull, RemoteChannel
 
 from .session import Batch, Session, Task
@@ -33,8 +33,8 @@ class Dispatcher:
         self._state = state
         self._work = work
         self._after_stream = after_stream
-        self._sentry = Sentry("mpiexecutor sentry", self._see_who_is_slow, every=_TICK, times=_TICKS)
-        self.watch, self.stop = self._sentry.watch, self._sentry.stop
+        self._slow_check = PeriodicCheck("mpiexecutor slow calls", self._see_who_is_slow, every=_TICK, times=_TICKS)
+        self.watch, self.stop = self._slow_check.watch, self._slow_check.stop
 
     def dispatch(self) -> None:
         """Send what may be sent, one message of each session in turn; the lock is held."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from mpiexecutor._calls.messages import Barrier, Outcome, Reply, load_outcomes
 from mpiexecutor._calls.outcomes import Failure
-from mpiexecutor._liveness.monitor import Loss
+from mpiexecutor._liveness.monitor import WorkerFailure
 from mpiexecutor._liveness.status_page import INITIALIZER
 from mpiexecutor.channel import ChannelClosed, RemoteChannel, Share
 
@@ -27,7 +27,7 @@ logger = logging.getLogger("mpiexecutor")
 class _Death:
     """A worker has died: `share` is what it had claimed last of the work channel."""
 
-    loss: Loss
+    loss: WorkerFailure
     share: Share | None
 
 
@@ -35,7 +35,7 @@ class _Death:
 class _Claimed:
     """The messages that a dead worker had claimed."""
 
-    loss: Loss
+    loss: WorkerFailure
     share: Share
 
 
@@ -56,7 +56,7 @@ class LostCalls:
         self._due: deque[_Death | _Claimed | _Unread] = deque()  # each has a barrier in the reply channel
         self._postponed: list[_Claimed | _Unread] = []  # until the message that is being put has its number
 
-    def lose(self, loss: Loss, share: Share | None) -> None:
+    def lose(self, loss: WorkerFailure, share: Share | None) -> None:
         """Note that a worker has died; what it had put before that is collected first. No lock is needed."""
         self._queue(_Death(loss, share))
 
@@ -101,7 +101,7 @@ class LostCalls:
             steps.append(GiveUp(f"all workers are lost; the last of them, {loss}"))
         return steps
 
-    def _take_over(self, loss: Loss) -> list[Step]:
+    def _take_over(self, loss: WorkerFailure) -> list[Step]:
         """Take the outcomes that a dead worker has left. Those that it had put as well are known by now, and are nobody's."""
         steps: list[Step] = []
         outcomes: list[Outcome] = []
@@ -124,7 +124,7 @@ class LostCalls:
             self._postponed.append(claimed)
         return []
 
-    def _divide(self, session: Session, loss: Loss, tasks: list[Task]) -> list[Step]:
+    def _divide(self, session: Session, loss: WorkerFailure, tasks: list[Task]) -> list[Step]:
         """Tell apart the calls of one message, which have no outcome: those that were begun, and the others."""
         if loss.begun == INITIALIZER:
             return [Break(session, f"the initializer was being run when {loss}", None)]

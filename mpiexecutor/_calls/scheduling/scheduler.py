@@ -9,7 +9,7 @@ from mpiexecutor._calls.bulk import Parcels
 from mpiexecutor._calls.functions import Function
 from mpiexecutor._calls.messages import Calls, Reply
 from mpiexecutor._calls.outcomes import Blob, Place
-from mpiexecutor._liveness.monitor import Loss
+from mpiexecutor._liveness.monitor import WorkerFailure
 from mpiexecutor._script.state import Registry, State
 from mpiexecutor.channel import RemoteChannel, Share
 
@@ -22,7 +22,7 @@ from .settling import Settler, cancel_quietly
 from .state import PER_WORKER, SchedulerState
 
 
-class Pump:
+class Scheduler:
     """What executors, and the recovery of failed workers, call."""
 
     def __init__(
@@ -173,7 +173,7 @@ class Pump:
 
     # -- what the recovery of failed workers calls ------------------------------------------------------------------------------
 
-    def lose(self, loss: Loss, share: Share | None) -> None:
+    def lose(self, loss: WorkerFailure, share: Share | None) -> None:
         """Note that a worker has died, and what it had claimed last; what it had put before that is collected first."""
         self._lost_calls.lose(loss, share)
 

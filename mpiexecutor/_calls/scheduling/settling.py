@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from mpiexecutor._calls.messages import Outcome, Wanted
 from mpiexecutor._calls.outcomes import BrokenWorkerError, Failure, error_from, with_cause
-from mpiexecutor._liveness.monitor import Loss
+from mpiexecutor._liveness.monitor import WorkerFailure
 from mpiexecutor._util.pickling import loads
 
 from .requests import Requests
@@ -34,7 +34,7 @@ class FailLost(NamedTuple):
     """Tasks that are lost with a worker."""
 
     session: Session
-    loss: Loss
+    loss: WorkerFailure
     tasks: list[Task]
 
 
@@ -107,7 +107,7 @@ class Settler:
             self._state.forget_done()
             self._state.changed.notify_all()
 
-    def _fail_lost(self, session: Session, loss: Loss, tasks: list[Task]) -> None:
+    def _fail_lost(self, session: Session, loss: WorkerFailure, tasks: list[Task]) -> None:
         text = f"{loss} while it ran this call, or before the result was there"
         for task in tasks:
             if loss.overdue and task.number == loss.begun:

@@ -23,7 +23,7 @@ from .named_objects import reduce_named
 _PLAIN_KINDS: Final = {type, FunctionType}
 _OF_SCRIPT: Final = {MAIN, None}
 Buffers = list[memoryview]
-Has = Callable[[str], bool]  # whether the other side has a global of this name
+Has = Callable[[str], bool]  # whether the process that loads the pickle has this global
 
 
 def always(_name: str) -> bool:
@@ -36,7 +36,7 @@ def dumps(obj: Any, names: set[str], has: Has = always) -> tuple[bytes, Buffers]
     Args:
         obj: What is pickled. Whatever its own methods raise is raised here.
         names: Takes the globals of the script that the pickle needs.
-        has: Whether the other side has a global: what it does not have goes by value.
+        has: Whether the process that loads the pickle has a global; what it does not have is pickled by value.
 
     Returns:
         The pickle, and the large buffers that belong to it, which are not copied.
@@ -50,7 +50,7 @@ def dumps(obj: Any, names: set[str], has: Has = always) -> tuple[bytes, Buffers]
         file = io.BytesIO()
         try:
             _PlainPickler(file, keeper_of(buffers), plain_names, has).dump(obj)
-        except Exception:  # noqa: BLE001, S110 - cloudpickle has the last word, and raises what there is to raise
+        except Exception:  # noqa: BLE001, S110 - cloudpickle pickles it, or raises the error
             pass
         else:
             names |= plain_names
@@ -62,7 +62,7 @@ def dumps(obj: Any, names: set[str], has: Has = always) -> tuple[bytes, Buffers]
 
 
 class _PlainPickler(pickle.Pickler):
-    """The C pickler. Names what belongs to the script; refuses what only cloudpickle can carry."""
+    """The C pickler: pickles what belongs to the script by name, and refuses what only cloudpickle can pickle."""
 
     def __init__(self, file: io.BytesIO, keep: Callable[[pickle.PickleBuffer], bool], names: set[str], has: Has) -> None:
         super().__init__(file, PROTOCOL, buffer_callback=keep)
@@ -89,7 +89,7 @@ class _PlainPickler(pickle.Pickler):
 
 
 class CallPickler(KeepingFilenames):
-    """Pickles calls and results, by cloudpickle."""
+    """Cloudpickle, but what belongs to the script is pickled by name."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class CallPickler(KeepingFilenames):
         """Collect in `names` the globals that the pickle needs. `whole` are the qualified names of what is pickled by value."""
         super().__init__(file, PROTOCOL, buffer_callback=keep)
         self.names = names
-        self.refers: set[str] = set()  # the part of them that has to be there when the pickle is loaded
+        self.references: set[str] = set()  # those of them that must exist when the pickle is loaded
         self._main = main_dict()
         self._has = has
         self._whole = whole
@@ -111,7 +111,7 @@ class CallPickler(KeepingFilenames):
     def reducer_override(self, obj: Any) -> Any:
         reduced: Any
         if isinstance(obj, NAMED_KINDS):
-            if type(obj) in _PLAIN_KINDS and obj.__module__ not in _OF_SCRIPT:  # a shorter way to what cloudpickle finds
+            if type(obj) in _PLAIN_KINDS and obj.__module__ not in _OF_SCRIPT:  # faster than cloudpickle, with the same result
                 importable = getattr(sys.modules.get(obj.__module__), obj.__qualname__, None) is obj and not self._by_value
                 return NotImplemented if importable else super().reducer_override(obj)
             if (reduced := self._reduce_named(obj)) is not None:
@@ -125,7 +125,7 @@ class CallPickler(KeepingFilenames):
         return super().reducer_override(obj)
 
     def _reduce_named(self, obj: Any) -> Any:
-        """Name what the script has under a name, unless it is what is pickled by value; None if cloudpickle knows."""
+        """Return how to pickle a function or class, by name if the script has one for it; None if cloudpickle can do it."""
         name = name_of(obj)
         if name is not None and not self._is_whole(name) and self._has(top_of(name)):
             return self._refer(name)
@@ -136,7 +136,7 @@ class CallPickler(KeepingFilenames):
         return self._reduce_class(obj, reduced, is_local=name is None) if is_by_value else reduced
 
     def _refer(self, name: str) -> tuple[Any, ...]:
-        self.refers.add(top_of(name))
+        self.references.add(top_of(name))
         self.names.add(top_of(name))
         return by_name, (name,)
 
@@ -157,17 +157,17 @@ class CallPickler(KeepingFilenames):
 
 
 def function_of_script(code: CodeType, closure: tuple[Any, ...] | None) -> FunctionType:
-    """Make a function whose globals are those of the `__main__` that it is loaded in."""
+    """Make a function whose globals are those of the `__main__` in which it is loaded."""
     return _cloudpickle._make_function(code, main_dict(), None, None, closure)  # type: ignore[no-any-return]  # noqa: SLF001
 
 
 def module_level(module: str, name: str) -> Any:
-    """Return what a module has under this name."""
+    """Return an attribute of a module, which is imported if necessary."""
     return getattr(sys.modules[module] if module in sys.modules else __import__(module, fromlist=["_"]), name)
 
 
 def _reduce_method(method: Any) -> tuple[Any, ...] | None:
-    """Name a method of an object that a module keeps to itself: random.random, numpy.random.rand."""
+    """Return how to pickle a method of a module's hidden object by the module's name for it: random.random, numpy.random.rand."""
     owner = method.__self__
     if isinstance(owner, (ModuleType, type)):
         return None
@@ -178,7 +178,7 @@ def _reduce_method(method: Any) -> tuple[Any, ...] | None:
 
 
 def _own_reduce(obj: Any) -> Any:
-    """Return what the `__reduce__` of a class of the script returns, perhaps the name of a global; None if it has none."""
+    """Return the result of `__reduce__` if a class of the script defines it; it may be the name of a global. Else None."""
     kind: Any = type(obj)
     if kind.__module__ != MAIN or kind.__reduce__ is object.__reduce__ or kind in copyreg.dispatch_table:
         return None

@@ -1,7 +1,8 @@
-"""Classes of the script that are pickled by value: cloudpickle's way, with two differences.
+"""Classes that are pickled by value: as cloudpickle does it, with two differences.
 
-A class that the loading process knows already is never changed by a result, and `__init_subclass__` and metaclasses of the script
-are not run again for a class that is rebuilt: what they did once is part of the script's globals.
+A class that the loading process has already is not changed when it is loaded again, as part of a result for example. And
+`__init_subclass__` and metaclasses of the script do not run again for a class that is rebuilt: what they have done once, such as
+registering the class, is part of the script's globals.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ from cloudpickle import cloudpickle as _cloudpickle
 from mpiexecutor._script.names import LOOKUP, MAIN
 from mpiexecutor._script.random_generators import STREAM
 
-_complete: "weakref.WeakSet[type]" = weakref.WeakSet()  # local classes that this process has made, or has pickled
+_complete: "weakref.WeakSet[type]" = weakref.WeakSet()  # local classes that this process has rebuilt or pickled
 
 
 def reduce_class(kind: type, reduced: Any, *, is_local: bool) -> Any:
@@ -35,7 +36,7 @@ def reduce_class(kind: type, reduced: Any, *, is_local: bool) -> Any:
 
 
 def _make_class(make: Callable[..., type], arguments: list[Any], tracker: str | None, extra: Any) -> type:
-    """Make a class without its contents, or find the one that this process has made of the same class before."""
+    """Return a class without its attributes, or the one that this process has made of the same class before."""
     if tracker is not None and LOOKUP.bring is not None:
         tracker = f"{tracker}@{STREAM.key}"  # each executor has its own
     known = _cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.get(tracker)  # noqa: SLF001 - where cloudpickle keeps them
@@ -50,7 +51,7 @@ def _make_class(make: Callable[..., type], arguments: list[Any], tracker: str | 
 
 
 def _make_without_metaclass(metaclass: type, name: str, bases: tuple[Any, ...], attributes: dict[str, Any]) -> type:
-    """Make a class of a metaclass of the script, but by the first of its bases that is not of the script."""
+    """Make a class whose metaclass is of the script, by the first base of the metaclass that is not of the script."""
     maker: Any = next(base for base in metaclass.__mro__ if base.__module__ != MAIN)
     resolved = types.resolve_bases(bases)
     attributes = dict(attributes) if resolved is bases else {**attributes, "__orig_bases__": bases}
@@ -59,7 +60,7 @@ def _make_without_metaclass(metaclass: type, name: str, bases: tuple[Any, ...], 
 
 @contextlib.contextmanager
 def _without_hooks(bases: Sequence[Any]) -> Iterator[None]:
-    """Take `__init_subclass__` away from the script's classes for a moment."""
+    """Remove `__init_subclass__` from the script's classes until the end of the block."""
     hooks = [
         (kind, vars(kind)["__init_subclass__"])
         for kind in {kind: None for base in bases if isinstance(base, type) for kind in base.__mro__}
@@ -75,7 +76,7 @@ def _without_hooks(bases: Sequence[Any]) -> Iterator[None]:
 
 
 def _set_class(kind: type, state: Any) -> type:
-    """Fill a class. A class that the script has already is not changed by what comes back from a worker."""
+    """Set the attributes of a class, unless this process is the script, and has the class already."""
     if kind not in _complete or LOOKUP.bring is not None:
         _cloudpickle._class_setstate(kind, state)  # noqa: SLF001 - as cloudpickle does
         _complete.add(kind)

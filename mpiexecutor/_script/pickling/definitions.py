@@ -1,4 +1,8 @@
-"""Pickles of the script's globals, for a process that has, or will have, the other globals under their names."""
+"""Pickles of the script's globals: the global itself by value, all other globals by name.
+
+The process that loads such a pickle has the other globals, or looks them up while it loads. So objects that two globals share are
+shared there, too.
+"""
 
 import io
 import pickle
@@ -24,14 +28,14 @@ def dump_definitions(values: Mapping[str, Any], names: set[str], identities: Map
         identities: See `identities_of`.
 
     Returns:
-        The pickle, its large buffers, and the globals that have to be there when it is loaded.
+        The pickle, its large buffers, and the globals that it refers to: they must exist when it is loaded.
 
     """
     buffers: Buffers = []
     file = io.BytesIO()
     pickler = DefinitionPickler(file, keeper_of(buffers), names, tuple(values), identities)
     pickler.dump(dict(values))
-    return file.getvalue(), buffers, pickler.refers
+    return file.getvalue(), buffers, pickler.references
 
 
 def load_definitions(data: bytes | memoryview, buffers: Sequence[Any] = ()) -> dict[str, Any]:
@@ -40,7 +44,7 @@ def load_definitions(data: bytes | memoryview, buffers: Sequence[Any] = ()) -> d
 
 
 def identities_of(main: Mapping[str, Any]) -> dict[int, str]:
-    """Return the names of those globals whose identity may matter, by id."""
+    """Return the names of globals by the id of their values, except numbers, strings and others that have no identity."""
     names: dict[int, str] = {}
     for name, value in list(main.items()):
         if not isinstance(value, _NO_IDENTITY) and not (name.startswith("__") and name.endswith("__")):
@@ -49,7 +53,7 @@ def identities_of(main: Mapping[str, Any]) -> dict[int, str]:
 
 
 class DefinitionPickler(CallPickler):
-    """Pickles the values of globals, for a process that has, or will have, the other globals under their names."""
+    """Pickles globals: those whose qualified names are `whole` by value, all others by name."""
 
     def __init__(
         self,
@@ -62,24 +66,24 @@ class DefinitionPickler(CallPickler):
         super().__init__(file, keep, names, always, whole)
         self._identities = identities
 
-    def _is_whole_itself(self, obj: Any) -> bool:
+    def _is_whole_object(self, obj: Any) -> bool:
         return self._identities.get(id(obj)) in self._whole
 
     def _is_held(self, obj: Any) -> bool:
         return id(obj) in self._identities
 
     def persistent_id(self, obj: Any) -> str | None:
-        """Return the name of another global: what two globals share they still share in the worker."""
+        """Return the name of another global, which is pickled in its place."""
         name = self._identities.get(id(obj))
         if name is None or name in self._whole:
             return None
-        self.refers.add(name)
+        self.references.add(name)
         self.names.add(name)
         return name
 
     def reducer_override(self, obj: Any) -> Any:
         if not isinstance(obj, NAMED_KINDS):
-            reduced = reduce_kind(obj) or reduce_weak(obj, self._is_held if self._is_whole_itself(obj) else _never)
+            reduced = reduce_kind(obj) or reduce_weak(obj, self._is_held if self._is_whole_object(obj) else _never)
             if reduced is not None:
                 return reduced
         return super().reducer_override(obj)

@@ -1,4 +1,8 @@
-"""Digests of the script's globals: equal digests mean that a worker's own global is as good as the script's."""
+"""Digests of the script's globals. If the worker's own value has the same digest as the script's, the worker keeps its own.
+
+Two processes that have run the same top level have the same digests. A generator of random numbers never has the same digest as
+another one, so a worker always gets the script's, for a stream of its own.
+"""
 
 import hashlib
 import pickle
@@ -7,44 +11,63 @@ from collections.abc import Mapping
 from types import CodeType, FunctionType
 from typing import Any
 
+from mpiexecutor._script.names import is_definition
 from mpiexecutor._script.random_generators import is_generator
 
 from .definitions import DefinitionPickler
 
 
-def digest_of(name: str, value: Any, names: set[str], identities: Mapping[int, str], refers: set[str]) -> bytes | None:
-    """Return a digest of the value of a global; None if it cannot be pickled. Collect the globals that it needs and refers to."""
+def digest_of(name: str, value: Any, needs: set[str], identities: Mapping[int, str], references: set[str]) -> bytes:
+    """Return the digest of a global, or of an attribute of a function or class.
+
+    Functions and classes that the script has defined have a digest without their attributes, which have digests of their own. If
+    the value cannot be pickled, its digest says of which type it is.
+
+    Args:
+        name: The qualified name of the value.
+        value: The value. Whatever its own methods raise is suppressed, but KeyboardInterrupt.
+        needs: Takes the globals that the value needs.
+        identities: See `identities_of`.
+        references: Takes the globals that the value refers to.
+
+    """
     file = _Hash()
-    pickler = DigestPickler(file, file.keep, names, (name,), identities)
+    pickler = DigestPickler(file, file.keep, needs, (name,), identities)
     try:
-        pickler.dump(value)  # without the name: it may be the same string as one in the value, or only an equal one
-    except (Exception, SystemExit):  # noqa: BLE001 - whatever its own code raises
-        return None
+        # Without the name: a string in the value may be the same object as the name in one process, and not in another one.
+        pickler.dump(_header_of(value) if is_definition(name, value) else value)
+    except (Exception, SystemExit):  # noqa: BLE001 - the script's own code
+        return type_digest(value)
     finally:
-        refers |= pickler.refers
+        references |= pickler.references
     return file.digest()
 
 
-def header_of(value: Any) -> Any:
-    """Return what of a function or class decides whether a worker's own is the same, but for its attributes."""
+def type_digest(value: Any) -> bytes:
+    """Return the digest of a value that cannot be pickled."""
+    return f"{type(value).__module__}.{type(value).__qualname__}".encode()
+
+
+def _header_of(value: Any) -> Any:
+    """Return what makes up a function or class, except its attributes."""
     if isinstance(value, FunctionType):
         return value.__code__, value.__closure__, vars(value).get("__wrapped__")
     return type(value), value.__bases__, vars(value).get("__slots__")
 
 
 class DigestPickler(DefinitionPickler):
-    """Pickles for comparison only: what is no part of a global's meaning is left out."""
+    """Pickles for comparison only: leaves out what may differ between processes that have run the same code."""
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, CodeType):
             return str, (_digest_of_code(obj),)
         if is_generator(obj):
-            return str, (secrets.token_hex(8),)  # never equal: each worker has a stream of its own
+            return str, (secrets.token_hex(8),)  # never equal
         return super().reducer_override(obj)
 
     def _dynamic_function_reduce(self, function: FunctionType) -> Any:
         reduced = super()._dynamic_function_reduce(function)
-        reduced[2][1]["_cloudpickle_submodules"] = []  # those that happen to be imported
+        reduced[2][1]["_cloudpickle_submodules"] = []  # they depend on what is imported
         return reduced
 
     def _reduce_class(self, kind: type, reduced: Any, *, is_local: bool) -> Any:
@@ -53,10 +76,10 @@ class DigestPickler(DefinitionPickler):
 
 
 class _Hash:
-    """A file that keeps nothing but a digest of what is written to it."""
+    """A file that keeps only a digest of what is written to it."""
 
     def __init__(self) -> None:
-        self._hash = hashlib.sha1(usedforsecurity=False)  # the fastest where processors have instructions for it
+        self._hash = hashlib.sha1(usedforsecurity=False)  # the fastest on processors that have instructions for it
 
     def write(self, data: Any) -> int:
         self._hash.update(data)
@@ -71,7 +94,7 @@ class _Hash:
 
 
 def _digest_of_code(code: CodeType) -> str:
-    """Say in a few characters what code does: the same for the same source, however it was compiled and stored."""
+    """Return a digest of code: the same for the same source, whether it was compiled or loaded from a cache."""
     constants = [_digest_of_code(constant) if isinstance(constant, CodeType) else _text(constant) for constant in code.co_consts]
     parts = (
         code.co_code,
@@ -89,5 +112,5 @@ def _digest_of_code(code: CodeType) -> str:
 
 
 def _text(constant: object) -> str:
-    """Return the text of a constant; sets have no order."""
+    """Return the text of a constant; the order of a set differs between processes."""
     return repr(sorted(map(repr, constant))) if isinstance(constant, frozenset) else repr(constant)

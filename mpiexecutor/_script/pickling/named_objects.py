@@ -1,4 +1,4 @@
-"""Reducers for functions and types that pickle would carry by their own name only: caches, single dispatch, NewType, ParamSpec."""
+"""Reducers for functions and types that pickle would only refer to by name: caches, single dispatch, NewType, ParamSpec."""
 
 import functools
 import typing
@@ -11,7 +11,7 @@ _FUNCFLAG_PYTHONAPI, _FUNCFLAG_USE_ERRNO = 4, 8  # as in CPython's _ctypes
 
 
 def reduce_named(obj: Any) -> tuple[Any, ...] | None:
-    """Return how to make what pickle would carry by its own name only; None if it is another object."""
+    """Return how a worker makes an object that pickle would only refer to by name, as `__reduce__` does; None for other objects."""
     if isinstance(obj, LruCacheWrapper):
         attributes = {name: value for name, value in vars(obj).items() if name != "__wrapped__"}
         return _make_lru_cache, (obj.__wrapped__, obj.cache_parameters(), attributes)
@@ -47,7 +47,7 @@ def _make_singledispatch(base: Any, others: list[tuple[type, Any]]) -> Any:
 
 
 def _make_prototype(restype: Any, argtypes: tuple[Any, ...], flags: int) -> Any:
-    import ctypes  # noqa: PLC0415 - for those who use it
+    import ctypes  # noqa: PLC0415 - loaded by the script
 
     errors = {"use_errno": bool(flags & _FUNCFLAG_USE_ERRNO), "use_last_error": False}
     make = ctypes.PYFUNCTYPE if flags & _FUNCFLAG_PYTHONAPI else ctypes.CFUNCTYPE
@@ -62,5 +62,5 @@ def _make_newtype(name: str, supertype: Any, module: str) -> Any:
 
 def _make_parameters(name: str, module: str) -> Any:
     made = typing.ParamSpec(name)  # type: ignore[misc]
-    made.__module__ = module  # it takes that of its caller, of which pickle is none
+    made.__module__ = module  # the constructor takes it from its caller's frame
     return made

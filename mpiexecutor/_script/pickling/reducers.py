@@ -1,9 +1,8 @@
-"""How a global is made anew in a worker if pickle refuses it, or if a copy would be wrong.
+"""Reducers for globals that pickle refuses, or that must not be copied: a worker makes a new object of the same kind.
 
-A lock, an open file or a cache belongs to its process: a worker gets a fresh one of the same kind. A generator of random numbers is
-rebuilt and then seeded: see random_generators.py.
-
-`reduce_kind` is for globals only. In the arguments of a call pickle has its way, as with ProcessPoolExecutor.
+Locks and thread-locals are new ones. Files, loggers and libraries of ctypes are opened again. Generators of random numbers are
+seeded for the worker: see random_generators.py. All this is for globals only: the arguments of a call are pickled as with
+ProcessPoolExecutor.
 """
 
 import contextvars
@@ -28,17 +27,17 @@ _STREAMS: Final = ("stdin", "stdout", "stderr")
 
 
 class _Unusable:
-    """Stands for an executor in a worker: a class or a function may refer to one without using it."""
+    """Stands for an executor in a worker: a class or function that is sent there may refer to an executor without using it."""
 
     def __getattr__(self, name: str) -> Any:
         raise RuntimeError(f"an executor cannot be used inside a call that it runs ({name}): submit from the root instead")
 
 
 def reduce_kind(obj: Any) -> Reduced | None:
-    """Return how to make an object of the same kind in a worker, as `__reduce__` does; None if pickle knows.
+    """Return how a worker makes an object of the same kind, as `__reduce__` does; None if pickle can do it.
 
     Raises:
-        NotShared: it can neither be copied nor made anew.
+        NotShared: The object would not be shared with the worker, although it is meant for that.
 
     """
     for kind, reduce in _KINDS.items():
@@ -52,7 +51,10 @@ def reduce_kind(obj: Any) -> Reduced | None:
 
 
 def reduce_weak(obj: Any, held: Callable[[Any], bool]) -> Reduced | None:
-    """Return how to make a weak dictionary: with those items that the script holds otherwise; others would vanish there."""
+    """Return how a worker makes a weak dictionary, as `__reduce__` does; None for other objects.
+
+    It has the items for which `held` says that a global refers to them. Others would vanish in the worker at once.
+    """
     if isinstance(obj, weakref.WeakValueDictionary):
         return _make_weak, (type(obj), [(key, value) for key, value in obj.items() if held(value)])
     if isinstance(obj, weakref.WeakKeyDictionary):
@@ -89,10 +91,10 @@ def _reduce_file(file: IO[Any]) -> Reduced | None:
 
 
 def _open_again(name: str, mode: str, text: tuple[str, str] | None, position: int | None) -> IO[Any]:
-    """Open a file as the script has, but never truncate it: the script may have written to it."""
+    """Open a file as the script has, but do not truncate it: the script may have written to it."""
     mode = mode.replace("w", "a").replace("x", "a").replace("b", "")
     if text is None:
-        file: IO[Any] = open(name, mode + "b")  # noqa: SIM115, PTH123 - it stays open, as the script's
+        file: IO[Any] = open(name, mode + "b")  # noqa: SIM115, PTH123 - it stays open
     else:
         file = open(name, mode, encoding=text[0], errors=text[1])  # noqa: SIM115, PTH123 - the same
     if position is not None:
@@ -105,7 +107,7 @@ def _reduce_local(local: threading.local) -> Reduced:
 
 
 def _reduce_temporary_file(file: Any) -> Reduced | None:
-    """Open a temporary file by its name: it is the script's, and not deleted by a worker."""
+    """Open a temporary file by its name: only the script deletes it."""
     return _reduce_file(file.file) if hasattr(file, "file") else None
 
 
@@ -166,7 +168,7 @@ _KINDS: Final[dict[type, Callable[[Any], Reduced | None]]] = {
     logging.Logger: lambda logger: (_same_logger, (logger.name, logger.level, logger.propagate)),
 }
 
-# By the beginning of the name of the module that a type is of.
+# By the beginning of the name of the type's module.
 _BY_MODULE: Final[dict[str, Callable[[Any], Reduced | None]]] = {
     "mpiexecutor": lambda obj: (_Unusable, ()) if hasattr(obj, "submit") else None,
     "multiprocessing.": reduce_inherited,

@@ -1,4 +1,4 @@
-"""What multiprocessing shares with forked processes only: locks are made anew in a worker, shared data is refused."""
+"""Reducers for objects that forked processes share: a worker makes new locks, and maps files again; shared data is refused."""
 
 import mmap
 import sys
@@ -6,11 +6,11 @@ from typing import Any
 
 
 class NotShared(TypeError):
-    """A global is shared between processes by inheritance only: a copy in a worker would be silently wrong."""
+    """Raised for a global that only forked processes can share: with a copy, a call would silently miss what others write."""
 
 
 def reduce_array(array: Any) -> tuple[Any, ...] | None:
-    """Map a file again that an array is mapped from. What is in memory that only forked processes share would be silently wrong."""
+    """Return how a worker maps the file of an array again; None for other arrays. Raise NotShared for shared memory."""
     base = array if hasattr(array, "__array_interface__") else None
     while base is not None and not isinstance(base, mmap.mmap):
         if type(base).__module__.startswith(("multiprocessing.", "ctypes", "_ctypes")):
@@ -29,7 +29,7 @@ def reduce_array(array: Any) -> tuple[Any, ...] | None:
 
 
 def _refuse_shared(base: Any) -> None:
-    """Raise NotShared if memory of ctypes belongs to multiprocessing."""
+    """Raise NotShared if this ctypes object is in memory of multiprocessing."""
     holders = (base, getattr(base, "_obj", None), getattr(base, "_wrapper", None))
     if any(hasattr(each, "_wrapper") or type(each).__module__.startswith("multiprocessing.") for each in holders):
         raise NotShared(
@@ -38,7 +38,10 @@ def _refuse_shared(base: Any) -> None:
 
 
 def reduce_inherited(obj: Any) -> tuple[Any, ...] | None:
-    """Make a lock of multiprocessing anew, for this worker and its children. What holds data would be silently wrong."""
+    """Return how a worker makes a lock of multiprocessing, for itself and its children; None for other objects.
+
+    Raise NotShared for objects that hold shared data.
+    """
     name, module = type(obj).__name__, type(obj).__module__
     if module == "multiprocessing.synchronize":
         arguments = {
@@ -55,7 +58,7 @@ def reduce_inherited(obj: Any) -> tuple[Any, ...] | None:
 
 
 def _make_inherited(name: str, arguments: tuple[Any, ...]) -> Any:
-    import multiprocessing  # noqa: PLC0415 - for those who use it
+    import multiprocessing  # noqa: PLC0415 - loaded by the script
 
     if name == "Event":
         event = multiprocessing.Event()

@@ -1,6 +1,6 @@
-"""The root's side of the script: what a call needs, and what has changed since the last call.
+"""The root's part: which globals a call needs, and which of them the script has changed since the last call.
 
-script  Script: the state that a call needs
-look    one look at the globals: their versions and payloads
-needs   globals as the last call has needed them, and whether they are unchanged
+script  Script: the state for a call
+scan    a scan of the globals, which makes versions and payloads
+needs   globals as calls have needed them last, and whether they are unchanged
 """

@@ -1,4 +1,8 @@
-"""Globals as a call has needed them last, and whether the script has bound one of them anew since."""
+"""Globals as calls have needed them last, and whether the script has changed one of them since.
+
+A change is another binding: of the global itself, or, for functions and classes of the script, of one of their attributes. What a
+call does to a list or an array in place is no change.
+"""
 
 from dataclasses import dataclass, field
 from operator import is_
@@ -15,11 +19,11 @@ class Global:
 
     name: str
     value: Any
-    attributes: tuple[Any, ...] | None  # of a function or class, whose identity is watched
-    needs: set[str] = field(default_factory=set)  # other globals
-    refers: set[str] = field(default_factory=set)  # those of them that have to be there when its payload is loaded
-    versions: dict[str, Version] = field(default_factory=dict)  # by slot
-    held: dict[str, Any] = field(default_factory=dict)  # values by slot
+    attributes: tuple[Any, ...] | None  # of a function or class of the script: see attributes_of; None for other values
+    needs: set[str] = field(default_factory=set)  # other globals that its code and its value use
+    references: set[str] = field(default_factory=set)  # those of them that must exist when its payload is loaded
+    versions: dict[str, Version] = field(default_factory=dict)  # of itself and of its attributes, by qualified name
+    values: dict[str, Any] = field(default_factory=dict)  # the same for their values
 
     def is_unchanged(self, main: dict[str, Any]) -> bool:
         if main.get(self.name, MISSING) is not self.value:
@@ -27,15 +31,22 @@ class Global:
         before = self.attributes
         if before is None:
             return True
-        now = watched(self.value)
+        now = attributes_of(self.value)
         return len(now) == len(before) and all(map(is_, now, before))
 
 
 class Needs:
-    """What a call needs in all: what its names lead to."""
+    """All globals that a call needs: those that it names, those that they need in turn, and so on."""
 
     def __init__(self, present: list[Global], absent: set[str], total: int | None) -> None:
-        """`absent` are builtins, and what the script may come to have; `total` counts its names, if all are needed."""
+        """Prepare the comparison, so that each submit does as little as possible.
+
+        Args:
+            present: The globals that the script has.
+            absent: Names that it does not have: builtins, and globals that it may define later.
+            total: The number of its globals if the call may read any of them; else None.
+
+        """
         self._absent = absent
         self._total = total
         bare: list[Global] = []  # functions without attributes of their own
@@ -48,7 +59,7 @@ class Needs:
         self._others = [each for each in others if each.attributes is not None]
 
     def are_unchanged(self, main: dict[str, Any]) -> bool:
-        """Whether the script has bound nothing of it anew. Every submit comes through here."""
+        """Whether the script has bound none of them again. Every submit comes through here."""
         for name, function, code, defaults, keywords in self._functions:
             if (
                 main.get(name, MISSING) is not function
@@ -68,8 +79,8 @@ class Needs:
         return all(each.is_unchanged(main) for each in self._others) if self._others else True
 
 
-def watched(value: Any) -> tuple[Any, ...]:
-    """Return what of a function or class may be bound anew."""
+def attributes_of(value: Any) -> tuple[Any, ...]:
+    """Return all attributes of a function or class that can be bound again; of a function, code and defaults come first."""
     if isinstance(value, type):
         return tuple(vars(value).values())
     return value.__code__, value.__defaults__, value.__kwdefaults__, *vars(value).values()

@@ -1,4 +1,4 @@
-"""The globals of the script for the calls of one executor."""
+"""The script's globals for the calls of one executor: which state a call needs."""
 
 import sys
 import threading
@@ -6,56 +6,58 @@ from collections.abc import Iterable, Mapping
 from types import FunctionType
 from typing import Any
 
-from mpiexecutor._script.filters import filters_of
-from mpiexecutor._script.names import MAIN, name_of, top_of
+from mpiexecutor._script.filters import dump_filters
+from mpiexecutor._script.names import MAIN, is_definition, name_of, top_of
 from mpiexecutor._script.random_generators import ModuleSeeds
-from mpiexecutor._script.state import Opening, Origin, Payload, Registry, State
+from mpiexecutor._script.state import Origin, Payload, Registry, Setup, State
 from mpiexecutor._script.surroundings import Surroundings
 from mpiexecutor._script.top_level import of_this_process
 
-from .look import Look
 from .needs import Global, Needs
+from .scan import Scan
 
 
 class Script:
-    """The globals of the script for the calls of one executor."""
+    """The script's globals for the calls of one executor. Any thread may call any method."""
 
     def __init__(self, registry: Registry, origin: Origin) -> None:
-        """Note the surroundings, and seeds. `origin` says what workers may have of their own."""
+        """Capture the surroundings and the seeds of the script. `origin` says where workers get their `__main__` from."""
         self.registry = registry
         top_level = of_this_process(run_again=origin is Origin.TOP_LEVEL)
         if origin is Origin.TOP_LEVEL and top_level.source is None:
             origin = Origin.NOTHING
-        self._compares = origin is not Origin.NOTHING
-        self._lock = threading.RLock()
+        self._compares = origin is not Origin.NOTHING  # workers have globals of their own, and compare digests
+        self._lock = threading.RLock()  # reentrant: the code of an object that is pickled may submit calls
         self._globals: dict[str, Global] = {}
         self._payloads: dict[int, Payload] = {}
-        self._checked: dict[frozenset[str], Needs] = {}  # by the names that calls need
+        self._needs: dict[frozenset[str], Needs] = {}  # by the globals that calls name
         self._named: dict[FunctionType, tuple[str, Needs]] = {}  # functions that calls have named
         names: set[str] = set()
-        self._opening = Opening(Surroundings.of_this_process(), origin, top_level, filters_of(names), ModuleSeeds.of_this_process())
-        self._extra = frozenset(names)
-        self._state = State(registry.next(), {}, {}, self._opening)
+        seeds = ModuleSeeds.of_this_process()
+        self._setup = Setup(Surroundings.of_this_process(), origin, top_level, dump_filters(names), seeds)
+        self._always = frozenset(names)  # globals that every call needs
+        self._state = State(registry.next(), {}, {}, self._setup)
         registry.add(self._state.number, self._state)
 
     def always_needs(self, names: frozenset[str]) -> None:
-        """Have each call need these, too: the initializer does, which runs before the first one."""
-        self._extra |= names
+        """Have every call need these globals, too: those of the initializer, which runs before the first call."""
+        self._always |= names
 
     def state(self, names: frozenset[str]) -> State:
-        """Return the state that a call needs which needs these globals."""
-        checked = self._checked.get(names)
-        if checked is not None:
+        """Return the state for a call that needs these globals."""
+        needs = self._needs.get(names)
+        if needs is not None:
             state = self._state
-            if checked.are_unchanged(vars(sys.modules[MAIN])):
+            if needs.are_unchanged(vars(sys.modules[MAIN])):
                 return state
         with self._lock:
-            return self._define(names)
+            return self._update(names)
 
     def named(self, function: FunctionType) -> tuple[str, State] | tuple[None, None]:
-        """Return the name of a function, and the state that it needs; None and None if the script has no name for it.
+        """Return the name of a function and the state for a call of it; None and None if the script has no name for it.
 
-        Most calls come through here: a function whose needs have not changed has its name still, as it is one of them.
+        Most calls come through here. If nothing that the function needs has changed, its name has not either: it is one of its
+        needs.
         """
         known, state = self._named.get(function), self._state
         if known is not None and known[1].are_unchanged(vars(sys.modules[MAIN])):
@@ -66,38 +68,37 @@ class Script:
         names = frozenset([top_of(name)])
         with self._lock:
             state = self.state(names)
-            if name_of(function) == name:  # still: another thread may have bound it anew
-                self._named[function] = name, self._checked[names]
+            if name_of(function) == name:  # another thread may have bound it to something else meanwhile
+                self._named[function] = name, self._needs[names]
         return name, state
 
-    def _define(self, names: frozenset[str]) -> State:
-        """Look at all that is needed, and make a new state if something of it is new."""
-        look = Look(self.registry, self._globals, compares=self._compares)
-        checked = look.gather(names | self._extra, lambda each: each.needs)
-        if not self._compares and not self._globals:  # a call may find these by pickle, or by multiprocessing
-            look.gather(_functions_and_classes(look.main), lambda each: each.refers)
-        if look.new:
-            look.join()
-            look.renew()
-            self._globals.update(look.new)
-            self._payloads.update(look.payloads)  # only now: what is pickled may itself submit, and make a state
-            self._state = self._next_state(look.new.values())
-            self._checked, self._named = {}, {}
-        self._checked[names] = checked
+    def _update(self, names: frozenset[str]) -> State:
+        """Scan all that is needed; make a new state if anything has changed. Takes the lock."""
+        scan = Scan(self.registry, self._globals, compares=self._compares)
+        needs = scan.find(names | self._always, lambda each: each.needs)
+        if not self._compares and not self._globals:  # calls may find functions and classes by pickle, or by multiprocessing
+            scan.find(_functions_and_classes(scan.main), lambda each: each.references)
+        if scan.new:
+            scan.merge_cycles()
+            scan.repickle_references()
+            self._globals.update(scan.new)
+            self._payloads.update(scan.payloads)  # not before: pickling may submit a call, which makes a state of its own
+            self._state = self._next_state(scan.new.values())
+            self._needs, self._named = {}, {}
+        self._needs[names] = needs
         return self._state
 
     def _next_state(self, new: Iterable[Global]) -> State:
         versions = dict(self._state.versions)
         for each in new:
             versions.update(each.versions)
-        numbers = {number for version in versions.values() for number in (version.payload, version.within)}
+        numbers = {number for version in versions.values() for number in (version.payload, version.owner_payload)}
         self._payloads = {number: payload for number, payload in self._payloads.items() if number in numbers}
-        state = State(self.registry.next(), versions, dict(self._payloads), self._opening)
+        state = State(self.registry.next(), versions, dict(self._payloads), self._setup)
         self.registry.add(state.number, state)
         return state
 
 
 def _functions_and_classes(main: Mapping[str, Any]) -> frozenset[str]:
-    return frozenset(
-        name for name, value in list(main.items()) if isinstance(value, (type, FunctionType)) and name_of(value) == name
-    )
+    """Return the names of all functions and classes that the script has defined."""
+    return frozenset(name for name, value in list(main.items()) if is_definition(name, value))

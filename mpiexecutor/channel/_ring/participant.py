@@ -63,36 +63,36 @@ class Participant:
         self._layout = layout
         self._rank = rank
         self._single = single  # a single producer, or consumer: no other rank moves this position, so stores will do
-        self._position_at = position_at  # where TAIL, or HEAD, is
+        self._position_at = position_at  # the offset of TAIL, or of HEAD
         self._position = 0  # as last seen
         self._record_at = self._record(record)
         self._state_at = self._record_at + WORD * DETAILS
         self._details = 0  # of this record, without the state, while that is AT_WORK; else 0
-        self._generation = 0
-        self._quiescent = False
-        self._control_bytes = bytearray(layout.records)
-        self._control = memoryview(self._control_bytes)
-        self._words = self._control[: layout.takers].cast("q")
-        self._attempt = array("q", (0, 0))
+        self._quiescent = False  # this end waits until the ring is resumed
+        self._generation = 0  # of the ring, when this end became quiescent
+        self._header_bytes = bytearray(layout.records)
+        self._header = memoryview(self._header_bytes)
+        self._header_words = self._header[: layout.takers].cast("q")
+        self._attempt = array("q", (0, 0))  # position and details of the record, as they are written
         self._attempt_bytes = memoryview(self._attempt).cast("B")
 
     def read_header(self) -> bool:
         """Read the first words of the ring, its header; return whether any rank sleeps."""
-        self._memory.fetch(0, self._control)
+        self._memory.fetch(0, self._header)
         start, stop = self._layout.takers, self._layout.putters + self._layout.ranks
-        return self._control_bytes.count(0, start, stop) != stop - start
+        return self._header_bytes.count(0, start, stop) != stop - start
 
     def state(self) -> State:
         """Read the header, and return what it says."""
-        self._memory.fetch(0, self._control)
+        self._memory.fetch(0, self._header)
         return self.header()
 
     def header(self) -> State:
         """Return what the header said when it was last read."""
-        head, tail, expected, _, *aborted = self._words
+        head, tail, expected, _, *aborted = self._header_words
         layout = self._layout
-        takers = bytes(self._control[layout.takers : layout.putters])
-        putters = bytes(self._control[layout.putters : layout.putters + layout.ranks])
+        takers = bytes(self._header[layout.takers : layout.putters])
+        putters = bytes(self._header[layout.putters : layout.putters + layout.ranks])
         return State(head, tail, expected - 1 if expected else None, sum(aborted), takers, putters)
 
     def used(self, state: State) -> int:

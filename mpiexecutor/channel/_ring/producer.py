@@ -200,7 +200,7 @@ class Producer(Participant):
 
     def note_peak_of_short(self) -> None:
         """Do the same for the short message that was put last, with the header as it was last read."""
-        used = ((self._position & TICKET) - (self._words[0] & TICKET)) % self._layout.modulus
+        used = ((self._position & TICKET) - (self._header_words[0] & TICKET)) % self._layout.modulus
         if self.peak < used <= self._layout.slots:
             self._note_used(used)
 

@@ -76,16 +76,16 @@ class RingRecovery:
         self._tail.quiesce()
         self._head.quiesce()
 
-    def at_work(self, dead: Collection[int]) -> list[int]:
+    def at_work(self, failed: Collection[int]) -> list[int]:
         """Return the living ranks that are still at work. Call it until there are none, with all ranks that have failed by then."""
         for record in self._records(RESERVING):
-            if record.rank in dead and record.state == AT_WORK:
+            if record.rank in failed and record.state == AT_WORK:
                 at = self._layout.records + LINE * record.rank + WORD * (RESERVING + DETAILS)
                 self._memory.store(at, details_of(record.position, record.messages, record.span) + QUIESCENT)
         self._memory.flush()
-        return [record.rank for what in (RESERVING, CLAIMING) for record in self._records(what, dead) if record.state == AT_WORK]
+        return [record.rank for what in (RESERVING, CLAIMING) for record in self._records(what, failed) if record.state == AT_WORK]
 
-    def recover(self, dead: Collection[int], renumber: Callable[[list[int], int], None]) -> list[Share]:
+    def recover(self, failed: Collection[int], renumber: Callable[[list[int], int], None]) -> list[Share]:
         """Drop what failed ranks were at work on, and resume; return their last claims. Then wake all ranks.
 
         Before it resumes, it calls `renumber` with the numbers of the messages that are kept, and the new number of the first.
@@ -94,13 +94,13 @@ class RingRecovery:
         head, tail = memory.load(layout.head), memory.load(layout.tail)
         stamps = array("q", bytes(WORD * layout.slots))
         memory.fetch(layout.stamps, memoryview(stamps).cast("B"))
-        last_claims = list(self._last_claims(dead, stamps))
+        last_claims = list(self._last_claims(failed, stamps))
         kept = list(self._survivors(head, tail, stamps))
         survivors = [self._read(ticket, length) for _, ticket, length in kept]
-        aborted = self._unfinished(dead, stamps)
+        aborted = self._unfinished(failed, stamps)
         start = -(-(tail & TICKET) // layout.slots) * layout.slots % layout.modulus
         used = self._write(start, survivors, stamps)
-        self._clear_records(dead, aborted)
+        self._clear_records(failed, aborted)
         generation = memory.load(layout.generation)
         memory.store(layout.generation, generation + 1)
         memory.flush()
@@ -149,7 +149,7 @@ class RingRecovery:
     def _owner(self, ticket: int, number: int, stamps: "array[int]") -> _Record:
         """Return the record of the failed rank that has reserved a ticket and not published it.
 
-        Others that died may have tried for the same ticket in vain. The one that has it ends where something else begins.
+        Other failed ranks may have tried for the same ticket in vain. The record that has it ends where something else begins.
         """
         modulus = self._layout.modulus
         records = self._records(RESERVING)
@@ -167,17 +167,17 @@ class RingRecovery:
         length = stamps[ticket % self._layout.slots] - ticket * STAMP - PUBLISHED
         return ticket in ends or (0 <= length < STAMP and not length & 1)
 
-    def _last_claims(self, dead: Collection[int], stamps: "array[int]") -> Iterator[Share]:
+    def _last_claims(self, failed: Collection[int], stamps: "array[int]") -> Iterator[Share]:
         claims = self._records(CLAIMING)
         for record in claims:
-            if record.rank not in dead:
+            if record.rank not in failed:
                 continue
             others = [other for other in claims if other.position == record.position and other.rank != record.rank]
             messages = range(record.first, record.first + record.messages)
             if record.state == RECEIVED:
                 yield Share(record.rank, messages, received=True)
             elif any(other.state in {QUIESCENT, RECEIVED} for other in others):
-                continue  # it was another's
+                continue  # the claim was the other rank's
             elif self._was_claimed(record) and self._is_whole(record, stamps):
                 yield Share(record.rank, messages, received=False if self._is_held(record, stamps) else None)
 
@@ -190,7 +190,7 @@ class RingRecovery:
         return any(self._rounds(ticket, stamps) <= 0 for ticket in range(end - min(claim.span, self._layout.slots), end))
 
     def _is_whole(self, claim: _Record, stamps: "array[int]") -> bool:
-        """Whether all of what was claimed has been published."""
+        """Whether all slots of a claim have been published."""
         last = claim.ticket + claim.span - 1
         rounds = self._rounds(last, stamps)
         return rounds > 0 or (rounds == 0 and bool(stamps[last % self._layout.modulus % self._layout.slots] & PUBLISHED))
@@ -201,12 +201,17 @@ class RingRecovery:
         ahead = (stamps[ticket % layout.modulus % layout.slots] // STAMP - ticket) % layout.modulus
         return (ahead if ahead < layout.modulus // 2 else ahead - layout.modulus) // layout.slots
 
-    def _unfinished(self, dead: Collection[int], stamps: "array[int]") -> int:
-        """Count the messages that were claimed, and never will be there as a whole."""
+    def _unfinished(self, failed: Collection[int], stamps: "array[int]") -> int:
+        """Count the messages that were claimed, and will never be there as a whole."""
         claims = self._records(CLAIMING)
         unfinished = {record.position for record in claims if record.state == QUIESCENT}
         for record in claims:
-            if record.rank in dead and record.state == AT_WORK and self._was_claimed(record) and not self._is_whole(record, stamps):
+            if (
+                record.rank in failed
+                and record.state == AT_WORK
+                and self._was_claimed(record)
+                and not self._is_whole(record, stamps)
+            ):
                 unfinished.add(record.position)
         return len(unfinished)
 
@@ -240,7 +245,7 @@ class RingRecovery:
         self._memory.flush()
         return used
 
-    def _clear_records(self, dead: Collection[int], aborted: int) -> None:
+    def _clear_records(self, failed: Collection[int], aborted: int) -> None:
         """Clear the records of failed and of quiescent ranks, and the bytes of failed sleepers."""
         layout, memory = self._layout, self._memory
         for rank in self._aborters():
@@ -248,12 +253,12 @@ class RingRecovery:
             memory.store_once(at, (memory.load(at),), (0,))
         for what in (RESERVING, CLAIMING):
             for record in self._records(what):
-                if record.rank in dead or record.state == QUIESCENT:
+                if record.rank in failed or record.state == QUIESCENT:
                     memory.store(layout.records + LINE * record.rank + WORD * (what + DETAILS), 0)
-        for rank in dead:
+        for rank in failed:
             memory.write(layout.takers + rank, memoryview(b"\0"))
             memory.write(layout.putters + rank, memoryview(b"\0"))
         if aborted:
-            at = layout.aborted + WORD * min(dead)
+            at = layout.aborted + WORD * min(failed)
             memory.store(at, memory.load(at) + aborted)
         memory.flush()

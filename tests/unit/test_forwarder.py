@@ -7,9 +7,9 @@ import pytest
 from fake_mpi import fake_mpi
 from fakes import LIMIT, FakeClock, in_a_thread, until
 
-from mpiexecutor._liveness import monitor
+from mpiexecutor._liveness import monitor as its_module
 from mpiexecutor._liveness.commands import KILL, LEAVE
-from mpiexecutor._liveness.monitor import Loss
+from mpiexecutor._liveness.monitor import WorkerFailure
 from mpiexecutor._liveness.status_page import Signs
 from mpiexecutor._util.inbox import Inbox
 
@@ -32,19 +32,19 @@ def relay(mpi):
 @pytest.fixture
 def clock(relay, monkeypatch):
     clock = FakeClock()
-    for module in (relay, monitor):
+    for module in (relay, its_module):
         monkeypatch.setattr(module, "time", clock)
     return clock
 
 
-class FakeWatch:
+class FakeMonitor:
     """Notes what it is told."""
 
     def __init__(self):
-        self.losses = Inbox()
+        self.failures = Inbox()
         self.dead, self.silent = set(), set()
-        self.lost, self.forgotten, self.seen_off = [], [], []
-        self.slates = {}
+        self.lost, self.forgotten, self.shut_down = [], [], []
+        self.pages = {}
         self.lines = {}
         self.returned = []
         self.told = []
@@ -53,13 +53,13 @@ class FakeWatch:
         self.hear_by = self.looks.append
 
     # of the root
-    def lose(self, loss):
-        if loss.rank not in self.dead:
-            self.dead.add(loss.rank)
-            self.lost.append(loss)
+    def lose(self, failure):
+        if failure.rank not in self.dead:
+            self.dead.add(failure.rank)
+            self.lost.append(failure)
 
-    def admit(self, rank, line, slate):
-        self.lines[rank], self.slates[rank] = line, slate
+    def admit(self, rank, line, page):
+        self.lines[rank], self.pages[rank] = line, page
 
     def take_back(self, rank, line):
         self.dead.discard(rank)
@@ -68,22 +68,22 @@ class FakeWatch:
         self.returned.append(rank)
 
     # of both
-    def forget_keeper(self, rank):
+    def forget_supervisor(self, rank):
         self.forgotten.append(rank)
 
     # of a worker
     @property
     def known(self):
-        return frozenset(self.slates)
+        return frozenset(self.pages)
 
     def signs(self):
-        return [(rank, sign) for rank, sign in self.slates.items() if rank not in self.dead]
+        return [(rank, sign) for rank, sign in self.pages.items() if rank not in self.dead]
 
     def tell(self, rank, wish):
         self.told.append((rank, wish))
 
-    def see_off(self, ranks):
-        self.seen_off.append(set(ranks))
+    def shut_down_supervisors(self, ranks):
+        self.shut_down.append(set(ranks))
 
     def stop(self):
         self.stopped = True
@@ -105,13 +105,13 @@ def progress(relay, monkeypatch):
 
 
 class Scene:
-    """The root's side, with a watch of its own; and the communicator as the workers have it."""
+    """The root's side, with a monitor of its own; and the communicator as the workers have it."""
 
     def __init__(self, relay, comms):
         self.comms = comms
-        self.watch = FakeWatch()
-        self.exchange = relay.Exchange(relay.News(comms[0]), self.watch, dict(FAR), LOST_AFTER)
-        self.look = self.exchange.look
+        self.monitor = FakeMonitor()
+        self.root_side = relay.ForwarderRoot(relay.ControlChannel(comms[0]), self.monitor, dict(FAR), LOST_AFTER)
+        self.look = self.root_side.look
 
     def tell(self, source, what, said=None):
         self.comms[source].send((what, said), 0, NEWS)
@@ -137,7 +137,7 @@ def scene(relay, clock, progress, mpi):
 
 def test_the_root_hears_whenever_somebody_attends_or_awaits(scene, progress):
     """It has no thread of its own for that."""
-    assert progress.hosted == scene.watch.looks == [scene.look]
+    assert progress.hosted == scene.monitor.looks == [scene.look]
 
 
 def test_who_lives_is_known_with_what_it_does(scene, clock):
@@ -145,34 +145,34 @@ def test_who_lives_is_known_with_what_it_does(scene, clock):
     scene.tell(2, "alive", {2: (None, 0.5), 3: (4.0, 1.5)})
     scene.look()
     now = clock.now
-    assert scene.watch.slates == {2: Signs(None, now - 0.5, now), 3: Signs(now - 4.0, now - 1.5, now)}
+    assert scene.monitor.pages == {2: Signs(None, now - 0.5, now), 3: Signs(now - 4.0, now - 1.5, now)}
 
 
 def test_a_death_is_told_with_what_the_dead_held(scene):
     """In pieces before it, by the same worker: those of another do not count."""
-    loss = Loss(3, "far", 1003, "was killed by SIGKILL", 41, 1.5)
+    failure = WorkerFailure(3, "far", 1003, "was killed by SIGKILL", 41, 1.5)
     scene.tell(3, "held", (3, b"of another"))
     for piece in (b"out", b"comes"):
         scene.tell(2, "held", (3, piece))
-    scene.tell(2, "lost", asdict(loss))
+    scene.tell(2, "lost", asdict(failure))
     scene.look()
-    assert scene.watch.lost == [replace(loss, held=b"outcomes")]
-    assert scene.watch.forgotten == [3]
+    assert scene.monitor.lost == [replace(failure, held=b"outcomes")]
+    assert scene.monitor.forgotten == [3]
 
 
 def test_news_are_heard_in_order(scene):
     """Of a worker that lives, dies, and is told of as dead once more by another."""
-    loss = Loss(3, "far", 1003, "was killed by SIGKILL", 41)
+    failure = WorkerFailure(3, "far", 1003, "was killed by SIGKILL", 41)
     scene.tell_of_living(2, 2, 3)
-    scene.tell(2, "lost", asdict(loss))
-    scene.tell(2, "lost", asdict(loss))
+    scene.tell(2, "lost", asdict(failure))
+    scene.tell(2, "lost", asdict(failure))
     scene.look()
-    assert set(scene.watch.slates) == {2, 3}
-    assert scene.watch.lost == [loss]
-    scene.watch.slates.clear()
+    assert set(scene.monitor.pages) == {2, 3}
+    assert scene.monitor.lost == [failure]
+    scene.monitor.pages.clear()
     scene.tell_of_living(2, 2, 3)
     scene.look()
-    assert set(scene.watch.slates) == {2}
+    assert set(scene.monitor.pages) == {2}
 
 
 def test_a_look_that_meets_a_death_is_no_error(scene):
@@ -182,11 +182,11 @@ def test_a_look_that_meets_a_death_is_no_error(scene):
 
     def die(*_):
         scene.comms[0].improbe = found
-        raise scene.exchange.look.__globals__["MPI"].Exception
+        raise scene.root_side.look.__globals__["MPI"].Exception
 
     scene.comms[0].improbe = die
     scene.look()
-    assert 2 in scene.watch.slates
+    assert 2 in scene.monitor.pages
 
 
 # -- silence
@@ -206,11 +206,11 @@ def test_who_is_not_heard_of_for_long_is_given_up(scene, clock):
     """Each for itself. It is the silence that counts, not that nothing comes."""
     look_for(scene, clock, LOST_AFTER, 2, 3)
     look_for(scene, clock, LOST_AFTER, 2)
-    assert scene.watch.lost == []
+    assert scene.monitor.lost == []
     look_for(scene, clock, 0.5, 2)
-    assert scene.watch.lost == [Loss(3, "far", 1003, "was not heard of for 30 s", None, silent=True)]
-    assert scene.watch.silent == {3}
-    assert scene.watch.forgotten == [3]
+    assert scene.monitor.lost == [WorkerFailure(3, "far", 1003, "was not heard of for 30 s", None, silent=True)]
+    assert scene.monitor.silent == {3}
+    assert scene.monitor.forgotten == [3]
 
 
 def test_who_is_told_of_by_another_is_not_silent(scene, clock):
@@ -219,7 +219,7 @@ def test_who_is_told_of_by_another_is_not_silent(scene, clock):
         clock.now += 0.9
         scene.tell_of_living(2, 2, 3)
         scene.look()
-    assert scene.watch.lost == []
+    assert scene.monitor.lost == []
 
 
 def test_a_root_that_had_no_time_gives_up_nobody(scene, clock):
@@ -227,9 +227,9 @@ def test_a_root_that_had_no_time_gives_up_nobody(scene, clock):
     for _ in range(10):
         clock.now += LOST_AFTER
         scene.look()
-    assert scene.watch.lost == []
+    assert scene.monitor.lost == []
     look_for(scene, clock, LOST_AFTER + 0.5)
-    assert {loss.rank for loss in scene.watch.lost} == {2, 3}
+    assert {failure.rank for failure in scene.monitor.lost} == {2, 3}
 
 
 def test_one_that_was_given_up_and_speaks_is_taken_back(scene, clock):
@@ -237,33 +237,33 @@ def test_one_that_was_given_up_and_speaks_is_taken_back(scene, clock):
     look_for(scene, clock, LOST_AFTER + 0.5, 2)
     scene.tell_of_living(3, 3)
     scene.look()
-    assert scene.watch.returned == [3]
-    assert 3 in scene.watch.slates
+    assert scene.monitor.returned == [3]
+    assert 3 in scene.monitor.pages
     look_for(scene, clock, LOST_AFTER + 0.5, 2)
-    assert [loss.rank for loss in scene.watch.lost] == [3, 3]
+    assert [failure.rank for failure in scene.monitor.lost] == [3, 3]
 
 
 def test_what_others_tell_of_one_that_was_given_up_is_no_reason_to_take_it_back(scene, clock):
     """They may not know better."""
     look_for(scene, clock, LOST_AFTER + 0.5, 2)
-    scene.watch.slates.clear()
+    scene.monitor.pages.clear()
     scene.tell_of_living(2, 2, 3)
     scene.look()
-    assert set(scene.watch.slates) == {2}
-    assert scene.watch.returned == []
-    assert scene.watch.dead == {3}
+    assert set(scene.monitor.pages) == {2}
+    assert scene.monitor.returned == []
+    assert scene.monitor.dead == {3}
 
 
 # -- wishes
 
 
 def test_a_wish_goes_to_who_watches_over_the_worker(scene):
-    """Who passes it on to the keeper; but that a rank is to leave is its own affair."""
+    """Who passes it on to the supervisor; but that a rank is to leave is its own affair."""
     scene.tell_of_living(2, 3)
     scene.look()
-    scene.watch.lines[3].send(KILL)
-    scene.watch.lines[3].send(LEAVE)
-    scene.watch.lines[3].close()
+    scene.monitor.lines[3].send(KILL)
+    scene.monitor.lines[3].send(LEAVE)
+    scene.monitor.lines[3].close()
     assert scene.wishes(2) == [(3, KILL)]
     assert scene.wishes(3) == [(3, LEAVE)]
 
@@ -272,8 +272,8 @@ def test_nothing_is_sent_to_who_is_known_to_be_dead_and_the_wish_waits(scene):
     """Until another tells of the worker: MPI may wait for ever if there is nobody."""
     scene.tell_of_living(2, 3)
     scene.look()
-    scene.watch.dead.add(2)
-    line = scene.watch.lines[3]
+    scene.monitor.dead.add(2)
+    line = scene.monitor.lines[3]
     line.send(KILL)
     scene.look()
     assert scene.wishes(2) == []
@@ -290,7 +290,7 @@ def test_a_wish_that_finds_nobody_is_no_error(scene):
     scene.tell_of_living(2, 3)
     scene.look()
     scene.comms[0].dead.add(2)
-    scene.watch.lines[3].send(KILL)
+    scene.monitor.lines[3].send(KILL)
     assert scene.wishes(2) == []
 
 
@@ -300,8 +300,8 @@ def test_a_wish_that_finds_nobody_is_no_error(scene):
 def test_the_root_waits_until_all_have_said_that_they_are_gone(scene, progress):
     """And then gives back what it has heard them by."""
     scene.tell(2, "gone")
-    ending = in_a_thread(scene.exchange.stop)
-    until(lambda: scene.watch.forgotten == [2])
+    ending = in_a_thread(scene.root_side.stop)
+    until(lambda: scene.monitor.forgotten == [2])
     assert not ending.done()
     scene.tell(3, "gone")
     ending.result(LIMIT)
@@ -313,20 +313,20 @@ def test_one_that_is_gone_is_not_silent(scene, clock):
     """It has nothing to say any more."""
     scene.tell(3, "gone")
     look_for(scene, clock, 2 * LOST_AFTER, 2)
-    assert scene.watch.lost == []
+    assert scene.monitor.lost == []
 
 
 # -- the worker's side
 
 
-class Post:
-    """A worker's post, and the root's side of what it goes by."""
+class Forwarder:
+    """A worker's forwarder, and the root's side of what it goes by."""
 
     def __init__(self, relay, comms, lost_after=LOST_AFTER):
         self.root = comms[0]
-        self.watch = FakeWatch()
+        self.monitor = FakeMonitor()
         self.left = []
-        self.post = relay.Post(comms[2], 0, self.watch, lost_after, lambda: self.left.append(True))
+        self.forwarder = relay.Forwarder(comms[2], 0, self.monitor, lost_after, lambda: self.left.append(True))
 
     def news(self, but_for=()):
         """Give what it says next."""
@@ -339,71 +339,71 @@ class Post:
 
 
 @pytest.fixture
-def post(relay, mpi):
-    post = Post(relay, mpi.comms(4))
-    yield post
-    if post.post._thread.is_alive():
-        post.post.stop()
+def forwarder(relay, mpi):
+    forwarder = Forwarder(relay, mpi.comms(4))
+    yield forwarder
+    if forwarder.forwarder._thread.is_alive():
+        forwarder.forwarder.stop()
 
 
-def test_a_post_tells_at_once_of_who_is_new(clock, post):
+def test_a_forwarder_tells_at_once_of_who_is_new(clock, forwarder):
     """And of nobody at first. No time goes by here."""
-    assert post.news() == ("alive", {})
-    post.watch.slates[3] = Signs(None, 0.0, 0.0)
-    what, said = post.news()
+    assert forwarder.news() == ("alive", {})
+    forwarder.monitor.pages[3] = Signs(None, 0.0, 0.0)
+    what, said = forwarder.news()
     assert (what, set(said)) == ("alive", {3})
     running, unseen = said[3]
     assert running is None
     assert unseen > 0
 
 
-def test_a_post_tells_again_and_again_that_they_live(relay, mpi):
+def test_a_forwarder_tells_again_and_again_that_they_live(relay, mpi):
     """Several times until they would be given up."""
-    post = Post(relay, mpi.comms(4), lost_after=0.06)
-    assert [post.news()[0] for _ in range(3)] == ["alive"] * 3
-    post.post.stop()
+    forwarder = Forwarder(relay, mpi.comms(4), lost_after=0.06)
+    assert [forwarder.news()[0] for _ in range(3)] == ["alive"] * 3
+    forwarder.forwarder.stop()
 
 
-def test_a_post_tells_of_a_death_in_pieces(post):
+def test_a_forwarder_tells_of_a_death_in_pieces(forwarder):
     """Each so short that it has come as a whole once it is seen: its sender may die, too."""
-    loss = Loss(3, "far", 1003, "was killed by SIGKILL", 41, 1.5, held=bytes(9000))
-    post.watch.losses.put(loss)
-    pieces = [post.news({"alive"}) for _ in range(3)]
+    failure = WorkerFailure(3, "far", 1003, "was killed by SIGKILL", 41, 1.5, held=bytes(9000))
+    forwarder.monitor.failures.put(failure)
+    pieces = [forwarder.news({"alive"}) for _ in range(3)]
     assert pieces == [("held", (3, bytes(size))) for size in (4096, 4096, 808)]
-    assert post.news({"alive"}) == ("lost", asdict(replace(loss, held=b"")))
+    assert forwarder.news({"alive"}) == ("lost", asdict(replace(failure, held=b"")))
 
 
 def test_what_a_post_tells_is_what_the_root_hears(relay, clock, progress, mpi, monkeypatch):
     """Both sides agree on what the messages look like."""
     comms = mpi.comms(4)
     scene = Scene(relay, comms)
-    post = Post(relay, comms)
-    loss = Loss(3, "far", 1003, "was killed by SIGKILL", 41, 1.5, held=bytes(9000))
-    post.watch.slates[2] = Signs(clock.now - 3.0, clock.now - 1.0, clock.now)
-    post.watch.losses.put(loss)
-    until(lambda: scene.look() or (scene.watch.lost and scene.watch.slates))
-    assert scene.watch.lost == [loss]
-    assert scene.watch.slates[2] == Signs(clock.now - 3.0, clock.now - 1.0, clock.now)
-    scene.watch.lines[2].send(KILL)
-    until(lambda: post.watch.told)
-    assert post.watch.told == [(2, KILL)]
-    post.post.stop()
+    forwarder = Forwarder(relay, comms)
+    failure = WorkerFailure(3, "far", 1003, "was killed by SIGKILL", 41, 1.5, held=bytes(9000))
+    forwarder.monitor.pages[2] = Signs(clock.now - 3.0, clock.now - 1.0, clock.now)
+    forwarder.monitor.failures.put(failure)
+    until(lambda: scene.look() or (scene.monitor.lost and scene.monitor.pages))
+    assert scene.monitor.lost == [failure]
+    assert scene.monitor.pages[2] == Signs(clock.now - 3.0, clock.now - 1.0, clock.now)
+    scene.monitor.lines[2].send(KILL)
+    until(lambda: forwarder.monitor.told)
+    assert forwarder.monitor.told == [(2, KILL)]
+    forwarder.forwarder.stop()
     scene.look()
-    assert scene.watch.forgotten == [3, 2]
+    assert scene.monitor.forgotten == [3, 2]
 
 
-def test_a_post_that_is_to_leave_sees_the_dead_of_its_node_off(post):
+def test_a_forwarder_that_is_to_leave_shuts_down_the_supervisors_of_its_dead(forwarder):
     """Then it says that it is gone, and its process ends."""
-    post.watch.dead.add(3)
-    post.root.send((2, LEAVE), 2, WISHES)
-    assert post.news({"alive"}) == ("gone", None)
-    until(lambda: post.left)
-    assert post.watch.seen_off == [{3}]
+    forwarder.monitor.dead.add(3)
+    forwarder.root.send((2, LEAVE), 2, WISHES)
+    assert forwarder.news({"alive"}) == ("gone", None)
+    until(lambda: forwarder.left)
+    assert forwarder.monitor.shut_down == [{3}]
 
 
-def test_a_post_that_stops_says_that_it_is_gone(post):
+def test_a_forwarder_that_stops_says_that_it_is_gone(forwarder):
     """All workers live: there is nothing to leave."""
-    post.post.stop()
-    assert post.news({"alive"}) == ("gone", None)
-    assert post.watch.stopped
-    assert not post.post._thread.is_alive()
+    forwarder.forwarder.stop()
+    assert forwarder.news({"alive"}) == ("gone", None)
+    assert forwarder.monitor.stopped
+    assert not forwarder.forwarder._thread.is_alive()

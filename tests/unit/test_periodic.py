@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from mpiexecutor._util.inbox import Inbox
-from mpiexecutor._util.periodic import Sentry
+from mpiexecutor._util.periodic import PeriodicCheck
 
 LIMIT = 20  # seconds that a look may be waited for
 
@@ -22,7 +22,7 @@ class Scene:
         return self.answers.get(timeout=LIMIT)
 
     def show(self, *answers):
-        """Have the sentry look once for each of these."""
+        """Have the thread look once for each of these."""
         for answer in answers:
             self.looks.get(timeout=LIMIT)
             self.answers.put(answer)
@@ -34,53 +34,53 @@ def scene():
 
 
 @pytest.fixture
-def sentry(scene):
-    sentry = Sentry("sentry", scene.look, every=1e-3, times=2)
-    yield sentry
-    sentry.stop()
+def check(scene):
+    check = PeriodicCheck("check", scene.look, every=1e-3, times=2)
+    yield check
+    check.stop()
 
 
-def rests(sentry):
-    """Whether the sentry has gone to rest, or is at its last look."""
-    return not sentry._wanted.is_set()
+def rests(check):
+    """Whether the thread has gone to rest, or is at its last look."""
+    return not check._wanted.is_set()
 
 
-def test_it_rests_after_some_looks_in_vain_and_one_more(scene, sentry):
+def test_it_rests_after_some_looks_in_vain_and_one_more(scene, check):
     """Those before something was seen do not count. Nobody looks before that is wanted."""
-    assert rests(sentry)
+    assert rests(check)
     assert not scene.looks._items
-    sentry.watch()
+    check.watch()
     scene.show(False, True, False, False)
     scene.looks.get(timeout=LIMIT)
-    assert rests(sentry)
+    assert rests(check)
     scene.answers.put(False)
 
 
-def test_what_comes_just_when_it_goes_to_rest_is_seen(scene, sentry):
+def test_what_comes_just_when_it_goes_to_rest_is_seen(scene, check):
     """Whoever wanted a look then may have found it awake."""
-    sentry.watch()
+    check.watch()
     scene.show(False, False, True, True, False, False, False)
-    sentry.watch()
+    check.watch()
     scene.show(False, False, False)
 
 
 def test_it_stops_while_it_rests_and_while_it_looks(scene):
     """And its thread with it."""
-    Sentry("sentry", scene.look, every=1e-3, times=1).stop()
-    sentry = Sentry("sentry", scene.look, every=1e-3, times=1)
-    sentry.watch()
+    PeriodicCheck("check", scene.look, every=1e-3, times=1).stop()
+    check = PeriodicCheck("check", scene.look, every=1e-3, times=1)
+    check.watch()
     scene.looks.get(timeout=LIMIT)
-    stopping = threading.Thread(target=sentry.stop)
+    stopping = threading.Thread(target=check.stop)
     stopping.start()
     scene.answers.put(True)
     stopping.join(LIMIT)
-    assert not sentry._thread.is_alive()
+    assert not check._thread.is_alive()
 
 
 def test_a_look_that_fails_is_not_the_last(scene, caplog):
     """It counts as one in vain."""
-    sentry = Sentry("sentry", lambda: 1 // scene.look(), every=1e-3, times=3)
-    sentry.watch()
+    check = PeriodicCheck("check", lambda: 1 // scene.look(), every=1e-3, times=3)
+    check.watch()
     scene.show(False, True, False, False, False, False)
     assert "a look has failed" in caplog.text
-    sentry.stop()
+    check.stop()

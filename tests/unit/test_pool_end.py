@@ -1,4 +1,4 @@
-"""How a crew ends, on its root: which of the ways there are is taken, and what is left. All that it has is a log of this test's."""
+"""How a pool ends, on its root: which of the ways there are is taken, and what is left. All that it has is a log of this test's."""
 
 import contextlib
 import threading
@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 from fakes import LIMIT, in_a_thread
 
-from mpiexecutor._pool import crew as its_module
-from mpiexecutor._pool.crew import Crew
+from mpiexecutor._pool import worker_pool as its_module
+from mpiexecutor._pool.worker_pool import WorkerPool
 
 
 class Exited(BaseException):
@@ -36,25 +36,24 @@ class Logged:
 
 
 class Scene:
-    """A crew, and what is done with what it has."""
+    """A pool, and what is done with what it has."""
 
     def __init__(self, patch, *, sessions=(), whole=True, failed=False, started_here=False, patience=LIMIT):
         self.log = []
         patch.setattr(its_module, "_script_failed", lambda: failed)
-        patch.setattr(its_module, "comm_world", lambda: Logged(self.log, "world"))
+        patch.setattr(its_module, "abort_job", lambda: self.log.append(("abort_job",)))
         patch.setattr(its_module, "_LAST_WORDS", 0.0)
         patch.setattr(its_module, "_PATIENCE", patience)
-        patch.setattr(its_module, "mapped", lambda: (None, []))
         patch.setattr(its_module, "os", SimpleNamespace(_exit=self.exit))
-        self.crew = crew = Crew.__new__(Crew)
-        crew.closed = crew._wedged = False
-        crew.pump = self.pump = Logged(self.log, "pump", sessions=list(sessions), is_stuck=False)
-        crew._needs = contextlib.nullcontext()
-        for part in ("links", "watch"):
-            setattr(crew, f"_{part}", Logged(self.log, part))
-        crew._members = Logged(self.log, "members", part=whole)
-        crew._job = Logged(self.log, "job") if started_here else None
-        crew._thread = None
+        self.pool = pool = WorkerPool.__new__(WorkerPool)
+        pool.closed = pool._wedged = False
+        pool.scheduler = self.scheduler = Logged(self.log, "scheduler", sessions=list(sessions), is_stuck=False)
+        pool._needs = contextlib.nullcontext()
+        for part in ("links", "monitor"):
+            setattr(pool, f"_{part}", Logged(self.log, part))
+        pool._members = Logged(self.log, "members", part=whole)
+        pool._job = Logged(self.log, "job") if started_here else None
+        pool._thread = None
 
     def exit(self, status):
         self.log.append(("exit", status))
@@ -80,43 +79,45 @@ GOODBYE = ["members.await_leavers", "members.part", "links.free", "members.leave
 def test_all_calls_are_waited_for_and_then_all_part(scene):
     """Nothing is taken any more, workers leave, and what all have made together is given back. Once."""
     scene = scene(sessions=[BUSY, IDLE])
-    scene.crew.close()
-    closes = [("pump.close", session, "cannot schedule new futures after interpreter shutdown", False) for session in (BUSY, IDLE)]
-    assert scene.log[:5] == [("pump.sessions",), *closes, ("pump.wait", BUSY), ("pump.wait", IDLE)]
-    assert scene.names[5:] == ["pump.stop", *GOODBYE]
+    scene.pool.close()
+    closes = [
+        ("scheduler.close", session, "cannot schedule new futures after interpreter shutdown", False) for session in (BUSY, IDLE)
+    ]
+    assert scene.log[:5] == [("scheduler.sessions",), *closes, ("scheduler.wait", BUSY), ("scheduler.wait", IDLE)]
+    assert scene.names[5:] == ["scheduler.stop", *GOODBYE]
     scene.log.clear()
-    scene.crew.close()
+    scene.pool.close()
     assert scene.log == []
 
 
 def test_if_one_has_died_what_was_made_together_is_left_as_it_is(scene):
-    """MPI is not to be finalised, and the keepers are seen off in the end."""
+    """MPI is not to be finalised, and the supervisors are shut down in the end."""
     scene = scene(whole=False)
-    scene.crew.close()
-    assert scene.names[:2] == ["pump.sessions", "pump.stop"]
+    scene.pool.close()
+    assert scene.names[:2] == ["scheduler.sessions", "scheduler.stop"]
     assert scene.names[2:] == ["members.await_leavers", "members.part", "links.abandon"]
 
 
 def test_a_script_that_has_failed_waits_for_no_call(scene):
     """What was not sent is dropped; if a call is running the workers are ended at once."""
     scene = scene(sessions=[IDLE, BUSY], failed=True)
-    scene.crew.close()
-    assert [said[-1] for said in scene.log if said[0] == "pump.close"] == [True, True]
-    assert scene.log[-1] == ("world.Abort", 1)
-    assert "pump.wait" not in scene.names
+    scene.pool.close()
+    assert [said[-1] for said in scene.log if said[0] == "scheduler.close"] == [True, True]
+    assert scene.log[-1] == ("abort_job",)
+    assert "scheduler.wait" not in scene.names
 
 
 def test_a_script_that_has_failed_and_started_its_workers_ends_them_itself(scene):
-    """Their deaths are foreseen, so that nobody is warned of them."""
+    """Their failures are expected, so that nobody is warned of them."""
     scene = scene(sessions=[BUSY], failed=True, started_here=True)
-    scene.crew.close()
-    assert scene.names[2:] == ["watch.foresee_deaths", "links.abandon", "job.abort"]
+    scene.pool.close()
+    assert scene.names[2:] == ["monitor.expect_failures", "links.abandon", "abort_job"]
 
 
 def test_a_script_that_has_failed_with_nothing_to_do_ends_as_any(scene):
     """The workers leave by themselves."""
     scene = scene(sessions=[IDLE], failed=True)
-    scene.crew.close()
+    scene.pool.close()
     assert scene.names[-len(GOODBYE) :] == GOODBYE
 
 
@@ -127,22 +128,22 @@ def test_an_interrupt_while_calls_are_waited_for_ends_the_workers(scene):
     def interrupt(_):
         raise KeyboardInterrupt
 
-    scene.pump._answers["wait"] = interrupt
+    scene.scheduler._answers["wait"] = interrupt
     with pytest.raises(KeyboardInterrupt):
-        scene.crew.close()
-    assert scene.log[-1] == ("world.Abort", 1)
+        scene.pool.close()
+    assert scene.log[-1] == ("abort_job",)
 
 
 def test_a_crew_that_was_given_up_parts_from_nobody(scene):
     """They will never be of use again, and whoever is in the middle of a channel stays there."""
     scene = scene(sessions=[IDLE])
-    scene.crew._give_up("mpiexec was killed")
-    scene.crew.close()
+    scene.pool._give_up("mpiexec was killed")
+    scene.pool.close()
     assert scene.names == [
-        "pump.give_up",
-        "pump.sessions",
-        "pump.close",
-        "pump.wait",
+        "scheduler.give_up",
+        "scheduler.sessions",
+        "scheduler.close",
+        "scheduler.wait",
         "links.disown",
         "members.stay",
     ]
@@ -152,18 +153,18 @@ def test_a_crew_that_was_given_up_parts_from_nobody(scene):
 def test_a_worker_that_is_stopped_in_the_end_is_killed_if_it_has_nothing_else_to_do(scene, for_good, stopped):
     """Else it is said that it is waited for."""
     scene = scene()
-    scene.crew.close(for_good=for_good)
+    scene.pool.close(for_good=for_good)
     assert ("members.await_leavers", stopped) in scene.log
 
 
 @pytest.mark.parametrize("started_here", [False, True])
-def test_if_the_pump_is_stuck_when_it_is_given_up_this_process_ends(scene, started_here, caplog):
+def test_if_the_scheduler_is_stuck_when_it_is_given_up_this_process_ends(scene, started_here, caplog):
     """Inside MPI, where a dead worker holds a lock: nobody could be told anything."""
     scene = scene(started_here=started_here, patience=0.0)
     over = threading.Event()
-    scene.pump._answers |= {"give_up": lambda _: over.wait(LIMIT), "is_stuck": True}
+    scene.scheduler._answers |= {"give_up": lambda _: over.wait(LIMIT), "is_stuck": True}
     with pytest.raises(Exited):
-        scene.crew._give_up("a reason")
+        scene.pool._give_up("a reason")
     over.set()
     assert scene.log[-1] == ("exit", 1)
     assert ("job.abort",) in scene.log or not started_here
@@ -171,11 +172,11 @@ def test_if_the_pump_is_stuck_when_it_is_given_up_this_process_ends(scene, start
 
 
 def test_to_give_up_may_take_long(scene):
-    """A callback of a future does, say: as long as the pump itself can be entered, nothing is wrong."""
+    """A callback of a future does, say: as long as the scheduler itself can be entered, nothing is wrong."""
     scene = scene(patience=0.0)
     over, looked = threading.Event(), threading.Event()
-    scene.pump._answers |= {"give_up": lambda _: over.wait(LIMIT), "is_stuck": lambda _: looked.set()}
-    giving_up = in_a_thread(scene.crew._give_up, "a reason")
+    scene.scheduler._answers |= {"give_up": lambda _: over.wait(LIMIT), "is_stuck": lambda _: looked.set()}
+    giving_up = in_a_thread(scene.pool._give_up, "a reason")
     assert looked.wait(LIMIT)
     assert not giving_up.done()
     over.set()
@@ -187,7 +188,7 @@ def test_to_give_up_may_take_long(scene):
 def test_a_death_while_all_part_ends_the_job(scene, of_all, ends):
     """The others wait for it for ever. Before, and if somebody had died before, they do not."""
     scene = scene()
-    scene.crew._members = SimpleNamespace(of_all=of_all)
+    scene.pool._members = SimpleNamespace(of_all=of_all)
     with pytest.raises(Exited) if ends else contextlib.nullcontext():
-        scene.crew._note_loss()
-    assert scene.log == ([("world.Abort", 1), ("exit", 1)] if ends else [])
+        scene.pool._note_failure()
+    assert scene.log == ([("abort_job",), ("exit", 1)] if ends else [])

@@ -10,7 +10,7 @@ from fakes import LIMIT, in_a_thread, until
 
 from mpiexecutor._rma import failed_ranks, recovery_thread
 from mpiexecutor._rma.doorbell import Notifier
-from mpiexecutor._rma.failed_ranks import Dead, Deaths
+from mpiexecutor._rma.failed_ranks import CommFailedRanks, FailedRanks
 from mpiexecutor.channel import ChannelBroken, ChannelClosed, RemoteChannel, Share, _losses, _remote
 from mpiexecutor.channel._codecs import codec_of
 from mpiexecutor.channel._ends.rank_state import RankState
@@ -29,11 +29,11 @@ def ended():
 @pytest.fixture
 def deaths(monkeypatch, ended):
     """Those that this process is told of, by the test; nobody has a thread for that."""
-    deaths = Deaths()
-    deaths.are_told = True
+    deaths = FailedRanks()
+    deaths.are_reported = True
     deaths._end_job = ended.append
     for module in (failed_ranks, _losses, _remote):
-        monkeypatch.setattr(module, "DEATHS", deaths)
+        monkeypatch.setattr(module, "FAILED_RANKS", deaths)
     return deaths
 
 
@@ -55,7 +55,7 @@ class Job:
         rank_state = RankState(self._layout, rank, self._token, ["node"] * len(self.lives), Notifier(), None)
         memory = partial(FakeMemory, self._shared, self._turnstile, self.lives[rank])
         channel._begin(codec_of(object, 64), rank_state, memory, HOST, only_host={"put": False, "take": False})
-        channel._begin_losses(Dead(range(len(self.lives))))
+        channel._begin_losses(CommFailedRanks(range(len(self.lives))))
         settle = channel.settle
         channel.settle = lambda dead, **how: settle(dead, timeout=self.patience, **how)
         return channel
@@ -84,7 +84,7 @@ def job(deaths):
 
 def die(deaths, job, rank, how="was killed by SIGKILL", *, silent=False):
     """Have all channels of the job be told of a death; give what the host's says."""
-    deaths.tell(rank, f"rank {rank}, host host, pid 7, {how}", silent)
+    deaths.report(rank, f"rank {rank}, host host, pid 7, {how}", silent)
     for channel in job.channels[1:]:
         channel.lose()
     return job.channels[HOST].lose()
@@ -141,7 +141,7 @@ def test_the_host_is_told_while_it_waits(job, deaths):
 def test_several_deaths_are_told_together_or_one_by_one(job, deaths):
     """As they come."""
     host = job.channels[HOST]
-    deaths.tell(1, "rank 1, host host, pid 7, was killed by SIGKILL")
+    deaths.report(1, "rank 1, host host, pid 7, was killed by SIGKILL")
     die(deaths, job, 2)
     die(deaths, job, 3)
     with pytest.raises(ChannelBroken) as first:
@@ -248,7 +248,7 @@ def test_a_channel_that_is_freed_settles_nothing(job, deaths):
 # -- who tells them
 
 
-class Bereaved:
+class Listener:
     """What is told of deaths, as often as that has to be tried."""
 
     def __init__(self, *answers):
@@ -266,17 +266,17 @@ class Bereaved:
 @pytest.fixture
 def told(deaths, ended):
     """Those whose threads tell of them."""
-    deaths.will_be_told(ended.append)
+    deaths.start_recovery(ended.append)
     return deaths
 
 
 def test_a_death_is_told_to_all_who_are_there_and_those_who_come_later(told):
     """Whoever attends later is told of those before, too."""
-    first, second = Bereaved(), Bereaved()
-    told.attend(first)
-    told.tell(2, "rank 2 was killed")
+    first, second = Listener(), Listener()
+    told.add_listener(first)
+    told.report(2, "rank 2 was killed")
     until(lambda: first.times)
-    told.attend(second)
+    told.add_listener(second)
     until(lambda: second.times)
     assert told.any_known()
     assert told.end_of(2) == "rank 2 was killed"
@@ -285,22 +285,22 @@ def test_a_death_is_told_to_all_who_are_there_and_those_who_come_later(told):
 
 def test_nobody_is_told_before_somebody_has_died(told):
     """There is nothing to settle."""
-    bereaved = Bereaved()
-    told.attend(bereaved)
+    listener = Listener()
+    told.add_listener(listener)
     until(lambda: not told._news._items)
     assert not told.any_known()
-    assert bereaved.times == 0
+    assert listener.times == 0
 
 
 def test_that_one_is_dead_indeed_is_news(deaths):
     """That it may live after all is none; nor is what is told again."""
-    deaths.tell(2, "rank 2 was not heard of", silent=True)
+    deaths.report(2, "rank 2 was not heard of", silent=True)
     assert deaths.is_silent(2)
-    deaths.tell(2, "rank 2 was killed")
+    deaths.report(2, "rank 2 was killed")
     assert not deaths.is_silent(2)
-    deaths.tell(2, "rank 2 was not heard of", silent=True)
+    deaths.report(2, "rank 2 was not heard of", silent=True)
     assert not deaths.is_silent(2)
-    deaths.tell(2, "rank 2 was killed")
+    deaths.report(2, "rank 2 was killed")
     assert deaths.end_of(2) == "rank 2 was killed"
     assert len(deaths._news._items) == 2
 
@@ -308,17 +308,17 @@ def test_that_one_is_dead_indeed_is_news(deaths):
 def test_what_is_not_settled_is_tried_again(told, monkeypatch):
     """Until it is."""
     monkeypatch.setattr(recovery_thread, "_AGAIN", 0.0)
-    bereaved = Bereaved(False, False, True)
-    told.attend(bereaved)
-    told.tell(2, "rank 2 was killed")
-    until(lambda: bereaved.times == 3)
+    listener = Listener(False, False, True)
+    told.add_listener(listener)
+    told.report(2, "rank 2 was killed")
+    until(lambda: listener.times == 3)
 
 
 def test_a_fault_of_ours_ends_the_job(told, ended, caplog):
     """Nobody could be told any more what there is."""
-    bereaved = Bereaved(ZeroDivisionError("a fault of ours"))
-    told.attend(bereaved)
-    told.tell(2, "rank 2 was killed")
+    listener = Listener(ZeroDivisionError("a fault of ours"))
+    told.add_listener(listener)
+    told.report(2, "rank 2 was killed")
     until(lambda: ended)
     assert ended == ["what a dead rank has left behind cannot be settled: a fault of ours"]
     assert "what a dead rank has left behind was not settled" in caplog.text
@@ -328,9 +328,9 @@ def test_a_process_that_is_stuck_ends_the_job(told, ended, monkeypatch):
     """The dead has a lock of the window, and nobody can take it any more. The thread that tells of deaths looks at the time."""
     monkeypatch.setattr(failed_ranks, "_WEDGED", 0.01)
     over = threading.Event()
-    bereaved = Bereaved(lambda: over.wait(LIMIT))
-    told.attend(bereaved)
-    told.tell(2, "rank 2 was killed")
+    listener = Listener(lambda: over.wait(LIMIT))
+    told.add_listener(listener)
+    told.report(2, "rank 2 was killed")
     until(lambda: told.watchdog.left() is None and ended)
     over.set()
     assert ended == ["a rank has died inside MPI, holding a lock: the job is ended"]
@@ -338,32 +338,32 @@ def test_a_process_that_is_stuck_ends_the_job(told, ended, monkeypatch):
 
 def test_who_dies_while_all_are_needed_ends_the_job(deaths, ended):
     """During what was begun last; before and after, it does not."""
-    deaths.tell(1, "rank 1 was killed")
+    deaths.report(1, "rank 1 was killed")
     with deaths.all_needed("the making of a channel"):
-        deaths.tell(1, "rank 1 was killed")
+        deaths.report(1, "rank 1 was killed")
         assert ended == []
         with deaths.all_needed("the end of the job"):
-            deaths.tell(2, "rank 2 was killed")
-    deaths.tell(3, "rank 3 was killed")
+            deaths.report(2, "rank 2 was killed")
+    deaths.report(3, "rank 3 was killed")
     assert ended == ["rank 2 was killed, during the end of the job, which takes all ranks: the job is ended"]
 
 
 def test_who_has_died_since_all_came_together_ends_the_job(deaths, ended):
     """It is missed there."""
-    deaths.tell(5, "rank 5 was killed")
-    with deaths.all_needed("the freeing of a channel", Dead([4, 6])):
+    deaths.report(5, "rank 5 was killed")
+    with deaths.all_needed("the freeing of a channel", CommFailedRanks([4, 6])):
         assert ended == []
-    with deaths.all_needed("the freeing of a channel", Dead([4, 5])):
+    with deaths.all_needed("the freeing of a channel", CommFailedRanks([4, 5])):
         assert ended == ["rank 5 was killed, during the freeing of a channel, which takes all ranks: the job is ended"]
 
 
 def test_the_dead_of_a_communicator_have_its_numbers(deaths):
     """They become more."""
-    dead = Dead([4, 7, 6])
+    dead = CommFailedRanks([4, 7, 6])
     assert (len(dead), [*dead], 1 in dead) == (0, [], False)
-    deaths.tell(7, "rank 7 was killed")
-    deaths.tell(5, "rank 5 was killed")
-    deaths.tell(6, "rank 6 was not heard of", silent=True)
+    deaths.report(7, "rank 7 was killed")
+    deaths.report(5, "rank 5 was killed")
+    deaths.report(6, "rank 6 was not heard of", silent=True)
     assert (len(dead), [*dead], 1 in dead, 0 in dead) == (2, [1, 2], True, False)
     assert dead.silent == [2]
     assert dead.ends([2, 1]) == "rank 7 was killed; rank 6 was not heard of"
@@ -371,6 +371,6 @@ def test_the_dead_of_a_communicator_have_its_numbers(deaths):
 
 def test_where_nobody_tells_nobody_is_kept():
     """MPI ends the job at the first death then."""
-    deaths = Deaths()
-    deaths.attend(Bereaved())
+    deaths = FailedRanks()
+    deaths.add_listener(Listener())
     assert not deaths._news._items

@@ -1,4 +1,4 @@
-"""Globals that are made anew in a worker by their kind, and random numbers."""
+"""Globals that a worker rebuilds by reducers, and random numbers."""
 
 import random
 import sys
@@ -163,7 +163,7 @@ def test_a_global_of_this_kind_works(pair, kind, origin):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_global_of_this_kind_may_be_bound_anew(pair, kind):
+def test_a_global_of_this_kind_may_be_bound_again(pair, kind):
     """It is as good as the first."""
     text, expression = KINDS[kind]
     text = OF_THE_OWN.get(kind, text)
@@ -268,7 +268,7 @@ def test_a_lock_of_multiprocessing_is_the_workers_own(pair, what, use):
 
 @ONLY_NOTHING
 def test_an_event_that_is_set_is_set(pair):
-    """And one that is made anew, too."""
+    """And one that is rebuilt, too."""
     this = pair("import multiprocessing\nx = multiprocessing.Event()\nx.set()\ndef f(): return x.is_set()\n")
     assert this.call("f()")
 

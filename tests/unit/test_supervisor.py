@@ -1,4 +1,4 @@
-"""A keeper and its rank, without MPI: here the test is the root."""
+"""A supervisor and its rank, without MPI: here the test is the root."""
 
 import json
 import os
@@ -15,26 +15,27 @@ from pathlib import Path
 
 import pytest
 
-from mpiexecutor._liveness import commands, supervisor
-from mpiexecutor._liveness.status_page import NOTHING, Slate
+from mpiexecutor._liveness import commands
+from mpiexecutor._liveness.status_page import NOTHING, StatusPage
+from mpiexecutor._liveness.supervisor import Supervisor, how
 
 LIMIT = 20  # seconds that anything here may take
 RANK = """
 import os, signal, sys, time
 from mpiexecutor._liveness import supervised
-from mpiexecutor._liveness.status_page import NOTHING, Slate
-kept = supervised.keep(b"last words")
+from mpiexecutor._liveness.status_page import NOTHING, StatusPage
+supervised = supervised.start_supervisor(b"last words")
 print(os.getpid(), flush=True)
 """
 SERVES = (
-    "kept.serve([bytes.fromhex(sys.argv[1]).decode()], 'token', 7); kept.slate.begin(41, time.monotonic());"
+    "supervised.serve([bytes.fromhex(sys.argv[1]).decode()], 'token', 7); supervised.page.begin(41, time.monotonic());"
     "print('serving', flush=True);"
 )
 
 
 @contextmanager
 def rank_that(does: str, *arguments: str) -> Iterator[tuple["subprocess.Popen[bytes]", int]]:
-    """Start a rank that has a keeper; give the keeper, and the rank's process id."""
+    """Start a rank that has a supervisor; give the supervisor, and the rank's process id."""
     process = subprocess.Popen([sys.executable, "-c", RANK + does, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         yield process, int(process.stdout.readline())
@@ -46,7 +47,7 @@ def rank_that(does: str, *arguments: str) -> Iterator[tuple["subprocess.Popen[by
 
 @contextmanager
 def root() -> Iterator[tuple[str, socket.socket]]:
-    """Listen for keepers; give the address as an argument."""
+    """Listen for supervisors; give the address as an argument."""
     address = "\0" + secrets.token_hex(8)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.settimeout(LIMIT)
@@ -55,14 +56,14 @@ def root() -> Iterator[tuple[str, socket.socket]]:
         yield address.encode().hex(), listener
 
 
-def greet(listener: socket.socket) -> tuple[socket.socket, dict, Slate]:
-    keeper = listener.accept()[0]
-    keeper.settimeout(LIMIT)
-    data, descriptors, _, _ = socket.recv_fds(keeper, 1000, 1)
-    slate = Slate(*descriptors)
+def greet(listener: socket.socket) -> tuple[socket.socket, dict, StatusPage]:
+    supervisor = listener.accept()[0]
+    supervisor.settimeout(LIMIT)
+    data, descriptors, _, _ = socket.recv_fds(supervisor, 1000, 1)
+    page = StatusPage(*descriptors)
     os.close(*descriptors)
-    keeper.send(b"!")
-    return keeper, json.loads(data), slate
+    supervisor.send(b"!")
+    return supervisor, json.loads(data), page
 
 
 def is_there(pid: int) -> bool:
@@ -81,33 +82,33 @@ def is_alive(pid: int) -> bool:
 @pytest.mark.parametrize(("end", "status"), [("sys.exit(3)", 3), ("os._exit(0)", 0), ("os.kill(os.getpid(), signal.SIGTERM)", -15)])
 def test_ends_as_the_rank_does_that_serves_nobody(end, status):
     """With its exit code, or by its signal."""
-    with rank_that(end) as (keeper, _):
-        assert keeper.wait(LIMIT) == status
+    with rank_that(end) as (supervisor, _):
+        assert supervisor.wait(LIMIT) == status
 
 
-def test_the_rank_does_not_outlive_its_keeper():
+def test_the_rank_does_not_outlive_its_supervisor():
     """The kernel sees to that."""
-    with rank_that("time.sleep(1000)") as (keeper, _):
-        keeper.kill()
-        assert keeper.stdout.read() == b""  # when the rank, which has it, too, is gone
+    with rank_that("time.sleep(1000)") as (supervisor, _):
+        supervisor.kill()
+        assert supervisor.stdout.read() == b""  # when the rank, which has it, too, is gone
 
 
 def test_tells_the_root_of_a_death_and_stays_until_it_may_leave():
     """How it ended, which call it had begun, who it was; then, for the process manager, all is well."""
-    with root() as (address, listener), rank_that(SERVES + "time.sleep(60)", address) as (keeper, rank):
-        connection, hello, slate = greet(listener)
+    with root() as (address, listener), rank_that(SERVES + "time.sleep(60)", address) as (supervisor, rank):
+        connection, hello, page = greet(listener)
         assert hello == {"token": "token", "rank": 7, "pid": rank, "host": socket.gethostname()}
-        assert keeper.stdout.readline() == b"serving\n"
+        assert supervisor.stdout.readline() == b"serving\n"
         os.kill(rank, signal.SIGSEGV)
         assert json.loads(connection.recv(1000)) == {"end": "was killed by SIGSEGV", "begun": 41, "overdue": 0.0}
-        assert slate.begun == 41
+        assert page.begun == 41
         assert not is_there(rank)
-        assert keeper.poll() is None
+        assert supervisor.poll() is None
         connection.send(commands.LEAVE)
         assert connection.recv(1000) == commands.BYE
         connection.close()
-        assert keeper.wait(LIMIT) == 0
-        assert keeper.stdout.read() == keeper.stderr.read() == b"last words"
+        assert supervisor.wait(LIMIT) == 0
+        assert supervisor.stdout.read() == supervisor.stderr.read() == b"last words"
 
 
 def test_kills_its_rank_when_the_root_says_so():
@@ -122,9 +123,9 @@ def test_kills_its_rank_when_the_root_says_so():
 def test_has_its_rank_end_when_the_root_says_so():
     """By SIGTERM, which the rank may have a handler for."""
     handles = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(6)); print('handles', flush=True); time.sleep(60)"
-    with root() as (address, listener), rank_that(SERVES + handles, address) as (keeper, _):
+    with root() as (address, listener), rank_that(SERVES + handles, address) as (supervisor, _):
         connection, _, _ = greet(listener)
-        assert [keeper.stdout.readline() for _ in range(2)] == [b"serving\n", b"handles\n"]
+        assert [supervisor.stdout.readline() for _ in range(2)] == [b"serving\n", b"handles\n"]
         connection.send(commands.TERMINATE)
         assert json.loads(connection.recv(1000))["end"] == "ended with exit code 6"
         connection.close()
@@ -136,15 +137,15 @@ OVERDUE = "was killed, as its call ran longer than 0.3 s"
 @pytest.mark.parametrize(
     ("does", "end"),
     [
-        ("kept.limit(0.3); time.sleep(60)", OVERDUE),
-        ("signal.pthread_sigmask(0, range(1, 65)); kept.limit(0.3); __import__('ctypes').PyDLL(None).sleep(60)", OVERDUE),
-        ("kept.limit(0.3); os.kill(os.getpid(), signal.SIGSTOP)", OVERDUE),
-        ("kept.slate.finish(); kept.limit(0.3); time.sleep(0.6); os._exit(3)", "ended with exit code 3"),
+        ("supervised.limit(0.3); time.sleep(60)", OVERDUE),
+        ("signal.pthread_sigmask(0, range(1, 65)); supervised.limit(0.3); __import__('ctypes').PyDLL(None).sleep(60)", OVERDUE),
+        ("supervised.limit(0.3); os.kill(os.getpid(), signal.SIGSTOP)", OVERDUE),
+        ("supervised.page.finish(); supervised.limit(0.3); time.sleep(0.6); os._exit(3)", "ended with exit code 3"),
         (
-            "kept.limit(3)\nfor _ in range(7): time.sleep(0.5); kept.slate.begin(41, time.monotonic())\nos._exit(3)",
+            "supervised.limit(3)\nfor _ in range(7): time.sleep(0.5); supervised.page.begin(41, time.monotonic())\nos._exit(3)",
             "ended with exit code 3",
         ),
-        ("kept.limit(3); kept.limit(0); time.sleep(3.3); os._exit(3)", "ended with exit code 3"),
+        ("supervised.limit(3); supervised.limit(0); time.sleep(3.3); os._exit(3)", "ended with exit code 3"),
     ],
     ids=["runs", "holds the GIL", "is stopped", "runs no more", "runs others", "may run as long as it likes"],
 )
@@ -160,34 +161,34 @@ def test_kills_a_rank_whose_call_runs_longer_than_it_may(does, end):
 def test_a_call_that_ends_at_the_last_moment_is_no_reason_to_kill():
     """The rank is stopped first, and looked at again: here the call ends between the two looks. Then it goes on."""
     process = subprocess.Popen([sys.executable, "-c", "print(input(), flush=True)"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    slate = Slate()
-    slate.limit(1.0)
-    slate.begin(41, time.monotonic() - 2.0)
+    page = StatusPage()
+    page.limit(1.0)
+    page.begin(41, time.monotonic() - 2.0)
     mine, its = socket.socketpair()
-    keeper = supervisor._Keeper(process.pid, mine, slate, -1, b"")
+    supervisor = Supervisor(process.pid, mine, page, -1, b"")
     waited = os.waitid
     try:
-        assert keeper._is_overdue()
+        assert supervisor._is_overdue()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(os, "waitid", lambda *arguments: (waited(*arguments), slate.finish()))
-            keeper._enforce_limit()
+            patch.setattr(os, "waitid", lambda *arguments: (waited(*arguments), page.finish()))
+            supervisor._enforce_limit()
         assert process.communicate(b"alive", LIMIT)[0] == b"alive\n"
     finally:
         process.kill()
         process.wait()
         mine.close()
         its.close()
-        os.close(keeper._end)
+        os.close(supervisor._end)
 
 
-@pytest.mark.parametrize("does", ["time.sleep(60)", "kept.stay()"], ids=["runs", "stays"])
+@pytest.mark.parametrize("does", ["time.sleep(60)", "supervised.stay()"], ids=["runs", "stays"])
 def test_ends_its_rank_when_the_root_is_gone(does):
     """Nobody waits for this rank any more, and the job has failed."""
-    with root() as (address, listener), rank_that(SERVES + does, address) as (keeper, rank):
+    with root() as (address, listener), rank_that(SERVES + does, address) as (supervisor, rank):
         connection, _, _ = greet(listener)
-        assert keeper.stdout.readline() == b"serving\n"
+        assert supervisor.stdout.readline() == b"serving\n"
         connection.close()
-        assert keeper.wait(LIMIT) == 1
+        assert supervisor.wait(LIMIT) == 1
         assert not is_there(rank)
 
 
@@ -195,42 +196,45 @@ def test_is_nobody_again_to_a_rank_that_was_dismissed():
     """The root is gone, the rank goes on, and ends with a status of its own."""
     with (
         root() as (address, listener),
-        rank_that(SERVES + "kept.dismiss(); sys.exit(4)", address) as (
-            keeper,
+        rank_that(SERVES + "supervised.dismiss(); sys.exit(4)", address) as (
+            supervisor,
             _,
         ),
     ):
         connection, _, _ = greet(listener)
         assert connection.recv(1000) == commands.BYE
         connection.close()
-        assert keeper.wait(LIMIT) == 4
+        assert supervisor.wait(LIMIT) == 4
 
 
-UNTIL_NEWS = "import select; select.select([kept._line], [], [], 20); os.kill(os.getppid(), signal.SIGSTOP);"
+UNTIL_NEWS = "import select; select.select([supervised._line], [], [], 20); os.kill(os.getppid(), signal.SIGSTOP);"
 
 
 def test_is_dismissed_by_a_rank_that_has_not_read_all():
     """News of deaths come at any time. The kernel tells of what is unread before it gives what was said."""
-    with root() as (address, listener), rank_that(SERVES + UNTIL_NEWS + "kept.dismiss(); os._exit(4)", address) as (keeper, rank):
+    with (
+        root() as (address, listener),
+        rank_that(SERVES + UNTIL_NEWS + "supervised.dismiss(); os._exit(4)", address) as (supervisor, rank),
+    ):
         connection, _, _ = greet(listener)
         connection.send(commands.NEWS + b"[]")
         await_zombie(rank)
-        keeper.send_signal(signal.SIGCONT)
+        supervisor.send_signal(signal.SIGCONT)
         assert connection.recv(1000) == commands.BYE
         connection.close()
-        assert keeper.wait(LIMIT) == 4
+        assert supervisor.wait(LIMIT) == 4
 
 
 def test_may_leave_though_the_root_has_not_read_all():
     """As above."""
-    with root() as (address, listener), rank_that(SERVES + "os._exit(3)", address) as (keeper, rank):
+    with root() as (address, listener), rank_that(SERVES + "os._exit(3)", address) as (supervisor, rank):
         connection, _, _ = greet(listener)
         assert select.select([connection], [], [], LIMIT)[0]  # told of the death
-        keeper.send_signal(signal.SIGSTOP)
+        supervisor.send_signal(signal.SIGSTOP)
         connection.send(commands.LEAVE)
         connection.close()
-        keeper.send_signal(signal.SIGCONT)
-        assert keeper.wait(LIMIT) == 0
+        supervisor.send_signal(signal.SIGCONT)
+        assert supervisor.wait(LIMIT) == 0
         assert not is_there(rank)
 
 
@@ -243,8 +247,8 @@ def await_zombie(pid: int) -> None:
 
 def test_a_root_that_is_not_there_is_as_none():
     """The rank's death is the job's, then."""
-    with rank_that(SERVES + "sys.exit(5)", b"\0nobody".hex()) as (keeper, _):
-        assert keeper.wait(LIMIT) == 5
+    with rank_that(SERVES + "sys.exit(5)", b"\0nobody".hex()) as (supervisor, _):
+        assert supervisor.wait(LIMIT) == 5
 
 
 @pytest.mark.parametrize(
@@ -258,11 +262,11 @@ def test_a_root_that_is_not_there_is_as_none():
 )
 def test_says_how_a_process_ended(status, text):
     """By the name of the signal, where it has one."""
-    assert supervisor.how(status) == text
+    assert how(status) == text
 
 
 def test_a_rank_that_dies_as_it_begins_to_serve_is_a_loss_like_any_other():
-    """Its keeper has come to the root, and cannot tell the rank so any more: here the root is slow to answer."""
+    """Its supervisor has come to the root, and cannot tell the rank so any more: here the root is slow to answer."""
     with root() as (address, listener), rank_that(SERVES, address) as (_, rank):
         connection = listener.accept()[0]
         connection.settimeout(LIMIT)

@@ -30,7 +30,7 @@ def script(crew):
 
 def new_script(crew):
     script_of("def f(): return 'f'\ndef g(): return 'g'\n")
-    return Script(crew.pump.registry, Origin.NOTHING)
+    return Script(crew.scheduler.registry, Origin.NOTHING)
 
 
 def run(worker, name):
@@ -63,7 +63,7 @@ def test_two_executors_of_one_worker_each_have_different_workers(crew, script):
         assert not run(workers[1 - own], "f")
         assert run(workers[own], "f")
         assert future.result(LIMIT) == "f"
-    assert crew.pump._state.seconds[UNKNOWN] == 0  # what is given back so is not taken to be long
+    assert crew.scheduler._state.seconds[UNKNOWN] == 0  # what is given back so is not taken to be long
 
 
 def test_a_worker_has_two_executors_if_no_other_comes(crew, script):
@@ -145,9 +145,9 @@ def test_a_worker_is_told_once_which_executors_have_ended(crew, script):
         if session is first:
             worker.answer()
             crew.settle()
-            crew.pump.close(first, "shut down")
+            crew.scheduler.close(first, "shut down")
     assert told == {(first.number, 1): [], (second.number, 1): [first.number], (second.number, 2): []}
-    crew.pump.close(second, "shut down")
+    crew.scheduler.close(second, "shut down")
     crew.submit_named("f", script, session=third)
     worker = FakeWorker(crew, 1)
     worker.take()
@@ -167,9 +167,9 @@ def test_a_worker_keeps_nothing_of_executors_that_have_ended(crew):
     crew.settle()
     assert set(worker._modules._modules) == {first.number}
     assert len(worker._shelf._kept) == 1
-    crew.pump.close(first, "shut down")
+    crew.scheduler.close(first, "shut down")
     sys.modules["__main__"] = main
-    future = crew.submit_named("g", Script(crew.pump.registry, Origin.NOTHING), session=second)
+    future = crew.submit_named("g", Script(crew.scheduler.registry, Origin.NOTHING), session=second)
     serve(worker, 1)
     assert future.result(LIMIT) == "g"
     assert set(worker._modules._modules) == {second.number}

@@ -1,4 +1,4 @@
-"""What is done about a death, and in which order: both channels forget the dead, then the pump is told. Channels are scripts."""
+"""What is done about a failure, in order: both channels are recovered, then the scheduler is told. Channels are scripts."""
 
 import logging
 import secrets
@@ -8,15 +8,15 @@ import pytest
 from fakes import LIMIT
 
 from mpiexecutor._liveness import recovery
-from mpiexecutor._liveness.monitor import Loss, Watch
-from mpiexecutor._liveness.recovery import Undertaker
+from mpiexecutor._liveness.monitor import FailureMonitor, WorkerFailure
+from mpiexecutor._liveness.recovery import PoolRecovery
 from mpiexecutor._rma.recovery_thread import Watchdog
 from mpiexecutor._util.inbox import Inbox
 from mpiexecutor.channel import ChannelBroken, ChannelClosed, Share
 
 
-def loss_of(rank):
-    return Loss(rank, "host", 1000 + rank, "was killed by SIGKILL", None)
+def failure_of(rank):
+    return WorkerFailure(rank, "host", 1000 + rank, "was killed by SIGKILL", None)
 
 
 def share_of(rank, message):
@@ -43,14 +43,14 @@ class ScriptedChannel:
         return step
 
 
-class FakeWatch:
-    """Has the losses that a test gives it."""
+class FakeMonitor:
+    """Has the failures that a test gives it."""
 
     def __init__(self, log):
-        self.losses = Inbox()
+        self.failures = Inbox()
         self.dead, self.silent = set(), set()
-        self.doomed = set()
-        self.kept = {1, 2, 3}  # those who have keepers
+        self.expected = set()
+        self.supervised = {1, 2, 3}  # those who have supervisors
         self.watchdog = Watchdog()
         self._log = log
 
@@ -60,29 +60,29 @@ class FakeWatch:
             if silent:
                 self.silent.add(rank)
         for rank in ranks:
-            self.losses.put(loss_of(rank))
+            self.failures.put(failure_of(rank))
 
     def kill(self, rank):
         self._log.append(("killed", rank))
-        return rank in self.kept - self.dead
+        return rank in self.supervised - self.dead
 
-    def is_doomed(self, rank):
-        return rank in self.doomed
+    def is_expected(self, rank):
+        return rank in self.expected
 
 
 class Scene:
-    """An undertaker, and all that it says and does, in order."""
+    """A recovery thread, and all that it says and does, in order."""
 
-    def __init__(self, watch=None):
+    def __init__(self, monitor=None):
         self.log = []
-        self.watch = FakeWatch(self.log) if watch is None else watch
+        self.monitor = FakeMonitor(self.log) if monitor is None else monitor
         self.work, self.replies = (ScriptedChannel(name, self.log) for name in ("work", "replies"))
         self.given_up = threading.Event()
-        self._undertaker = Undertaker(
-            self.watch,
+        self._recovery = PoolRecovery(
+            self.monitor,
             (self.work, self.replies),
             renumber=lambda kept, first: self.log.append(("renumbered", kept, first)),
-            bury=lambda loss, share: self.log.append(("buried", loss.rank, share)),
+            lose=lambda failure, share: self.log.append(("lost", failure.rank, share)),
             give_up=self._give_up,
             note=lambda: self.log.append("noted"),
         )
@@ -93,9 +93,9 @@ class Scene:
 
     def end(self):
         """Have it do all that there is to do, and end; give what it has done."""
-        self.watch.losses.put(None)
-        self._undertaker.thread.join(LIMIT)
-        assert not self._undertaker.thread.is_alive()
+        self.monitor.failures.put(None)
+        self._recovery.thread.join(LIMIT)
+        assert not self._recovery.thread.is_alive()
         return self.log
 
 
@@ -106,39 +106,39 @@ def scene():
     scene.end()
 
 
-def test_both_channels_are_settled_before_the_pump_is_told(scene):
-    """First the loss is noted. The pump learns what the dead had claimed of the work, and what numbers its messages have."""
+def test_both_channels_are_settled_before_the_scheduler_is_told(scene):
+    """First the failure is noted. The scheduler learns the last claims of work, and which numbers its messages have."""
     scene.work.script = [[share_of(2, 17)]]
     scene.replies.script = [[share_of(2, 99)]]
-    scene.watch.lose(2)
+    scene.monitor.lose(2)
     assert scene.end() == [
         "noted",
         ("work", {2}, set()),
         ("renumbered", [3, 5], 7),
         ("replies", {2}, set()),
-        ("buried", 2, share_of(2, 17)),
+        ("lost", 2, share_of(2, 17)),
     ]
-    assert scene.watch.watchdog.left() is None
+    assert scene.monitor.watchdog.left() is None
 
 
 def test_one_that_had_claimed_nothing_is_buried_too(scene):
     """With no share."""
-    scene.watch.lose(2)
-    assert scene.end()[-1] == ("buried", 2, None)
+    scene.monitor.lose(2)
+    assert scene.end()[-1] == ("lost", 2, None)
 
 
 def test_more_may_die_meanwhile(scene):
     """Both are forgotten at once; what each had claimed is told with its own death, as it was known first."""
     scene.work.script = [[share_of(1, 4), share_of(2, 5)], []]
-    scene.watch.lose(1, 2)
+    scene.monitor.lose(1, 2)
     log = scene.end()
     assert log[1] == ("work", {1, 2}, set())
-    assert [each for each in log if each[0] == "buried"] == [("buried", 1, share_of(1, 4)), ("buried", 2, share_of(2, 5))]
+    assert [each for each in log if each[0] == "lost"] == [("lost", 1, share_of(1, 4)), ("lost", 2, share_of(2, 5))]
 
 
 def test_the_channels_are_told_who_perhaps_lives(scene):
     """One that is silent counts as dead only if it is not in the middle of a message."""
-    scene.watch.lose(2, silent=True)
+    scene.monitor.lose(2, silent=True)
     log = scene.end()
     assert log[1] == ("work", {2}, {2})
     assert log[3] == ("replies", {2}, {2})
@@ -148,40 +148,40 @@ def test_the_channels_are_told_who_perhaps_lives(scene):
 def test_who_lives_and_keeps_a_channel_from_being_settled_is_killed(scene, which):
     """It was stopped in the middle of a message: nobody can do anything meanwhile. Then it is tried again."""
     getattr(scene, which).script = [ChannelBroken("ranks [1, 3] live", [1, 3])]
-    scene.watch.lose(2)
+    scene.monitor.lose(2)
     log = scene.end()
     broken = [each[0] for each in log].index(which)
     assert log[broken + 1 : broken + 4] == [("killed", 1), ("killed", 3), (which, {2}, set())]
-    assert log[-1] == ("buried", 2, None)
+    assert log[-1] == ("lost", 2, None)
 
 
 def test_what_it_had_claimed_is_kept_while_that_is_tried_again(scene):
     """The second time the channel does not tell of it any more."""
     scene.work.script = [[share_of(2, 17)], []]
     scene.replies.script = [ChannelBroken("ranks [1] live", [1])]
-    scene.watch.lose(2)
-    assert scene.end()[-1] == ("buried", 2, share_of(2, 17))
+    scene.monitor.lose(2)
+    assert scene.end()[-1] == ("lost", 2, share_of(2, 17))
 
 
 def test_if_nobody_can_be_killed_everything_is_given_up(scene):
-    """They have no keepers, or are dead, as far as is known: the channel is of no use."""
+    """They have no supervisors, or are dead, as far as is known: the channel is of no use."""
     scene.work.script = [ChannelBroken("ranks [7] live", [7])]
-    scene.watch.lose(2)
+    scene.monitor.lose(2)
     log = scene.end()
-    reason = f"{loss_of(2)}, and what it has left behind cannot be settled: ranks [7] live"
+    reason = f"{failure_of(2)}, and what it has left behind cannot be settled: ranks [7] live"
     assert log[-1] == ("given up", reason)
-    assert scene.watch.watchdog.left() is None
+    assert scene.monitor.watchdog.left() is None
 
 
 def test_a_fault_of_ours_is_given_up_for_too(scene, caplog):
     """It is logged; later deaths are looked at as ever."""
     scene.replies.script = [ZeroDivisionError("a fault of ours")]
-    scene.watch.lose(1)
-    scene.watch.lose(2)
+    scene.monitor.lose(1)
+    scene.monitor.lose(2)
     log = scene.end()
-    assert [each for each in log if each[0] in {"given up", "buried"}] == [
-        ("given up", f"{loss_of(1)}, and what it has left behind cannot be settled: a fault of ours"),
-        ("buried", 2, None),
+    assert [each for each in log if each[0] in {"given up", "lost"}] == [
+        ("given up", f"{failure_of(1)}, and what it has left behind cannot be settled: a fault of ours"),
+        ("lost", 2, None),
     ]
     assert "what a dead worker has left behind was not settled" in caplog.text
 
@@ -189,27 +189,27 @@ def test_a_fault_of_ours_is_given_up_for_too(scene, caplog):
 def test_after_the_end_there_is_nothing_to_settle(scene):
     """The channels are freed: nobody's calls are looked for, and nothing is given up."""
     scene.work.script = [ChannelClosed("the channel was freed")]
-    scene.watch.lose(2)
+    scene.monitor.lose(2)
     assert scene.end() == ["noted", ("work", {2}, set())]
 
 
 def test_an_unexpected_death_is_a_warning_and_another_is_none(scene, caplog):
     """That this process wanted it is no reason to worry."""
-    scene.watch.doomed.add(2)
+    scene.monitor.expected.add(2)
     with caplog.at_level(logging.INFO, "mpiexecutor"):
-        scene.watch.lose(1, 2)
+        scene.monitor.lose(1, 2)
         scene.end()
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
-        ("WARNING", str(loss_of(1))),
-        ("INFO", str(loss_of(2))),
+        ("WARNING", str(failure_of(1))),
+        ("INFO", str(failure_of(2))),
     ]
 
 
 @pytest.mark.parametrize("which", ["work", "replies"])
 def test_if_this_process_is_stuck_inside_mpi_everything_is_given_up(which, monkeypatch):
     """A rank has died in there, and holds a lock. Whoever waits is told, though this thread does not come back."""
-    watch = Watch(secrets.token_hex(8), "token")
-    scene = Scene(watch)
+    monitor = FailureMonitor(secrets.token_hex(8), "token")
+    scene = Scene(monitor)
 
     def wait_for(seconds):
         monkeypatch.setattr(recovery, "_WEDGED", seconds)
@@ -222,7 +222,7 @@ def test_if_this_process_is_stuck_inside_mpi_everything_is_given_up(which, monke
     wait_for(0.01 if which == "work" else 1e6)
     scene.work.script = [be_stuck if which == "work" else lambda: wait_for(0.01) or []]
     scene.replies.script = [be_stuck] if which == "replies" else []
-    watch.lose(loss_of(2))
-    reason = f"{loss_of(2)}, inside MPI, where it holds a lock that nobody can take any more"
+    monitor.lose(failure_of(2))
+    reason = f"{failure_of(2)}, inside MPI, where it holds a lock that nobody can take any more"
     assert [each for each in scene.end() if each[0] == "given up"] == [("given up", reason)]
-    watch.stop()
+    monitor.stop()

@@ -9,13 +9,13 @@ from mpiexecutor._start import job, process
 def test_the_environment_goes_before_what_the_first_executor_asks_for(monkeypatch, wanted, asked, workers):
     """An empty variable is as none."""
     monkeypatch.setenv("MPIEXECUTOR_MAX_WORKERS", wanted)
-    assert process._crew_size(asked) == workers
+    assert process._pool_size(asked) == workers
 
 
 def test_without_either_there_is_a_worker_for_each_core(monkeypatch):
     """That this process may use."""
     monkeypatch.delenv("MPIEXECUTOR_MAX_WORKERS", raising=False)
-    assert process._crew_size(None) == process.usable_cores()
+    assert process._pool_size(None) == process.usable_cores()
 
 
 @pytest.mark.parametrize("wanted", ["many", "0", "-1", "1.5"])
@@ -24,7 +24,7 @@ def test_a_number_of_workers_that_makes_no_sense_is_refused(monkeypatch, wanted)
     monkeypatch.setenv("MPIEXECUTOR_MAX_WORKERS", wanted)
     rule = f"MPIEXECUTOR_MAX_WORKERS is the number of workers to start, at least 1, not '{wanted}'"
     with pytest.raises(ValueError, match=rule):
-        process._crew_size(None)
+        process._pool_size(None)
 
 
 @pytest.mark.parametrize("wanted", ["-1", "0", "inf", "nan", "soon"])

@@ -1,6 +1,6 @@
-"""A keeper on another node than the root: it turns from one watch to the next, until nobody is left. Here the test is the watches.
+"""A supervisor on another node than the root turns from one monitor to the next, until none is left. The test is the monitors.
 
-The keeper is a thread of this process, its rank a process that sleeps. All else of keepers: see test_keeper.py.
+The supervisor is a thread of this process, its rank a process that sleeps. All else of supervisors: see test_supervisor.py.
 """
 
 import json
@@ -17,13 +17,13 @@ from fakes import LIMIT, in_a_thread
 
 from mpiexecutor._liveness import supervised, supervisor
 from mpiexecutor._liveness.commands import BYE, KILL, LEAVE, NEWS, TERMINATE, Service
-from mpiexecutor._liveness.status_page import NOTHING, Slate
+from mpiexecutor._liveness.status_page import NOTHING, StatusPage
 
-pytestmark = pytest.mark.skipif(not supervised.possible(), reason="keepers need Linux 5.3")
+pytestmark = pytest.mark.skipif(not supervised.possible(), reason="supervisors need Linux 5.3")
 
 
-class Watch:
-    """One that listens for the keeper."""
+class FailureMonitor:
+    """One that listens for the supervisor."""
 
     def __init__(self, stack):
         self.address = "\0" + secrets.token_hex(8)
@@ -34,49 +34,49 @@ class Watch:
         self._stack = stack
 
     def accept(self):
-        """Give what a keeper that comes says of itself; it still waits for a welcome."""
-        self.keeper = self._stack.enter_context(self.listener.accept()[0])
-        self.keeper.settimeout(LIMIT)
-        data, descriptors, _, _ = socket.recv_fds(self.keeper, 1000, 1)
+        """Give what a supervisor that comes says of itself; it still waits for a welcome."""
+        self.supervisor = self._stack.enter_context(self.listener.accept()[0])
+        self.supervisor.settimeout(LIMIT)
+        data, descriptors, _, _ = socket.recv_fds(self.supervisor, 1000, 1)
         os.close(*descriptors)
         return json.loads(data)
 
     def welcome(self):
         hello = self.accept()
-        self.keeper.send(b"!")
+        self.supervisor.send(b"!")
         return hello
 
     def hears(self):
-        """Give what the keeper tells next; nothing if it has gone."""
-        return self.keeper.recv(1000)
+        """Give what the supervisor tells next; nothing if it has gone."""
+        return self.supervisor.recv(1000)
 
     def hears_of_death(self):
         return json.loads(self.hears())
 
     def go(self):
         self.listener.close()
-        if hasattr(self, "keeper"):
-            self.keeper.close()
+        if hasattr(self, "supervisor"):
+            self.supervisor.close()
 
 
 class Scene:
-    """A keeper and its rank, and watches."""
+    """A supervisor and its rank, and monitors."""
 
     def __init__(self, stack):
-        self.watches = [Watch(stack) for _ in range(3)]
+        self.monitors = [FailureMonitor(stack) for _ in range(3)]
         self.rank = os.posix_spawnp("sleep", ["sleep", str(10 * LIMIT)], os.environ)  # nobody else is to wait for it
-        self.slate, descriptor = Slate.new()
+        self.page, descriptor = StatusPage.new()
         mine, self.line = (stack.enter_context(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         self.line.settimeout(LIMIT)
-        self.keeper = supervisor._Keeper(self.rank, mine, self.slate, descriptor, b"")
-        self.running = in_a_thread(self.keeper.run)
+        self.supervisor = supervisor.Supervisor(self.rank, mine, self.page, descriptor, b"")
+        self.running = in_a_thread(self.supervisor.run)
         stack.callback(os.close, descriptor)
-        stack.callback(os.close, self.keeper._end)
+        stack.callback(os.close, self.supervisor._end)
         stack.callback(self.end)
 
     def serve(self, *, far=True, files=()):
-        """Have the rank serve: its keeper meets a watch."""
-        addresses = [watch.address for watch in self.watches]
+        """Have the rank serve: its supervisor meets a monitor."""
+        addresses = [monitor.address for monitor in self.monitors]
         self.line.send(json.dumps(asdict(Service(addresses, "token", 7, far, None, list(files)))).encode())
 
     def kill(self, number=signal.SIGKILL):
@@ -85,13 +85,13 @@ class Scene:
 
     @property
     def is_there(self):
-        """Whether the rank is: a dead one is until its keeper has seen that."""
+        """Whether the rank is: a dead one is until its supervisor has seen that."""
         return Path(f"/proc/{self.rank}").exists()
 
     def end(self):
-        """Have all go, and the keeper with them."""
-        for watch in self.watches:
-            watch.go()
+        """Have all go, and the supervisor with them."""
+        for monitor in self.monitors:
+            monitor.go()
         self.kill()
         self.running.result(LIMIT)
 
@@ -108,7 +108,7 @@ KILLED = {"end": "was killed by SIGKILL", "begun": NOTHING, "overdue": 0.0}
 def test_it_comes_to_the_first_watch_and_tells_its_rank_so(scene):
     """Only then does the rank begin: it is not to die unseen."""
     scene.serve()
-    hello = scene.watches[0].welcome()
+    hello = scene.monitors[0].welcome()
     assert hello == {"token": "token", "rank": 7, "pid": scene.rank, "host": socket.gethostname()}
     assert scene.line.recv(1) == b"!"
 
@@ -116,18 +116,18 @@ def test_it_comes_to_the_first_watch_and_tells_its_rank_so(scene):
 def test_it_turns_to_the_next_if_one_has_gone(scene):
     """With its worker, who has died: the rank goes on, and its death is told there."""
     scene.serve()
-    scene.watches[0].welcome()
-    scene.watches[0].go()
-    scene.watches[1].welcome()
+    scene.monitors[0].welcome()
+    scene.monitors[0].go()
+    scene.monitors[1].welcome()
     scene.kill()
-    assert scene.watches[1].hears_of_death() == KILLED
+    assert scene.monitors[1].hears_of_death() == KILLED
 
 
-def test_a_watch_that_is_gone_already_is_passed_over(scene):
+def test_a_monitor_that_is_gone_already_is_passed_over(scene):
     """Its worker has died before this one began to serve."""
-    scene.watches[0].go()
+    scene.monitors[0].go()
     scene.serve()
-    scene.watches[1].welcome()
+    scene.monitors[1].welcome()
     assert scene.line.recv(1) == b"!"
 
 
@@ -141,24 +141,24 @@ class NoTimeAtFirst:
         return self._left.pop()
 
 
-def test_a_watch_that_does_not_welcome_it_is_passed_over(scene, monkeypatch):
+def test_a_monitor_that_does_not_welcome_it_is_passed_over(scene, monkeypatch):
     """Its worker is stopped, say."""
     monkeypatch.setattr(supervisor, "_WELCOME", NoTimeAtFirst())
     scene.serve()
-    scene.watches[0].accept()
-    scene.watches[1].welcome()
+    scene.monitors[0].accept()
+    scene.monitors[1].welcome()
     assert scene.line.recv(1) == b"!"
 
 
 def test_a_death_is_told_once_more_if_who_was_told_has_gone(scene):
     """It may have passed nothing on."""
     scene.serve()
-    scene.watches[0].welcome()
+    scene.monitors[0].welcome()
     scene.kill()
-    assert scene.watches[0].hears_of_death() == KILLED
-    scene.watches[0].go()
-    scene.watches[1].welcome()
-    assert scene.watches[1].hears_of_death() == KILLED
+    assert scene.monitors[0].hears_of_death() == KILLED
+    scene.monitors[0].go()
+    scene.monitors[1].welcome()
+    assert scene.monitors[1].hears_of_death() == KILLED
 
 
 def test_the_keeper_of_a_dead_rank_leaves_if_nobody_is_left_to_be_told(scene, tmp_path):
@@ -166,11 +166,11 @@ def test_the_keeper_of_a_dead_rank_leaves_if_nobody_is_left_to_be_told(scene, tm
     file = tmp_path / "file"
     file.touch()
     scene.serve(files=[str(file)])
-    scene.watches[0].welcome()
+    scene.monitors[0].welcome()
     scene.kill()
-    scene.watches[0].hears_of_death()
-    for watch in scene.watches:
-        watch.go()
+    scene.monitors[0].hears_of_death()
+    for monitor in scene.monitors:
+        monitor.go()
     assert scene.running.result(LIMIT) == 0
     assert not file.exists()
 
@@ -178,23 +178,23 @@ def test_the_keeper_of_a_dead_rank_leaves_if_nobody_is_left_to_be_told(scene, tm
 def test_a_rank_goes_on_though_nobody_watches_over_it(scene):
     """If it dies then nobody is told, but for the process manager, to whom all is well."""
     scene.serve()
-    scene.watches[0].welcome()
+    scene.monitors[0].welcome()
     assert scene.line.recv(1) == b"!"
-    for watch in scene.watches[::-1]:
-        watch.go()
+    for monitor in scene.monitors[::-1]:
+        monitor.go()
     assert scene.is_there
     scene.kill()
     assert scene.running.result(LIMIT) == 0
 
 
-def test_a_keeper_that_is_to_leave_ends_its_rank(scene, tmp_path):
-    """Whether it lives or not. It says that this is no loss."""
+def test_a_supervisor_that_is_to_leave_ends_its_rank(scene, tmp_path):
+    """Whether it lives or not. It says that this is no failure."""
     file = tmp_path / "file"
     file.touch()
     scene.serve(files=[str(file)])
-    scene.watches[0].welcome()
-    scene.watches[0].keeper.send(LEAVE)
-    assert scene.watches[0].hears() == BYE
+    scene.monitors[0].welcome()
+    scene.monitors[0].supervisor.send(LEAVE)
+    assert scene.monitors[0].hears() == BYE
     assert scene.running.result(LIMIT) == 0
     assert not scene.is_there
     assert not file.exists()
@@ -204,41 +204,41 @@ def test_a_keeper_that_is_to_leave_ends_its_rank(scene, tmp_path):
 def test_a_wish_that_comes_too_late_is_no_error(scene, wish):
     """The rank is dead already."""
     scene.serve()
-    scene.watches[0].welcome()
+    scene.monitors[0].welcome()
     scene.kill()
-    assert scene.watches[0].hears_of_death() == KILLED
-    scene.watches[0].keeper.send(wish)
-    scene.watches[0].keeper.send(LEAVE)
-    assert scene.watches[0].hears() == BYE
+    assert scene.monitors[0].hears_of_death() == KILLED
+    scene.monitors[0].supervisor.send(wish)
+    scene.monitors[0].supervisor.send(LEAVE)
+    assert scene.monitors[0].hears() == BYE
     assert scene.running.result(LIMIT) == 0
 
 
 def test_news_are_passed_on_to_the_rank(scene):
     """As they are."""
     scene.serve()
-    scene.watches[0].welcome()
+    scene.monitors[0].welcome()
     assert scene.line.recv(1) == b"!"
-    scene.watches[0].keeper.send(NEWS + b"[1, 2]")
+    scene.monitors[0].supervisor.send(NEWS + b"[1, 2]")
     assert scene.line.recv(100) == NEWS + b"[1, 2]"
 
 
 def test_one_whose_rank_serves_no_more_takes_its_leave_of_the_watch(scene):
     """And ends as its rank does, as before."""
     scene.serve()
-    scene.watches[0].welcome()
+    scene.monitors[0].welcome()
     scene.line.send(json.dumps(None).encode())
-    assert scene.watches[0].hears() == BYE
+    assert scene.monitors[0].hears() == BYE
     scene.kill(signal.SIGTERM)
     assert os.WTERMSIG(scene.running.result(LIMIT)) == signal.SIGTERM
 
 
 def test_on_the_roots_node_the_end_of_the_watch_is_the_end(scene, tmp_path):
-    """The job is being ended: the rank goes with it, and no other watch is asked."""
+    """The job is being ended: the rank goes with it, and no other monitor is asked."""
     file = tmp_path / "file"
     file.touch()
     scene.serve(far=False, files=[str(file)])
-    scene.watches[0].welcome()
-    scene.watches[0].go()
+    scene.monitors[0].welcome()
+    scene.monitors[0].go()
     assert os.waitstatus_to_exitcode(scene.running.result(LIMIT)) == 1
     assert not file.exists()
     assert not scene.is_there

@@ -1,4 +1,4 @@
-"""What the root tells its workers, and how a rank begins and ends to be one."""
+"""How a rank begins and ends to be a worker."""
 
 import logging
 import multiprocessing
@@ -11,51 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from mpiexecutor._pool.registration import LOST_AFTER_VARIABLE, Orders, Report, serving
+from mpiexecutor._pool.serve import _serving
 from mpiexecutor._script.main_module import MainModules
 from mpiexecutor._script.names import LOOKUP
 from mpiexecutor._script.random_generators import STREAM
 
 
-def orders_of(*nodes: str) -> Orders:
-    """Give those of rank 0, with workers on these nodes."""
-    here = Report.of_this_process(kept=True)
-    return Orders.of_this_process(0, {rank: here._replace(node=node or here.node) for rank, node in enumerate(nodes, 1)})
-
-
-def test_a_keeper_turns_to_the_root_where_it_can():
-    """On the root's node there is one watch."""
-    orders = orders_of("", "", "b")
-    assert orders.far == [3]
-    assert [orders.watchers_of(rank) for rank in (1, 2)] == [[0], [0]]
-    assert orders.watch_of(0) == orders.watch
-
-
-def test_elsewhere_it_turns_to_the_worker_after_its_own_and_to_its_own_last():
-    """Whoever tells of a death is to live; and the work is shared."""
-    orders = orders_of("b", "", "c", "b", "b")
-    assert orders.far == [1, 3, 4, 5]
-    assert [orders.watchers_of(rank) for rank in orders.far] == [[4, 5, 1], [3], [5, 1, 4], [1, 4, 5]]
-    assert len({orders.watch_of(rank) for rank in range(6)}) == 6
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"), [(None, 30.0), ("2.5", 2.5), ("0", 30.0), ("soon", 30.0), ("inf", 30.0), ("nan", 30.0)]
-)
-def test_silence_has_a_limit_that_can_be_set(text, seconds, monkeypatch, caplog):
-    """What is no number of seconds is said, and not used: the other ranks wait already."""
-    monkeypatch.delenv(LOST_AFTER_VARIABLE, raising=False)
-    if text is not None:
-        monkeypatch.setenv(LOST_AFTER_VARIABLE, text)
-    with caplog.at_level(logging.WARNING):
-        assert orders_of("").lost_after == seconds
-    said = f"{LOST_AFTER_VARIABLE} is a number of seconds above 0, not {text!r}: it is taken to be 30"
-    assert caplog.messages == ([] if text in {None, "2.5"} else [said])
-
-
 def own_things():
     """Give what belongs to this process, and calls may change."""
-    log = logging.getLogger("mpiexecutor.test_orders")
+    log = logging.getLogger("mpiexecutor.test_serve")
     return {
         "main": (sys.modules["__main__"], sys.modules.get("__mp_main__"), LOOKUP.bring, STREAM.key),
         "surroundings": (list(sys.path), list(sys.argv), Path.cwd(), dict(os.environ), sys.getrecursionlimit()),
@@ -71,9 +35,9 @@ def own_things():
 
 def test_a_rank_that_has_served_is_as_it_was_before(main, tmp_path):
     """Whatever calls have changed, and with it what served them: a rank goes on after RMACommExecutor's block."""
-    log = logging.getLogger("mpiexecutor.test_orders")
+    log = logging.getLogger("mpiexecutor.test_serve")
     before = own_things()
-    with serving():
+    with _serving():
         MainModules(1, lambda *_: {}, pytest.fail).enter(1)
         sys.modules["__main__"] = sys.modules["__mp_main__"] = type(sys)("__main__")
         sys.path.insert(0, "/of/a/call")

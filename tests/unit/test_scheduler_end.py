@@ -1,4 +1,4 @@
-"""How executors end, in the pump: shut down, dropped, broken, forked; and what a fault of ours does. No MPI: see fakes.py."""
+"""How executors end, in the scheduler: shut down, dropped, broken, forked; and what a fault of ours does. No MPI: see fakes.py."""
 
 import threading
 from collections import deque
@@ -33,10 +33,10 @@ def work_off(crew, worker):
 def test_what_was_submitted_before_the_end_is_run(crew):
     """Nothing else is taken; who waits for the end waits for all of it."""
     futures = crew.submit(*range(10))
-    crew.pump.close(crew.session, "this is the end")
+    crew.scheduler.close(crew.session, "this is the end")
     with pytest.raises(RuntimeError, match="this is the end"):
         crew.submit("late")
-    waiting = in_a_thread(crew.pump.wait, crew.session)
+    waiting = in_a_thread(crew.scheduler.wait, crew.session)
     assert work_off(crew, FakeWorker(crew, 1)) == [*range(10)]
     waiting.result(LIMIT)
     assert [future.result(0) for future in futures] == [*range(10)]
@@ -44,8 +44,8 @@ def test_what_was_submitted_before_the_end_is_run(crew):
 
 def test_the_first_reason_for_the_end_counts(crew):
     """What comes later is no news."""
-    crew.pump.close(crew.session, "the first")
-    crew.pump.close(crew.session, "the second")
+    crew.scheduler.close(crew.session, "the first")
+    crew.scheduler.close(crew.session, "the second")
     with pytest.raises(RuntimeError, match="the first"):
         crew.submit("late")
 
@@ -53,12 +53,12 @@ def test_the_first_reason_for_the_end_counts(crew):
 def test_what_was_not_sent_is_cancelled_if_that_is_wanted(crew):
     """What was sent comes to its end."""
     futures = crew.submit(*range(10))
-    crew.pump.close(crew.session, "this is the end", cancel=True)
+    crew.scheduler.close(crew.session, "this is the end", cancel=True)
     for future in futures[4:]:
         with pytest.raises(CancelledError):
             future.result(LIMIT)
     assert work_off(crew, FakeWorker(crew, 1)) == [*range(4)]
-    crew.pump.wait(crew.session)
+    crew.scheduler.wait(crew.session)
     assert [future.result(0) for future in futures[:4]] == [*range(4)]
 
 
@@ -69,7 +69,7 @@ def test_what_was_sent_and_waits_again_is_not_cancelled(crew):
     futures += crew.submit("d", session=session)
     worker.give_back("b", "c")
     crew.settle()
-    crew.pump.close(session, "this is the end", cancel=True)
+    crew.scheduler.close(session, "this is the end", cancel=True)
     assert [future.cancelled() for future in futures] == [False, False, False, True]
     worker.answer("a")
     crew.settle()
@@ -80,8 +80,8 @@ def test_the_end_of_one_executor_is_not_that_of_another(crew):
     """Who waits for it does not wait for others' calls."""
     first, second = crew.open(), crew.open()
     crew.submit("a", session=second)
-    crew.pump.close(first, "this is the end")
-    crew.pump.wait(first)
+    crew.scheduler.close(first, "this is the end")
+    crew.scheduler.wait(first)
     assert crew.submit_one("b", session=second).running()
 
 
@@ -90,10 +90,10 @@ def test_an_executor_that_is_done_is_forgotten(crew):
     first, second = crew.open(), crew.open()
     crew.submit("a", session=first)
     for session in (first, second):
-        crew.pump.close(session, "this is the end")
-    assert crew.pump.sessions() == [first]
+        crew.scheduler.close(session, "this is the end")
+    assert crew.scheduler.sessions() == [first]
     work_off(crew, FakeWorker(crew, 1))
-    assert crew.pump.sessions() == []
+    assert crew.scheduler.sessions() == []
 
 
 def test_a_submit_that_comes_too_late_leaves_nobody_waiting(crew):
@@ -103,10 +103,10 @@ def test_a_submit_that_comes_too_late_leaves_nobody_waiting(crew):
 
     class Backlog(deque):
         def append(self, task):
-            crew.pump.close(session, "closed in between")
+            crew.scheduler.close(session, "closed in between")
             super().append(task)
-            waiting.append(in_a_thread(crew.pump.wait, session))
-            until(lambda: crew.pump._state.changed._waiters or waiting[0].done())
+            waiting.append(in_a_thread(crew.scheduler.wait, session))
+            until(lambda: crew.scheduler._state.changed._waiters or waiting[0].done())
 
     session.backlog = Backlog()
     session.limit = 0  # or it would be sent
@@ -126,7 +126,7 @@ def test_a_submit_that_is_interrupted_leaves_nobody_waiting(crew):
     crew.session.backlog = Backlog()
     with pytest.raises(KeyboardInterrupt):
         crew.submit("a")
-    waiting = in_a_thread(crew.pump.wait, crew.session)
+    waiting = in_a_thread(crew.scheduler.wait, crew.session)
     until(lambda: crew.work)
     assert work_off(crew, FakeWorker(crew, 1)) == ["a"]
     waiting.result(LIMIT)
@@ -138,8 +138,8 @@ def test_who_waits_need_not_wait_for_what_was_cancelled(crew):
     crew.work.room = 0
     crew.submit("long", session=other)
     futures = crew.submit("a", "b", session=session)
-    waiting = in_a_thread(crew.pump.wait, session)
-    until(lambda: crew.pump._state.changed._waiters)
+    waiting = in_a_thread(crew.scheduler.wait, session)
+    until(lambda: crew.scheduler._state.changed._waiters)
     assert [future.cancel() for future in futures] == [True, True]
     crew.work.end_stream()
     waiting.result(LIMIT)
@@ -149,31 +149,31 @@ def test_who_waits_need_not_wait_for_what_was_cancelled(crew):
 def test_a_dropped_executor_waits_for_no_lock(crew):
     """The collector of garbage drops it, in any thread, in any line: its calls are run, and then it is forgotten."""
     (future,) = crew.submit("a")
-    with held_elsewhere(crew.pump):
-        in_a_thread(crew.pump.drop, crew.session).result(LIMIT)
+    with held_elsewhere(crew.scheduler):
+        in_a_thread(crew.scheduler.drop, crew.session).result(LIMIT)
     with pytest.raises(RuntimeError, match="the executor is gone"):
         crew.submit("late")
     work_off(crew, FakeWorker(crew, 1))
     assert future.result(LIMIT) == "a"
-    assert crew.pump.sessions() == []
+    assert crew.scheduler.sessions() == []
 
 
 def test_in_a_forked_child_nobody_waits_for_locks_or_calls(crew):
     """They are the parent's: the threads that hold the locks, or would settle the futures, are not there."""
     crew.submit(*range(10))
     session = crew.session
-    with held_elsewhere(crew.pump):
-        in_a_thread(crew.pump.disown, "this executor is another process's").result(LIMIT)
-        in_a_thread(crew.pump.wait, session).result(LIMIT)
+    with held_elsewhere(crew.scheduler):
+        in_a_thread(crew.scheduler.disown, "this executor is another process's").result(LIMIT)
+        in_a_thread(crew.scheduler.wait, session).result(LIMIT)
         with pytest.raises(RuntimeError, match="another process's"):
             in_a_thread(crew.submit, "late").result(LIMIT)
 
 
 class held_elsewhere:  # noqa: N801 - reads as what it does
-    """Have another thread hold the pump's lock."""
+    """Have another thread hold the scheduler's lock."""
 
-    def __init__(self, pump):
-        self._lock = pump._state.lock
+    def __init__(self, scheduler):
+        self._lock = scheduler._state.lock
         self._held, self._over = threading.Event(), threading.Event()
 
     def __enter__(self):
@@ -190,21 +190,21 @@ class held_elsewhere:  # noqa: N801 - reads as what it does
             assert self._over.wait(LIMIT)
 
 
-def test_it_can_be_seen_whether_a_thread_is_stuck_in_the_pump(crew):
+def test_it_can_be_seen_whether_a_thread_is_stuck_in_the_scheduler(crew):
     """It has the lock, and does not come back."""
-    assert not crew.pump.is_stuck(0.0)
-    with held_elsewhere(crew.pump):
-        assert crew.pump.is_stuck(0.0)
-    assert not crew.pump.is_stuck(LIMIT)
+    assert not crew.scheduler.is_stuck(0.0)
+    with held_elsewhere(crew.scheduler):
+        assert crew.scheduler.is_stuck(0.0)
+    assert not crew.scheduler.is_stuck(LIMIT)
 
 
-def test_the_pump_stops_when_all_is_done(crew):
+def test_the_scheduler_stops_when_all_is_done(crew):
     """Both channels are closed, so that the workers leave, too; its threads have ended."""
     crew.submit("a")
     work_off(crew, FakeWorker(crew, 1))
-    crew.pump.stop()
+    crew.scheduler.stop()
     assert crew.work.take_many(1) == []
-    assert not crew.pump._collector.thread.is_alive()
+    assert not crew.scheduler._collector.thread.is_alive()
 
 
 # -- broken executors
@@ -228,7 +228,7 @@ def test_an_initializer_that_fails_breaks_its_executor(crew):
     crew.settle()
     with pytest.raises(BrokenProcessPool, match="no licence"):
         crew.submit("late", session=broken)
-    crew.pump.wait(broken)
+    crew.scheduler.wait(broken)
     work_off(crew, FakeWorker(crew, 2))
     assert others.result(LIMIT) == "other"
 
@@ -239,9 +239,9 @@ def test_who_waits_for_a_broken_executor_waits_until_its_futures_are_done(crew):
     done = []
 
     def wait(_):
-        waiting = in_a_thread(crew.pump.wait, crew.session)
+        waiting = in_a_thread(crew.scheduler.wait, crew.session)
         waiting.add_done_callback(lambda _: done.append([future.done() for future in futures]))
-        until(lambda: crew.pump._state.changed._waiters or waiting.done())
+        until(lambda: crew.scheduler._state.changed._waiters or waiting.done())
 
     futures[0].add_done_callback(wait)
     worker = FakeWorker(crew, 1)
@@ -260,12 +260,12 @@ def test_giving_up_fails_everything_for_good(crew):
 
     def wait(_):
         try:
-            crew.pump.wait(crew.session)
+            crew.scheduler.wait(crew.session)
         except RuntimeError as error:
             said.append(str(error))
 
     futures[0].add_done_callback(wait)
-    in_a_thread(crew.pump.give_up, "mpiexec was killed").result(LIMIT)
+    in_a_thread(crew.scheduler.give_up, "mpiexec was killed").result(LIMIT)
     for future in futures:
         assert type(future.exception(LIMIT)) is BrokenProcessPool
         assert str(future.exception()) == "mpiexec was killed"
@@ -280,8 +280,8 @@ def test_who_waits_for_room_is_told_that_the_executor_is_broken(crew):
     session = crew.open(max_pending=1)
     crew.submit("a", session=session)
     second = in_a_thread(crew.submit, "b", session=session)
-    until(lambda: crew.pump._state.changed._waiters)
-    crew.pump.give_up("mpiexec was killed")
+    until(lambda: crew.scheduler._state.changed._waiters)
+    crew.scheduler.give_up("mpiexec was killed")
     with pytest.raises(BrokenProcessPool, match="mpiexec was killed"):
         second.result(LIMIT)
 
@@ -301,7 +301,7 @@ def test_a_fault_of_the_collector_fails_everything(crew):
     for late in (lambda: crew.submit("late"), crew.open):
         with pytest.raises(BrokenProcessPool, match="the collector failed"):
             late()
-    crew.pump.wait(crew.session)
+    crew.scheduler.wait(crew.session)
 
 
 def test_a_take_that_fails_is_a_fault_of_the_collector(crew):
@@ -338,7 +338,7 @@ def test_after_a_fault_no_worker_waits_for_room_or_for_a_function(crew):
     workers[1].answer_at_length("b", size=1 << 30)
     crew.settle()
     assert crew.given == [(1, None), (2, None)]
-    crew.pump.stop()
+    crew.scheduler.stop()
 
 
 def test_a_death_after_a_fault_is_of_no_interest(crew):
@@ -350,4 +350,4 @@ def test_a_death_after_a_fault_is_of_no_interest(crew):
     assert type(futures[0].exception(LIMIT)) is BrokenProcessPool
     worker.die(begun="a")
     crew.settle()
-    assert crew.pump._collector.thread.is_alive()
+    assert crew.scheduler._collector.thread.is_alive()

@@ -1,4 +1,4 @@
-"""What becomes of calls when workers die, in the pump: which are lost, which are run again, who is told. No MPI: see fakes.py."""
+"""What becomes of calls when workers die: which are lost, which are run again, who is told. No MPI: see fakes.py."""
 
 from concurrent.futures.process import BrokenProcessPool
 
@@ -53,7 +53,7 @@ def test_only_what_it_had_begun_is_lost(crew):
 
 
 def test_what_it_had_run_before_and_not_put_is_lost_with_it(crew):
-    """Unless its slate has kept that: here it has not."""
+    """Unless its page has kept that: here it has not."""
     futures, worker = crew.send_together("a", "b", "c")
     worker.die(begun="b")
     assert [type(future.exception(LIMIT)) for future in futures[:2]] == [BrokenWorkerError] * 2
@@ -68,7 +68,7 @@ def test_what_its_slate_has_kept_counts(crew):
     worker.die(begun="c", holding=["a", "b"])
     assert results(futures[:2]) == ["a", "b"]
     assert type(futures[2].exception(LIMIT)) is BrokenWorkerError
-    assert crew.pump.done_by(1) == 2 + 2  # with those that went before
+    assert crew.scheduler.done_by(1) == 2 + 2  # with those that went before
 
 
 def test_its_last_call_may_have_come_to_its_end(crew):
@@ -106,7 +106,7 @@ def test_who_is_given_up_may_have_begun_everything(crew):
 
 
 def test_what_it_begins_is_of_its_last_message(crew):
-    """Its slate may still speak of a call of the one before, which it has come to the end of."""
+    """Its page may still speak of a call of the one before, which it has come to the end of."""
     futures = crew.submit("a", "b")
     worker = FakeWorker(crew, 1)
     worker.take()
@@ -130,7 +130,7 @@ def test_one_that_has_no_message_loses_nothing(crew):
     assert worker.take() == ["a"]
     worker.answer()
     assert future.result(LIMIT) == "a"
-    assert crew.pump.workers == 3
+    assert crew.scheduler.workers == 3
 
 
 def test_the_calls_of_other_workers_and_executors_go_on(crew):
@@ -204,7 +204,7 @@ def test_a_call_that_kills_whoever_receives_it_is_lost_in_the_end():
             worker.die()
             crew.settle()
         assert type(future.exception(LIMIT)) is BrokenWorkerError
-        assert crew.pump.workers == 2
+        assert crew.scheduler.workers == 2
 
 
 def test_a_call_that_runs_too_long_is_a_timeout_and_not_run_again(crew):
@@ -262,12 +262,12 @@ def test_when_all_are_lost_everything_fails():
         for future in futures[2:] + other:
             assert type(future.exception(LIMIT)) is BrokenProcessPool
             assert str(future.exception()) == reason
-        assert crew.pump.workers == 0
+        assert crew.scheduler.workers == 0
         for late in (crew.submit_one, lambda _: crew.open()):
             with pytest.raises(BrokenProcessPool) as raised:
                 late("late")
             assert str(raised.value) == reason
-        crew.pump.wait(crew.session)
+        crew.scheduler.wait(crew.session)
 
 
 def test_a_callback_of_what_is_lost_last_finds_the_executor_broken():
@@ -299,11 +299,11 @@ def test_fewer_messages_are_on_their_way_when_workers_are_fewer():
     with fake_crew(workers=3) as crew:
         FakeWorker(crew, 3).die()
         crew.settle()
-        assert crew.pump.workers == 2
+        assert crew.scheduler.workers == 2
         crew.submit(*range(9))
         assert len(crew.work) == 4
-        crew.pump.regain(3)
-        assert crew.pump.workers == 3
+        crew.scheduler.regain(3)
+        assert crew.scheduler.workers == 3
         assert len(crew.work) == 6
 
 
@@ -314,7 +314,7 @@ def test_what_comes_late_of_who_was_given_up_is_of_no_interest(crew):
     worker.take()
     worker.die(begun=None)
     assert type(futures[0].exception(LIMIT)) is BrokenWorkerError
-    crew.pump.regain(1)
+    crew.scheduler.regain(1)
     worker.answer()
     later = crew.submit_one("b")
     assert worker.take() == ["b"]
@@ -331,7 +331,7 @@ def test_messages_that_have_other_numbers_are_found_by_those(crew):
     futures = crew.submit("a", "b", "c")
     first = FakeWorker(crew, 1)
     first.take()
-    crew.pump.renumber(crew.work.renumber(10), 10)
+    crew.scheduler.renumber(crew.work.renumber(10), 10)
     victim = FakeWorker(crew, 2)
     assert victim.take() == ["b"]
     assert victim.message == 10
@@ -381,7 +381,7 @@ def test_a_share_may_be_of_several_messages(crew):
     futures = crew.submit("a", "b", "c")
     worker = FakeWorker(crew, 1)
     worker.take()
-    crew.pump.lose(worker.loss(begun="a"), Share(1, range(3), received=None))
+    crew.scheduler.lose(worker.loss(begun="a"), Share(1, range(3), received=None))
     crew.settle()
     assert type(futures[0].exception(LIMIT)) is BrokenWorkerError
 
@@ -390,4 +390,4 @@ def test_a_death_after_the_end_changes_nothing(crew):
     """The reply channel takes no more."""
     crew.replies.close()
     FakeWorker(crew, 1).die()
-    assert crew.pump.workers == 4
+    assert crew.scheduler.workers == 4

@@ -38,7 +38,7 @@ def test_a_real_worker_runs_what_is_sent(crew):
     real_worker(crew, messages=3).serve()
     assert results(futures) == ["a", "b", "c"]
     crew.settle()
-    assert crew.pump.done_by(1) == 3
+    assert crew.scheduler.done_by(1) == 3
 
 
 def test_two_messages_a_worker_are_on_their_way_and_the_rest_can_be_cancelled(crew):
@@ -99,7 +99,7 @@ def test_what_many_calls_are_expected_to_take_decides_how_many_go_together():
         crew.teach("short", 0.0)
         crew.submit(*range(10), kind="short", session=crew.open())
         assert crew.take_all() == [[0], [1], [2], [3]]  # as many as the root can feed
-        assert crew.pump._dispatcher._sentry.wanted
+        assert crew.scheduler._dispatcher._slow_check.wanted
         crew.teach("long", 1.0)
         crew.submit(*range(150), kind="long", session=crew.open())
         assert crew.take_all() == [[name] for name in range(150)]
@@ -185,7 +185,7 @@ def test_what_cannot_be_put_fails_alone(crew):
     assert crew.take_all() == [["before"], ["behind"]]
     assert not before.done()
     assert not behind.done()
-    crew.pump.close(crew.session, "closed")
+    crew.scheduler.close(crew.session, "closed")
 
 
 def test_an_interrupt_while_a_message_is_put_loses_no_call(crew):
@@ -302,7 +302,7 @@ def test_an_outcome_that_comes_twice_counts_once(crew):
     worker.answer(value="something else")
     crew.settle()
     assert future.result(LIMIT) == "a"
-    assert (crew.pump.done_by(1), crew.pump.done_by(2)) == (1, 0)
+    assert (crew.scheduler.done_by(1), crew.scheduler.done_by(2)) == (1, 0)
 
 
 def test_calls_that_are_given_back_are_sent_first_and_their_kind_is_taken_to_be_long():
@@ -431,7 +431,7 @@ def test_a_short_reply_that_does_not_fit_fails_everything(crew):
 
 
 def until_somebody_waits(crew):
-    until(lambda: crew.pump._state.changed._waiters)
+    until(lambda: crew.scheduler._state.changed._waiters)
 
 
 def test_submit_waits_while_max_pending_is_reached(crew):
@@ -466,7 +466,7 @@ def test_who_waits_to_submit_is_told_of_the_end(crew):
     crew.submit("a", session=session)
     second = in_a_thread(crew.submit_one, "b", session=session)
     until_somebody_waits(crew)
-    crew.pump.close(session, "this is the end")
+    crew.scheduler.close(session, "this is the end")
     with pytest.raises(RuntimeError, match="this is the end"):
         second.result(LIMIT)
     assert crew.take_all() == [["a"]]
@@ -514,7 +514,7 @@ def test_a_callback_cannot_wait_for_its_executor(crew):
 
     def wait(_):
         try:
-            crew.pump.wait(crew.session)
+            crew.scheduler.wait(crew.session)
         except RuntimeError as error:
             in_callback.set_result(error)
 
@@ -535,7 +535,7 @@ def test_who_waits_finds_all_futures_done(crew):
         go_on.wait(LIMIT)
 
     future.add_done_callback(take_long)
-    waiting = in_a_thread(crew.pump.wait, crew.session)
+    waiting = in_a_thread(crew.scheduler.wait, crew.session)
     until_somebody_waits(crew)
     worker = FakeWorker(crew, 1)
     worker.take()

@@ -1,0 +1,262 @@
+"""The worker pool of a communicator, as its root has it: one root, which runs the script, and workers, which serve it.
+
+Every rank of the communicator takes part. A worker registers and waits for the root's answer; the root waits for all workers (see
+registration.py). Only then do they make their channels, which is collective: a rank that never comes is noticed before that.
+
+All executors on a communicator share its pool, which lives as long as the communicator: it is an MPI attribute of it.
+
+Service threads of the root, and why each is one of its own:
+
+    collector        waits in the reply channel and settles futures: it runs callbacks of the script, which may block
+    slow calls       a periodic check that redistributes calls although a callback blocks the collector; it enters MPI
+    bulk transfer    copies a large object piece by piece while the thread that submitted it goes on
+    failure monitor  never enters MPI: it hears of failures, and keeps the watchdog's time, while other threads are stuck there
+    recovery         enters MPI and waits until living workers are at rest; the monitor hears of further failures meanwhile
+    progress, 2      one pair for the process: one thread blocks inside MPI, the other has it leave (see _rma/progress.py)
+
+Each pool has a recovery thread of its own: if it is stuck inside MPI, other pools still recover.
+"""
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+import time
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from typing import TYPE_CHECKING
+
+from mpiexecutor._calls.outcomes import Place
+from mpiexecutor._calls.scheduling.scheduler import Scheduler
+from mpiexecutor._calls.worker import Worker
+from mpiexecutor._liveness.monitor import WorkerStatus
+from mpiexecutor._liveness.recovery import PoolRecovery
+from mpiexecutor._liveness.status_page import StatusPage
+from mpiexecutor._rma.failed_ranks import FAILED_RANKS
+from mpiexecutor._script.state import Origin
+from mpiexecutor._script.surroundings import remember_environment
+from mpiexecutor._start.process import PROCESS, abort_job
+from mpiexecutor._util.process_end import PROCESS_END
+from mpiexecutor._util.seconds import STUCK as _PATIENCE
+
+from .links import Links
+from .membership import Root
+from .registration import answer_registrations, await_registrations
+from .serve import key, serve
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+logger = logging.getLogger("mpiexecutor")
+
+_making = threading.Lock()  # pools are made one at a time
+_LAST_WORDS = 0.2  # seconds for printed output to reach mpiexec before the job is aborted
+
+
+class WorkerPool:
+    """The root's side of a pool."""
+
+    def __init__(self, comm: "MPI.Intracomm", root: int, origin: Origin) -> None:
+        """Make it, together with all workers. `origin`: where workers that were started with the script have it from."""
+        self._origin = origin
+        remember_environment()
+        self._members = members = Root(comm, root)
+        self._monitor = monitor = members.monitor
+        self._links = links = Links(members.comm, root, lambda rank: rank in monitor.dead and rank not in monitor.silent)
+        members.join()
+        self.place = Place.here(comm.rank, comm.size)
+        self.alone = comm.size == 1
+        self.workers = max(1, comm.size - 1)
+        self._thread: threading.Thread | None = None
+        if self.alone:
+            fail = partial(self._give_up, "the worker has failed")
+            worker = Worker(*links.channels, links.parcels, self.place, StatusPage(), fail=fail)
+            self._thread = threading.Thread(target=worker.serve, name="mpiexecutor worker", daemon=True)
+            self._thread.start()
+        self.scheduler = Scheduler(*links.channels, links.parcels, self.workers, self.place)
+        self.closed = False
+        self._needs = contextlib.ExitStack()
+        # With --spmd the supervisors of its workers serve rank 0.
+        self._needs.enter_context(FAILED_RANKS.all_needed("the service of an executor"))
+        self._wedged = False  # the channels are of no use any more
+        scheduler = self.scheduler
+        monitor.returned = scheduler.regain
+        PoolRecovery(
+            monitor,
+            links.channels,
+            renumber=scheduler.renumber,
+            lose=scheduler.lose,
+            give_up=self._give_up,
+            note=self._note_failure,
+        )
+        self._job = PROCESS.job
+        if self._job is not None:
+            self._job.tell_of_end(
+                monitor.attend, partial(self._give_up, "the job has ended: mpiexec was killed, or a worker without keeper")
+            )
+        members.await_supervisors()
+        PROCESS_END.add(self.close)
+        PROCESS_END.disown_in_child(self.forked)
+        PROCESS.joining = False
+
+    def forked(self) -> None:
+        """In a forked child: leave the pool to the parent. The windows are shared memory, and must not be touched."""
+        self.closed = True
+        self.scheduler.disown("this executor belongs to the process that has made it, not to one forked from it")
+        self._links.disown()
+
+    def origin(self) -> Origin:
+        """Return where the workers of the next executor have the script's globals from."""
+        if self.started_here or PROCESS.runs_alone:
+            return Origin.TOP_LEVEL
+        origin, self._origin = self._origin, Origin.NOTHING
+        return origin
+
+    @property
+    def started_here(self) -> bool:
+        """Whether this process started the workers itself."""
+        return self._job is not None
+
+    @property
+    def without_supervisor(self) -> list[int]:
+        """The workers whose death ends the job. A rank that is alone is its own worker, in a thread."""
+        return [0] if self.alone else [rank for rank, said in self._members.registrations.items() if not said.supervised]
+
+    def workers_now(self) -> list[WorkerStatus]:
+        """Return what each worker does."""
+        if self.alone:
+            return [
+                WorkerStatus(
+                    self.place.rank, self.place.host, self.place.pid, "unknown", None, self.scheduler.done_by(self.place.rank)
+                )
+            ]
+        return [
+            WorkerStatus(rank, said.host, said.pid, *self._monitor.state_of(rank), self.scheduler.done_by(rank))
+            for rank, said in sorted(self._members.registrations.items())
+        ]
+
+    def end_workers(self, how: bytes) -> None:
+        """Have all workers end, by KILL or TERMINATE."""
+        for rank in () if self.closed else self._members.registrations:
+            self._monitor.kill_on_connect(rank, how)
+
+    def close(self, *, for_good: bool = True) -> None:
+        """Wait for the calls of all executors, and part from the workers. Nothing can be submitted any more.
+
+        `for_good`: the workers have nothing else to do after this, so a worker that is stopped and cannot leave is killed.
+        """
+        if self.closed:
+            return
+        self.closed = True
+        PROCESS_END.remove(self.close)
+        try:
+            with self._needs:
+                self._finish(for_good=for_good)
+        except BaseException:  # Ctrl-C: the user does not want to wait
+            self._abort()
+            raise
+
+    def _finish(self, *, for_good: bool) -> None:
+        failed = _script_failed()
+        sessions = self.scheduler.sessions()
+        for session in sessions:
+            self.scheduler.close(session, "cannot schedule new futures after interpreter shutdown", cancel=failed)
+        if failed and not all(session.idle for session in sessions):
+            self._abort()
+            return
+        for session in sessions:
+            self.scheduler.wait(session)
+        if self._wedged:
+            self._links.disown()  # threads that are stuck in them stay there
+            self._members.stay()
+            return
+        self.scheduler.stop()
+        if self._thread is not None:
+            self._thread.join()
+        self._members.await_leavers("kill" if for_good else "warn")
+        if self._members.part():
+            self._links.free()
+            self._members.leave()
+        else:
+            self._links.abandon()
+
+    def _note_failure(self) -> None:
+        """End the job if a worker fails while all ranks free the channels together: the others would wait for ever."""
+        if self._members.of_all:
+            self._abort()
+            os._exit(1)
+
+    def _give_up(self, reason: str) -> None:
+        """Fail all calls, for good. If a thread is stuck inside MPI with the scheduler's lock, end the job instead."""
+        self._wedged = True
+        given_up = threading.Event()
+
+        def give_up() -> None:
+            self.scheduler.give_up(reason)
+            given_up.set()
+
+        try:
+            threading.Thread(target=give_up, name="mpiexecutor end", daemon=True).start()
+        except RuntimeError:  # a process that is ending starts no thread any more
+            give_up()
+        while not given_up.wait(_PATIENCE):
+            if self.scheduler.is_stuck(_PATIENCE):
+                logger.critical("%s; this process is stuck inside MPI, too: the job is ended", reason)
+                sys.stdout.flush()
+                sys.stderr.flush()
+                time.sleep(_LAST_WORDS)
+                if self._job is not None:
+                    self._job.abort()
+                os._exit(1)  # without MPI; it ends the job
+
+    def _abort(self) -> None:
+        """End the workers at once, though calls are running."""
+        if self._job is not None:
+            self._monitor.expect_failures()
+            self._links.abandon()
+        abort_job()
+
+
+def get_or_create_pool(comm: "MPI.Intracomm", root: int) -> WorkerPool | None:
+    """Return the pool of a communicator, on its root. On a worker serve in it, and return None when that is over."""
+    with _making:
+        pool = comm.Get_attr(key())
+        if isinstance(pool, WorkerPool):
+            if comm.rank != root:
+                raise ValueError(f"the root of this communicator's executors is rank {comm.rank}, it cannot be rank {root} now")
+            return pool
+        if comm.rank == root:
+            pool = create_pool(comm, root, Origin.RANK)
+            comm.Set_attr(key(), pool)
+            return pool
+    serve(comm, root)
+    return None
+
+
+def create_pool(comm: "MPI.Intracomm", root: int, origin: Origin = Origin.NOTHING) -> WorkerPool:
+    """Make a pool of all ranks, on its root. `origin`: see WorkerPool."""
+    from mpi4py import MPI  # noqa: PLC0415
+
+    if MPI.Query_thread() != MPI.THREAD_MULTIPLE:
+        raise RuntimeError("executors need MPI with THREAD_MULTIPLE: leave mpi4py.rc.thread_level as it is")
+    if PROCESS.to_shut_down or FAILED_RANKS.any_known():
+        raise BrokenProcessPool("workers of this job have died: no other executor can be made with MPI")
+    return WorkerPool(comm, root, origin)
+
+
+def has_pool(comm: "MPI.Intracomm") -> bool:
+    """Return whether the communicator has a pool that stays."""
+    return isinstance(comm.Get_attr(key()), WorkerPool)
+
+
+def release_workers(comm: "MPI.Intracomm", root: int) -> None:
+    """On the root, once it makes no pool any more: end the wait of workers for one. After a failure all ranks stay."""
+    if comm.rank == root and not (PROCESS.to_shut_down or PROCESS.joining):
+        await_registrations(comm)
+        answer_registrations(comm, None)
+
+
+def _script_failed() -> bool:
+    """Return whether the script has ended with a traceback. At a prompt a traceback is no end."""
+    return getattr(sys, "last_value", None) is not None and not hasattr(sys, "ps1")
