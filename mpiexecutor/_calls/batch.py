@@ -1,7 +1,14 @@
-"""The calls of one message, at the worker: which are run, what has come of them, and what is sent when.
+"""The calls of one message, at their worker.
 
-Outcomes wait for others of their message, a millisecond at most. Two threads work on this: the worker, and a thread that looks
-whether a call takes longer than was expected.
+Theory of operation
+    Two threads work on the current batch, under its lock: the worker, which runs the calls one after another, and the flusher. An
+    outcome waits a millisecond at most for others, so that they travel in one message. If a call takes longer than expected the
+    flusher sends the outcomes that wait, and gives the calls behind it back to the root.
+
+Invariants
+    A call is in `calls`, or `running`, or has an outcome, or was given back.
+    An outcome that is not sent yet is also on the status page, from where the root gets it if this worker dies, unless it is long.
+    The status page is cleared only when no outcome waits, and none that was taken away is still being sent.
 """
 
 import threading
@@ -16,26 +23,26 @@ from mpiexecutor._util.periodic import PeriodicCheck
 from .messages import Call, Outcome, dump_outcome
 
 HELD = 1e-3  # seconds that an outcome is kept back at most while other calls of its message begin
-_TICK = 2e-3  # seconds between two looks of the flusher: a call that is seen twice is a long one
-_TICKS = 25  # looks in vain before the flusher rests
+_TICK = 2e-3  # seconds between two looks of the flusher: a call that runs at both is a long one
+_TICKS = 25  # looks at which nothing runs before the flusher sleeps
 
 
 class CurrentBatch:
-    """What one message has a worker do, and what has come of it: shared by the worker and its flusher, under one lock."""
+    """The calls of the current message, and their outcomes."""
 
     def __init__(self, page: StatusPage) -> None:
         self.lock = threading.Lock()
-        self._page = page  # keeps the outcomes that are not sent, in case this worker dies
-        self._leaving = 0  # outcomes, as they were taken away together, that are being sent
+        self._page = page
+        self._leaving = 0  # lists of outcomes that were taken away and are being sent
         self.calls: deque[Call] = deque()  # not begun
-        self.running: int | None = None
+        self.running: int | None = None  # the number of a call
         self.outcomes: list[Outcome] = []  # not sent
         self.size = 0  # of the outcomes, in bytes
         self.sent_at = 0.0  # when outcomes were last taken away
         self.held = HELD  # seconds that an outcome may wait for others
 
     def begin_next(self) -> Call | None:
-        """Take the next call; None if there is none."""
+        """Return the next call, which runs now; None if there is none."""
         with self.lock:
             if not self.calls:
                 return None
@@ -44,7 +51,7 @@ class CurrentBatch:
             return call
 
     def finish(self, outcome: Outcome, size: int) -> tuple[list[Outcome], Call | None]:
-        """Note what came of the call: give the outcomes if it is time to send them, or else take the next call."""
+        """Note the outcome of the running call. Return all outcomes if it is time to send them, or else none and the next call."""
         with self.lock:
             self.running = None
             if size <= LARGE and self._page.holds:
@@ -60,7 +67,7 @@ class CurrentBatch:
             return self._take_away(), None
 
     def clear_if_still(self, running: int | None) -> tuple[list[Outcome], list[int]]:
-        """Take away what waits behind a call, if that is running still: outcomes to send, calls to give back."""
+        """If this call still runs, return the outcomes to send, and the numbers of the calls to give back."""
         with self.lock:
             if running is None or running != self.running:
                 return [], []
@@ -69,7 +76,7 @@ class CurrentBatch:
             return self._take_away() if self.outcomes else [], waiting
 
     def note_sent(self) -> None:
-        """Note that outcomes which were taken away have been sent."""
+        """Note that a list of outcomes that was taken away has been sent."""
         with self.lock:
             self._leaving -= 1
             if not self._leaving and not self.outcomes:
@@ -82,10 +89,10 @@ class CurrentBatch:
 
 
 class BatchFlusher:
-    """A thread that sends what waits behind a long call: the outcomes of calls before it, and the calls that are not begun.
+    """A thread that sends outcomes that wait because of a long call, and gives back the calls behind it.
 
-    Messages of several calls are made only of calls that are expected to be short. Where that was wrong, the flusher sends the
-    outcomes, and gives the calls back. It looks now and then while such messages come, and rests when none do.
+    The root puts calls into one message only if it expects them to be short. The flusher acts where it was wrong. It looks every
+    2 ms while messages of several calls come, and sleeps otherwise.
     """
 
     def __init__(self, batch: CurrentBatch, send: Callable[[list[Outcome], list[int]], None], fail: Callable[[], object]) -> None:
@@ -98,7 +105,7 @@ class BatchFlusher:
         self.watch, self.stop = check.watch, check.stop
 
     def wait(self) -> None:
-        """Wait until what it has taken out of the batch is put."""
+        """Wait until the flusher has put what it has taken out of the batch."""
         with self._busy:
             pass
 
@@ -108,7 +115,7 @@ class BatchFlusher:
             if outcomes or waiting:
                 try:
                     self._send(outcomes, waiting)
-                except BaseException:  # noqa: BLE001 - a fault of ours: what it has in hand is lost, unless this worker dies
+                except BaseException:  # noqa: BLE001 - a bug here: what was taken out of the batch is lost unless this worker dies
                     traceback.print_exc()
                     self._fail()
         self._seen = self._batch.running

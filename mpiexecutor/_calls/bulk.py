@@ -1,16 +1,21 @@
-"""What goes from the root to one worker, upon request: pieces in a window on the root, from where the worker fetches them.
+"""Transfers of objects from the root to one worker, on request, through a window on the root.
 
-The root sends nothing: by a message to a rank on another node that dies meanwhile MPICH crashes, and Intel MPI aborts. Each worker
-has two slots there, for one piece each, and two words, which only grow:
+Theory of operation
+    The root sends no MPI message: MPICH crashes, and Intel MPI aborts, if the receiver is on another node and dies meanwhile. The
+    worker fetches instead. It has two slots in the window, for a piece each, and two counters:
 
-    filled      how many pieces the root has put, into one slot and the other in turn; it alone writes this
-    had         how many the worker has fetched; it alone writes this
+        filled   pieces that the root has put, into the two slots in turn; written by the root only
+        had      pieces that the worker has fetched; written by the worker only
 
-One thread of the root serves all workers. It puts piece n once n - had < 2, and then says so; the worker fetches it once
-filled > n, and then says so. What is said comes after what it is about, by a flush between. If the worker dies `had` stays as it
-is, and the root gives up when it is told; what it has put is of no interest to anybody, as nobody else uses these slots.
+    One thread of the root serves all workers. It puts piece n once n - had < 2, flushes, and sets filled to n + 1. The worker
+    fetches piece n once filled > n, and sets had to n + 1.
 
-A parcel is the number of its parts, their sizes, and the parts, each in pieces of its own.
+    A transfer is the number of its parts, their sizes, and the parts, each in pieces of its own. No parts: the request is refused.
+
+Invariants
+    had <= filled <= had + 2, and both only grow.
+    A counter is stored after a flush of what it counts.
+    If the worker dies `had` stays as it is. The root ends the transfer once it knows; no other rank uses these slots.
 """
 
 import contextlib
@@ -25,9 +30,8 @@ from typing import TYPE_CHECKING
 
 from mpiexecutor._rma.memory import mapped
 from mpiexecutor._util.inbox import Inbox
+from mpiexecutor._util.pickling import Pickled
 from mpiexecutor._util.polling import intervals
-
-from .outcomes import Blob
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -39,11 +43,11 @@ _MOST = 32 << 20  # bytes of all pieces, unless they are of the least size
 _SLOTS = 2
 _WORD, _LINE = 8, 64  # bytes
 _FILLED, _HAD, _PIECES = 0, _LINE, 2 * _LINE  # where they are
-_SHORTEST, _LONGEST = 20e-6, 2e-3  # seconds between two looks
+_SHORTEST, _LONGEST = 20e-6, 2e-3  # seconds between two looks at a counter
 
 
 class Pages:
-    """Memory of which copies can be had for little: where the system can, only the pages that are written to are copied."""
+    """Memory whose copies are cheap: where the system has memfd, a copy maps the same pages until it is written to."""
 
     _file = -1
 
@@ -63,7 +67,7 @@ class Pages:
         return self._view
 
     def copy(self) -> memoryview:
-        """Give a copy that nobody else sees."""
+        """Return a private copy."""
         if self._file < 0:
             return memoryview(bytearray(self._view))
         return memoryview(mapped(self._file, self._size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE))
@@ -73,11 +77,11 @@ class Pages:
             os.close(self._file)
 
 
-class Parcels:
-    """Gives out parcels, on the root, and fetches them, on a worker. Collective to make and to free."""
+class BulkTransfer:
+    """Sends objects, on the root, and receives them, on a worker. Collective to make and to free."""
 
     def __init__(self, comm: "MPI.Intracomm", root: int, is_lost: Callable[[int], bool] = lambda _rank: False) -> None:
-        """`is_lost` says of a worker that it fetches nothing any more. For the root, once whoever is lost may be known."""
+        """Make the window, together. `is_lost` is asked on the root whether a worker fetches nothing any more."""
         from mpiexecutor._rma.notifier import RemoteNotifier  # noqa: PLC0415 - they know MPI
         from mpiexecutor._rma.window import Window, on_one_node  # noqa: PLC0415
 
@@ -96,20 +100,22 @@ class Parcels:
                 memory.store(rank * self._share + _HAD, 0)
             memory.flush()
         comm.Barrier()
-        self._asked: Inbox[tuple[int, Blob | None] | None] = Inbox()  # None: no more
+        self._asked: Inbox[tuple[int, Pickled | None] | None] = Inbox()  # None: no more
         self._thread: threading.Thread | None = None
         if comm.rank == root:
-            self._thread = threading.Thread(target=self._serve, args=(self._memory(),), name="mpiexecutor parcels", daemon=True)
+            self._thread = threading.Thread(
+                target=self._serve, args=(self._memory(),), name="mpiexecutor bulk transfer", daemon=True
+            )
             self._thread.start()
 
-    def send(self, rank: int, blob: Blob | None) -> None:
-        """Have a worker find what it waits for, or nothing."""
-        self._asked.put((rank, blob))
+    def send(self, rank: int, what: Pickled | None) -> None:
+        """Send an object to a worker that waits for it, or refuse the request with None. Does not block."""
+        self._asked.put((rank, what))
 
     def receive(self) -> tuple[memoryview, list[Pages]] | None:
-        """Wait for a parcel; give its pickle and its buffers, None if it is empty.
+        """Wait for the transfer that was requested. Return the pickle and the buffers of an object, or None if it was refused.
 
-        MemoryError if there is no room for it, OSError if there are too many files; it has been thrown away then.
+        Raise MemoryError, or OSError if too many files are open: the transfer has been thrown away then.
         """
         memory = self._memory()
         (count,) = self._fetch_words(memory, 1)
@@ -121,14 +127,14 @@ class Parcels:
             buffers = [Pages(size) for size in sizes[1:]]
         except BaseException:
             for _ in range(sum(-(-size // self._piece) for size in sizes)):
-                self._fetch_piece(memory, memoryview(b""))  # or the next parcel would begin with these pieces
+                self._fetch_piece(memory, memoryview(b""))  # or the next transfer would begin with these pieces
             raise
         for part in (data, *(buffer.view for buffer in buffers)):
             self._fetch(memory, part)
         return data, buffers
 
     def leave(self) -> None:
-        """Serve and attend to the others no more."""
+        """End the thread of the root, without the other ranks."""
         self._asked.put(None)
         if self._bells is not None:
             self._bells.leave()
@@ -142,12 +148,12 @@ class Parcels:
             self._bells.free()
 
     def _memory(self) -> "Memory":
-        """Give a handle for one thread."""
+        """Return a handle on the window, for one thread."""
         memory = self._window.memory()
         return memory if self._bells is None else self._bells.with_progress(memory)
 
     def _serve(self, memory: "Memory") -> None:
-        """Put pieces for all who wait for some, until nobody will any more."""
+        """Put pieces for all workers that wait, until `leave`."""
         under_way: dict[int, Iterator[memoryview]] = {}
         pauses = intervals(_SHORTEST, _LONGEST)
         while True:
@@ -155,8 +161,8 @@ class Parcels:
                 asked = self._asked.get(timeout=next(pauses) if under_way else None)
                 if asked is None:
                     return
-                rank, blob = asked
-                under_way[rank] = _pieces_of(blob, self._piece)
+                rank, what = asked
+                under_way[rank] = _pieces_of(what, self._piece)
             for rank, pieces in list(under_way.items()):
                 while self._has_room(memory, rank):
                     pauses = intervals(_SHORTEST, _LONGEST)
@@ -201,9 +207,9 @@ class Parcels:
         return words
 
 
-def _pieces_of(blob: Blob | None, size: int) -> Iterator[memoryview]:
-    """Give a parcel, piece by piece."""
-    parts = [] if blob is None else [memoryview(blob.data), *blob.buffers]
+def _pieces_of(what: Pickled | None, size: int) -> Iterator[memoryview]:
+    """Yield a transfer, piece by piece."""
+    parts = [] if what is None else [memoryview(what.data), *what.buffers]
     sizes = array("q", [len(part) for part in parts])
     for part in (memoryview(array("q", [len(sizes)])).cast("B"), memoryview(sizes).cast("B"), *parts):
         for start in range(0, len(part), size):

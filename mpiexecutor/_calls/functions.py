@@ -1,20 +1,19 @@
-"""What calls have in common goes to each worker once: what a map calls, and closures that a script submits again and again.
+"""Functions that many calls share go to each worker once: what a map calls, and closures that a script submits repeatedly.
 
-The root gives each a number and pickles it once; a call then names it by its number. A worker that does not know the number asks
-for the function, gets it as a parcel, and keeps it.
+The root pickles such a function once, under a number, and calls carry the number. A worker that does not have the function asks for
+it, gets it by bulk transfer, and keeps it.
 
-    root: Catalogue ── call with a number ──> worker: Shelf
-              ^                                  |
-              └──────── wanted: the number ──────┘
-              └──────── parcel ─────────────────>
+    root: FunctionRegistry ──── call with a number ────> worker: FunctionCache
+                  ^                                          |
+                  └────────────── Wanted: the number ────────┘
+                  └─────────────── bulk transfer ───────────>
 
-A function of the script has a name: it needs no number, see _script. What goes by number may refer to such functions, and classes,
-by name: while one of these names is bound to something else, it is pickled with every call.
+A function of the script has a name and needs no number: see _script. A function with a number may refer to such functions, and to
+classes, by name: while one of these names is bound to another object, the function is pickled with every call.
 
-Nobody is to see a difference to pickling the function with every call. So submit sends by number only what is a function, and as
-long as nothing has changed that its pickle depends on. And a worker runs a plain function as it is, as with multiprocessing, but
-rebuilds anything else (a partial, an object that can be called) for every call, from copies of its buffers: what one call does to
-it, the next must not see.
+Sharing has the same effects as pickling the function with every call. On the root, submit sends only functions by number, and only
+while nothing has changed that the pickle depends on. On a worker calls share a plain function, as with multiprocessing. Anything
+else (a partial, a callable object) is rebuilt for every call, from copies of its buffers: no call sees what another did to it.
 """
 
 import sys
@@ -29,29 +28,28 @@ from cloudpickle.cloudpickle import list_registry_pickle_by_value
 
 from mpiexecutor._script.names import MAIN, MISSING, NAMED_KINDS, main_dict, name_of
 from mpiexecutor._script.pickling import dumps
-from mpiexecutor._script.state import Pickled, Registry
-from mpiexecutor._util.pickling import loads
+from mpiexecutor._script.state import Registry
+from mpiexecutor._util.pickling import Pickled, loads
 
-from .bulk import Pages, Parcels
-from .outcomes import Blob
+from .bulk import BulkTransfer, Pages
 
-_LARGE = 16 << 10  # bytes: what is smaller, and no function, is pickled with every call
-_KEPT = 64  # functions that a worker keeps at most
-_KEPT_BYTES = 256 << 20  # of them together, unless the newest alone has more
+_LARGE = 16 << 10  # bytes: a smaller object that is no function is pickled with every call
+_KEPT = 64  # most functions in a worker's cache
+_KEPT_BYTES = 256 << 20  # most bytes of them together, unless the newest alone has more
 _ATOMS = (type(None), bool, int, float, complex, str, bytes, type(...))
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Function:
-    """Something to be called, on the root: there as long as somebody may still ask for it."""
+    """A function with a number, on the root. The registry finds it as long as a call or a map refers to it."""
 
     number: int
-    blob: Blob
-    names: frozenset[str]  # globals of the script that it needs
-    bound: tuple[tuple[str, Callable[[], object]], ...] = ()  # what those are that its pickle may refer to by name
+    pickle: Pickled
+    names: frozenset[str]  # of the globals of the script that it needs
+    bound: tuple[tuple[str, Callable[[], object]], ...] = ()  # the objects that its pickle may refer to by these names
 
     def refers_to_the_same(self) -> bool:
-        """Whether its pickle still means what it was made of: workers look the names up later."""
+        """Whether the names that workers look up are still bound to the objects that it was made of."""
         if not self.bound:
             return True
         main = main_dict()
@@ -61,33 +59,33 @@ class Function:
         return True
 
     def pickled(self, _known: int = 0, _ended: object = None) -> Pickled:
-        return Pickled(self.blob.data, self.blob.buffers)
+        return self.pickle
 
 
-class Catalogue:
-    """One executor's functions, by number."""
+class FunctionRegistry:
+    """The functions of one executor that have numbers."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._known_functions: dict[int, _Known] = {}  # by id
 
     def add(self, what: object) -> Function:
-        """Pickle something to be called, and give it a number; raise whatever its pickling raises."""
+        """Pickle a callable, or an initializer with its arguments, under a new number. Raise the error of pickling it."""
         names: set[str] = set()
-        blob = Blob(*dumps(what, names))
-        function = Function(self._registry.next(), blob, frozenset(names), _bound(names))
+        pickle = Pickled(*dumps(what, names))
+        function = Function(self._registry.next(), pickle, frozenset(names), _bound(names))
         self._registry.add(function.number, function)
         return function
 
     def mapped(self, fn: Callable[..., Any]) -> Function | None:
-        """Give what a map sends by number instead of this; None if it is as well pickled with every call."""
+        """Return the function that a map sends by number; None if this is small, and is pickled with every call."""
         if type(fn) is FunctionType:
             return self._known(fn).numbered(self.add) or self.add(fn)
         function = self.add(fn)
-        return function if function.blob.size >= _LARGE else None
+        return function if function.pickle.size >= _LARGE else None
 
     def submitted(self, fn: Callable[..., Any]) -> Function | None:
-        """Give what submit sends by number instead of this; None if it is to be pickled, as at first and after a change."""
+        """Return the function that submit sends by number; None if it is pickled with this call, as at first and after a change."""
         if type(fn) is not FunctionType:
             return None
         known = self._known(fn)
@@ -118,7 +116,7 @@ def _reference(value: Any) -> Callable[[], object]:
 
 
 class _Known:
-    """A function of the script."""
+    """A function that was submitted, or mapped, before."""
 
     def __init__(self, reference: "weakref.ref[FunctionType]") -> None:
         self._reference = reference
@@ -127,20 +125,20 @@ class _Known:
         self.function: Function | None = None  # as it was sent by number last
 
     def is_unchanged(self) -> bool:
-        """Whether it is as it was when it was looked at last."""
+        """Whether nothing has changed since the last look."""
         return self._dependencies is not None and self._dependencies.unchanged()
 
     def seen_before(self) -> bool:
-        """Whether it was submitted before, as it is now."""
+        """Whether it was submitted before, and has not changed since."""
         if self.is_unchanged():
             return True
         seen, self._seen = self._seen, True
-        if seen:  # most are submitted once: only now it is worth a closer look
+        if seen:  # only now: most functions are submitted once, and a look takes time
             self._look()
         return False
 
     def numbered(self, add: Callable[[object], Function]) -> Function | None:
-        """Give it with a number; None if it has to be pickled every time. Two threads may number it at once: that is as good."""
+        """Return it with its number; None if it has to be pickled with every call. Two threads may each number it."""
         if not self.is_unchanged():
             self._look()
         function = self.function
@@ -159,18 +157,18 @@ def _without(table: dict[int, Any], key: int) -> Callable[[object], object]:
 
 
 class Dependencies:
-    """What the pickle of a function depends on, if that is nothing that can change unseen. It keeps no function alive.
+    """What the pickle of a function depends on, if every change of that can be seen. Refers to functions weakly.
 
     Globals of the script are no part of its pickle: they have versions of their own.
     """
 
     def __init__(self) -> None:
         self._parts: list[_Part] = []
-        self._named: list[weakref.ref[Any]] = []  # functions and classes that go by their names in the script
+        self._named: list[weakref.ref[Any]] = []  # functions and classes that are pickled as their names in the script
 
     @classmethod
     def of(cls, fn: FunctionType) -> "Dependencies | None":
-        """Find them, through the functions that this one refers to."""
+        """Return them, with those of the functions that this one refers to; None if something can change unseen."""
         found = cls()
         waiting, seen = [fn], {fn}
         while waiting:
@@ -193,7 +191,7 @@ class Dependencies:
         return found
 
     def _note_names(self, value: Any) -> None:
-        """Note what the script may give another name, or its name to something else."""
+        """Note a function or class whose name the script may bind to something else."""
         if type(value) is tuple:
             for part in value:
                 self._note_names(part)
@@ -201,15 +199,15 @@ class Dependencies:
             self._named.append(weakref.ref(value))
 
     def unchanged(self) -> bool:
-        """Whether everything is still what it was."""
-        for part in self._parts:  # no generator: every submit comes through here
+        """Whether nothing has changed."""
+        for part in self._parts:  # no generator, for speed: each submit comes here
             if not part.unchanged():
                 return False
         return not self._named or all(name_of(named()) is not None for named in self._named)
 
 
 class _Part:
-    """What a function that is pickled by value depends on itself."""
+    """What the pickle of one function depends on: code, defaults, closure."""
 
     def __init__(self, fn: FunctionType) -> None:
         self._fn = weakref.ref(fn)
@@ -220,7 +218,7 @@ class _Part:
 
     @staticmethod
     def values(fn: FunctionType) -> list[object]:
-        """Give the values of closure and defaults."""
+        """Return the values of closure and defaults."""
         contents = [_content(cell) for cell in fn.__closure__ or ()]
         defaults = [*(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).values()]
         return [value for value in (*contents, *defaults) if value is not MISSING]
@@ -241,7 +239,7 @@ class _Part:
 
 
 def _held(value: object) -> object:
-    """Hold on to a value, but to functions weakly: one may refer to itself."""
+    """Return a reference to a value: a weak one to a function, which may refer to itself."""
     return weakref.ref(value) if isinstance(value, FunctionType) else value
 
 
@@ -259,7 +257,7 @@ def _never_changes(value: object) -> bool:
 
 
 def _goes_by_name(value: Any) -> bool:
-    """Whether a function or class is pickled as a name."""
+    """Whether a function or class is pickled as its name."""
     if type(value.__module__) is not str or list_registry_pickle_by_value():
         return False
     if value.__module__ == MAIN:
@@ -277,18 +275,18 @@ def _content(cell: CellType) -> object:
         return MISSING
 
 
-class Shelf:
-    """The functions that a worker keeps."""
+class FunctionCache:
+    """The functions of a worker: the 64 that were used last, of 256 MiB together at most."""
 
-    def __init__(self, parcels: Parcels, ask: Callable[[int], bool]) -> None:
-        """`ask` asks the root for a function; False if that cannot be."""
-        self._parcels = parcels
+    def __init__(self, bulk: BulkTransfer, ask: Callable[[int], bool]) -> None:
+        """Make an empty one. `ask` requests a function from the root; it returns False if the root answers no more."""
+        self._bulk = bulk
         self._ask = ask
-        self._kept: OrderedDict[int, _Kept] = OrderedDict()  # the one used last at the end
-        self._executors: dict[int, int] = {}  # by number
+        self._kept: OrderedDict[int, _Kept] = OrderedDict()  # the last is the one used last
+        self._executors: dict[int, int] = {}  # whose function it is, by number
 
     def get(self, number: int, executor: int = 0) -> Any:
-        """Give the function of an executor; raise whatever its unpickling raises."""
+        """Return the function of an executor. Raise the error of unpickling it, or LookupError if the root has it no more."""
         kept = self._kept.get(number)
         if kept is None:
             kept = self._kept[number] = self._fetch(number)
@@ -300,7 +298,7 @@ class Shelf:
         return kept.get()
 
     def take(self, number: int) -> Any:
-        """Give it, and keep it no longer."""
+        """Return a function that is called once, and forget it."""
         try:
             return self.get(number)
         finally:
@@ -308,17 +306,17 @@ class Shelf:
             self._executors.pop(number, None)
 
     def forget(self, executors: Iterable[int]) -> None:
-        """Keep nothing of executors that have ended."""
+        """Forget the functions of executors that have ended."""
         ended = set(executors)
         for number in [number for number, executor in self._executors.items() if executor in ended or number not in self._kept]:
             self._kept.pop(number, None)
             del self._executors[number]
 
     def _fetch(self, number: int) -> "_Kept":
-        parcel = self._parcels.receive() if self._ask(number) else None
-        if parcel is None:
-            raise LookupError("what this call was to run is wanted no more")  # nor is its outcome
-        return _Kept(*parcel)
+        transfer = self._bulk.receive() if self._ask(number) else None
+        if transfer is None:
+            raise LookupError("what this call was to run is wanted no more")  # the root ignores the outcome
+        return _Kept(*transfer)
 
 
 class _Kept:

@@ -1,6 +1,6 @@
-"""The calls of a map, and the iterators over their results.
+"""Submits the calls of a map, and iterates over their results.
 
-An iterator keeps neither its executor alive, nor a result that it has yielded.
+An iterator does not keep its executor alive, and does not refer to a result after it has yielded it.
 """
 
 import time
@@ -32,7 +32,7 @@ def map_results(
     buffersize: int | None,
     unordered: bool,
 ) -> Iterator[T]:
-    """Submit a call for each tuple of arguments, and iterate over the results; for the options see RMAChannelExecutor.map."""
+    """Submit a call for each tuple of arguments; return an iterator over the results. For the options see `map`."""
     deadline = None if timeout is None else timeout + time.monotonic()
     called: Callable[..., Any] = fn
     kind = kind_of(fn)
@@ -55,7 +55,7 @@ def _submit_weakly(
     function: Function | None,
     args: tuple[Any, ...],
 ) -> Future[Any]:
-    """Submit for an iterator, which must not keep its executor alive."""
+    """Submit for an iterator. RuntimeError if its executor is gone."""
     submitter = reference()
     if submitter is None:
         raise RuntimeError("cannot schedule new futures: the executor is gone")
@@ -71,7 +71,7 @@ def _flattened(chunks: Iterator[list[T]]) -> Iterator[T]:
     for chunk in chunks:
         chunk.reverse()
         while chunk:
-            yield chunk.pop()  # so that nothing here holds on to a result
+            yield chunk.pop()  # nothing here refers to a result that was yielded
 
 
 def _ordered(
@@ -79,7 +79,7 @@ def _ordered(
 ) -> Iterator[T]:
     try:
         while futures:
-            futures.extend(map(submit, islice(more, 1)))  # before the wait, and before the caller looks at the result
+            futures.extend(map(submit, islice(more, 1)))  # before waiting, and before the caller works on the result
             yield _result(futures, deadline)
     finally:
         for future in futures:
@@ -87,7 +87,7 @@ def _ordered(
 
 
 def _result(futures: deque[Future[T]], deadline: float | None) -> T:
-    """Wait for the first future and drop it; out of time, or interrupted, it is cancelled."""
+    """Wait for the result of the first future, and remove that. Cancel it when out of time, or interrupted."""
     future = futures.popleft()
     try:
         return future.result(None if deadline is None else deadline - time.monotonic())

@@ -1,17 +1,17 @@
-"""All that root and workers say to each other, a class for each kind of message, and how it is encoded.
+"""The messages of root and workers to each other, a class for each kind, and their encoding.
 
     work channel   root to any worker   Calls
     reply channel  a worker to root     Results, SpareResult, GivenBack, Wanted, InitializerFailed, TopLevelFailed, CallTooLarge
                    root to itself       Barrier
 
-Encoding. The number of the kind and the fields, by marshal: these are numbers, names, and bytes. What users have given is pickled
-once, by the thread that submits a call or by the worker that has run it, and travels as bytes from there on. Marshal takes half the
-time of pickle for this, and all ranks run the same Python, as cloudpickle needs, too. Large pickles and buffers go out of band: the
-channel copies them once, from where they are to the ring.
+Encoding. A message is the number of its kind and its fields, by marshal: numbers, strings and bytes, of no subclass. Objects of
+the user are pickled once, in the thread that submits or in the worker that ran the call, and are bytes from there on. Marshal takes
+half the time of pickle for such tuples. All ranks run the same Python, which cloudpickle needs, too. Large pickles and buffers go
+out of band: the channel copies them once, from where they are into the ring.
 
-Calls and outcomes are plain tuples. There are up to 256 in a message, and making objects of a class takes longer than all the rest.
+Calls and outcomes are plain tuples: a message has up to 256, and objects of a class would take as long as all the rest.
 
-A new kind of message: add its class here and to `_KINDS`, and handle it in the collector (a reply) or in Worker (work).
+To add a kind of message, add its class here and to `_KINDS`, and handle it in the collector (a reply) or in Worker (work).
 """
 
 import io
@@ -24,8 +24,8 @@ from mpiexecutor._util.pickling import OUT_OF_BAND
 
 from .outcomes import Buffer, Failure
 
-OF_ONE_CALL: Final = 3 * LARGE  # bytes of a message: one of several calls, or outcomes, has less, with all that belongs to it
-_FORMAT: Final = 2  # of marshal: without the references to equal objects, which take longer than the objects
+OF_ONE_CALL: Final = 3 * LARGE  # bytes of a message; one of several calls, or outcomes, has fewer
+_FORMAT: Final = 2  # of marshal: later formats look for objects that are the same, which takes longer than writing them
 
 # A call: its number; the state of the script's globals that it needs (None: its worker is the script's own process); the function,
 # by its number (see functions.py) or its name in the script (None: it is in the pickle); the pickle of the function or None,
@@ -38,7 +38,7 @@ Outcome = tuple[int, float, bool, Buffer, Sequence[memoryview]]
 
 
 class Calls(NamedTuple):
-    """Calls of one executor, which the worker that takes them runs one after another."""
+    """Calls of one executor, which one worker runs one after another."""
 
     executor: int
     initializer: int | None  # its number, if the executor has one
@@ -47,7 +47,7 @@ class Calls(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What became of calls of one executor."""
+    """Outcomes of calls of one executor."""
 
     rank: int  # of the worker, as in all replies
     executor: int
@@ -55,7 +55,7 @@ class Results(NamedTuple):
 
 
 class SpareResult(NamedTuple):
-    """Follows each long result, which is alone in its message: the outcome if the root had no memory to receive that one."""
+    """Follows each long outcome: the error that replaces it if the root has no memory to receive it."""
 
     rank: int
     executor: int
@@ -65,7 +65,7 @@ class SpareResult(NamedTuple):
 
 
 class GivenBack(NamedTuple):
-    """Calls that the worker has taken, has not begun, and leaves to other workers."""
+    """Calls that the worker has not begun, and leaves to other workers."""
 
     rank: int
     executor: int
@@ -74,7 +74,7 @@ class GivenBack(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """The worker waits for a function, an initializer, or a state of the script: it comes by bulk transfer."""
+    """The worker waits for a function, an initializer, or a state of the script, by bulk transfer."""
 
     rank: int
     executor: int
@@ -83,7 +83,7 @@ class Wanted(NamedTuple):
 
 
 class InitializerFailed(NamedTuple):
-    """The executor's initializer has raised in this worker. The failure has no pickle: it is short, and so it comes in any case."""
+    """The executor's initializer has raised in this worker. The failure has no pickle, so that it is short."""
 
     rank: int
     executor: int
@@ -91,7 +91,7 @@ class InitializerFailed(NamedTuple):
 
 
 class TopLevelFailed(NamedTuple):
-    """The top level of the script has raised in this worker, which goes on with what it has by then. The failure has no pickle."""
+    """The top level of the script has raised in this worker, which goes on. The failure has no pickle."""
 
     rank: int
     executor: int
@@ -99,7 +99,7 @@ class TopLevelFailed(NamedTuple):
 
 
 class CallTooLarge(NamedTuple):
-    """The worker had no memory for a message of one call, and has thrown it away unread."""
+    """The worker had no memory for a message of one call, and has skipped it."""
 
     rank: int
     message: int  # its number in the work channel
@@ -107,7 +107,7 @@ class CallTooLarge(NamedTuple):
 
 
 class Barrier(NamedTuple):
-    """The root to itself: what was put before this has been collected, so the oldest postponed step is due."""
+    """The root to itself: all replies that were put before this are collected; see lost_calls.py."""
 
 
 Reply = Results | SpareResult | GivenBack | Wanted | InitializerFailed | TopLevelFailed | CallTooLarge | Barrier
@@ -129,7 +129,7 @@ _WITH_FAILURE: Final = (SpareResult, InitializerFailed, TopLevelFailed, CallTooL
 
 
 def dumps(message: Message) -> tuple[bytes, list[memoryview]]:
-    """Return the bytes of a message, and what of it goes out of band. TypeError if it is none."""
+    """Return the bytes of a message, and the buffers that go out of band. TypeError if it is none."""
     kind = _KIND_OF.get(type(message))
     if kind is None:
         raise TypeError(f"no message of root or workers: {message!r:.50}")
@@ -162,7 +162,7 @@ def loads(data: memoryview, buffers: Sequence[memoryview] = ()) -> Message:
 
 
 def _without_buffers(row: tuple[Any, ...], beside: list[memoryview]) -> tuple[Any, ...]:
-    """Move what is large out of a call or an outcome: an empty pickle is the first of so many buffers."""
+    """Return a call or an outcome with the number of its buffers in their place. A long pickle is empty, and the first buffer."""
     *fields, data, buffers = row
     before = len(beside)
     if len(data) >= OUT_OF_BAND:
@@ -179,13 +179,13 @@ def _with_buffers(row: tuple[Any, ...], beside: Iterator[memoryview]) -> tuple[A
 
 
 def dump_outcome(outcome: Outcome) -> bytes:
-    """Return an outcome for the status page of its worker, with all that belongs to it."""
+    """Return an outcome as bytes, buffers included, for the status page of its worker."""
     number, seconds, failed, data, buffers = outcome
     return marshal.dumps((number, seconds, failed, data, *buffers), _FORMAT)
 
 
 def load_outcomes(held: bytes) -> Iterator[Outcome]:
-    """Yield the outcomes that lie one behind the other. Any error if these bytes are none. Their buffers are writable."""
+    """Yield the outcomes in these bytes, one behind the other. Any error if they are none. Buffers are writable."""
     file = io.BytesIO(held)
     while file.tell() < len(held):
         number, seconds, failed, data, *buffers = marshal.load(file)  # noqa: S302 - written by a rank of the job

@@ -1,4 +1,4 @@
-"""What became of a call, on its way from the worker to its future: a value, or an error with the traceback it had there."""
+"""Results and errors of calls as bytes, and the errors that futures raise."""
 
 import marshal
 import os
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from mpiexecutor._script.pickling import Has, always, dumps
-from mpiexecutor._util.pickling import loads
+from mpiexecutor._util.pickling import OUT_OF_BAND, Pickled
 
-_MOST_TEXT = 32 << 10  # characters of what is said of an error: the error itself may be as long as it likes
+_MOST_TEXT = 32 << 10  # most characters of an error's name, text and traceback; its pickle is not limited
 Buffer = bytes | memoryview
 
 
@@ -67,8 +67,8 @@ class BrokenWorkerError(BrokenProcessPool):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where something ran."""
+class Location:
+    """The rank and process where something ran."""
 
     rank: int
     ranks: int
@@ -76,78 +76,68 @@ class Place:
     pid: int
 
     @classmethod
-    def here(cls, rank: int, ranks: int) -> "Place":
+    def here(cls, rank: int, ranks: int) -> "Location":
         return cls(rank, ranks, socket.gethostname(), os.getpid())
 
     def __str__(self) -> str:
         return f"rank {self.rank} of {self.ranks} on {self.host} (pid {self.pid})"
 
 
-class Blob(NamedTuple):
-    """A pickled object and the large buffers that belong to it."""
-
-    data: bytes | memoryview
-    buffers: Sequence[memoryview] = ()
-
-    @classmethod
-    def of(cls, obj: Any, has: Has = always) -> "Blob":
-        return cls(*dumps(obj, set(), has))
-
-    def load(self) -> Any:
-        return loads(self.data, self.buffers)
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return len(self.data) + sum(map(len, self.buffers)) if self.buffers else len(self.data)
+def pickled(obj: Any, has: Has = always) -> Pickled:
+    """Pickle an object. `has` says which functions and classes the receiver has under their names."""
+    return Pickled(*dumps(obj, set(), has))
 
 
-def dumps_sized(obj: Any, names: set[str] | None = None, has: Has = always) -> tuple[Blob, int]:
+def dumps_sized(obj: Any, names: set[str] | None = None, has: Has = always) -> tuple[Pickled, int]:
     """Pickle an object; return also its size in bytes. `names` takes the globals of the script that it needs.
 
     `has` says which functions and classes the receiver has under their names.
     """
     data, buffers = dumps(obj, set() if names is None else names, has)
-    return Blob(data, buffers), len(data) + sum(map(len, buffers)) if buffers else len(data)
+    return Pickled(data, buffers), len(data) + sum(map(len, buffers)) if buffers else len(data)
 
 
 class Failure(NamedTuple):
-    """What is said of an error."""
+    """A description of an error, with its pickle if it has one."""
 
-    name: str  # of its class
+    name: str  # of the error's class
     text: str
-    trace: str  # its traceback
-    error: Blob | None  # itself; None if it cannot be pickled
+    trace: str  # the traceback, headed by the location
+    error: Pickled | None  # None if it cannot be pickled
 
-    def dumps(self) -> Blob:
-        """Return it as bytes; the buffers are those of the error."""
-        data = marshal.dumps((self.name, self.text, self.trace, self.error and self.error.data))
-        return Blob(data, self.error.buffers if self.error else ())
+    def dumps(self) -> Pickled:
+        """Return this as bytes. The buffers are those of the error; its pickle is the first of them if it is long."""
+        data, buffers = self.error or (None, ())
+        if data is not None and len(data) >= OUT_OF_BAND:
+            data, buffers = b"", (memoryview(data), *buffers)
+        return Pickled(marshal.dumps((self.name, self.text, self.trace, data)), buffers)
 
     @classmethod
     def loads(cls, data: Buffer, buffers: Sequence[memoryview] = ()) -> "Failure":
         name, text, trace, error = marshal.loads(data)  # noqa: S302 - the ranks of a job trust each other: see the README
-        return cls(name, text, trace, None if error is None else Blob(error, buffers))
+        if error == b"":
+            error, *buffers = buffers
+        return cls(name, text, trace, None if error is None else Pickled(error, buffers))
 
 
-def failure_of(error: BaseException, place: Place, has: Has = always) -> Failure:
-    """Describe an error that was caught by the caller of what raised it."""
+def failure_of(error: BaseException, location: Location, has: Has = always) -> Failure:
+    """Return the failure of an error that was caught one frame above the frame that raised it."""
     try:
-        blob = Blob.of(error, has)
-    except BaseException:  # noqa: BLE001 - whatever its own pickling raises: the error still has a name and a text
-        blob = None
-    return Failure(_name(type(error))[:_MOST_TEXT], _text(error)[:_MOST_TEXT], traceback_of(error, place)[-_MOST_TEXT:], blob)
+        own: Pickled | None = pickled(error, has)
+    except BaseException:  # noqa: BLE001 - raised by the error's own code: it still has a name and a text
+        own = None
+    return Failure(_name(type(error))[:_MOST_TEXT], _text(error)[:_MOST_TEXT], traceback_of(error, location)[-_MOST_TEXT:], own)
 
 
 def error_from(failure: Failure) -> BaseException:
-    """Rebuild an error, with the traceback it had as its cause."""
-    name, text, trace, blob = failure
-    if blob is None:
+    """Rebuild an error; its cause is a RemoteTraceback with the traceback of its process. RemoteError if it cannot be rebuilt."""
+    name, text, trace, own = failure
+    if own is None:
         error: object = RemoteError(f"{name}: {text} (the exception itself cannot be pickled)")
     else:
         try:
-            error = blob.load()
-        except BaseException as reason:  # noqa: BLE001 - its own code again
+            error = own.load()
+        except BaseException as reason:  # noqa: BLE001 - raised by the error's own code
             error = RemoteError(f"{name}: {text} (the exception itself cannot be rebuilt from its pickle: {reason!r})")
     if not isinstance(error, BaseException):
         error = RemoteError(f"{name}: {text} (the exception's pickle gives {type(error).__name__} instead)")
@@ -155,20 +145,20 @@ def error_from(failure: Failure) -> BaseException:
     return error
 
 
-def traceback_of(error: BaseException, place: Place) -> str:
-    """Format an error's traceback, without the frame that caught it, headed by the place."""
+def traceback_of(error: BaseException, location: Location) -> str:
+    """Return the text of an error's traceback, without the frame that caught it, headed by the location."""
     trace = error.__traceback__.tb_next if error.__traceback__ else None
     try:
         lines = traceback.format_exception(type(error), error, trace)
-    except BaseException:  # noqa: BLE001 - its own code, which may do anything
+    except BaseException:  # noqa: BLE001 - raised by the error's own code
         lines = ["Traceback (most recent call last):\n", *traceback.format_tb(trace), f"{_name(type(error))}: {_text(error)}\n"]
-    return f'\n"""\n{place}:\n{"".join(lines)}"""'
+    return f'\n"""\n{location}:\n{"".join(lines)}"""'
 
 
-def with_cause(error: BaseException, place: Place) -> BaseException:
-    """Give an error that happened here the same kind of cause as one that came from a worker."""
-    text = traceback_of(error, place)
-    _set(error, "__traceback__", None)  # its frames hold on to arguments and results
+def with_cause(error: BaseException, location: Location) -> BaseException:
+    """Return an error of this process with a RemoteTraceback as its cause, as errors of workers have, and without frames."""
+    text = traceback_of(error, location)
+    _set(error, "__traceback__", None)  # its frames refer to arguments and results
     _set(error, "__cause__", RemoteTraceback(text))
     return error
 
@@ -184,6 +174,6 @@ def _name(kind: type[BaseException]) -> str:
 
 def _text(error: BaseException) -> str:
     try:
-        return str.__str__(str(error))  # of no class of its own
+        return str.__str__(str(error))  # not of a subclass of str
     except BaseException as reason:  # noqa: BLE001 - its own code
         return f"<no text: {type(reason).__name__}>"

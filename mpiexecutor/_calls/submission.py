@@ -1,4 +1,4 @@
-"""What executors submit: pickled in the thread that submits it, before it goes to the scheduler."""
+"""Pickles calls, in the thread that submits them, and passes them to the scheduler."""
 
 import threading
 from collections.abc import Callable
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mpiexecutor._script.names import name_of, top_of
 from mpiexecutor._script.root.script import Script
 
-from .functions import Catalogue, Function
-from .outcomes import Place, dumps_sized, with_cause
+from .functions import Function, FunctionRegistry
+from .outcomes import Location, dumps_sized, with_cause
 from .scheduling.scheduler import Scheduler
 from .scheduling.session import Session, slim_future
 
@@ -23,22 +23,30 @@ T = TypeVar("T")
 
 
 class Submitter:
-    """Pickles the calls of one executor."""
+    """Submits the calls of one executor."""
 
-    def __init__(self, scheduler: Scheduler, session: Session, catalogue: Catalogue, script: Script | None, place: Place) -> None:
-        """Without `script` calls run in the script's own process, which has its globals."""
+    def __init__(
+        self, scheduler: Scheduler, session: Session, functions: FunctionRegistry, script: Script | None, location: Location
+    ) -> None:
+        """Submit to this session. `script` is None if calls run in the script's own process, which has its globals."""
         self._scheduler = scheduler
         self._session = session
-        self._catalogue = catalogue
+        self._functions = functions
         self._script = script
-        self._place = place
+        self._location = location
 
     def submit(
         self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], kind: object, function: Function | None
     ) -> Future[T]:
-        """Submit a call. A call that cannot be pickled fails in its future. `function` is its function if it has a number already.
+        """Submit a call, and return its future. A call that cannot be pickled fails in its future.
 
-        Calls of one kind are expected to take about as long as each other.
+        Args:
+            fn: What to call.
+            args: Its positional arguments.
+            kwargs: Its keyword arguments.
+            kind: Calls of one kind are expected to take equally long, see `kind_of`.
+            function: `fn` under a number, if a map has numbered it.
+
         """
         if self._session.closed or self._session.broken:
             self._scheduler.check_open(self._session)
@@ -51,8 +59,8 @@ class Submitter:
                 called, state = (name_of(fn), None) if self._script is None else self._script.named(fn)
             if called is None:
                 is_same = function is not None and function.refers_to_the_same()
-                called = function if is_same else self._catalogue.submitted(fn)
-            blob, size = dumps_sized((None if called else fn, args, kwargs), names)
+                called = function if is_same else self._functions.submitted(fn)
+            pickle, size = dumps_sized((None if called else fn, args, kwargs), names)
             if self._script is not None and (names or state is None):
                 state = self._script.state(_all_names(called, names))
         except BaseException as error:
@@ -60,16 +68,16 @@ class Submitter:
                 raise  # from the keyboard
             self._scheduler.check_open(self._session)
             future.set_running_or_notify_cancel()
-            future.set_exception(with_cause(_without_exit(error), self._place))
+            future.set_exception(with_cause(_without_exit(error), self._location))
             return future
-        self._scheduler.submit(self._session, future, blob, size, kind, called, state)
+        self._scheduler.submit(self._session, future, pickle, size, kind, called, state)
         return future
 
     def numbered(self, fn: Callable[..., Any]) -> Function | None:
-        """Have the function go to each worker once; None if it has a name, is as well sent with every call, or fails with it."""
+        """Return the function of a map under a number; None if it has a name, is pickled with every call, or cannot be pickled."""
         try:
-            return None if type(fn) is FunctionType and name_of(fn) else self._catalogue.mapped(fn)
-        except Exception:  # noqa: BLE001 - its own pickling: every call shows it
+            return None if type(fn) is FunctionType and name_of(fn) else self._functions.mapped(fn)
+        except Exception:  # noqa: BLE001 - raised by its pickling, and raised again by every call
             return None
 
 
@@ -81,7 +89,7 @@ def _all_names(called: Function | str | None, names: set[str]) -> frozenset[str]
 
 
 def _without_exit(error: BaseException) -> BaseException:
-    """Return the error of a call that cannot be pickled: none that would end the script when its result is asked for."""
+    """Return the error for a future: PicklingError for one that would end the script when it is raised by `result`."""
     if not isinstance(error, (SystemExit, KeyboardInterrupt)):
         return error
     refused = PicklingError(f"pickling this call raised {type(error).__name__}: {error}")
@@ -90,16 +98,16 @@ def _without_exit(error: BaseException) -> BaseException:
 
 
 def _raises_interrupt(call: Any) -> bool:
-    """Whether pickling a call raises KeyboardInterrupt of its own accord.
+    """Whether pickling a call raises KeyboardInterrupt itself, without Ctrl-C.
 
-    Signals are handled in the main thread only: an interrupt that comes again in another thread is the call's own.
+    Python handles signals in the main thread only: a KeyboardInterrupt in another thread comes from the call's own code.
     """
     own: list[bool] = []
 
     def pickle_again() -> None:
         try:
             dumps_sized(call)
-        except BaseException as error:  # noqa: BLE001 - whatever it is
+        except BaseException as error:  # noqa: BLE001 - of any kind
             own.append(isinstance(error, KeyboardInterrupt))
 
     thread = threading.Thread(target=pickle_again)
@@ -109,13 +117,13 @@ def _raises_interrupt(call: Any) -> bool:
 
 
 def kind_of(fn: Callable[..., Any]) -> object:
-    """Tell apart the calls that probably do not take as long as each other."""
+    """Return the kind of a call, the code or the name of what is called: calls of one kind are expected to take equally long."""
     while type(fn) is partial:
         fn = fn.func
     if type(fn) is FunctionType:
         return fn.__code__
     try:
         names = fn.__module__, fn.__qualname__
-    except Exception:  # noqa: BLE001 - its own code
+    except Exception:  # noqa: BLE001 - raised by its own code
         names = type(fn).__module__, type(fn).__qualname__
     return ".".join(name for name in names if type(name) is str)

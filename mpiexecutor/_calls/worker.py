@@ -1,6 +1,6 @@
-"""The worker's loop: take a message of calls, run them, put what became of them.
+"""The worker's loop: take a message of calls, run them, reply what became of them.
 
-What fails fails alone: whatever a call raises, in being unpickled, run, or having its result pickled, becomes that call's outcome.
+A call fails alone: an error while it is unpickled, runs, or has its result pickled, is the outcome of this call.
 """
 
 import logging
@@ -17,8 +17,8 @@ from mpiexecutor._util.pickling import loads
 from mpiexecutor.channel import ChannelClosed, ChannelMemoryError, RemoteChannel
 
 from .batch import HELD, BatchFlusher, CurrentBatch
-from .bulk import Parcels
-from .functions import Shelf
+from .bulk import BulkTransfer
+from .functions import FunctionCache
 from .messages import (
     OF_ONE_CALL,
     Call,
@@ -33,7 +33,7 @@ from .messages import (
     TopLevelFailed,
     Wanted,
 )
-from .outcomes import Failure, Place, dumps_sized, failure_of
+from .outcomes import Failure, Location, dumps_sized, failure_of
 
 _SHORTEST_REST, _LONGEST_REST = 2e-4, 5e-3  # seconds after calls were given back, so that another worker takes them
 
@@ -42,33 +42,44 @@ in_task: ContextVar[bool] = ContextVar("in_task", default=False)
 
 
 class Worker:
-    """One worker: its channels, and which initializers it has run."""
+    """Serves the executors of one root until that closes the work channel."""
 
     def __init__(
         self,
         work: RemoteChannel[Calls, Calls],
         replies: RemoteChannel[Reply, Reply],
-        parcels: Parcels,
-        place: Place,
+        bulk: BulkTransfer,
+        location: Location,
         page: StatusPage,
         enforce_limit: Callable[[float], None] | None = None,
         *,
         fail: Callable[[], object],
     ) -> None:
-        """Serve by these channels. `fail` is called if that cannot go on."""
+        """Make a worker.
+
+        Args:
+            work: Where messages of calls come from.
+            replies: Where what became of them goes.
+            bulk: Brings functions and globals of the script.
+            location: Where this worker runs, for tracebacks.
+            page: Where others read which call runs.
+            enforce_limit: Has calls killed that run longer than so many seconds, 0 for any time. None if nobody can kill them.
+            fail: Ends this worker as if it had been killed; called if a thread of it fails.
+
+        """
         self._work = work
         self._replies = replies
-        self._place = place
-        self._page = page  # says what is run
-        self._enforce_limit = enforce_limit  # told how long calls may run; None: nobody sees to that
-        self._most = 0.0  # seconds that they may now
-        self._executor = 0  # whose calls are in the batch
-        self._initialized: dict[int, bool] = {}  # by executor: whether it may run calls
-        self._parcels = parcels
-        self._shelf = Shelf(parcels, self._ask)
-        self._modules = MainModules(place.rank, self._fetch, self._tell_top_level, self._shelf.forget)
-        self._module: MainModule | None = None  # whose calls are run; None: the script itself, as this is its process
-        self._has: Has = always  # whether the script has what is pickled here under its name
+        self._location = location
+        self._page = page
+        self._enforce_limit = enforce_limit
+        self._most = 0.0  # seconds that a call may run now
+        self._executor = 0  # number of the executor whose calls are in the batch
+        self._initialized: dict[int, bool] = {}  # by executor: whether its initializer has succeeded
+        self._bulk = bulk
+        self._cache = FunctionCache(bulk, self._ask)
+        self._modules = MainModules(location.rank, self._fetch, self._tell_top_level, self._cache.forget)
+        self._module: MainModule | None = None  # of the current executor; None: this is the script's own process
+        self._has: Has = always  # whether the script has a global of this name
         self._rest = _SHORTEST_REST
         self._batch = CurrentBatch(page)
         self._flusher = BatchFlusher(self._batch, self._send, fail)
@@ -81,7 +92,7 @@ class Worker:
         self._flusher.stop()
 
     def _take(self) -> list[Calls]:
-        """Take a message. A call that is too large for this worker's memory fails; with none for a short one the worker dies."""
+        """Take a message. One call that is too large for the memory here fails; several short ones that are end this worker."""
         while True:
             try:
                 return self._work.take_many(1)
@@ -91,7 +102,7 @@ class Worker:
                 number = error.number
                 text = f"this call is too large for its worker's memory, {error.size} bytes when pickled"
             if self._work.skip(number):
-                self._reply(CallTooLarge(self._place.rank, number, failure_of(MemoryError(text), self._place)))
+                self._reply(CallTooLarge(self._location.rank, number, failure_of(MemoryError(text), self._location)))
 
     def _do(self, message: Calls) -> None:
         executor, initializer, most, calls = message
@@ -113,16 +124,16 @@ class Worker:
         if most != self._most:
             self._limit(most)
         if not self._initialized.get(executor, True):
-            return  # the root has failed all the calls of this executor
+            return  # the root knows that it failed, and has failed all calls of this executor
         self._batch.calls.extend(calls)
         self._batch.sent_at = time.monotonic()
         if len(calls) > 1:
             self._flusher.watch()
-        calls.clear()  # so that nothing here holds on to the arguments
+        calls.clear()  # nothing here refers to arguments while a call runs
         self._run_all()
 
     def _is_admitted(self, executor: int, state: int) -> bool:
-        """Have the `__main__` of this executor, in the state of its next call; False if other workers run its calls."""
+        """Enter the `__main__` of this executor, in the state of its next call. Return False if other workers run its calls."""
         self._module = self._modules.enter(executor)
         self._has = self._module.has
         try:
@@ -130,7 +141,7 @@ class Worker:
         except NotAdmitted:
             self._modules.forget([executor])
             return False
-        except BaseException:  # noqa: BLE001, S110 - its calls meet that, too, and tell
+        except BaseException:  # noqa: BLE001, S110 - its calls meet the same error, and fail with it
             pass
         return True
 
@@ -138,24 +149,24 @@ class Worker:
         try:
             if state is not None:
                 self._bring_to(state)
-            function, arguments = self._shelf.take(number)
+            function, arguments = self._cache.take(number)
             function(*arguments)
         except BaseException as error:
             error = self._explain(error)
             logging.getLogger("concurrent.futures").critical("Exception in initializer:", exc_info=error)  # as ProcessPoolExecutor
-            self._reply(InitializerFailed(self._place.rank, self._executor, self._short_failure(error)))
+            self._reply(InitializerFailed(self._location.rank, self._executor, self._short_failure(error)))
             return False
         return True
 
     def _limit(self, most: float) -> None:
-        """Have calls killed that run longer. What came of others before one is not to be lost with it, and so does not wait."""
+        """Have calls killed that run longer. With a limit no outcome waits: it would be lost with a call that is killed."""
         self._most = most
         self._batch.held = 0.0 if most else HELD
         if self._enforce_limit is not None:
             self._enforce_limit(most)
 
     def _run_all(self) -> None:
-        """Run the calls of the batch, and send what became of them before it grows old or large."""
+        """Run the calls of the batch, and send outcomes before they are old, or many bytes."""
         call = self._batch.begin_next()
         while call is not None:
             outcome, size = self._run(call)
@@ -167,54 +178,54 @@ class Worker:
                     self._send_long(outcomes.pop(), size, after=outcomes)
                 else:
                     self._send(outcomes, [])
-                outcomes.clear()  # so that nothing here holds on to results while the next call is run
+                outcomes.clear()  # nothing here refers to results while the next call runs
                 call = self._batch.begin_next()
-        self._flusher.wait()  # before other work is claimed: it replies for this executor, and gives back of this message
+        self._flusher.wait()  # it replies for this executor, and gives back calls of this message: both before the next is claimed
 
     def _send_long(self, outcome: Outcome, size: int, after: list[Outcome]) -> None:
-        """Send a long outcome by itself, after others, and then what it is if the root had no memory for it."""
+        """Send a long outcome in a message of its own, and then the error that replaces it if the root has no memory for it."""
         what = "the result of this call"
         number, seconds, failed, data, buffers = outcome
         if failed:
             what = f"what this call raised, {Failure.loads(data, buffers).name},"
         error = MemoryError(f"{what} is too large for the memory of the script's process, {size} bytes when pickled")
-        spare = SpareResult(self._place.rank, self._executor, number, seconds, failure_of(error, self._place))
+        spare = SpareResult(self._location.rank, self._executor, number, seconds, failure_of(error, self._location))
         if after:
-            self._reply(Results(self._place.rank, self._executor, after))
-        self._reply(Results(self._place.rank, self._executor, (outcome,)))
+            self._reply(Results(self._location.rank, self._executor, after))
+        self._reply(Results(self._location.rank, self._executor, (outcome,)))
         del outcome, data, buffers
         self._reply(spare)
         self._batch.note_sent()
 
     def _send(self, outcomes: list[Outcome], given_back: list[int]) -> None:
         if outcomes:
-            self._reply(Results(self._place.rank, self._executor, outcomes))
+            self._reply(Results(self._location.rank, self._executor, outcomes))
             self._batch.note_sent()
         if given_back:
             self._give_back(given_back, behind_long_call=True)
 
     def _give_back(self, numbers: list[int], *, behind_long_call: bool) -> None:
-        self._reply(GivenBack(self._place.rank, self._executor, behind_long_call, tuple(numbers)))
+        self._reply(GivenBack(self._location.rank, self._executor, behind_long_call, tuple(numbers)))
 
     def _ask(self, wanted: int, known: int = 0) -> bool:
-        return self._reply(Wanted(self._place.rank, self._executor, wanted, known))
+        return self._reply(Wanted(self._location.rank, self._executor, wanted, known))
 
     def _fetch(self, wanted: int, known: int) -> dict[str, Any]:
-        """Ask the root for globals of the script; raise what it raised when it pickled them."""
-        parcel = self._parcels.receive() if self._ask(wanted, known) else None
-        if parcel is None:
-            raise LookupError("what this call needs is wanted no more")  # nor is its outcome
-        data, pages = parcel
+        """Return globals of the script, from the root. Raise the error that the root had when it pickled them."""
+        transfer = self._bulk.receive() if self._ask(wanted, known) else None
+        if transfer is None:
+            raise LookupError("what this call needs is wanted no more")  # the root ignores the outcome
+        data, pages = transfer
         found: Any = load_definitions(data, [page.copy() for page in pages])
         if isinstance(found, BaseException):
             raise found
         return found  # type: ignore[no-any-return]
 
     def _tell_top_level(self, error: BaseException) -> None:
-        self._reply(TopLevelFailed(self._place.rank, self._executor, self._short_failure(error)))
+        self._reply(TopLevelFailed(self._location.rank, self._executor, self._short_failure(error)))
 
     def _short_failure(self, error: BaseException) -> Failure:
-        return failure_of(error, self._place)._replace(error=None)
+        return failure_of(error, self._location)._replace(error=None)
 
     def _bring_to(self, state: int) -> None:
         if self._module is not None:
@@ -224,7 +235,7 @@ class Worker:
         return error if self._module is None else self._module.explain(error)
 
     def _reply(self, message: Reply) -> bool:
-        """Reply; False if the root has failed these calls, and gone on without their outcomes."""
+        """Put a reply. Return False if the root collects none any more."""
         try:
             self._replies.put(message)
         except ChannelClosed:
@@ -234,21 +245,21 @@ class Worker:
     def _run(self, call: Call) -> tuple[Outcome, int]:
         number, state, called, data, buffers = call
         del call
-        self._page.begin(number, 0.0)  # to get what it needs, and to import modules, is not to run
+        self._page.begin(number, 0.0)  # it runs from below on: imports, and waiting for what it needs, do not count for its limit
         began = time.monotonic()
         try:
-            # The second is what nearly every call finds.
+            # Nearly every call is in this state already.
             if state is not None and (self._module is None or state != self._module.state):
                 self._bring_to(state)
             function, arguments, keywords = loads(data, buffers)
             del data, buffers
             if called is not None:
-                function = function_of(called) if isinstance(called, str) else self._shelf.get(called, self._executor)
+                function = function_of(called) if isinstance(called, str) else self._cache.get(called, self._executor)
             began = time.monotonic()
             self._page.run(began)
             value, size = dumps_sized(function(*arguments, **keywords), has=self._has)
-        except BaseException as error:  # noqa: BLE001 - see the module
-            failure = failure_of(self._explain(error), self._place, self._has).dumps()
+        except BaseException as error:  # noqa: BLE001 - it is the outcome of this call
+            failure = failure_of(self._explain(error), self._location, self._has).dumps()
             self._page.finish()
             return (number, time.monotonic() - began, True, *failure), failure.size
         self._page.finish()
@@ -256,5 +267,5 @@ class Worker:
 
 
 def run_chunk(function: Callable[..., Any], chunk: Iterable[tuple[Any, ...]]) -> list[Any]:
-    """Call a function with each of several tuples of arguments: what map sends as one call."""
+    """Return the results of a function for each tuple of arguments: what map sends as one call."""
     return [function(*arguments) for arguments in chunk]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mpiexecutor._calls import messages
-from mpiexecutor._calls.bulk import Parcels
+from mpiexecutor._calls.bulk import BulkTransfer
 from mpiexecutor.channel import RemoteChannel
 
 if TYPE_CHECKING:
@@ -23,19 +23,19 @@ class Links:
         work = RemoteChannel[Any, Any](_SLOTS, _SLOT_SIZE, kind, root, comm=comm, producers="host", consumers=alone)
         replies = RemoteChannel[Any, Any](_SLOTS, _SLOT_SIZE, kind, root, comm=comm, producers=alone, consumers="host")
         self.channels = work, replies
-        self.parcels = Parcels(comm, root, is_lost)
+        self.bulk = BulkTransfer(comm, root, is_lost)
 
     def free(self) -> None:
         """Give back what all have made together."""
         for channel in self.channels:
             channel.free()
-        self.parcels.free()
+        self.bulk.free()
 
     def abandon(self) -> None:
         """Leave it as it is, without the other ranks, which may be lost."""
         for channel in self.channels:
             channel.abandon()
-        self.parcels.leave()
+        self.bulk.leave()
 
     def disown(self) -> None:
         """Touch the channels no more: they are another process's, or somebody is in the middle of them for good."""

@@ -17,10 +17,11 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mpiexecutor._calls.outcomes import Blob
+from mpiexecutor._calls.outcomes import pickled
 from mpiexecutor._liveness.supervised import Supervised
 from mpiexecutor._rma.doorbell import node_name
 from mpiexecutor._start.process import PROCESS
+from mpiexecutor._util.pickling import Pickled
 from mpiexecutor._util.polling import wait_for_ranks
 from mpiexecutor._util.seconds import PATIENCE as _PATIENCE
 
@@ -100,7 +101,7 @@ def await_registrations(comm: "MPI.Intracomm") -> dict[int, Registration]:
 
 def answer_registrations(comm: "MPI.Intracomm", configuration: WorkerConfiguration | None) -> None:
     """Have the ranks that have registered serve; or, if `configuration` is None, end their wait."""
-    data = Blob.of(configuration).data
+    data = pickled(configuration).data
     for rank in _others(comm):
         comm.send(data, rank, _TAG)
 
@@ -116,7 +117,7 @@ def register(comm: "MPI.Intracomm", root: int) -> WorkerConfiguration | None:
     comm.send(tuple(Registration.of_this_process(supervised=own_supervisor() is not None)), root, _TAG)
     complaint = f"worker rank {comm.rank} still waits for rank {root} to make an executor"
     wait_for_ranks(lambda: comm.Iprobe(root, _TAG), lambda: complaint, 6 * _PATIENCE)
-    configuration = Blob(comm.recv(source=root, tag=_TAG)).load()
+    configuration = Pickled(comm.recv(source=root, tag=_TAG)).load()
     return configuration if isinstance(configuration, WorkerConfiguration) else None
 
 

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from mpiexecutor._calls.outcomes import Place
+from mpiexecutor._calls.outcomes import Location
 from mpiexecutor._calls.worker import Worker
 from mpiexecutor._liveness.process_manager import connection
 from mpiexecutor._liveness.status_page import StatusPage
@@ -50,8 +50,8 @@ def serve(comm: "MPI.Intracomm", root: int) -> bool:
         member.join()  # the last collective step: from here on the death of this rank does not harm others
         supervisor = member.supervisor
         page, enforce_limit = (supervisor.page, supervisor.limit) if supervisor else (StatusPage(), None)
-        place = Place.here(comm.rank, comm.size)
-        worker = Worker(*links.channels, links.parcels, place, page, enforce_limit, fail=partial(_fail, supervisor))
+        location = Location.here(comm.rank, comm.size)
+        worker = Worker(*links.channels, links.bulk, location, page, enforce_limit, fail=partial(_fail, supervisor))
         try:
             worker.serve()
         except BaseException:  # noqa: BLE001 - calls raise nothing here: it is a fault of ours, and others would wait for this rank

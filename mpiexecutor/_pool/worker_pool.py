@@ -27,7 +27,7 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mpiexecutor._calls.outcomes import Place
+from mpiexecutor._calls.outcomes import Location
 from mpiexecutor._calls.scheduling.scheduler import Scheduler
 from mpiexecutor._calls.worker import Worker
 from mpiexecutor._liveness.monitor import WorkerStatus
@@ -65,16 +65,16 @@ class WorkerPool:
         self._monitor = monitor = members.monitor
         self._links = links = Links(members.comm, root, lambda rank: rank in monitor.dead and rank not in monitor.silent)
         members.join()
-        self.place = Place.here(comm.rank, comm.size)
+        self.location = Location.here(comm.rank, comm.size)
         self.alone = comm.size == 1
         self.workers = max(1, comm.size - 1)
         self._thread: threading.Thread | None = None
         if self.alone:
             fail = partial(self._give_up, "the worker has failed")
-            worker = Worker(*links.channels, links.parcels, self.place, StatusPage(), fail=fail)
+            worker = Worker(*links.channels, links.bulk, self.location, StatusPage(), fail=fail)
             self._thread = threading.Thread(target=worker.serve, name="mpiexecutor worker", daemon=True)
             self._thread.start()
-        self.scheduler = Scheduler(*links.channels, links.parcels, self.workers, self.place)
+        self.scheduler = Scheduler(*links.channels, links.bulk, self.workers, self.location)
         self.closed = False
         self._needs = contextlib.ExitStack()
         # With --spmd the supervisors of its workers serve rank 0.
@@ -128,7 +128,12 @@ class WorkerPool:
         if self.alone:
             return [
                 WorkerStatus(
-                    self.place.rank, self.place.host, self.place.pid, "unknown", None, self.scheduler.done_by(self.place.rank)
+                    self.location.rank,
+                    self.location.host,
+                    self.location.pid,
+                    "unknown",
+                    None,
+                    self.scheduler.done_by(self.location.rank),
                 )
             ]
         return [

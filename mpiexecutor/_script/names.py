@@ -91,7 +91,7 @@ def name_of(obj: Any) -> str | None:
     if getattr(obj, "__module__", None) != MAIN:
         return None
     if isinstance(obj, FunctionType) and vars(sys.modules[MAIN]).get(obj.__qualname__, MISSING) is obj:  # most
-        return obj.__qualname__
+        return str(obj.__qualname__)  # of no class of its own: it is part of messages
     name: Any = getattr(obj, "__qualname__", None) or getattr(obj, "__name__", None)
     if type(name) is not str or "<" in name:  # a lambda, or local to a function
         return None

@@ -28,10 +28,12 @@ import itertools
 import pickle
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
+
+from mpiexecutor._util.pickling import Pickled
 
 from .names import main_dict
 from .pickling import dump_definitions, identities_of
@@ -48,13 +50,6 @@ class Origin(Enum):
     TOP_LEVEL = auto()  # the worker runs the top level of the script
     RANK = auto()  # the worker has run the script itself, up to the executor
     NOTHING = auto()  # everything comes from the root
-
-
-class Pickled(NamedTuple):
-    """A pickle and its large buffers."""
-
-    data: bytes | memoryview
-    buffers: Sequence[memoryview] = ()
 
 
 class Shared(Protocol):

@@ -6,7 +6,7 @@ import pickle
 import sys
 from collections.abc import Callable, Sequence
 from types import CodeType, FunctionType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import cloudpickle
 from cloudpickle.cloudpickle import list_registry_pickle_by_value
@@ -22,6 +22,22 @@ _PLAIN_IF_EMPTY = {tuple, list, dict}
 _WHOLE_ENTRY = 4  # parts of an entry in linecache that has the source; an entry of one part says how to get it
 _FEW = 8  # elements of a tuple or list that `is_plain` looks at, at most
 _DEEP = 4  # levels of tuples and lists in each other, at most
+
+
+class Pickled(NamedTuple):
+    """A pickle and the large buffers that belong to it."""
+
+    data: bytes | memoryview
+    buffers: Sequence[memoryview] = ()
+
+    def load(self) -> Any:
+        """Rebuild the object."""
+        return loads(self.data, self.buffers)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.data) + sum(map(len, self.buffers)) if self.buffers else len(self.data)
 
 
 class NeedsCloudpickle(Exception):

@@ -14,7 +14,7 @@ from concurrent.futures import Executor, Future
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
-from mpiexecutor._calls.functions import Catalogue
+from mpiexecutor._calls.functions import FunctionRegistry
 from mpiexecutor._calls.map_results import map_results
 from mpiexecutor._calls.options import Options, check_impossible, check_map
 from mpiexecutor._calls.submission import Submitter, kind_of
@@ -138,8 +138,8 @@ class RMAChannelExecutor(Executor):
         """Become an executor of this pool."""
         if pool.closed:
             raise RuntimeError("cannot make an executor at interpreter shutdown")
-        catalogue = Catalogue(pool.scheduler.registry)
-        first = None if options.initializer is None else catalogue.add((options.initializer, options.initargs))
+        functions = FunctionRegistry(pool.scheduler.registry)
+        first = None if options.initializer is None else functions.add((options.initializer, options.initargs))
         script = None if pool.alone else Script(pool.scheduler.registry, pool.origin())
         if script is not None and first is not None:
             script.always_needs(first.names)
@@ -152,10 +152,10 @@ class RMAChannelExecutor(Executor):
             self._num_workers,
             first,
             retries=options.retries,
-            task_timeout=options.task_timeout or 0.0,
+            task_timeout=float(options.task_timeout or 0.0),  # of no class of its own: it is part of messages
             max_pending=options.max_pending,
         )
-        self._submitter = Submitter(pool.scheduler, self._session, catalogue, script, pool.place)
+        self._submitter = Submitter(pool.scheduler, self._session, functions, script, pool.location)
         # An executor that is dropped takes no more calls; those that it has are run.
         weakref.finalize(self, pool.scheduler.drop, self._session).atexit = False
 

@@ -68,6 +68,16 @@ def test_what_process_pools_are_made_with_is_taken():
         assert executor.submit(square, 2).result(LIMIT) == 4
 
 
+class Seconds(float):
+    """A number as NumPy's, of a class of its own."""
+
+
+def test_a_limit_may_be_any_float():
+    """It is a number of seconds."""
+    with executor_of(task_timeout=Seconds(1000)) as executor:
+        assert executor.submit(square, 2).result(LIMIT) == 4
+
+
 def test_there_are_as_many_workers_as_other_ranks(executor, ranks):
     """num_workers, and the names under which other programs ask for it, say how many calls can run at a time."""
     assert executor.num_workers == executor._max_workers == executor.size == max(1, ranks - 1)

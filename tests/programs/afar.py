@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from mpiexecutor import BrokenWorkerError, RMAChannelExecutor, WorkerStatus
-from mpiexecutor._calls.bulk import Parcels
+from mpiexecutor._calls.bulk import BulkTransfer
 
 sys.path.append(str(Path(__file__).parent))
 
@@ -22,7 +22,7 @@ from far import say
 
 RANKS = 16  # half of them on the other host, of whom two live on
 SOON = (0, 0.005, 0.01, 0.015)  # seconds after which an idle worker's death is or is not known
-PIECE = 20  # of a parcel, that is never fetched
+PIECE = 20  # of a transfer, that is never fetched
 HOME = socket.gethostname()
 
 
@@ -43,18 +43,18 @@ def die_idle(executor: RMAChannelExecutor, delay: float) -> None:
 
 
 def arm(victim: int, mark: Path, _: object) -> int:
-    """Have a worker stop in the middle of the next large parcel that it fetches."""
+    """Have a worker stop in the middle of the next large transfer that it fetches."""
     time.sleep(0.1)  # so that each worker gets such a call
     if os.getpid() == victim:
-        fetch, count = Parcels._fetch_piece, itertools.count()
+        fetch, count = BulkTransfer._fetch_piece, itertools.count()
 
-        def fetch_piece(parcels: Parcels, *args: object) -> None:
+        def fetch_piece(bulk: BulkTransfer, *args: object) -> None:
             if next(count) == PIECE:
                 mark.touch()
                 signal.pause()
-            fetch(parcels, *args)  # type: ignore[arg-type]
+            fetch(bulk, *args)  # type: ignore[arg-type]
 
-        Parcels._fetch_piece = fetch_piece  # type: ignore[method-assign]
+        BulkTransfer._fetch_piece = fetch_piece  # type: ignore[method-assign]
     return os.getpid()
 
 

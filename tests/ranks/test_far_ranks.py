@@ -1,14 +1,14 @@
-"""What goes between nodes, and from the root to one worker, in any of the ways that an MPI needs: bells, and parcels."""
+"""What goes between nodes, and from the root to one worker, in any of the ways that an MPI needs: bells, and bulk transfer."""
 
 import threading
 
 import pytest
 from together import COMM, RANK, SIZE, until
 
-from mpiexecutor._calls.bulk import _PIECE, Parcels
-from mpiexecutor._calls.outcomes import Blob
+from mpiexecutor._calls.bulk import _PIECE, BulkTransfer
 from mpiexecutor._rma.notifier import Senders, _Bytes, _Messages
 from mpiexecutor._rma.window import Marks
+from mpiexecutor._util.pickling import Pickled
 
 OTHERS = {*range(SIZE)} - {RANK}
 
@@ -58,47 +58,47 @@ def test_who_is_sent_something_holds_up_nobody_else():
     senders.stop()
 
 
-def blob_of(rank):
+def pickle_of(rank):
     """Give something large for a rank: parts of many pieces, of one, and of part of one."""
     sizes = [3 * _PIECE + rank, _PIECE, 1]
-    return Blob(bytes([rank]) * 100, [memoryview(bytes([rank + index]) * size) for index, size in enumerate(sizes)])
+    return Pickled(bytes([rank]) * 100, [memoryview(bytes([rank + index]) * size) for index, size in enumerate(sizes)])
 
 
 @pytest.mark.parametrize("root", sorted({0, SIZE - 1}))
-def test_each_worker_gets_the_parcels_that_are_for_it(root):
+def test_each_worker_gets_the_transfers_that_are_for_it(root):
     """All at once, and one after another; and an empty one."""
-    parcels = Parcels(COMM.Dup(), root)
+    bulk = BulkTransfer(COMM.Dup(), root)
     for _ in range(3):
         if root == RANK:
             for rank in range(SIZE):
-                parcels.send(rank, blob_of(rank))
-        data, buffers = parcels.receive()
-        expected = blob_of(RANK)
+                bulk.send(rank, pickle_of(rank))
+        data, buffers = bulk.receive()
+        expected = pickle_of(RANK)
         assert data == expected.data
         assert [bytes(buffer.view) for buffer in buffers] == [bytes(buffer) for buffer in expected.buffers]
         COMM.Barrier()
     if root == RANK:
         for rank in range(SIZE):
-            parcels.send(rank, None)
-    assert parcels.receive() is None
+            bulk.send(rank, None)
+    assert bulk.receive() is None
     COMM.Barrier()
-    parcels.free()
+    bulk.free()
 
 
 def test_who_is_lost_is_sent_nothing_any_more():
     """The root puts what there is room for, and gives up; whoever lives gets what it asks for, and all can be freed."""
     lost = set()
-    parcels = Parcels(COMM.Dup(), 0, lost.__contains__)
+    bulk = BulkTransfer(COMM.Dup(), 0, lost.__contains__)
     if RANK == 0 and OTHERS:
-        parcels.send(SIZE - 1, blob_of(SIZE - 1))
-        until(lambda: parcels._filled[SIZE - 1] == 2)
+        bulk.send(SIZE - 1, pickle_of(SIZE - 1))
+        until(lambda: bulk._filled[SIZE - 1] == 2)
         lost.add(SIZE - 1)
     COMM.Barrier()
     if RANK == 0:
-        parcels.send(0, blob_of(0))
-        data, _ = parcels.receive()
-        assert data == blob_of(0).data
-        assert parcels._filled[SIZE - 1] == 2 or SIZE == 1
-        parcels.send(SIZE - 1, blob_of(SIZE - 1))  # nobody fetches this either, and it is no reason to wait
+        bulk.send(0, pickle_of(0))
+        data, _ = bulk.receive()
+        assert data == pickle_of(0).data
+        assert bulk._filled[SIZE - 1] == 2 or SIZE == 1
+        bulk.send(SIZE - 1, pickle_of(SIZE - 1))  # nobody fetches this either, and it is no reason to wait
     COMM.Barrier()
-    parcels.free()
+    bulk.free()

@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 from mpiexecutor._calls import messages
-from mpiexecutor._calls.functions import Catalogue, Function
+from mpiexecutor._calls.functions import Function, FunctionRegistry
 from mpiexecutor._calls.messages import (
     Call,
     Calls,
@@ -37,7 +37,7 @@ from mpiexecutor._calls.messages import (
     Wanted,
     dump_outcome,
 )
-from mpiexecutor._calls.outcomes import Blob, Place, dumps_sized, failure_of
+from mpiexecutor._calls.outcomes import Location, dumps_sized, failure_of, pickled
 from mpiexecutor._calls.scheduling import dispatcher
 from mpiexecutor._calls.scheduling.scheduler import Scheduler
 from mpiexecutor._calls.scheduling.session import Session, slim_future
@@ -46,7 +46,7 @@ from mpiexecutor._liveness.monitor import WorkerFailure
 from mpiexecutor._liveness.status_page import NOTHING, StatusPage
 from mpiexecutor._script.main_module import NotAdmitted
 from mpiexecutor._script.root.script import Script
-from mpiexecutor._util.pickling import loads
+from mpiexecutor._util.pickling import Pickled, loads
 from mpiexecutor.channel import ChannelClosed, ChannelFull, ChannelMemoryError, Share
 from mpiexecutor.channel._codecs import codec_of
 
@@ -233,20 +233,20 @@ class FakeChannel:
         self._changed.notify_all()
 
 
-class FakeParcels:
+class FakeBulkTransfer:
     """Notes what is sent to whom, and gives it to whom that is."""
 
     def __init__(self) -> None:
-        self.sent: list[tuple[int, Blob | None]] = []
-        self._sent_to: defaultdict[int, SimpleQueue[Blob | None]] = defaultdict(SimpleQueue)
+        self.sent: list[tuple[int, Pickled | None]] = []
+        self._sent_to: defaultdict[int, SimpleQueue[Pickled | None]] = defaultdict(SimpleQueue)
 
-    def send(self, rank: int, blob: Blob | None) -> None:
-        self.sent.append((rank, blob))
-        self._sent_to[rank].put(blob)
+    def send(self, rank: int, what: Pickled | None) -> None:
+        self.sent.append((rank, what))
+        self._sent_to[rank].put(what)
 
     def receive(self, rank: int) -> tuple[memoryview, list[Any]] | None:
-        blob = self._sent_to[rank].get(timeout=LIMIT)
-        return None if blob is None else (memoryview(bytearray(blob.data)), [])
+        what = self._sent_to[rank].get(timeout=LIMIT)
+        return None if what is None else (memoryview(bytearray(what.data)), [])
 
     def of(self, rank: int) -> Any:
         """Give them as a worker has them."""
@@ -271,9 +271,9 @@ class FakeCrew:
     """A real scheduler, whose workers are a test's."""
 
     def __init__(self, workers: int) -> None:
-        self.work, self.replies, self.parcels = FakeChannel(), FakeChannel(), FakeParcels()
-        self.place = Place.here(0, workers + 1)
-        self.scheduler = Scheduler(self.work, self.replies, self.parcels, workers, self.place)
+        self.work, self.replies, self.bulk = FakeChannel(), FakeChannel(), FakeBulkTransfer()
+        self.location = Location.here(0, workers + 1)
+        self.scheduler = Scheduler(self.work, self.replies, self.bulk, workers, self.location)
         self._all_workers = workers
         self._default: Session | None = None
 
@@ -286,16 +286,16 @@ class FakeCrew:
 
     def function(self, function: Callable[..., Any]) -> Function:
         """Have something that calls go without: a worker asks for it."""
-        return Catalogue(self.scheduler.registry).add(function)
+        return FunctionRegistry(self.scheduler.registry).add(function)
 
     def initializer(self, function: Callable[..., Any], *arguments: Any) -> Function:
         """Have an initializer."""
-        return Catalogue(self.scheduler.registry).add((function, arguments))
+        return FunctionRegistry(self.scheduler.registry).add((function, arguments))
 
     @property
     def given(self) -> list[tuple[int, Any]]:
         """What the workers that have asked for something have been given: None if it is wanted no more."""
-        return [(rank, blob and blob.load()) for rank, blob in self.parcels.sent]
+        return [(rank, what and what.load()) for rank, what in self.bulk.sent]
 
     def open(self, most_workers: int | None = None, initializer: Function | None = None, **options: Any) -> Session:
         return self.scheduler.open(self._all_workers if most_workers is None else most_workers, initializer, **options)
@@ -307,16 +307,16 @@ class FakeCrew:
         futures = []
         for name in names:
             future = slim_future()
-            blob, _ = dumps_sized((None if function else identity, (name,), {}))
-            self.scheduler.submit(session or self.session, future, blob, size, kind, function, None)
+            what, _ = dumps_sized((None if function else identity, (name,), {}))
+            self.scheduler.submit(session or self.session, future, what, size, kind, function, None)
             futures.append(future)
         return futures
 
     def submit_named(self, name: str, script: Script, *, session: Session | None = None) -> Future[Any]:
         """Submit a call of a function that the script has under a name; its result is whatever that returns."""
         future = slim_future()
-        blob, size = dumps_sized((None, (), {}))
-        self.scheduler.submit(session or self.session, future, blob, size, UNKNOWN, name, script.state(frozenset({name})))
+        pickle, size = dumps_sized((None, (), {}))
+        self.scheduler.submit(session or self.session, future, pickle, size, UNKNOWN, name, script.state(frozenset({name})))
         return future
 
     def submit_call(
@@ -324,8 +324,8 @@ class FakeCrew:
     ) -> Future[Any]:
         """Submit a call of something else, for a real worker."""
         future = slim_future()
-        blob, size = dumps_sized((function, arguments, {}))
-        self.scheduler.submit(session or self.session, future, blob, size, kind, None, None)
+        what, size = dumps_sized((function, arguments, {}))
+        self.scheduler.submit(session or self.session, future, what, size, kind, None, None)
         return future
 
     def submit_one(self, name: Any, **how: Any) -> Future[Any]:
@@ -420,7 +420,7 @@ class FakeWorker:
 
     def fail(self, name: Any, error: BaseException) -> None:
         """Reply that a call has raised this."""
-        self._results([(self._numbers[name], 0.0, True, *failure_of(error, self._place).dumps())])
+        self._results([(self._numbers[name], 0.0, True, *failure_of(error, self._location).dumps())])
 
     def give_back(self, *names: Any) -> None:
         """Give calls back that wait behind a long one."""
@@ -433,9 +433,9 @@ class FakeWorker:
     def ask_for_state(self) -> Any:
         """Ask for the state of its message's first call; return the difference, or None, having given its calls back, if it may not
         run them."""
-        given = len(self._crew.parcels.sent)
+        given = len(self._crew.bulk.sent)
         self._crew.replies.put(Wanted(self.rank, self.executor, self._state, 0))
-        until(lambda: len(self._crew.parcels.sent) > given)
+        until(lambda: len(self._crew.bulk.sent) > given)
         rank, answer = self._crew.given[given]
         assert rank == self.rank
         if isinstance(answer, NotAdmitted):
@@ -452,19 +452,19 @@ class FakeWorker:
 
     def answer_once_more(self, name: Any) -> None:
         """Reply the error that is a call's outcome if the reply before could not be received."""
-        failure = failure_of(MemoryError("too large"), self._place)
+        failure = failure_of(MemoryError("too large"), self._location)
         self._crew.replies.put(SpareResult(self.rank, self.executor, self._numbers[name], 0.0, failure))
 
     def fail_initializer(self, error: BaseException) -> None:
         """Reply that the initializer has raised this."""
-        self._crew.replies.put(InitializerFailed(self.rank, self.executor, failure_of(error, self._place)))
+        self._crew.replies.put(InitializerFailed(self.rank, self.executor, failure_of(error, self._location)))
 
     def throw_away(self) -> int:
         """Have no memory for the next message, and say so; give its number."""
         number = self._crew.work.next_number
         assert self._crew.work.skip(number)
         self.message = number
-        self._crew.replies.put(CallTooLarge(self.rank, number, failure_of(MemoryError("this call is too large"), self._place)))
+        self._crew.replies.put(CallTooLarge(self.rank, number, failure_of(MemoryError("this call is too large"), self._location)))
         return number
 
     def die(
@@ -479,21 +479,21 @@ class FakeWorker:
     def loss(
         self, begun: Any = NOTHING, *, holding: Sequence[Any] = (), held: bytes | None = None, overdue: float = 0.0
     ) -> WorkerFailure:
-        """Give what its keeper would say of its death."""
+        """Return what its supervisor would report of its death."""
         number = self._numbers.get(begun, begun)
         if held is None:
-            page = new_slate()
+            page = new_page()
             for name in holding:
                 page.hold(dump_outcome(self._outcome(name)))
             held = page.held
         return WorkerFailure(self.rank, "host", 1000 + self.rank, "was killed by SIGKILL", number, overdue, held=held)
 
     def _outcome(self, name: Any, seconds: float = 0.0, value: Any = None) -> Outcome:
-        return (self._numbers[name], seconds, False, *Blob.of(name if value is None else value))
+        return (self._numbers[name], seconds, False, *pickled(name if value is None else value))
 
     @property
-    def _place(self) -> Place:
-        return Place(self.rank, self._crew.place.ranks, "host", 1000 + self.rank)
+    def _location(self) -> Location:
+        return Location(self.rank, self._crew.location.ranks, "host", 1000 + self.rank)
 
     def _results(self, outcomes: list[Outcome]) -> None:
         self._crew.replies.put(Results(self.rank, self.executor, outcomes))
@@ -514,7 +514,7 @@ def bare_outcome(number: int) -> Outcome:
     return number, 0.0, False, b"value", ()
 
 
-def new_slate() -> StatusPage:
+def new_page() -> StatusPage:
     """Make one that keeps outcomes."""
     page, descriptor = StatusPage.new()
     os.close(descriptor)
@@ -545,5 +545,5 @@ def serve(worker: Worker, messages: int) -> None:
 def real_worker(crew: FakeCrew, messages: int = MANY, rank: int = 1, page: StatusPage | None = None, **how: Any) -> Worker:
     """Make a real worker, who takes so many messages and then leaves."""
     how.setdefault("fail", pytest.fail)
-    place = Place(rank, crew.place.ranks, "host", 1000 + rank)
-    return Worker(_Some(crew.work, messages), crew.replies, crew.parcels.of(rank), place, page or new_slate(), **how)
+    location = Location(rank, crew.location.ranks, "host", 1000 + rank)
+    return Worker(_Some(crew.work, messages), crew.replies, crew.bulk.of(rank), location, page or new_page(), **how)

@@ -28,9 +28,9 @@ import numpy as np
 
 from mpiexecutor import RMAChannelExecutor
 from mpiexecutor._calls.bulk import Pages
-from mpiexecutor._calls.functions import Function, Shelf
+from mpiexecutor._calls.functions import Function, FunctionCache
 from mpiexecutor._calls.options import Options
-from mpiexecutor._calls.outcomes import Blob, Place, error_from, failure_of, with_cause
+from mpiexecutor._calls.outcomes import Location, error_from, failure_of, pickled, with_cause
 from mpiexecutor._calls.scheduling.session import Session
 from mpiexecutor._script.main_module import MainModules
 from mpiexecutor._script.names import LOOKUP, MAIN, function_of
@@ -38,6 +38,7 @@ from mpiexecutor._script.pickling import load_definitions
 from mpiexecutor._script.random_generators import STREAM, GeneratorStates
 from mpiexecutor._script.state import Origin, Registry, State
 from mpiexecutor._script.surroundings import Snapshot
+from mpiexecutor._util.pickling import Pickled
 
 OTHER = "__mp_main__"
 GUARD = '\nif __name__ == "__main__":\n    is_script = True\n'
@@ -106,7 +107,7 @@ class Call:
     executor: int
     state: State
     called: Function | str | None  # what it names instead of having a function of its own
-    blob: Blob
+    arguments_pickle: Pickled
 
 
 @dataclass(frozen=True)
@@ -133,13 +134,13 @@ class Scheduler:
         self,
         session: Session,
         future: Future[Any],
-        blob: Blob,
+        pickle: Pickled,
         _size: int,
         _kind: object,
         called: Function | str | None,
         state: State,
     ) -> None:
-        self.submitted[future] = Call(session.number, state, called, blob)
+        self.submitted[future] = Call(session.number, state, called, pickle)
 
     def check_open(self, session: Session) -> None:
         """Nothing closes it."""
@@ -153,7 +154,7 @@ class Executor:
 
     def __init__(self, scheduler: Scheduler, origin: Origin) -> None:
         pool: Any = SimpleNamespace(
-            scheduler=scheduler, origin=lambda: origin, place=Place(0, 3, "host", 1000), workers=2, alone=False, closed=False
+            scheduler=scheduler, origin=lambda: origin, location=Location(0, 3, "host", 1000), workers=2, alone=False, closed=False
         )
         self.real = RMAChannelExecutor.__new__(RMAChannelExecutor)
         options = dict.fromkeys(("max_workers", "initializer", "task_timeout", "max_pending"))
@@ -165,17 +166,17 @@ class Worker:
     """One worker of the script."""
 
     def __init__(self, pair: "Pair", rank: int, side: _Side) -> None:
-        self.place = Place(rank, 3, "host", 1000 + rank)
+        self.location = Location(rank, 3, "host", 1000 + rank)
         self.side = side
-        self.shelf = Shelf(self, self._ask)
+        self.cache = FunctionCache(self, self._ask)
         self.modules = MainModules(
-            rank, lambda number, known: pair._fetch(rank, number, known), pair.failures.append, self.shelf.forget
+            rank, lambda number, known: pair._fetch(rank, number, known), pair.failures.append, self.cache.forget
         )
         self._pair = pair
         self._wanted = 0
 
     def receive(self) -> tuple[memoryview, list[Pages]] | None:
-        """Give the function that the shelf has asked for."""
+        """Give the function that the cache has asked for."""
         function = self._pair.registry.find(self._wanted)
         if function is None:
             return None
@@ -277,9 +278,9 @@ class Pair:
             raise error_from(failure)
         return value.load()
 
-    def shelf(self, worker: int = 1) -> Shelf:
+    def cache(self, worker: int = 1) -> FunctionCache:
         """Give the functions that a worker keeps."""
-        return self._workers[worker].shelf
+        return self._workers[worker].cache
 
     def inside(self, expression: str, worker: int = 1, executor: Executor | None = None) -> Any:
         """Look at the `__main__` of a worker itself, not by a call."""
@@ -295,14 +296,14 @@ class Pair:
         module = own.modules.enter(call.executor)
         try:
             module.bring_to(call.state.number)
-            function, arguments, keywords = call.blob.load()
+            function, arguments, keywords = call.arguments_pickle.load()
             if isinstance(call.called, str):
                 function = function_of(call.called)
             elif call.called is not None:
-                function = own.shelf.get(call.called.number, call.executor)
-            return Blob.of(function(*arguments, **keywords), module.has), None
+                function = own.cache.get(call.called.number, call.executor)
+            return pickled(function(*arguments, **keywords), module.has), None
         except BaseException as error:
-            return None, failure_of(module.explain(error), own.place, module.has)
+            return None, failure_of(module.explain(error), own.location, module.has)
 
     def _fetch(self, rank: int, number: int, known: int) -> Any:
         with self._turn_of(self._root):
@@ -313,7 +314,7 @@ class Pair:
             try:
                 data, buffers = shared.pickled(known, ended)
             except Exception as error:
-                data, buffers = Blob.of(with_cause(error, Place(0, 3, "host", 1000)))
+                data, buffers = pickled(with_cause(error, Location(0, 3, "host", 1000)))
             names = None if isinstance(shared, State) else frozenset(shared._values)
             self.fetched.append(Fetched(rank, names, len(data) + sum(map(len, buffers))))
         found = load_definitions(data, [bytearray(buffer) for buffer in buffers])

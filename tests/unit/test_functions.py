@@ -14,8 +14,8 @@ from script_pair import own_main, script_of
 
 from mpiexecutor._calls import functions
 from mpiexecutor._calls.bulk import Pages
-from mpiexecutor._calls.functions import Catalogue, Dependencies, Shelf
-from mpiexecutor._calls.outcomes import Blob
+from mpiexecutor._calls.functions import Dependencies, FunctionCache, FunctionRegistry
+from mpiexecutor._calls.outcomes import pickled
 from mpiexecutor._script.state import Registry
 
 
@@ -171,73 +171,73 @@ def registry():
 
 
 @pytest.fixture
-def catalogue(registry):
-    return Catalogue(registry)
+def registered(registry):
+    return FunctionRegistry(registry)
 
 
-def test_what_is_submitted_again_is_sent_by_number_until_it_changes(script, catalogue, registry):
+def test_what_is_submitted_again_is_sent_by_number_until_it_changes(script, registered, registry):
     """At first, and after a change, it is pickled with the call; then it has another number."""
     inner, set_value = script(SCRIPT)["around"](1)
-    assert catalogue.submitted(inner) is None
-    assert catalogue.submitted(inner) is None
-    first = catalogue.submitted(inner)
-    assert catalogue.submitted(inner) is first
+    assert registered.submitted(inner) is None
+    assert registered.submitted(inner) is None
+    first = registered.submitted(inner)
+    assert registered.submitted(inner) is first
     assert registry.find(first.number) is first
     set_value(2)
-    assert catalogue.submitted(inner) is None
-    second = catalogue.submitted(inner)
+    assert registered.submitted(inner) is None
+    second = registered.submitted(inner)
     assert second.number != first.number
-    assert pickle.loads(second.blob.data)() == 2
-    assert pickle.loads(first.blob.data)() == 1
+    assert pickle.loads(second.pickle.data)() == 2
+    assert pickle.loads(first.pickle.data)() == 1
 
 
-def test_what_is_sent_by_number_names_the_globals_that_it_needs(script, catalogue):
+def test_what_is_sent_by_number_names_the_globals_that_it_needs(script, registered):
     """A call that names it needs them."""
     names = script(SCRIPT)
-    assert catalogue.add(names["square"]).names == {"factor"}
-    assert catalogue.add((names["calls"], (names["Class"], 1))).names >= {"helper", "Class"}
+    assert registered.add(names["square"]).names == {"factor"}
+    assert registered.add((names["calls"], (names["Class"], 1))).names >= {"helper", "Class"}
 
 
-def test_a_function_that_cannot_be_pickled_fails_where_it_is_added(catalogue):
+def test_a_function_that_cannot_be_pickled_fails_where_it_is_added(registered):
     """Whatever its pickling raises."""
     with pytest.raises(TypeError, match="pickle"):
-        catalogue.add(partial(len, threading.Lock()))
+        registered.add(partial(len, threading.Lock()))
 
 
 @pytest.mark.parametrize("what", [math.sin, int, partial(len), "abc".upper, 42])
-def test_only_functions_are_sent_by_number_when_submitted(what, catalogue):
+def test_only_functions_are_sent_by_number_when_submitted(what, registered):
     """Anything else may hold what changes, or goes by name anyway."""
-    assert catalogue.submitted(what) is None
-    assert catalogue.submitted(what) is None
+    assert registered.submitted(what) is None
+    assert registered.submitted(what) is None
 
 
-def test_a_map_sends_functions_and_what_is_large_by_number(script, catalogue):
+def test_a_map_sends_functions_and_what_is_large_by_number(script, registered):
     """At once; what is small is as well pickled with every call."""
-    function = catalogue.mapped(math.sin)
+    function = registered.mapped(math.sin)
     assert function is None
-    assert catalogue.mapped(partial(len, "x")) is None
-    large = catalogue.mapped(partial(len, bytes(100_000)))
+    assert registered.mapped(partial(len, "x")) is None
+    large = registered.mapped(partial(len, bytes(100_000)))
     assert large is not None
     names = script(SCRIPT)
-    assert catalogue.mapped(names["nested"]) is catalogue.mapped(names["nested"])
-    assert catalogue.mapped(names["of_list"]) is not catalogue.mapped(names["of_list"])
+    assert registered.mapped(names["nested"]) is registered.mapped(names["nested"])
+    assert registered.mapped(names["of_list"]) is not registered.mapped(names["of_list"])
 
 
-def test_a_function_that_nobody_holds_is_forgotten(script, catalogue, registry):
+def test_a_function_that_nobody_holds_is_forgotten(script, registered, registry):
     """Neither the function nor its pickle stays."""
     names = script(SCRIPT)
     del names["deeper"]
-    number = catalogue.mapped(names.pop("nested")).number
+    number = registered.mapped(names.pop("nested")).number
     gc.collect()
     assert registry.find(number) is None
-    assert not catalogue._known_functions
+    assert not registered._known_functions
 
 
 class Root:
-    """The other end of a shelf: answers with what it is asked for."""
+    """The other end of a cache: answers with what it is asked for."""
 
     def __init__(self, *what):
-        self._blobs = {number: Blob.of(each) for number, each in enumerate(what, 1)}
+        self._pickles = {number: pickled(each) for number, each in enumerate(what, 1)}
         self.asked = []
         self.closed = False
 
@@ -247,18 +247,18 @@ class Root:
         return not self.closed
 
     def receive(self):
-        blob = self._blobs.get(self.asked[-1])
-        if blob is None:
+        what = self._pickles.get(self.asked[-1])
+        if what is None:
             return None
         buffers = []
-        for buffer in blob.buffers:
+        for buffer in what.buffers:
             pages = Pages(len(buffer))
             pages.view[:] = buffer
             buffers.append(pages)
-        return memoryview(blob.data), buffers
+        return memoryview(what.data), buffers
 
-    def shelf(self):
-        return Shelf(self, self.ask)
+    def cache(self):
+        return FunctionCache(self, self.ask)
 
 
 def test_a_worker_that_cannot_ask_any_more_does_not_wait_for_an_answer():
@@ -266,15 +266,15 @@ def test_a_worker_that_cannot_ask_any_more_does_not_wait_for_an_answer():
     root = Root(len)
     root.closed = True
     with pytest.raises(LookupError, match="wanted no more"):
-        root.shelf().get(1)
+        root.cache().get(1)
 
 
 def test_a_worker_asks_once():
     """What it has, it keeps."""
     root = Root(len)
-    shelf = root.shelf()
-    assert shelf.get(1)("abc") == 3
-    assert shelf.get(1)("ab") == 2
+    cache = root.cache()
+    assert cache.get(1)("abc") == 3
+    assert cache.get(1)("ab") == 2
     assert root.asked == [1]
 
 
@@ -294,30 +294,30 @@ def test_calls_share_a_plain_function(name, script):
         closure = make()
     """
     names = script(dedent(text))
-    shelf = Root(names[name]).shelf()
-    assert [shelf.get(1)() for _ in range(3)] == [1, 2, 3]
+    cache = Root(names[name]).cache()
+    assert [cache.get(1)() for _ in range(3)] == [1, 2, 3]
 
 
 def test_calls_share_nothing_else(script):
     """What a call does to an array that is bound, the next one does not see, and it may write to it."""
     np = pytest.importorskip("numpy")
     names = script("def add(array, x):\n    array += x\n    return array.sum()")
-    shelf = Root(partial(names["add"], np.zeros(100_000))).shelf()
-    assert [shelf.get(1)(1) for _ in range(3)] == [100_000] * 3
+    cache = Root(partial(names["add"], np.zeros(100_000))).cache()
+    assert [cache.get(1)(1) for _ in range(3)] == [100_000] * 3
 
 
 def test_what_is_wanted_no_more_is_an_error():
     """The root has nothing of that number: the calls that named it are gone."""
     with pytest.raises(LookupError, match="no more"):
-        Root().shelf().get(7)
+        Root().cache().get(7)
 
 
 def test_what_is_taken_is_not_kept():
     """An initializer is needed once."""
     root = Root(len)
-    shelf = root.shelf()
-    shelf.take(1)
-    shelf.take(1)
+    cache = root.cache()
+    cache.take(1)
+    cache.take(1)
     assert root.asked == [1, 1]
 
 
@@ -325,37 +325,37 @@ def test_a_worker_keeps_what_it_used_last(monkeypatch):
     """No more than so many, and no more bytes; the newest always."""
     monkeypatch.setattr(functions, "_KEPT", 2)
     root = Root(len, abs, min)
-    shelf = root.shelf()
+    cache = root.cache()
     for number in (1, 2, 1, 3, 1, 2):
-        shelf.get(number)
+        cache.get(number)
     assert root.asked == [1, 2, 3, 2]
     monkeypatch.setattr(functions, "_KEPT_BYTES", 1)
-    shelf.get(3)
-    shelf.get(3)
-    shelf.get(1)
+    cache.get(3)
+    cache.get(3)
+    cache.get(1)
     assert root.asked == [1, 2, 3, 2, 3, 1]
 
 
 def test_nothing_is_kept_of_executors_that_have_ended(monkeypatch):
     """What other executors have stays; and nothing is remembered of what was dropped before."""
     root = Root(len, abs, min, max)
-    shelf = root.shelf()
+    cache = root.cache()
     for number, executor in ((1, 5), (2, 6), (3, 5), (4, 7)):
-        shelf.get(number, executor)
-    shelf.forget([5, 7, 8])
-    shelf.get(2, 6)
+        cache.get(number, executor)
+    cache.forget([5, 7, 8])
+    cache.get(2, 6)
     assert root.asked == [1, 2, 3, 4]
     for number in (1, 3, 4):
-        shelf.get(number, 6)
+        cache.get(number, 6)
     assert root.asked == [1, 2, 3, 4, 1, 3, 4]
     monkeypatch.setattr(functions, "_KEPT", 1)
-    shelf.take(1)
-    shelf.get(1, 6)
-    shelf.forget([])
-    assert set(shelf._executors) == set(shelf._kept)
-    shelf.forget([6])
-    assert not shelf._executors
-    assert not shelf._kept
+    cache.take(1)
+    cache.get(1, 6)
+    cache.forget([])
+    assert set(cache._executors) == set(cache._kept)
+    cache.forget([6])
+    assert not cache._executors
+    assert not cache._kept
 
 
 def test_what_cannot_be_unpickled_says_so_every_time():
@@ -366,10 +366,10 @@ def test_what_cannot_be_unpickled_says_so_every_time():
             return int, ("no number",)
 
     root = Root(Fails())
-    shelf = root.shelf()
+    cache = root.cache()
     for _ in range(2):
         with pytest.raises(ValueError, match="no number"):
-            shelf.get(1)
+            cache.get(1)
     assert root.asked == [1]
 
 

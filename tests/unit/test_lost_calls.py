@@ -61,7 +61,7 @@ def test_what_it_had_run_before_and_not_put_is_lost_with_it(crew):
     assert crew.take_all() == [["c"]]
 
 
-def test_what_its_slate_has_kept_counts(crew):
+def test_what_its_status_page_has_kept_counts(crew):
     """As if it had been put; and once, if it had been."""
     futures, worker = crew.send_together("a", "b", "c")
     worker.answer("a")
@@ -79,7 +79,7 @@ def test_its_last_call_may_have_come_to_its_end(crew):
 
 
 @pytest.mark.parametrize("held", [b"garbage" * 20, b"N."])
-def test_garbage_on_its_slate_does_no_harm(crew, held, caplog):
+def test_garbage_on_its_status_page_does_no_harm(crew, held, caplog):
     """It is said that this cannot be read, and its call is lost as any."""
     futures, worker = crew.send_together("a", "b")
     worker.die(begun="a", held=held)

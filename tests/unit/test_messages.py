@@ -18,7 +18,8 @@ from mpiexecutor._calls.messages import (
     dump_outcome,
     load_outcomes,
 )
-from mpiexecutor._calls.outcomes import Blob, Failure
+from mpiexecutor._calls.outcomes import Failure
+from mpiexecutor._util.pickling import Pickled
 from mpiexecutor.channel._codecs import codec_of
 
 FAILURE = Failure("ValueError", "no \udcff", "trace", None)
@@ -50,7 +51,7 @@ def plain(message):
         Wanted(3, 1, 8, 0),
         InitializerFailed(3, 1, FAILURE),
         TopLevelFailed(3, 1, FAILURE),
-        CallTooLarge(3, 5, FAILURE._replace(error=Blob(b"error", [memoryview(LARGE)]))),
+        CallTooLarge(3, 5, FAILURE._replace(error=Pickled(b"error", [memoryview(LARGE)]))),
         Barrier(),
     ],
     ids=lambda message: type(message).__name__,

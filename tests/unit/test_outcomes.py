@@ -10,9 +10,10 @@ import pytest
 from script_pair import own_main, script_of
 
 from mpiexecutor import BrokenWorkerError, RemoteError, RemoteTraceback
-from mpiexecutor._calls.outcomes import Blob, Failure, Place, dumps_sized, error_from, failure_of, traceback_of, with_cause
+from mpiexecutor._calls.outcomes import Failure, Location, dumps_sized, error_from, failure_of, pickled, traceback_of, with_cause
+from mpiexecutor._util.pickling import Pickled
 
-HERE = Place(2, 5, "host", 123)
+HERE = Location(2, 5, "host", 123)
 
 
 class NeedsTwo(Exception):
@@ -69,18 +70,18 @@ def caught_by_worker(error):
 def test_a_place_says_where_it_is():
     """The rank of how many, the host and the process."""
     assert str(HERE) == "rank 2 of 5 on host (pid 123)"
-    assert Place.here(0, 1).pid > 0
+    assert Location.here(0, 1).pid > 0
 
 
-def test_a_blob_has_its_large_buffers_beside_it():
+def test_a_pickle_has_its_large_buffers_beside_it():
     """An array of 64 KiB and more is not copied into the pickle; a smaller one is."""
     np = pytest.importorskip("numpy")
     large, small = np.arange(100_000), np.arange(10)
-    blob = Blob.of([large, small])
-    assert [len(buffer) for buffer in blob.buffers] == [large.nbytes]
-    assert len(blob.data) < 1000
-    assert blob.size == len(blob.data) + large.nbytes
-    one, other = blob.load()
+    found = pickled([large, small])
+    assert [len(buffer) for buffer in found.buffers] == [large.nbytes]
+    assert len(found.data) < 1000
+    assert found.size == len(found.data) + large.nbytes
+    one, other = found.load()
     assert np.array_equal(one, large)
     assert np.array_equal(other, small)
 
@@ -89,22 +90,22 @@ def test_buffers_count_as_bytes():
     """What is beside the pickle is part of the size, and the same comes out as went in."""
     np = pytest.importorskip("numpy")
     large = np.arange(100_000, dtype="u1")
-    blob, size = dumps_sized([large, 1])
-    assert size == blob.size
+    found, size = dumps_sized([large, 1])
+    assert size == found.size
     assert large.nbytes < size < large.nbytes + 1000
-    assert blob.load()[0].tolist() == large.tolist()
-    assert dumps_sized("small") == (Blob(pickle.dumps("small", 5), []), len(pickle.dumps("small", 5)))
+    assert found.load()[0].tolist() == large.tolist()
+    assert dumps_sized("small") == (Pickled(pickle.dumps("small", 5), []), len(pickle.dumps("small", 5)))
 
 
 def test_what_cannot_be_pickled_raises_what_pickle_raises():
-    """A blob of a lock is a TypeError."""
+    """The pickle of a lock is a TypeError."""
     with pytest.raises(TypeError, match="cannot pickle"):
-        Blob.of(threading.Lock())
+        pickled(threading.Lock())
 
 
 @pytest.mark.parametrize("error", [ValueError("text", 5), SystemExit(3), KeyboardInterrupt(), OSError(2, "gone", "file")], ids=repr)
 def test_an_error_arrives_with_its_traceback_as_cause(error):
-    """Class and arguments are kept; the cause has the place and the traceback, without the frame that caught it."""
+    """Class and arguments are kept; the cause has the location and the traceback, without the frame that caught it."""
     arrived = there_and_back(error)
     assert type(arrived) is type(error)
     assert arrived.args == error.args
@@ -134,6 +135,18 @@ def test_an_error_that_cannot_be_carried_is_named(error, text, why):
     assert "in run" in str(arrived.__cause__)
 
 
+@pytest.mark.parametrize("size", [10, 1_000_000])
+def test_the_pickle_of_an_error_is_not_copied_if_it_is_long(size):
+    """Its bytes are beside those of the failure."""
+    data = bytes(size)
+    failure = Failure("ValueError", "text", "trace", Pickled(data, [memoryview(b"buffer")]))
+    encoded = failure.dumps()
+    assert len(encoded.data) < 200
+    assert [part.obj is data for part in encoded.buffers] == [True] * (size > 10) + [False]
+    again = Failure.loads(*encoded)
+    assert (again[:3], bytes(again.error.data), [bytes(part) for part in again.error.buffers]) == (failure[:3], data, [b"buffer"])
+
+
 def test_an_error_that_refuses_attributes_has_a_cause_all_the_same():
     """An exception class may forbid to set attributes: its cause is set, where it came from a worker and where it happened here."""
     arrived = there_and_back(RefusesAttributes("mine"))
@@ -145,7 +158,7 @@ def test_an_error_that_refuses_attributes_has_a_cause_all_the_same():
 
 
 def test_an_error_that_cannot_be_formatted_has_a_traceback_all_the_same():
-    """What the traceback module fails on still has its class, its text and its place."""
+    """What the traceback module fails on still has its class, its text and its location."""
     error = SyntaxError("planned")
     error.lineno, error.offset, error.text, error.filename = 1, "x", "abc", "file"
     text = traceback_of(caught_by_worker(error), HERE)
@@ -217,10 +230,10 @@ def test_what_the_receiver_does_not_have_goes_by_value():
     """A class or function that only the sender has; what the receiver has is named."""
     with own_main():
         names = script_of("class Known:\n    level = 1\nclass Own(Known):\n    level = 2\n")
-        blob = Blob.of((names.Known(), names.Own()), {"Known"}.__contains__)
+        found = pickled((names.Known(), names.Own()), {"Known"}.__contains__)
         failure = failure_of(ValueError(names.Own()), HERE, {"Known"}.__contains__)
         there = script_of("class Known:\n    level = 3\n")
-        known, own = blob.load()
+        known, own = found.load()
         assert type(known) is there.Known
         assert type(own).__mro__[1] is there.Known
         assert (known.level, own.level) == (3, 2)

@@ -9,7 +9,7 @@ from fakes import LIMIT, UNKNOWN, FakeWorker, fake_crew, real_worker, serve
 from script_pair import script_of
 
 from mpiexecutor._calls import worker as worker_module
-from mpiexecutor._calls.scheduling import requests
+from mpiexecutor._calls.scheduling import session as session_module
 from mpiexecutor._script.root.script import Script
 from mpiexecutor._script.state import Origin
 
@@ -73,7 +73,7 @@ def test_a_worker_has_two_executors_if_no_other_comes(crew, script):
     crew.submit_named("f", script, session=first)
     assert run(worker, "f")
     future = crew.submit_named("g", script, session=second)
-    for _ in range(requests._REFUSALS):
+    for _ in range(session_module._REFUSALS):
         assert not run(worker, "g")
     assert run(worker, "g")
     assert future.result(LIMIT) == "g"
@@ -166,11 +166,11 @@ def test_a_worker_keeps_nothing_of_executors_that_have_ended(crew):
     assert (future.result(LIMIT), closure[0].result(LIMIT)) == ("f", "x")
     crew.settle()
     assert set(worker._modules._modules) == {first.number}
-    assert len(worker._shelf._kept) == 1
+    assert len(worker._cache._kept) == 1
     crew.scheduler.close(first, "shut down")
     sys.modules["__main__"] = main
     future = crew.submit_named("g", Script(crew.scheduler.registry, Origin.NOTHING), session=second)
     serve(worker, 1)
     assert future.result(LIMIT) == "g"
     assert set(worker._modules._modules) == {second.number}
-    assert not worker._shelf._kept
+    assert not worker._cache._kept

@@ -185,12 +185,12 @@ def test_functions_of_an_executor_that_has_ended_are_let_go(pair):
         (call,) = this.map(f"closures[{index}]", [5], executor)
         assert not isinstance(call.called, str)
         assert this.finish(call) == (index + 1, 5)
-    shelf = this.shelf()
-    assert len(shelf._kept) == 2
+    cache = this.cache()
+    assert len(cache._kept) == 2
     this.ended = [first.number]
     this.run("def function(): return 1")
     assert this.call("function()", executor=second) == 1
-    assert [kept.get()(5) for kept in shelf._kept.values()] == [(2, 5)]
+    assert [kept.get()(5) for kept in cache._kept.values()] == [(2, 5)]
 
 
 # -- what is not finalised in a worker

@@ -37,6 +37,12 @@ def test_what_knows_its_name_has_it(name):
     assert name_of(resolve(name)) == name
 
 
+def test_a_name_is_a_plain_string():
+    """Whatever the script has made of it."""
+    script = script_of("class Name(str): pass\ndef f(): pass\nf.__qualname__ = Name('f')")
+    assert type(name_of(script.f)) is str
+
+
 @pytest.mark.parametrize(
     "text",
     [

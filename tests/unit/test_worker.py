@@ -3,10 +3,10 @@
 import threading
 
 import pytest
-from fakes import LIMIT, FakeWorker, fake_crew, in_a_thread, new_slate, real_worker, until
+from fakes import LIMIT, FakeWorker, fake_crew, in_a_thread, new_page, real_worker, until
 
 from mpiexecutor._calls.messages import Calls, Results, SpareResult, load_outcomes
-from mpiexecutor._calls.outcomes import Blob, Place, error_from
+from mpiexecutor._calls.outcomes import Location, error_from, pickled
 from mpiexecutor._calls.worker import Worker
 from mpiexecutor._liveness.status_page import INITIALIZER, LARGE
 from mpiexecutor.channel import ChannelMemoryError
@@ -20,11 +20,11 @@ def crew():
 
 @pytest.fixture
 def page():
-    return new_slate()
+    return new_page()
 
 
 LOG = []  # what calls have noted: they run in this process
-SLATES = {}  # that they look at
+PAGES = {}  # that they look at
 GATES = {}  # where they wait
 
 
@@ -39,18 +39,18 @@ def note(what):
     return what
 
 
-def look_at(slate_of):
+def look_at(page_of):
     """Note what the page says of the call that is running."""
-    page = SLATES[slate_of]
+    page = PAGES[page_of]
     LOG.append((page.begun, page.running_since is not None))
 
 
 # -- the page
 
 
-def test_the_slate_says_what_is_run(crew, page):
+def test_the_status_page_says_what_is_run(crew, page):
     """Before anything of a call is unpickled; the number stays when the call is over, until the next message has come."""
-    SLATES["here"] = page
+    PAGES["here"] = page
     crew.submit_call(look_at, "here")
     crew.submit_call(note, "second")
     worker = real_worker(crew, messages=1, page=page)
@@ -64,9 +64,9 @@ def test_the_slate_says_what_is_run(crew, page):
     assert page.begun > begun
 
 
-def test_the_slate_says_that_an_initializer_is_run(crew, page):
+def test_the_status_page_says_that_an_initializer_is_run(crew, page):
     """And of the call behind it that it was not begun meanwhile."""
-    SLATES["here"] = page
+    PAGES["here"] = page
     session = crew.open(initializer=crew.initializer(look_at, "here"))
     crew.submit_call(look_at, "here", session=session)
     real_worker(crew, messages=1, page=page).serve()
@@ -272,9 +272,9 @@ class Channel:
 
 def test_a_long_outcome_travels_alone_and_has_a_spare_one(page):
     """After those before it: if the root cannot receive it, it is told so of this call, and of no other."""
-    calls = [(number, None, None, *Blob.of((bytes, (size,), {}))) for number, size in enumerate([10, LARGE + 1, 20])]
+    calls = [(number, None, None, *pickled((bytes, (size,), {}))) for number, size in enumerate([10, LARGE + 1, 20])]
     replies = Channel()
-    worker = Worker(Channel(Calls(5, None, 0.0, calls)), replies, None, Place.here(1, 2), page, fail=pytest.fail)
+    worker = Worker(Channel(Calls(5, None, 0.0, calls)), replies, None, Location.here(1, 2), page, fail=pytest.fail)
     worker._batch.held = 60.0
     worker._flusher.watch = int  # or it might be faster
     worker.serve()

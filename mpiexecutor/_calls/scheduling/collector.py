@@ -1,4 +1,4 @@
-"""The thread that takes replies from the reply channel, notes under the lock what they say, and then has it done."""
+"""The thread that takes replies: notes what they say, under the lock, and does the steps that follow, without it."""
 
 import contextlib
 import logging
@@ -33,12 +33,12 @@ from .state import SchedulerState
 logger = logging.getLogger("mpiexecutor")
 
 _REPLIES = 64  # messages that are taken at a time
-_LONG = 2e-3  # seconds that a call is expected to take, at the least, after others have waited for one of its kind
-_PAUSE = 5e-3  # seconds until it is tried again to throw away what there is no memory for
+_LONG = 2e-3  # least seconds that a call is expected to take after others have waited behind one of its kind
+_PAUSE = 5e-3  # seconds between two attempts to skip a message, for which there is no memory
 
 
 class Collector:
-    """Collects until the reply channel is closed and empty."""
+    """Collects replies until the reply channel is closed and empty."""
 
     def __init__(
         self,
@@ -55,8 +55,8 @@ class Collector:
         self._lost_calls = lost_calls
         self._requests = requests
         self._settler = settler
-        self._unread = 0  # results that were too large, and whose spare ones are still to come, unless their workers have died
-        self._told: set[int] = set()  # executors of which it was told that the top level has failed
+        self._unread = 0  # long results that were skipped, and whose spare results have not come; too many if their workers died
+        self._told: set[int] = set()  # executors whose TopLevelFailed was logged
         self.thread = threading.Thread(target=self._collect, name="mpiexecutor collector", daemon=True)
         state.settlers.add(self.thread)
         self.thread.start()
@@ -65,7 +65,7 @@ class Collector:
         try:
             while self._collect_some():
                 pass
-        except BaseException as error:  # noqa: BLE001 - a collector that fails must not leave anybody waiting
+        except BaseException as error:  # noqa: BLE001 - all calls fail: none waits for a collector that is gone
             self._fail(error)
         else:
             return
@@ -73,13 +73,13 @@ class Collector:
             pass
 
     def _collect_some(self) -> bool:
-        """Settle the futures of the replies that have come; False once none will come any more."""
+        """Handle the replies that have come. Return False once none will come any more."""
         try:
             replies = self._replies.take_many(_REPLIES)
         except ChannelMemoryError as error:
             if error.size < OF_ONE_CALL:
                 raise
-            self._unread += self._replies.skip(error.number)  # its worker tells what it was about
+            self._unread += self._replies.skip(error.number)  # a SpareResult follows
             return True
         if not replies:
             return False
@@ -94,9 +94,9 @@ class Collector:
         return True
 
     def _note_all(self, replies: list[Reply], steps: deque[Step]) -> None:
-        """Take what has an outcome off the lists, and send what has room now. Note what is left to do: futures come last."""
+        """Note what replies say, append the steps that follow, and send what has room now."""
         with self._state.lock:
-            while replies:  # so that nothing here holds on to results
+            while replies:  # popped one by one: nothing here refers to results later
                 reply = replies.pop(0)
                 if isinstance(reply, Results):
                     self._note_results(reply.rank, reply.executor, reply.outcomes, steps)
@@ -106,7 +106,7 @@ class Collector:
             self._dispatcher.dispatch()
 
     def _note_results(self, rank: int, executor: int, outcomes: Sequence[Outcome], steps: deque[Step]) -> int:
-        """Note what became of calls; return of how many that was not known."""
+        """Note outcomes. Return how many are new: a worker's status page may have told them before."""
         session = self._state.sessions.get(executor)
         if session is None or session.broken:
             return 0
@@ -135,7 +135,7 @@ class Collector:
             raise TypeError(f"no reply: {reply!r:.50}")
 
     def _note_given_back(self, reply: GivenBack) -> None:
-        """Queue calls again. If they waited behind a long one, calls of their kind are not expected to be short for a while."""
+        """Queue calls again. If they waited behind a long call, calls of their kind are expected to be long for a while."""
         session = self._state.sessions.get(reply.executor)
         if session is None or session.broken:
             return
@@ -147,7 +147,7 @@ class Collector:
         session.take_back(tasks)
 
     def _note_spare(self, reply: SpareResult, steps: deque[Step]) -> None:
-        """Take the error in the place of a result that was too large; if none was, the result has come."""
+        """Note the error that replaces a long result, if one was skipped; else the result itself has come."""
         if self._unread:
             outcome = (reply.number, reply.seconds, True, *reply.failure.dumps())
             self._unread -= self._note_results(reply.rank, reply.executor, [outcome], steps)
@@ -159,13 +159,13 @@ class Collector:
             steps.append(Break(session, reason, RemoteTraceback(reply.failure.trace)))
 
     def _note_top_level_failed(self, reply: TopLevelFailed) -> None:
-        """Tell once that the top level of the script has failed in a worker."""
+        """Log once for each executor that the top level of the script failed in a worker."""
         if reply.executor not in self._told:
             self._told.add(reply.executor)
             name, text, trace, _ = reply.failure
             logger.warning("the top level of the script ended early in a worker, %s: %s%s", name, text, trace)
 
-    # -- a fault of ours ---------------------------------------------------------------------------------------------------------
+    # -- a bug here --------------------------------------------------------------------------------------------------------------
 
     def _fail(self, error: BaseException) -> None:
         cause = None
@@ -174,12 +174,12 @@ class Collector:
         self._settler.give_up(f"the collector failed: {error!r}", cause)
 
     def _drain_one(self) -> bool:
-        """Throw away what comes, so that no worker waits for room, or for a function, and all can leave; False once all have."""
+        """Take a reply and ignore it: no worker then waits for room, or for a function. Return False once the channel is closed."""
         try:
             replies = self._replies.take_many(1)
         except ChannelClosed:
             return False
-        except Exception as error:  # noqa: BLE001 - no memory, perhaps, for what is thrown away
+        except Exception as error:  # noqa: BLE001 - no memory for this message, perhaps
             with contextlib.suppress(ChannelError, MemoryError):
                 if isinstance(error, ChannelMemoryError) and self._replies.skip(error.number):
                     return True

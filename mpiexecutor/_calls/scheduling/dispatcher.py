@@ -1,7 +1,7 @@
-"""Sends calls. No thread of its own: whatever makes it possible sends, a thread that submits or the collector.
+"""Sends calls. It has no thread: a thread that submits sends, or the collector when there is room.
 
-At most a few messages a worker are on their way, so that what waits can be cancelled, and so that batches grow only when calls come
-faster than they are run.
+At most two messages for each worker are under way. So calls that wait can be cancelled, and messages carry several calls only when
+calls are submitted faster than they run.
 """
 
 from collections.abc import Callable
@@ -17,19 +17,19 @@ from .session import Batch, Session, Task
 from .settling import quietly
 from .state import PER_WORKER, SchedulerState
 
-_FEEDING = 25e-6  # seconds that the root needs, at the least, to feed a worker with a call
-_MOST = 256  # calls a message
-_MOST_BYTES = 256 << 10  # of several calls in one message
-_MOST_SECONDS = 1e-3  # that the calls of one message are expected to run, so that none waits long for another
-_TICK = 5e-3  # seconds between two looks whether calls wait while workers do: a message that is seen twice is one of long calls
-_TICKS = 10  # looks in vain before nobody looks any more
+_FEEDING = 25e-6  # least seconds that the root takes to send a call and to collect its result
+_MOST = 256  # most calls of a message
+_MOST_BYTES = 256 << 10  # most bytes of a message of several calls
+_MOST_SECONDS = 1e-3  # most seconds that the calls of a message are expected to run: none waits long for another
+_TICK = 5e-3  # seconds between two looks for slow messages: one that is under way at both is slow
+_TICKS = 10  # looks at which nothing waits before the thread sleeps
 
 
 class Dispatcher:
     """Puts messages of calls into the work channel."""
 
     def __init__(self, state: SchedulerState, work: RemoteChannel[Calls, Calls], after_stream: Callable[[], None]) -> None:
-        """`after_stream` is called, without the lock, when a message that was put in the background has its number."""
+        """`after_stream` is called, without the lock, when a message was put in the background, and its number is known."""
         self._state = state
         self._work = work
         self._after_stream = after_stream
@@ -37,7 +37,7 @@ class Dispatcher:
         self.watch, self.stop = self._slow_check.watch, self._slow_check.stop
 
     def dispatch(self) -> None:
-        """Send what may be sent, one message of each session in turn; the lock is held."""
+        """Send messages while there is room, one of each session in turn. The lock is held."""
         state = self._state
         moved = True
         while moved:
@@ -52,10 +52,10 @@ class Dispatcher:
                     self.watch()
 
     def limit(self, session: Session, kind: object) -> int:
-        """Return how many messages may be on their way while calls of this kind are next.
+        """Return the most messages that may be under way while calls of this kind are next.
 
-        No more than keep those workers busy that the root can feed. The shorter the calls, the fewer these are, and the more calls
-        wait here until they make up a message together. What turns out to be slow does not count: others are not to wait for it.
+        They keep as many workers busy as the root can feed. The shorter the calls, the fewer these are, and the more calls wait
+        here and make up a message together. Slow messages do not count, so that other calls do not wait for them.
         """
         most = min(session.limit, self._state.most_messages)
         seconds = self._state.seconds.get(kind)
@@ -64,7 +64,7 @@ class Dispatcher:
         return min(most, PER_WORKER * (2 + int(seconds / _FEEDING)) + len(session.slow))
 
     def _see_who_is_slow(self) -> bool:
-        """Send what waits for messages that are not done as soon as was expected; whether something waits still."""
+        """Send calls that wait for slow messages. Return whether some still wait."""
         state = self._state
         with state.lock:
             sessions = [session for session in list(state.sessions.values()) if session.backlog]  # a finalizer: as in dispatch
@@ -74,7 +74,7 @@ class Dispatcher:
             return any(session.backlog and len(session.under_way) < min(session.limit, state.most_messages) for session in sessions)
 
     def _send_next(self, session: Session, limit: int) -> bool:
-        share = -(-len(session.backlog) // limit)  # leave the others something, too
+        share = -(-len(session.backlog) // limit)  # leave calls for the other messages
         tasks = session.next_batch(min(_MOST, share), _MOST_BYTES, self._state.seconds, _MOST_SECONDS)
         if not tasks:  # all were cancelled
             self._state.changed.notify_all()
@@ -83,7 +83,7 @@ class Dispatcher:
         initializer = session.initializer.number if session.initializer else None
         try:
             self._put(Calls(session.number, initializer, session.task_timeout, [task.call for task in tasks]), batch)
-        except Exception as error:  # noqa: BLE001 - more than a channel can carry: they fail alone
+        except Exception as error:  # noqa: BLE001 - too long for a channel, say: these calls fail alone
             self._fail(session, tasks, error)
         except BaseException:  # Ctrl-C in the thread that submits
             session.take_back(tasks)
@@ -94,7 +94,7 @@ class Dispatcher:
         try:
             self._work.put_nowait(message)
         except ChannelFull:
-            # In the background, as the others are taken; the collector must not wait for it, or nobody would make room.
+            # In the background: if the collector waited for room here nothing would make room.
             future = self._work.putf(message, copy=False)
             self._state.streaming = True
             future.add_done_callback(partial(self._streamed, batch))
@@ -113,13 +113,13 @@ class Dispatcher:
         self._after_stream()
 
     def _fail_batch(self, batch: Batch, error: BaseException) -> None:
-        """Fail the calls of a message that could not be put in the background; the lock is held."""
+        """Fail the calls of a message that could not be put in the background. The lock is held."""
         for session in list(self._state.sessions.values()):
             if tasks := session.tasks_of(batch):
                 self._fail(session, tasks, error)
 
     def _fail(self, session: Session, tasks: list[Task], error: BaseException) -> None:
-        session.drop(tasks)  # first: a callback that submits may wait for room
+        session.drop(tasks)  # before settling: a callback that submits needs room
         for task in tasks:
-            quietly(task.future.set_exception, with_cause(error, self._state.place))
+            quietly(task.future.set_exception, with_cause(error, self._state.location))
         self._state.changed.notify_all()

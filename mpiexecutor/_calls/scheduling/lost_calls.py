@@ -1,8 +1,14 @@
-"""What becomes of calls whose worker has died, and of calls that no worker could receive.
+"""The calls of workers that have died, and calls that were too large for their worker.
 
-A death is told by another thread. It is handled by the collector, after all replies that the dead worker had put: a barrier goes
-through the reply channel behind them. What a worker had claimed when it died is known by the numbers of messages. A message that is
-still being put in the background has no number yet: what may be about it waits until it has one.
+Theory of operation
+    The recovery thread reports a death. The collector handles it, after all replies that the dead worker had put: the report waits
+    here, and a Barrier goes through the reply channel behind those replies.
+
+    The channel tells which messages the dead worker had claimed last, by number. Those of their calls that have no outcome are
+    divided: a call that was begun is lost, or runs again if the executor wants retries; the others are sent again.
+
+    A message that is being put in the background has no number yet. A report that finds no calls may be about it, and is repeated
+    when the number is known.
 """
 
 import contextlib
@@ -25,7 +31,7 @@ logger = logging.getLogger("mpiexecutor")
 
 @dataclass(frozen=True, slots=True)
 class _Death:
-    """A worker has died: `share` is what it had claimed last of the work channel."""
+    """A worker has died; `share` is its last claim on the work channel."""
 
     loss: WorkerFailure
     share: Share | None
@@ -33,7 +39,7 @@ class _Death:
 
 @dataclass(frozen=True, slots=True)
 class _Claimed:
-    """The messages that a dead worker had claimed."""
+    """The last claim of a dead worker, to be looked up again."""
 
     loss: WorkerFailure
     share: Share
@@ -41,27 +47,27 @@ class _Claimed:
 
 @dataclass(frozen=True, slots=True)
 class _Unread:
-    """A message that its worker has thrown away."""
+    """A message that was too large for its worker, to be looked up again."""
 
     message: int
     failure: Failure
 
 
 class LostCalls:
-    """Finds the calls, and decides which are run again."""
+    """Finds lost calls, and decides which run again."""
 
     def __init__(self, state: SchedulerState, replies: RemoteChannel[Reply, Reply]) -> None:
         self._state = state
         self._replies = replies
-        self._due: deque[_Death | _Claimed | _Unread] = deque()  # each has a barrier in the reply channel
+        self._due: deque[_Death | _Claimed | _Unread] = deque()  # for each a Barrier is in the reply channel
         self._postponed: list[_Claimed | _Unread] = []  # until the message that is being put has its number
 
     def lose(self, loss: WorkerFailure, share: Share | None) -> None:
-        """Note that a worker has died; what it had put before that is collected first. No lock is needed."""
+        """Report that a worker has died. No lock is needed."""
         self._queue(_Death(loss, share))
 
     def queue_postponed(self) -> None:
-        """Look again: the message that was being put has its number. No lock is needed, and none is held."""
+        """Repeat the postponed reports: the number of the message is known. The lock is not held."""
         with self._state.lock:
             postponed, self._postponed = self._postponed, []
         for event in postponed:
@@ -73,7 +79,7 @@ class LostCalls:
             self._replies.put(Barrier())
 
     def next(self) -> list[Step]:
-        """Handle what the barrier that was collected stands for. The lock is held, as for all that follows."""
+        """Return the steps of the oldest report, whose Barrier was collected. The lock is held, as for all that follows."""
         event = self._due.popleft()
         if isinstance(event, _Death):
             return self._bury(event)
@@ -82,17 +88,17 @@ class LostCalls:
         return self.fail_unread(event.message, event.failure)
 
     def fail_unread(self, message: int, failure: Failure) -> list[Step]:
-        """Fail the calls of a message that a worker could not receive."""
+        """Return the step that fails the calls of a message that was too large for its worker."""
         for session in list(self._state.sessions.values()):
             if tasks := session.tasks_in({message}):
                 session.lose(tasks)
                 return [Settle(session, [(task, (task.number, 0.0, True, *failure.dumps())) for task in tasks])]
-        if self._state.streaming:  # it may be the one whose number is not known
+        if self._state.streaming:  # it may be the message that has no number yet
             self._postponed.append(_Unread(message, failure))
         return []
 
     def _bury(self, death: _Death) -> list[Step]:
-        """Note that there is one worker less, and see to its calls."""
+        """Count the worker as lost, and return the steps for its calls."""
         loss, share = death.loss, death.share
         self._state.note_lost(loss.rank)
         steps = self._take_over(loss)
@@ -102,7 +108,7 @@ class LostCalls:
         return steps
 
     def _take_over(self, loss: WorkerFailure) -> list[Step]:
-        """Take the outcomes that a dead worker has left. Those that it had put as well are known by now, and are nobody's."""
+        """Take the outcomes on the status page of a dead worker. Those that it had put, too, are known, and find no task."""
         steps: list[Step] = []
         outcomes: list[Outcome] = []
         try:
@@ -116,7 +122,7 @@ class LostCalls:
         return steps
 
     def _see_to_calls(self, claimed: _Claimed) -> list[Step]:
-        """Fail what a dead worker had begun, or have it run again if it may be; the rest of its message was not lost."""
+        """Find the calls that a dead worker had claimed."""
         for session in list(self._state.sessions.values()):
             if tasks := session.tasks_in(claimed.share.messages):
                 return self._divide(session, claimed.loss, tasks)
@@ -125,7 +131,7 @@ class LostCalls:
         return []
 
     def _divide(self, session: Session, loss: WorkerFailure, tasks: list[Task]) -> list[Step]:
-        """Tell apart the calls of one message, which have no outcome: those that were begun, and the others."""
+        """Divide the calls of a message that have no outcome into those that are lost and those that are sent again."""
         if loss.begun == INITIALIZER:
             return [Break(session, f"the initializer was being run when {loss}", None)]
         assert tasks[0].batch is not None

@@ -1,35 +1,33 @@
-"""Workers that wait for a function or a state of the script: they get it by bulk transfer, or learn that it is wanted no more."""
+"""Requests of workers for functions and for globals of the script, answered by bulk transfer."""
 
 from pickle import PicklingError
 
-from mpiexecutor._calls.bulk import Parcels
+from mpiexecutor._calls.bulk import BulkTransfer
 from mpiexecutor._calls.messages import Wanted
-from mpiexecutor._calls.outcomes import Blob, with_cause
+from mpiexecutor._calls.outcomes import pickled, with_cause
 from mpiexecutor._script.main_module import NotAdmitted
 from mpiexecutor._script.state import Registry, State
 
 from .state import SchedulerState
 
-_REFUSALS = 20  # of workers that another executor has, until one has both
-
 
 class Requests:
-    """Answers them."""
+    """Answers requests. A worker waits for each answer."""
 
-    def __init__(self, state: SchedulerState, registry: Registry, parcels: Parcels) -> None:
+    def __init__(self, state: SchedulerState, registry: Registry, bulk: BulkTransfer) -> None:
         self._state = state
         self._registry = registry
-        self._parcels = parcels
-        self._opened: dict[int, set[int]] = {}  # by rank: executors of which it has a __main__
+        self._bulk = bulk
+        self._opened: dict[int, set[int]] = {}  # by rank: executors whose `__main__` the worker has
 
     def refuse(self, request: Wanted) -> None:
-        """Have a worker not wait: nothing is run any more."""
-        self._parcels.send(request.rank, None)
+        """Refuse a request: the worker fails the call, whose outcome the root ignores."""
+        self._bulk.send(request.rank, None)
 
     def answer(self, request: Wanted) -> None:
-        """Send what is wanted: nothing, if nobody waits for these calls any more.
+        """Send what is wanted, or refuse if no call refers to it any more.
 
-        The lock is not held: this may pickle, and start a thread and wait for it, and garbage may be collected there.
+        The lock is not held: this may pickle, or start a thread and wait for it, and finalizers may run meanwhile.
         """
         rank, executor, number, known = request
         shared = self._registry.find(number)
@@ -38,33 +36,27 @@ class Requests:
             return
         with self._state.lock:
             if isinstance(shared, State) and not self._admit(rank, executor):
-                self._parcels.send(rank, Blob.of(NotAdmitted()))
+                self._bulk.send(rank, pickled(NotAdmitted()))
                 return
             opened = self._opened.setdefault(rank, set())
             ended = opened - self._state.sessions.keys()
             opened -= ended
             opened.add(executor)
         try:
-            blob = Blob(*shared.pickled(known, sorted(ended)))
-        except BaseException as error:  # noqa: BLE001 - its own code: the worker raises it
+            found = shared.pickled(known, sorted(ended))
+        except BaseException as error:  # noqa: BLE001 - raised by a global's own code: the worker raises it again
             reason = PicklingError(f"the script's globals cannot be pickled: {type(error).__name__}: {error}")
-            blob = Blob.of(with_cause(reason, self._state.place))
-        self._parcels.send(rank, blob)
+            found = pickled(with_cause(reason, self._state.location))
+        self._bulk.send(rank, found)
 
     def _admit(self, rank: int, executor: int) -> bool:
-        """Have a worker run calls of an executor, unless that has as many workers as it may have; the lock is held."""
+        """Whether a worker may run calls of an executor. The lock is held."""
         state = self._state
         session = state.sessions.get(executor)
-        if session is None or session.ranks is None or rank in session.ranks:
+        if session is None:
             return True
-        if len(session.ranks - state.lost) >= session.limit:
-            return False
         taken: set[int] = set()
         for other in state.sessions.values():
             taken |= other.ranks or set()
-        free = set(range(state.place.ranks)) - {state.place.rank} - state.lost - taken
-        if free and rank in taken and session.refusals < _REFUSALS:  # those with few workers have others, unless these are busy
-            session.refusals += 1
-            return False
-        session.ranks.add(rank)
-        return True
+        free = set(range(state.location.ranks)) - {state.location.rank} - state.lost - taken
+        return session.admit(rank, state.lost, others_are_free=bool(free) and rank in taken)

@@ -1,16 +1,17 @@
-"""Takes the calls of all executors of this process, has workers run them, and settles their futures."""
+"""The interface of the scheduler: for executors, and for the recovery of failed workers."""
 
 import itertools
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from mpiexecutor._calls.bulk import Parcels
+from mpiexecutor._calls.bulk import BulkTransfer
 from mpiexecutor._calls.functions import Function
 from mpiexecutor._calls.messages import Calls, Reply
-from mpiexecutor._calls.outcomes import Blob, Place
+from mpiexecutor._calls.outcomes import Location
 from mpiexecutor._liveness.monitor import WorkerFailure
 from mpiexecutor._script.state import Registry, State
+from mpiexecutor._util.pickling import Pickled
 from mpiexecutor.channel import RemoteChannel, Share
 
 from .collector import Collector
@@ -23,23 +24,23 @@ from .state import PER_WORKER, SchedulerState
 
 
 class Scheduler:
-    """What executors, and the recovery of failed workers, call."""
+    """Has workers run the calls of all executors of a communicator, and settles their futures."""
 
     def __init__(
         self,
         work: RemoteChannel[Calls, Calls],
         replies: RemoteChannel[Reply, Reply],
-        parcels: Parcels,
+        bulk: BulkTransfer,
         workers: int,
-        place: Place,
+        location: Location,
     ) -> None:
         self._work = work
         self._replies = replies
         self.registry = Registry()
         self._numbers = itertools.count()
         self._session_numbers = itertools.count()
-        self._state = SchedulerState(workers, place)
-        requests = Requests(self._state, self.registry, parcels)
+        self._state = SchedulerState(workers, location)
+        requests = Requests(self._state, self.registry, bulk)
         self._lost_calls = LostCalls(self._state, replies)
         self._settler = Settler(self._state, requests)
         self._dispatcher = Dispatcher(self._state, work, self._lost_calls.queue_postponed)
@@ -47,16 +48,16 @@ class Scheduler:
 
     @property
     def workers(self) -> int:
-        """How many are left."""
+        """The number of workers that live."""
         return self._state.workers
 
     def done_by(self, rank: int) -> int:
-        """Return how many calls of a worker have an outcome."""
+        """Return the number of calls that a worker has run."""
         return self._state.done[rank]
 
     def open(self, most_workers: int, initializer: Function | None, **options: Any) -> Session:
-        """Begin a session for an executor that may use so many workers; for the options see Session."""
-        # With fewer than all workers, only one message each. Any worker may take it: one too many gives it back.
+        """Open a session for an executor that may use so many workers. For the options see Session."""
+        # With fewer than all workers one message for each is under way. Any worker may take it: one too many gives it back.
         state = self._state
         uses_all = most_workers >= state.all_workers
         limit = PER_WORKER * state.all_workers if uses_all else most_workers
@@ -73,24 +74,26 @@ class Scheduler:
         self,
         session: Session,
         future: Future[Any],
-        blob: Blob,
+        pickle: Pickled,
         size: int,
         kind: object,
         function: Function | str | None,
         state: State | None,
     ) -> None:
-        """Queue a call, and send it at once if it is its turn. RuntimeError if the session takes no more, see check_open.
+        """Queue a call, and send it at once if it is its turn. Raise as `check_open`.
 
-        Waits if the session is full, but not in a callback of a future, which is to be done with before there is room.
+        Block while `max_pending` is reached, except in a callback of a future, which runs in the thread that makes room.
 
-        The lock is taken only to send. Who makes room sends what it then finds queued, so either sees the other; and who closes
-        the session, or breaks it, either finds the call queued or is found to have done so here.
+        The lock is taken only to send. Queueing and making room are a store/load handshake: this thread appends, then reads how
+        much is under way; the collector removes what is done, then reads the backlog. At least one of them sees the other's write.
+        So are queueing and closing: this thread appends, then reads `closed` and `broken`; the other sets them, then reads the
+        backlog.
         """
         if session.closed or session.broken:
             self.check_open(session)
         number = next(self._numbers)
         called = function.number if isinstance(function, Function) else function
-        call = (number, None if state is None else state.number, called, *blob)
+        call = (number, None if state is None else state.number, called, *pickle)
         task = Task(number, future, call, size, kind, function, state)
         if session.max_pending is None or self._state.is_settling():
             session.backlog.append(task)
@@ -110,23 +113,23 @@ class Scheduler:
         if session.closed or session.broken:
             with self._state.lock:
                 if session.withdraw(task):
-                    self._state.changed.notify_all()  # who waits for the session may have found it queued
+                    self._state.changed.notify_all()  # `wait` may have seen it in the backlog
                     self.check_open(session)
 
     def _note_cancelled(self, future: Future[Any]) -> None:
-        if future.cancelled():  # it makes room
+        if future.cancelled():  # there is room for another
             with self._state.changed:
                 self._state.changed.notify_all()
 
     def check_open(self, session: Session) -> None:
-        """Raise what submit would raise."""
+        """Raise RuntimeError if the session is closed, BrokenProcessPool if it is broken."""
         if session.broken:
             raise BrokenProcessPool(session.broken) from session.broken_cause
         if session.closed:
             raise RuntimeError(session.closed)
 
     def close(self, session: Session, reason: str, *, cancel: bool = False) -> None:
-        """Take no more calls; with `cancel`, drop those not sent yet."""
+        """Accept no more calls. With `cancel`, cancel those that were never sent."""
         dropped: list[Task] = []
         with self._state.lock:
             session.close(reason)
@@ -138,7 +141,7 @@ class Scheduler:
             cancel_quietly(task.future)
 
     def drop(self, session: Session) -> None:
-        """Close a session whose executor is gone. The collector of garbage calls this, in any thread: no lock is awaited."""
+        """Close a session whose executor is gone. Never blocks: a finalizer calls this, in any thread, at any line."""
         session.close("the executor is gone")
         if self._state.lock.acquire(blocking=False):
             try:
@@ -147,25 +150,25 @@ class Scheduler:
                 self._state.lock.release()
 
     def wait(self, session: Session) -> None:
-        """Wait until every call of the session has its outcome."""
+        """Wait until the futures of all calls are settled. RuntimeError in a callback of a future: it would wait for itself."""
         if self._state.is_settling() and not session.idle:
             raise RuntimeError("a callback of a future cannot wait for its executor: the futures are settled by this thread")
         with self._state.changed:
-            self._dispatcher.dispatch()  # what a submit has queued that was interrupted then
+            self._dispatcher.dispatch()  # a submit may have been interrupted between queueing and sending
             self._state.changed.wait_for(lambda: session.idle)
 
     def sessions(self) -> list[Session]:
-        """Return those that are open, or have calls left."""
+        """Return the sessions that are open, or not idle."""
         return self._state.open_sessions()
 
     def disown(self, reason: str) -> None:
-        """In a forked child: nothing of this is its own, and the locks may be held by threads that it does not have."""
+        """In a forked child: forget all calls. The lock may be held by a thread that the child does not have."""
         self._state.renew_lock()
         for session in self._state.sessions.values():
             session.disown(reason)
 
     def stop(self) -> None:
-        """End the workers' loops and the collector; every session is done."""
+        """End the workers' loops and the collector, once every session is idle."""
         self._work.close()
         self._replies.close()
         self._collector.thread.join()
@@ -174,7 +177,7 @@ class Scheduler:
     # -- what the recovery of failed workers calls ------------------------------------------------------------------------------
 
     def lose(self, loss: WorkerFailure, share: Share | None) -> None:
-        """Note that a worker has died, and what it had claimed last; what it had put before that is collected first."""
+        """Note that a worker has died, and what it claimed last. Replies that it had put before are collected first."""
         self._lost_calls.lose(loss, share)
 
     def give_up(self, reason: str) -> None:
@@ -182,13 +185,13 @@ class Scheduler:
         self._settler.give_up(reason)
 
     def regain(self, rank: int) -> None:
-        """Note that a worker lives that was taken to be lost."""
+        """Note that a worker lives that was counted as lost."""
         with self._state.lock:
             self._state.note_regained(rank)
             self._dispatcher.dispatch()
 
     def renumber(self, kept: list[int], first: int) -> None:
-        """Note that the messages of work with these numbers have other ones now, from the first on."""
+        """Note that messages of the work channel have new numbers: those in `kept`, in order, are numbered from `first` on."""
         new = {old: first + index for index, old in enumerate(kept)}
         with self._state.lock:
             batches = {task.batch for session in list(self._state.sessions.values()) for task in session.sent.values()}
@@ -197,7 +200,7 @@ class Scheduler:
                     batch.number = new[batch.number]
 
     def is_stuck(self, seconds: float) -> bool:
-        """Whether some thread is at work here, and does not come back in time."""
+        """Whether another thread holds the lock for so many seconds."""
         if self._state.lock.acquire(timeout=seconds):
             self._state.lock.release()
             return False

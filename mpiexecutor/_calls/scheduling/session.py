@@ -1,24 +1,28 @@
-"""Calls that are waited for, by number, and what each executor has of them: no MPI, no threads. The caller holds the lock."""
+"""The calls of one executor that have no outcome yet. No MPI, no threads: the caller holds the scheduler's lock."""
 
 from collections import deque
 from collections.abc import Container, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 from mpiexecutor._calls.functions import Function
 from mpiexecutor._calls.messages import Call, Outcome
 from mpiexecutor._script.state import State
 
-_RECEIVERS = 3  # that may die of a call before they begin it
+_number_of = attrgetter("number")
+_RECEIVERS = 3  # workers that may die after they received a call and before they began it
+_REFUSALS = 20  # times that a worker of another session is refused, before one is taken
 _WEIGHT = 0.25  # of the newest duration in the expected one
 
 
 def slim_future() -> Future[Any]:
-    """Make a future that takes 900 bytes, not 1,600, while nobody waits for it: a script may have a million of them.
+    """Return a future of 900 bytes instead of 1,600, while no thread waits for it: a script may have a million of them.
 
-    The difference is a deque with room for 64 threads that wait. Its name is private to Python; a Python that has it no more does
-    not look at what is set here.
+    The difference is a deque with room for 64 waiting threads. Its name is private to Python; a Python without it ignores what is
+    set here.
     """
     future: Future[Any] = Future()
     future._condition._waiters = []  # type: ignore[attr-defined]  # noqa: SLF001
@@ -27,48 +31,48 @@ def slim_future() -> Future[Any]:
 
 @dataclass(slots=True, eq=False)
 class Task:
-    """A call that was submitted and has no outcome yet. It keeps the pickled call, so that it can be sent again."""
+    """The record of a call that has no outcome yet. It keeps the pickled call, which may be sent again."""
 
     number: int
     future: Future[Any]
     call: Call
     size: int  # of it, in bytes
-    kind: object  # calls of one kind are expected to take about as long as each other
-    function: Function | str | None = None  # that the call names, kept here as a worker may still ask for it,
-    state: State | None = None  # and so is the state of the script's globals
-    batch: "Batch | None" = None  # the message that it went with last, once it has gone
+    kind: object  # calls of one kind are expected to take equally long
+    function: Function | str | None = None  # that the call refers to: workers may ask for it as long as this does, too
+    state: State | None = None  # the same for the state of the script's globals
+    batch: "Batch | None" = None  # the message that it was sent with last
 
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Tasks that went to a worker in one message."""
+    """The tasks of one message."""
 
     calls: tuple[int, ...]  # their numbers, in order
-    left: int  # without an outcome
-    number: int | None = None  # of the message in the channel, once it is there
+    left: int  # tasks without an outcome that were not sent again
+    number: int | None = None  # of the message in the work channel; None until it is put
 
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """What the scheduler knows of one executor. Only these methods change the counters."""
+    """The scheduler's record of one executor. Only the methods here change the counters."""
 
     number: int
-    limit: int  # messages on their way at a time, while all workers live
+    limit: int  # most messages under way at a time
     initializer: Function | None
-    retries: int = 0  # how often a call is run again whose worker died
-    task_timeout: float = 0.0  # seconds that a call may run; 0: as long as it likes
-    max_pending: int | None = None  # calls without an outcome, after which submit waits
-    backlog: deque[Task] = field(default_factory=deque)  # in order; these can still be cancelled. Appended to without the lock
+    retries: int = 0  # how often a call runs again if its worker died
+    task_timeout: float = 0.0  # seconds that a call may run; 0: any time
+    max_pending: int | None = None  # calls without an outcome at which submit blocks
+    backlog: deque[Task] = field(default_factory=deque)  # not sent, in order; can be cancelled. Submit appends without the lock
     sent: dict[int, Task] = field(default_factory=dict)  # without an outcome
-    unsettled: int = 0  # sent, and its future not settled yet
-    under_way: set[Batch] = field(default_factory=set)  # in the ring, or at a worker
-    seen: frozenset[Batch] = frozenset()  # those that were so when that was last looked at,
-    slow: set[Batch] = field(default_factory=set)  # and those that had been so at the look before
-    deaths: dict[int, int] = field(default_factory=dict)  # how many workers have died of a call, by its number
-    refusals: int = 0  # of workers that run the calls of another such executor
-    ranks: set[int] | None = None  # the workers that run its calls, if not all do: those that came first
-    closed: str = ""  # why nothing may be submitted any more
-    broken: str = ""  # why nothing will be run any more
+    unsettled: int = 0  # tasks that were sent, and whose futures are not settled
+    under_way: set[Batch] = field(default_factory=set)  # messages in the work channel or at a worker
+    seen: frozenset[Batch] = frozenset()  # messages that were under way at the last look,
+    slow: set[Batch] = field(default_factory=set)  # and those that were at the look before, too
+    deaths: dict[int, int] = field(default_factory=dict)  # workers that died with a call, by its number
+    refusals: int = 0  # how often a worker was refused that runs the calls of another executor
+    ranks: set[int] | None = None  # the workers that run its calls: the first that asked; None: all
+    closed: str = ""  # why submit raises RuntimeError; empty: it does not
+    broken: str = ""  # why every call fails; empty: they do not
     broken_cause: BaseException | None = None
 
     @property
@@ -77,19 +81,19 @@ class Session:
 
     @property
     def messages(self) -> int:
-        """How many are on their way."""
+        """The number of messages under way."""
         return len(self.under_way)
 
     @property
     def is_full(self) -> bool:
-        """Whether submit is to wait, unless nothing more will be done."""
+        """Whether submit blocks: `max_pending` is reached, and the session is open."""
         most = self.max_pending
         if most is None or self.closed or self.broken or len(self.backlog) + self.unsettled < most:
             return False
         return self.unsettled + sum(not task.future.cancelled() for task in list(self.backlog)) >= most
 
     def next_batch(self, most: int, most_bytes: int, seconds: dict[object, float], most_seconds: float) -> list[Task]:
-        """Take the next tasks for one message: more than one only if they are known to be short."""
+        """Take the next tasks for one message: several only if they are expected to be short, `most_seconds` together."""
         batch: list[Task] = []
         size, expected = 0, 0.0
         while self.backlog and len(batch) < most:
@@ -105,8 +109,8 @@ class Session:
         return batch
 
     def send(self, tasks: Sequence[Task]) -> Batch:
-        """Note that these tasks are on their way in one message."""
-        batch = Batch(tuple(task.number for task in tasks), len(tasks))
+        """Note that these tasks are sent in one message."""
+        batch = Batch(tuple(map(_number_of, tasks)), len(tasks))
         self.unsettled += len(tasks)
         for task in tasks:
             task.batch = batch
@@ -115,21 +119,21 @@ class Session:
         return batch
 
     def see_who_is_slow(self) -> None:
-        """Note which messages were on their way at the look before, too."""
+        """Look which messages are under way, and note those that were at the last look, too."""
         self.slow, self.seen = self.under_way & self.seen, frozenset(self.under_way)
 
     def tasks_in(self, messages: Container[int]) -> list[Task]:
-        """Return those without an outcome that went with one of these messages last."""
+        """Return the tasks without an outcome that were sent with one of these messages last."""
         return [task for task in self.sent.values() if task.batch and task.batch.number in messages]
 
     def tasks_of(self, batch: Batch) -> list[Task]:
-        """Return those without an outcome that went with this message last."""
+        """Return the tasks without an outcome that were sent with this message last."""
         return [task for number in batch.calls if (task := self.sent.get(number)) and task.batch is batch]
 
     def take_outcomes(self, outcomes: Sequence[Outcome], expected: dict[object, float]) -> list[tuple[Task, Outcome]]:
-        """Take the tasks that have an outcome off the list. They are unsettled until they are settled.
+        """Remove the tasks that have an outcome, and return them with it. They count as unsettled until `note_settled`.
 
-        `expected` takes how long calls of their kinds may be expected to run.
+        Update in `expected` the seconds that calls of their kinds are expected to run.
         """
         found = []
         for outcome in outcomes:
@@ -143,18 +147,18 @@ class Session:
         return found
 
     def lose(self, tasks: Sequence[Task]) -> None:
-        """Take tasks that have failed off the list. They are unsettled until they are settled."""
+        """Remove tasks that have failed. They count as unsettled until `note_settled`."""
         for task in tasks:
             del self.sent[task.number]
             self._leave_batch(task)
 
     def drop(self, tasks: Sequence[Task]) -> None:
-        """Take tasks that could not be sent off the list, as if they were settled."""
+        """Remove tasks that could not be sent. They do not count as unsettled any more."""
         self.lose(tasks)
         self.unsettled -= len(tasks)
 
     def take_back(self, tasks: Sequence[Task]) -> None:
-        """Put tasks that were sent, and not begun, before all others."""
+        """Queue tasks that were sent, and are to be sent again, before all others."""
         self.drop(tasks)
         self.backlog.extendleft(reversed(tasks))
 
@@ -162,18 +166,33 @@ class Session:
         """Note that the futures of so many tasks are settled."""
         self.unsettled -= count
 
+    def admit(self, rank: int, lost: AbstractSet[int], *, others_are_free: bool) -> bool:
+        """Whether a worker may run calls of this session: the first that ask may, up to `limit` that live.
+
+        `others_are_free` says that this worker runs calls of another session, and that there are workers that do not.
+        """
+        if self.ranks is None or rank in self.ranks:
+            return True
+        if len(self.ranks - lost) >= self.limit:
+            return False
+        if others_are_free and self.refusals < _REFUSALS:  # sessions take different workers, unless the free ones are busy
+            self.refusals += 1
+            return False
+        self.ranks.add(rank)
+        return True
+
     def close(self, reason: str) -> None:
         """Take no more calls. The first reason counts. No lock is needed."""
         self.closed = self.closed or reason
 
     def drop_unsent(self) -> list[Task]:
-        """Give up the tasks that were never sent; return them."""
+        """Remove the tasks that were never sent, and return them."""
         waiting = self._empty_backlog()
         self.backlog.extendleft(task for task in reversed(waiting) if task.batch is not None)
         return [task for task in waiting if task.batch is None]
 
     def break_off(self, reason: str, cause: BaseException | None) -> list[Task]:
-        """Give up every task, and those to come; return them. They are unsettled until they are settled."""
+        """Remove all tasks, and return them. They count as unsettled until `note_settled`. Later ones are refused."""
         self.broken_cause, self.broken = cause, reason
         waiting = self._empty_backlog()
         tasks = [*self.sent.values(), *waiting]
@@ -184,19 +203,19 @@ class Session:
         return tasks
 
     def disown(self, reason: str) -> None:
-        """In a forked child: have no calls. They are the parent's."""
+        """In a forked child: forget all calls, which are the parent's."""
         self.closed = reason
         self.sent.clear()
         self.backlog.clear()
         self.unsettled = 0
 
     def is_to_be_run_again(self, task: Task, *, begun: bool) -> bool:
-        """Note that a worker has died that had a task. One that was not begun is not lost; but it may be what kills receivers."""
+        """Count that a worker died with a task. One that was not begun runs again, but not for ever: it may kill receivers."""
         deaths = self.deaths[task.number] = self.deaths.get(task.number, 0) + 1
         return deaths <= self.retries + (0 if begun else _RECEIVERS)
 
     def withdraw(self, task: Task) -> bool:
-        """Take back a task that was queued without looking; False if it was sent, or dropped, meanwhile."""
+        """Remove a task from the backlog. Return False if it was sent, or dropped, meanwhile."""
         try:
             self.backlog.remove(task)
         except ValueError:
@@ -212,5 +231,5 @@ class Session:
             self.slow.discard(batch)
 
     def _empty_backlog(self) -> list[Task]:
-        """Take everything that is queued, while more may be queued: it cannot be iterated over."""
+        """Remove and return what is queued. More may be queued meanwhile, so the deque is not iterated over."""
         return [self.backlog.popleft() for _ in range(len(self.backlog))]

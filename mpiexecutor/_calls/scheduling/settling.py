@@ -1,6 +1,6 @@
-"""What is left to do for calls that are off their session's lists, without the lock: the steps as data, and how each is done.
+"""Settles futures, without the lock. What is to be settled is data, a list of steps that was made under the lock.
 
-Results are unpickled and futures settled here. Both may run code of the user's: a result's own, and the callbacks of a future.
+Unpickling a result, and the callbacks of a future, run code of the user: it may submit, block, or raise anything.
 """
 
 import logging
@@ -24,14 +24,14 @@ logger = logging.getLogger("mpiexecutor")
 
 
 class Settle(NamedTuple):
-    """Tasks that have an outcome."""
+    """Settle the futures of tasks that have an outcome."""
 
     session: Session
     found: list[tuple[Task, Outcome]]  # emptied when it is done
 
 
 class FailLost(NamedTuple):
-    """Tasks that are lost with a worker."""
+    """Fail tasks that are lost with a worker."""
 
     session: Session
     loss: WorkerFailure
@@ -39,7 +39,7 @@ class FailLost(NamedTuple):
 
 
 class Break(NamedTuple):
-    """A session of which nothing will be run any more."""
+    """Fail all calls of a session, and those to come."""
 
     session: Session
     reason: str
@@ -47,7 +47,7 @@ class Break(NamedTuple):
 
 
 class GiveUp(NamedTuple):
-    """The end of all sessions."""
+    """Break all sessions, and refuse others."""
 
     reason: str
 
@@ -56,14 +56,14 @@ Step = Settle | FailLost | Break | GiveUp | Wanted
 
 
 class Settler:
-    """Does the steps."""
+    """Does steps."""
 
     def __init__(self, state: SchedulerState, requests: Requests) -> None:
         self._state = state
         self._requests = requests
 
     def run(self, steps: deque[Step]) -> None:
-        """Do the steps, in order. What was taken off the lists is nobody else's any more."""
+        """Do the steps, in order. All must be done: no other thread knows their tasks any more."""
         while steps:
             step = steps.popleft()
             if isinstance(step, Settle):
@@ -88,7 +88,7 @@ class Settler:
     def _settle_all(self, session: Session, found: list[tuple[Task, Outcome]]) -> None:
         count = len(found)
         found.reverse()
-        while found:  # so that nothing here holds on to a result while the next one is unpickled
+        while found:  # popped one by one: nothing here refers to a result while the next is unpickled
             self._settle(*found.pop())
         self._note_settled(session, count)
 
@@ -97,13 +97,13 @@ class Settler:
         settle: Callable[[Any], None] = task.future.set_exception if failed else task.future.set_result
         try:
             value = error_from(Failure.loads(data, buffers)) if failed else loads(data, buffers)
-        except BaseException as error:  # noqa: BLE001 - the result's own code: it fails alone
-            settle, value = task.future.set_exception, with_cause(error, self._state.place)
+        except BaseException as error:  # noqa: BLE001 - raised by the result's own code: this call fails alone
+            settle, value = task.future.set_exception, with_cause(error, self._state.location)
         quietly(settle, value)
 
     def _note_settled(self, session: Session, count: int) -> None:
         with self._state.changed:
-            session.note_settled(count)  # only now: a thread that waits for the session finds its futures done
+            session.note_settled(count)  # after settling: a thread that waits for the session then finds its futures done
             self._state.forget_done()
             self._state.changed.notify_all()
 
@@ -132,7 +132,7 @@ class Settler:
 
 
 def quietly(settle: Callable[[Any], None], value: Any) -> None:
-    """Settle a future; a callback of its owner's that exits must not take the collector with it."""
+    """Settle a future. Log what a callback raises that is no Exception, SystemExit say: the collector goes on."""
     try:
         settle(value)
     except BaseException:
@@ -140,7 +140,7 @@ def quietly(settle: Callable[[Any], None], value: Any) -> None:
 
 
 def cancel_quietly(future: Future[Any]) -> None:
-    """Cancel a future that has not begun, and tell the threads that wait for it."""
+    """Cancel a future, and wake the threads that wait for it."""
 
     def cancel(future: Future[Any]) -> None:
         if future.cancel():

@@ -16,7 +16,8 @@ from typing import Any, Final
 from mpiexecutor._script.names import ANY, MISSING, expanded, globals_of, is_definition, main_dict, reads_any
 from mpiexecutor._script.pickling import digest_of, dump_definitions, identities_of, type_digest
 from mpiexecutor._script.pickling.shared_memory import NotShared
-from mpiexecutor._script.state import Payload, Pickled, Registry, Version
+from mpiexecutor._script.state import Payload, Registry, Version
+from mpiexecutor._util.pickling import Pickled
 
 from .needs import Global, Needs, attributes_of
 

@@ -182,3 +182,20 @@ def test_what_was_slow_is_forgotten_with_all_that_is_dropped():
     session.slow = set(session.under_way)
     session.break_off("a reason", None)
     assert (session.messages, session.slow) == (0, set())
+
+
+def test_the_first_workers_that_ask_run_the_calls_of_a_small_executor():
+    """Up to its limit of those that live."""
+    session = Session(1, 2, None)
+    session.ranks = set()
+    assert [session.admit(rank, set(), others_are_free=False) for rank in (1, 2, 3, 1)] == [True, True, False, True]
+    assert session.admit(3, {1}, others_are_free=False)
+    assert Session(2, 2, None).admit(3, set(), others_are_free=True)
+
+
+def test_a_worker_of_another_executor_is_refused_while_others_are_free():
+    """But not for ever: those may be busy."""
+    session = Session(1, 2, None)
+    session.ranks = set()
+    answers = [session.admit(1, set(), others_are_free=True) for _ in range(21)]
+    assert answers == [False] * 20 + [True]
