@@ -29,6 +29,7 @@ FOLDER = Path(sys.argv[1]) if len(sys.argv) > 1 else Path()
 LIMIT = 60  # seconds until any future is done
 CALLS = 300  # others, before and after
 LARGE = 12 << 20  # bytes: three times as long as the channel
+ALONE = 0.01  # seconds: messages of several calls have shorter ones
 LOOK = 0.005  # seconds between two
 
 
@@ -100,6 +101,8 @@ def arm(name: str) -> bytes:
         "in the middle of a long result": lambda: _after(Producer, "_publish"),
         "in the middle of a long call": lambda: _after(Consumer, "receive"),
     }[name]()
+    # So long that no other call comes in the same message: another thread would send this result while that call ran, and was lost.
+    time.sleep(ALONE)
     return bytes(LARGE if "long" in name else 1)
 
 
