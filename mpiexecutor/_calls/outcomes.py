@@ -2,6 +2,7 @@
 
 import marshal
 import os
+import pickle
 import socket
 import traceback
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from mpiexecutor._script.pickling import Has, always, dumps
-from mpiexecutor._util.pickling import OUT_OF_BAND, Pickled
+from mpiexecutor._util.pickling import OUT_OF_BAND, PROTOCOL, Pickled, is_plain
 
 _MOST_TEXT = 32 << 10  # most characters of an error's name, text and traceback; its pickle is not limited
 Buffer = bytes | memoryview
@@ -93,8 +94,11 @@ def dumps_sized(obj: Any, names: set[str] | None = None, has: Has = always) -> t
 
     `has` says which functions and classes the receiver has under their names.
     """
-    data, buffers = dumps(obj, set() if names is None else names, has)
-    return Pickled(data, buffers), len(data) + sum(map(len, buffers)) if buffers else len(data)
+    if is_plain(obj):  # as most are: the short way, without calls that every submit would pay for
+        data = pickle.dumps(obj, PROTOCOL)
+        return tuple.__new__(Pickled, (data, ())), len(data)
+    pickled = Pickled(*dumps(obj, set() if names is None else names, has))
+    return pickled, pickled.size
 
 
 class Failure(NamedTuple):

@@ -94,7 +94,7 @@ def test_buffers_count_as_bytes():
     assert size == found.size
     assert large.nbytes < size < large.nbytes + 1000
     assert found.load()[0].tolist() == large.tolist()
-    assert dumps_sized("small") == (Pickled(pickle.dumps("small", 5), []), len(pickle.dumps("small", 5)))
+    assert dumps_sized("small") == (Pickled(pickle.dumps("small", 5)), len(pickle.dumps("small", 5)))
 
 
 def test_what_cannot_be_pickled_raises_what_pickle_raises():

@@ -137,8 +137,8 @@ class Session:
         """
         found = []
         for outcome in outcomes:
-            number, seconds, *_ = outcome
-            task = self.sent.pop(number, None)
+            seconds = outcome[1]
+            task = self.sent.pop(outcome[0], None)
             if task is not None:
                 found.append((task, outcome))
                 self._leave_batch(task)
