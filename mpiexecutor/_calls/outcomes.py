@@ -94,11 +94,11 @@ def dumps_sized(obj: Any, names: set[str] | None = None, has: Has = always) -> t
 
     `has` says which functions and classes the receiver has under their names.
     """
-    if is_plain(obj):  # as most are: the short way, without calls that every submit would pay for
+    if is_plain(obj):  # most calls and results are: fewer Python calls than in `dumps` and in the constructor of Pickled
         data = pickle.dumps(obj, PROTOCOL)
         return tuple.__new__(Pickled, (data, ())), len(data)
-    pickled = Pickled(*dumps(obj, set() if names is None else names, has))
-    return pickled, pickled.size
+    whole = Pickled(*dumps(obj, set() if names is None else names, has))
+    return whole, whole.size
 
 
 class Failure(NamedTuple):

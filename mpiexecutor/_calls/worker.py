@@ -63,7 +63,7 @@ class Worker:
             bulk: Brings functions and globals of the script.
             location: Where this worker runs, for tracebacks.
             page: Where others read which call runs.
-            enforce_limit: Has calls killed that run longer than so many seconds, 0 for any time. None if nobody can kill them.
+            enforce_limit: Sets the seconds after which a running call is killed; 0: no limit. None if calls cannot be killed.
             fail: Ends this worker as if it had been killed; called if a thread of it fails.
 
         """

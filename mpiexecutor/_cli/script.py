@@ -74,7 +74,7 @@ def run(program: list[str]) -> None:
         raise
     except BaseException as error:  # noqa: BLE001 - Python itself prints any error that leaves a script
         error.__traceback__ = _script_part(error.__traceback__)
-        sys.last_value = error  # the pool's exit handler looks for it: nobody waits for results any more
+        sys.last_value = error  # the pool's exit handler looks for it, and drops the calls that remain
         sys.excepthook(type(error), error, error.__traceback__)
         sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
 

@@ -35,7 +35,7 @@ from .status_page import Signs
 _NEWS, _COMMANDS = 0, 1  # tags of messages to the root, and from it
 _LOOK = 0.05  # seconds between two looks of a forwarder at what the root wants
 _LAST_LOOK = 1e-3  # and of the root at what comes last
-_BEATS = 6  # messages in which nobody tells of a worker until it is given up
+_BEATS = 6  # messages without news of a worker after which it is given up
 _LONGEST = PULSE  # seconds between two of them, at the most
 _SHORT = 4 << 10  # bytes of a message that any MPI sends at once
 
@@ -51,7 +51,7 @@ class Forwarder:
         self._monitor = monitor
         self._pause = min(_LONGEST, lost_after / _BEATS)  # seconds between two messages about which workers live
         self._leave = leave  # ends this process, as it has nothing to do any more
-        self._told: frozenset[int] = frozenset()  # of whom the root knows
+        self._told: frozenset[int] = frozenset()  # workers that the root knows
         self._next = 0.0  # time of the next such message
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="mpiexecutor forwarder", daemon=True)
@@ -153,7 +153,7 @@ class ForwarderRoot:
         self._workers = workers  # on other nodes: host and pid, by rank
         self._lost_after = lost_after
         self._looked = time.monotonic()
-        self._heard = dict.fromkeys(workers, self._looked)  # when anybody told something of a worker
+        self._heard = dict.fromkeys(workers, self._looked)  # when the last news of each worker came
         self._there = set(workers)  # ranks that may still send something
         self._pieces: dict[tuple[int, int], bytes] = {}  # of held outcomes, by the rank that sends them and the dead rank
         self._holding = threading.Lock()

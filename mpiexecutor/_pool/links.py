@@ -38,6 +38,6 @@ class Links:
         self.bulk.leave()
 
     def disown(self) -> None:
-        """Touch the channels no more: they are another process's, or somebody is in the middle of them for good."""
+        """Stop using the channels: they belong to another process, or a thread is stuck in them."""
         for channel in self.channels:
             channel.disown()

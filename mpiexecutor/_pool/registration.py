@@ -107,7 +107,7 @@ def answer_registrations(comm: "MPI.Intracomm", configuration: WorkerConfigurati
 
 
 def own_supervisor() -> Supervised | None:
-    """Return this rank's side of its supervisor, if it has one and serves nobody else."""
+    """Return this rank's side of its supervisor, if it has one and does not serve yet."""
     supervisor = PROCESS.supervisor
     return None if supervisor is None or supervisor.serves else supervisor
 

@@ -8,7 +8,7 @@ Layout, top to bottom. Its MPI side is the room _rma.
     _losses     and what it does when ranks have failed
     _base       the parts that these have in common
     _agreement  what the ranks check together before they make one
-    _ends       a rank's two ends: how they wait, and whom they wake
+    _ends       a rank's two ends: how they wait, and which ranks they wake
     _codecs     messages <-> bytes, by dtype
     _ring       the ring itself: its theory and its layout
     _errors     one for each way to fail

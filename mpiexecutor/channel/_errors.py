@@ -1,4 +1,4 @@
-"""The errors of a channel: the caller's (ChannelClosed), another rank's (ChannelBroken), nobody's (ChannelEmpty, ChannelFull)."""
+"""The errors of a channel: by the caller (ChannelClosed), by another rank (ChannelBroken), no fault (ChannelEmpty, ChannelFull)."""
 
 import queue
 from collections.abc import Collection

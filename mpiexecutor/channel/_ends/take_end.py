@@ -1,4 +1,4 @@
-"""The end of a channel at which this rank takes. How it waits, and whom it wakes, is in end.py."""
+"""The end of a channel at which this rank takes. How it waits, and which ranks it wakes, is in end.py."""
 
 from collections.abc import Callable
 from functools import partial
