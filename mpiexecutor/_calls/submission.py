@@ -1,11 +1,12 @@
 """Pickles calls, in the thread that submits them, and passes them to the scheduler."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from functools import partial
+from itertools import islice
 from pickle import PicklingError
-from types import FunctionType
+from types import CellType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpiexecutor._script.names import name_of, top_of
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from mpiexecutor._script.state import State
 
 T = TypeVar("T")
+
+_MOST_HELD = 8  # most functions that a kind of calls looks at, and most attributes of an object that holds some
 
 
 class Submitter:
@@ -117,13 +120,57 @@ def _raises_interrupt(call: Any) -> bool:
 
 
 def kind_of(fn: Callable[..., Any]) -> object:
-    """Return the kind of a call, the code or the name of what is called: calls of one kind are expected to take equally long."""
-    while type(fn) is partial:
-        fn = fn.func
+    """Return the kind of a call: calls of one kind are expected to take equally long.
+
+    It is the code, or the name, of what is called and of the functions that this holds: those of one decorator share their code.
+    """
+    if (
+        type(fn) is FunctionType and fn.__closure__ is None and fn.__defaults__ is None and fn.__kwdefaults__ is None
+    ):  # most functions
+        return fn.__code__
+    kind: list[object] = []
+    waiting: list[Any] = [fn]
+    for each in waiting:  # which grows
+        try:
+            kind.append(_work_of(each))
+            for value in _held(each):
+                if callable(value) and all(value is not other for other in waiting):
+                    waiting.append(value)
+        except Exception:  # noqa: BLE001 - raised by its own code
+            kind.append(type(each).__qualname__)
+        if len(kind) >= _MOST_HELD:
+            break
+    return tuple(kind)
+
+
+def _work_of(fn: Any) -> object:
+    """Return what says how long a call takes, apart from what `fn` holds: its code or its name; of a method the class."""
     if type(fn) is FunctionType:
         return fn.__code__
+    what = type(fn.__self__) if type(fn) is MethodType else fn
+    if not hasattr(what, "__qualname__"):
+        what = type(what)
+    return ".".join(name for name in (what.__module__, what.__qualname__) if type(name) is str)
+
+
+def _held(fn: Any) -> Iterable[Any]:
+    """Return what a function, or another object that can be called, may call."""
+    if type(fn) is FunctionType:
+        contents = () if fn.__closure__ is None else map(_content, fn.__closure__)
+        return (*contents, *(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).values())
+    if isinstance(fn, partial):
+        return (fn.func, *fn.args, *fn.keywords.values())
+    if type(fn) is MethodType:
+        return (fn.__func__, *_attributes(fn.__self__))
+    return _attributes(fn)
+
+
+def _content(cell: CellType) -> object:
     try:
-        names = fn.__module__, fn.__qualname__
-    except Exception:  # noqa: BLE001 - raised by its own code
-        names = type(fn).__module__, type(fn).__qualname__
-    return ".".join(name for name in names if type(name) is str)
+        return cell.cell_contents
+    except ValueError:  # empty
+        return None
+
+
+def _attributes(thing: Any) -> Iterable[Any]:
+    return () if isinstance(thing, type) else islice(getattr(thing, "__dict__", {}).values(), _MOST_HELD)
