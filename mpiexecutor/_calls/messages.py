@@ -1,13 +1,14 @@
 """The messages of root and workers to each other, a class for each kind, and their encoding.
 
     work channel   root to any worker   Calls
-    reply channel  a worker to root     Results, SpareResult, GivenBack, Wanted, InitializerFailed, TopLevelFailed, CallTooLarge
+    reply channel  a worker to root     Results, GivenBack, Wanted, InitializerFailed, TopLevelFailed
                    root to itself       Barrier
 
 Encoding. A message is the number of its kind and its fields, by marshal: numbers, strings and bytes, of no subclass. Objects of
 the user are pickled once, in the thread that submits or in the worker that ran the call, and are bytes from there on. Marshal takes
 half the time of pickle for such tuples. All ranks run the same Python, which cloudpickle needs, too. Large pickles and buffers go
-out of band: the channel copies them once, from where they are into the ring.
+out of band: the channel copies them once, from where they are into the ring. A pickle that has buffers goes with them, so that
+everything else about a long message is in its first slot: see `replacement`.
 
 Calls and outcomes are plain tuples: a message has up to 256, and objects of a class would take as long as all the rest.
 
@@ -22,7 +23,7 @@ from typing import Any, Final, NamedTuple
 from mpiexecutor._liveness.status_page import LARGE
 from mpiexecutor._util.pickling import OUT_OF_BAND
 
-from .outcomes import Buffer, Failure
+from .outcomes import Buffer, Location, failure_of
 
 OF_ONE_CALL: Final = 3 * LARGE  # bytes of a message; one of several calls, or outcomes, has fewer
 _FORMAT: Final = 2  # of marshal: later formats look for objects that are the same, which takes longer than writing them
@@ -54,16 +55,6 @@ class Results(NamedTuple):
     outcomes: Sequence[Outcome]
 
 
-class SpareResult(NamedTuple):
-    """Follows each long outcome: the error that replaces it if the root has no memory to receive it."""
-
-    rank: int
-    executor: int
-    number: int  # of the call
-    seconds: float
-    failure: Failure
-
-
 class GivenBack(NamedTuple):
     """Calls that the worker has not begun, and leaves to other workers."""
 
@@ -83,49 +74,32 @@ class Wanted(NamedTuple):
 
 
 class InitializerFailed(NamedTuple):
-    """The executor's initializer has raised in this worker. The failure has no pickle, so that it is short."""
+    """The executor's initializer has raised in this worker."""
 
     rank: int
     executor: int
-    failure: Failure
+    error: str  # its class and text
+    trace: str  # its traceback
 
 
 class TopLevelFailed(NamedTuple):
-    """The top level of the script has raised in this worker, which goes on. The failure has no pickle."""
+    """The top level of the script has raised in this worker, which goes on."""
 
     rank: int
     executor: int
-    failure: Failure
-
-
-class CallTooLarge(NamedTuple):
-    """The worker had no memory for a message of one call, and has skipped it."""
-
-    rank: int
-    message: int  # its number in the work channel
-    failure: Failure
+    error: str
+    trace: str
 
 
 class Barrier(NamedTuple):
     """The root to itself: all replies that were put before this are collected; see lost_calls.py."""
 
 
-Reply = Results | SpareResult | GivenBack | Wanted | InitializerFailed | TopLevelFailed | CallTooLarge | Barrier
+Reply = Results | GivenBack | Wanted | InitializerFailed | TopLevelFailed | Barrier
 Message = Calls | Reply
 
-_KINDS: Final[tuple[type[Message], ...]] = (
-    Calls,
-    Results,
-    SpareResult,
-    GivenBack,
-    Wanted,
-    InitializerFailed,
-    TopLevelFailed,
-    CallTooLarge,
-    Barrier,
-)
+_KINDS: Final[tuple[type[Message], ...]] = (Calls, Results, GivenBack, Wanted, InitializerFailed, TopLevelFailed, Barrier)
 _KIND_OF: Final = {each: kind for kind, each in enumerate(_KINDS)}
-_WITH_FAILURE: Final = (SpareResult, InitializerFailed, TopLevelFailed, CallTooLarge)  # as the last field
 
 
 def dumps(message: Message) -> tuple[bytes, list[memoryview]]:
@@ -139,10 +113,6 @@ def dumps(message: Message) -> tuple[bytes, list[memoryview]]:
         rows: Sequence[Any] = message[-1]
         if [1 for _, _, _, data, buffers in rows if buffers or len(data) >= OUT_OF_BAND]:
             fields = (*message[:-1], [_without_buffers(row, beside) for row in rows])
-    elif isinstance(message, _WITH_FAILURE):
-        data, buffers = message.failure.dumps()
-        beside.extend(buffers)
-        fields = (*message[:-1], data)
     return marshal.dumps((kind, *fields), _FORMAT), beside
 
 
@@ -152,9 +122,7 @@ def loads(data: memoryview, buffers: Sequence[memoryview] = ()) -> Message:
     if number >= len(_KINDS):
         raise ValueError(f"a message of an unknown kind, {number}")
     kind: Any = _KINDS[number]
-    if kind in _WITH_FAILURE:
-        fields[-1] = Failure.loads(fields[-1], buffers)
-    elif buffers:
+    if buffers:
         beside = iter(buffers)
         fields[-1] = [_with_buffers(row, beside) for row in fields[-1]]
     message: Message = kind(*fields)
@@ -162,20 +130,37 @@ def loads(data: memoryview, buffers: Sequence[memoryview] = ()) -> Message:
 
 
 def _without_buffers(row: tuple[Any, ...], beside: list[memoryview]) -> tuple[Any, ...]:
-    """Return a call or an outcome with the number of its buffers in their place. A long pickle is empty, and the first buffer."""
+    """Return a call or an outcome with the number of its buffers in their place. The first of them is its pickle, unless 0."""
     *fields, data, buffers = row
-    before = len(beside)
-    if len(data) >= OUT_OF_BAND:
-        beside.append(memoryview(data))
-        data = b""
-    beside.extend(buffers)
-    return (*fields, data, len(beside) - before)
+    if not buffers and len(data) < OUT_OF_BAND:
+        return (*fields, data, 0)
+    beside += (memoryview(data), *buffers)
+    return (*fields, b"", 1 + len(buffers))
 
 
 def _with_buffers(row: tuple[Any, ...], beside: Iterator[memoryview]) -> tuple[Any, ...]:
     *fields, data, count = row
-    buffers = [next(beside) for _ in range(count)]
-    return (*fields, data or buffers.pop(0), buffers)
+    return (*fields, next(beside) if count else data, [next(beside) for _ in range(count - 1)])
+
+
+def replacement(head: memoryview, size: int, location: Location) -> Results:
+    """Return the failed outcome that replaces a message of one call, or of its outcome, for which there is no memory here.
+
+    Args:
+        head: What the message has in its first slot: all but its buffers.
+        size: Its bytes.
+        location: That of this process.
+
+    """
+    message: Any = loads(head)
+    ((number, seconds, failed, *_),) = message[-1]
+    if isinstance(message, Calls):
+        rank, seconds, what = location.rank, 0.0, "this call is too large for its worker's memory"
+    else:
+        what = "what this call raised" if failed else "the result of this call"
+        rank, what = message.rank, f"{what} is too large for the memory of the script's process"
+    failure = failure_of(MemoryError(f"{what}, {size} bytes when pickled"), location)
+    return Results(rank, message.executor, ((number, seconds, True, *failure.dumps()),))
 
 
 def dump_outcome(outcome: Outcome) -> bytes:

@@ -1,6 +1,5 @@
 """Pickles calls, in the thread that submits them, and passes them to the scheduler."""
 
-import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from functools import partial
@@ -66,9 +65,9 @@ class Submitter:
             pickle, size = dumps_sized((None if called else fn, args, kwargs), names)
             if self._script is not None and (names or state is None):
                 state = self._script.state(_all_names(called, names))
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) and not _raises_interrupt((fn, args, kwargs)):
-                raise  # from the keyboard
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised by the pickling of the call
             self._scheduler.check_open(self._session)
             future.set_running_or_notify_cancel()
             future.set_exception(with_cause(_without_exit(error), self._location))
@@ -92,31 +91,12 @@ def _all_names(called: Function | str | None, names: set[str]) -> frozenset[str]
 
 
 def _without_exit(error: BaseException) -> BaseException:
-    """Return the error for a future: PicklingError for one that would end the script when it is raised by `result`."""
-    if not isinstance(error, (SystemExit, KeyboardInterrupt)):
+    """Return the error for a future: PicklingError for SystemExit, which would end the script when it is raised by `result`."""
+    if not isinstance(error, SystemExit):
         return error
     refused = PicklingError(f"pickling this call raised {type(error).__name__}: {error}")
     refused.__cause__ = error
     return refused
-
-
-def _raises_interrupt(call: Any) -> bool:
-    """Whether pickling a call raises KeyboardInterrupt itself, without Ctrl-C.
-
-    Python handles signals in the main thread only: a KeyboardInterrupt in another thread comes from the call's own code.
-    """
-    own: list[bool] = []
-
-    def pickle_again() -> None:
-        try:
-            dumps_sized(call)
-        except BaseException as error:  # noqa: BLE001 - of any kind
-            own.append(isinstance(error, KeyboardInterrupt))
-
-    thread = threading.Thread(target=pickle_again)
-    thread.start()
-    thread.join()
-    return own == [True]
 
 
 def kind_of(fn: Callable[..., Any]) -> object:

@@ -23,17 +23,16 @@ from .messages import (
     OF_ONE_CALL,
     Call,
     Calls,
-    CallTooLarge,
     GivenBack,
     InitializerFailed,
     Outcome,
     Reply,
     Results,
-    SpareResult,
     TopLevelFailed,
     Wanted,
+    replacement,
 )
-from .outcomes import Failure, Location, dumps_sized, failure_of
+from .outcomes import Location, dumps_sized, failure_of
 
 _SHORTEST_REST, _LONGEST_REST = 2e-4, 5e-3  # seconds after calls were given back, so that another worker takes them
 
@@ -99,10 +98,9 @@ class Worker:
             except ChannelMemoryError as error:
                 if error.size < OF_ONE_CALL:
                     raise
-                number = error.number
-                text = f"this call is too large for its worker's memory, {error.size} bytes when pickled"
+                number, outcome = error.number, replacement(self._work.head(error), error.size, self._location)
             if self._work.skip(number):
-                self._reply(CallTooLarge(self._location.rank, number, failure_of(MemoryError(text), self._location)))
+                self._reply(outcome)
 
     def _do(self, message: Calls) -> None:
         executor, initializer, most, calls = message
@@ -154,7 +152,7 @@ class Worker:
         except BaseException as error:
             error = self._explain(error)
             logging.getLogger("concurrent.futures").critical("Exception in initializer:", exc_info=error)  # as ProcessPoolExecutor
-            self._reply(InitializerFailed(self._location.rank, self._executor, self._short_failure(error)))
+            self._reply(InitializerFailed(self._location.rank, self._executor, *self._texts(error)))
             return False
         return True
 
@@ -174,28 +172,13 @@ class Worker:
             outcomes, call = self._batch.finish(outcome, size)
             del outcome
             if outcomes:
-                if size > LARGE:
-                    self._send_long(outcomes.pop(), size, after=outcomes)
-                else:
-                    self._send(outcomes, [])
+                if size > LARGE and len(outcomes) > 1:  # a long one travels alone
+                    self._reply(Results(self._location.rank, self._executor, outcomes[:-1]))
+                    del outcomes[:-1]
+                self._send(outcomes, [])
                 outcomes.clear()  # nothing here refers to results while the next call runs
                 call = self._batch.begin_next()
         self._flusher.wait()  # it replies for this executor, and gives back calls of this message: both before the next is claimed
-
-    def _send_long(self, outcome: Outcome, size: int, after: list[Outcome]) -> None:
-        """Send a long outcome in a message of its own, and then the error that replaces it if the root has no memory for it."""
-        what = "the result of this call"
-        number, seconds, failed, data, buffers = outcome
-        if failed:
-            what = f"what this call raised, {Failure.loads(data, buffers).name},"
-        error = MemoryError(f"{what} is too large for the memory of the script's process, {size} bytes when pickled")
-        spare = SpareResult(self._location.rank, self._executor, number, seconds, failure_of(error, self._location))
-        if after:
-            self._reply(Results(self._location.rank, self._executor, after))
-        self._reply(Results(self._location.rank, self._executor, (outcome,)))
-        del outcome, data, buffers
-        self._reply(spare)
-        self._batch.note_sent()
 
     def _send(self, outcomes: list[Outcome], given_back: list[int]) -> None:
         if outcomes:
@@ -222,10 +205,11 @@ class Worker:
         return found  # type: ignore[no-any-return]
 
     def _tell_top_level(self, error: BaseException) -> None:
-        self._reply(TopLevelFailed(self._location.rank, self._executor, self._short_failure(error)))
+        self._reply(TopLevelFailed(self._location.rank, self._executor, *self._texts(error)))
 
-    def _short_failure(self, error: BaseException) -> Failure:
-        return failure_of(error, self._location)._replace(error=None)
+    def _texts(self, error: BaseException) -> tuple[str, str]:
+        name, text, trace, _ = failure_of(error, self._location)
+        return f"{name}: {text}", trace
 
     def _bring_to(self, state: int) -> None:
         if self._module is not None:

@@ -14,6 +14,7 @@ from cloudpickle.cloudpickle import list_registry_pickle_by_value
 PROTOCOL = 5
 # Bytes. Smaller buffers are part of the pickle, which is faster, and does not keep a whole message alive.
 OUT_OF_BAND: Final = 64 << 10
+_MOST_BUFFERS = 1000  # that stay outside of one pickle: their sizes are at the beginning of a message
 
 
 _reduce_code = cloudpickle.Pickler.dispatch_table[CodeType]
@@ -110,7 +111,7 @@ def keeper_of(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool
 
     def keep(buffer: pickle.PickleBuffer) -> bool:
         view = buffer.raw()
-        if view.nbytes < OUT_OF_BAND:
+        if view.nbytes < OUT_OF_BAND or len(buffers) == _MOST_BUFFERS:
             return True  # into the pickle
         buffers.append(view)
         return False

@@ -210,6 +210,17 @@ def encode_frame(pickled: bytes, buffers: Sequence[memoryview]) -> list[memoryvi
     return parts
 
 
+def pickle_of_frame(begin: memoryview) -> memoryview:
+    """Return the pickle of a frame, of which only the beginning is there. ChannelBroken if the pickle is not there as a whole."""
+    if len(begin) >= _HEAD.size:
+        magic, count, size = _HEAD.unpack_from(begin)
+        start = _HEAD.size + 8 * count
+        start += -start % _ALIGNMENT if count else 0
+        if magic == _MAGIC and start + size <= len(begin):
+            return begin[start : start + size]
+    raise ChannelBroken(f"the pickle of a message is not in its first {len(begin)} bytes")
+
+
 def decode_frame(frame: memoryview) -> tuple[memoryview, list[memoryview]]:
     """Return the pickle and the buffers, as views of the frame. ChannelBroken if the bytes are no frame."""
     if len(frame) < _HEAD.size:

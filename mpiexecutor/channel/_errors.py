@@ -29,13 +29,15 @@ class ChannelMemoryError(ChannelError, MemoryError):
     Attributes:
         number: How many messages came before this one.
         size: Bytes of the message.
+        head: The first of these bytes: those in its first slot, 16 KiB at most.
 
     """
 
-    def __init__(self, number: int, size: int) -> None:
-        super().__init__(number, size)
+    def __init__(self, number: int, size: int, head: bytes = b"") -> None:
+        super().__init__(number, size, head)
         self.number = number
         self.size = size
+        self.head = head
 
     def __str__(self) -> str:
         return f"message {self.number}, of {self.size} bytes, does not fit into this rank's memory: skip throws it away"

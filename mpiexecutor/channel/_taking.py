@@ -7,7 +7,8 @@ from typing import Generic, TypeVar
 from mpiexecutor.channel._ring.receiver import Incoming
 
 from ._base import ChannelBase, deadline_of, result_of
-from ._errors import ChannelEmpty
+from ._codecs import pickle_of_frame
+from ._errors import ChannelEmpty, ChannelMemoryError
 
 M = TypeVar("M")  # what is taken
 
@@ -113,6 +114,18 @@ class Taking(ChannelBase, Generic[M]):
         """
         self._check_side("take")
         return self._takes.skip(number)
+
+    @staticmethod
+    def head(error: ChannelMemoryError) -> memoryview:
+        """Return the pickle of a message that does not fit into this rank's memory, without its large buffers (64 KiB and more).
+
+        It is true if `skip` throws the message away.
+
+        Raises:
+            ChannelBroken: The pickle does not lie in the first slot as a whole, or this is no channel of objects.
+
+        """
+        return pickle_of_frame(memoryview(error.head))
 
     def __iter__(self) -> Iterator[M]:
         """Take messages until no message will come any more."""

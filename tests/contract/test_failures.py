@@ -55,8 +55,15 @@ def as_it_arrives(stage, kind):
     return kind, "planned"
 
 
-@pytest.mark.parametrize("kind", [ValueError, SystemExit, KeyboardInterrupt])
-@pytest.mark.parametrize("stage", STAGES)
+FAILURES = [
+    (stage, kind)
+    for stage in STAGES
+    for kind in (ValueError, SystemExit, KeyboardInterrupt)
+    if (stage, kind) != ("pickling the call", KeyboardInterrupt)  # this interrupts submit
+]
+
+
+@pytest.mark.parametrize(("stage", "kind"), FAILURES)
 def test_a_failure_is_that_of_its_own_future(executor, ranks, stage, kind):
     """Whatever is raised at whatever stage is raised by result(), with its traceback and its place as cause; the others go on."""
     before = [executor.submit(square, number) for number in range(20)]
@@ -83,8 +90,14 @@ def test_a_failure_is_that_of_its_own_future(executor, ranks, stage, kind):
     assert executor.submit(square, 3).result(LIMIT) == 9
 
 
-@pytest.mark.parametrize("kind", [ValueError, SystemExit, KeyboardInterrupt])
-@pytest.mark.parametrize("stage", STAGES)
+def test_an_interrupt_while_a_call_is_pickled_interrupts_submit(executor):
+    """It is Ctrl-C nearly always; the executor goes on."""
+    with pytest.raises(KeyboardInterrupt):
+        executor.submit(identity, FailsToPickle(KeyboardInterrupt))
+    assert executor.submit(square, 3).result(LIMIT) == 9
+
+
+@pytest.mark.parametrize(("stage", "kind"), FAILURES)
 def test_many_failures_among_many_calls(executor, stage, kind):
     """Every third call fails: each of them has its error, each other one its result."""
     futures = [STAGES[stage](executor, kind) if number % 3 == 0 else executor.submit(square, number) for number in range(120)]

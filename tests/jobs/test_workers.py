@@ -367,10 +367,10 @@ sys.exit(5)
 def test_a_result_too_large_for_the_memory_of_the_script_fails_alone(tmp_path):
     """Its worker goes on, those before and behind it are not lost, and the script ends as it wants to."""
     said = run(tmp_path, RESULT_TOO_LARGE, expect=5, env=LITTLE).stdout.splitlines()
-    text = (
-        'MemoryError("the result of this call is too large for the memory of the script\'s process, {}00000009 bytes when pickled")'
-    )
-    assert said == ["1", text.format(3), "2", "5000000", text.format(4), "3", "4950 406"]
+    text = r"""MemoryError\("the result of this call is too large for the memory of the script's process, %d00000\d{3} bytes when"""
+    assert re.match(text % 3, said.pop(1))
+    assert re.match(text % 4, said.pop(3))
+    assert said == ["1", "2", "5000000", "3", "4950 406"]
 
 
 LITTLE_ROOM = """

@@ -28,14 +28,13 @@ from mpiexecutor._calls.functions import Function, FunctionRegistry
 from mpiexecutor._calls.messages import (
     Call,
     Calls,
-    CallTooLarge,
     GivenBack,
     InitializerFailed,
     Outcome,
     Results,
-    SpareResult,
     Wanted,
     dump_outcome,
+    replacement,
 )
 from mpiexecutor._calls.outcomes import Location, dumps_sized, failure_of, pickled
 from mpiexecutor._calls.scheduling import dispatcher
@@ -47,7 +46,7 @@ from mpiexecutor._liveness.status_page import NOTHING, StatusPage
 from mpiexecutor._script.main_module import NotAdmitted
 from mpiexecutor._script.root.script import Script
 from mpiexecutor._util.pickling import Pickled, loads
-from mpiexecutor.channel import ChannelClosed, ChannelFull, ChannelMemoryError, Share
+from mpiexecutor.channel import ChannelClosed, ChannelFull, ChannelMemoryError, RemoteChannel, Share
 from mpiexecutor.channel._codecs import codec_of
 
 LIMIT = 20  # seconds that anything here may take
@@ -156,10 +155,12 @@ class FakeChannel:
                 if number in self.sizes:
                     if found:
                         break
-                    raise ChannelMemoryError(number, self.sizes[number])
+                    raise ChannelMemoryError(number, self.sizes[number], bytes(data[: 1 << 14]))
                 self._waiting.popleft()
                 found.append(self._codec.decode(memoryview(data), shared=False))
             return found
+
+    head = staticmethod(RemoteChannel.head)
 
     def skip(self, number: int) -> bool:
         with self._changed:
@@ -450,22 +451,19 @@ class FakeWorker:
             self._crew.replies.sizes[self._crew.replies.count] = size
         self.answer(name)
 
-    def answer_once_more(self, name: Any) -> None:
-        """Reply the error that is a call's outcome if the reply before could not be received."""
-        failure = failure_of(MemoryError("too large"), self._location)
-        self._crew.replies.put(SpareResult(self.rank, self.executor, self._numbers[name], 0.0, failure))
-
     def fail_initializer(self, error: BaseException) -> None:
         """Reply that the initializer has raised this."""
-        self._crew.replies.put(InitializerFailed(self.rank, self.executor, failure_of(error, self._location)))
+        name, text, trace, _ = failure_of(error, self._location)
+        self._crew.replies.put(InitializerFailed(self.rank, self.executor, f"{name}: {text}", trace))
 
-    def throw_away(self) -> int:
-        """Have no memory for the next message, and say so; give its number."""
-        number = self._crew.work.next_number
+    def throw_away(self, size: int = 1 << 30) -> None:
+        """Have no memory for the next message, and say so."""
+        self.message = number = self._crew.work.next_number
+        self._crew.work.sizes[number] = size
+        with pytest.raises(ChannelMemoryError) as caught:
+            self._crew.work.take_many(1)
         assert self._crew.work.skip(number)
-        self.message = number
-        self._crew.replies.put(CallTooLarge(self.rank, number, failure_of(MemoryError("this call is too large"), self._location)))
-        return number
+        self._crew.replies.put(replacement(self._crew.work.head(caught.value), size, self._location))
 
     def die(
         self, begun: Any = NOTHING, *, holding: Sequence[Any] = (), held: bytes | None = None, overdue: float = 0.0
@@ -527,7 +525,7 @@ class _Some:
     def __init__(self, channel: FakeChannel, messages: int) -> None:
         self._channel = channel
         self._left = messages
-        self.skip = channel.skip
+        self.skip, self.head = channel.skip, channel.head
 
     def take_many(self, most: int) -> list[Any]:
         if not self._left:

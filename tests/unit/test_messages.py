@@ -8,21 +8,19 @@ from mpiexecutor._calls import messages
 from mpiexecutor._calls.messages import (
     Barrier,
     Calls,
-    CallTooLarge,
     GivenBack,
     InitializerFailed,
     Results,
-    SpareResult,
     TopLevelFailed,
     Wanted,
     dump_outcome,
     load_outcomes,
+    replacement,
 )
-from mpiexecutor._calls.outcomes import Failure
-from mpiexecutor._util.pickling import Pickled
+from mpiexecutor._calls.outcomes import Failure, Location, error_from
+from mpiexecutor.channel import ChannelBroken, ChannelMemoryError, RemoteChannel
 from mpiexecutor.channel._codecs import codec_of
 
-FAILURE = Failure("ValueError", "no \udcff", "trace", None)
 LARGE = bytes(range(256)) * 1024
 CODEC = codec_of(messages, 1 << 14)
 
@@ -46,12 +44,10 @@ def plain(message):
         Calls(1 << 40, 7, 2.5, [(1 << 62, 3, 4, b"one", ()), (9, 3, "double", b"two", ())]),
         Results(3, 1, [(2, 0.5, False, b"value", ())]),
         Results(3, 1, [(number, 0.25 * number, bool(number % 2), b"value", ()) for number in range(256)]),
-        SpareResult(3, 1, 2, 0.5, FAILURE),
         GivenBack(3, 1, True, (4, 5)),
         Wanted(3, 1, 8, 0),
-        InitializerFailed(3, 1, FAILURE),
-        TopLevelFailed(3, 1, FAILURE),
-        CallTooLarge(3, 5, FAILURE._replace(error=Pickled(b"error", [memoryview(LARGE)]))),
+        InitializerFailed(3, 1, "ValueError: no \udcff", "trace"),
+        TopLevelFailed(3, 1, "ValueError: no \udcff", "trace"),
         Barrier(),
     ],
     ids=lambda message: type(message).__name__,
@@ -71,8 +67,54 @@ def test_what_is_large_goes_out_of_band(data, buffers):
     calls = [(1, 2, None, b"before", ()), (2, 2, None, data, buffers), (3, 2, "name", b"behind", buffers)]
     encoded, beside = messages.dumps(Calls(5, None, 0.0, calls))
     assert len(encoded) < 300
-    assert [part.obj for part in beside] == [data] * (data is LARGE) + [buffer.obj for buffer in buffers * 2]
+    second = [data, *(buffer.obj for buffer in buffers)] if buffers or data is LARGE else []
+    third = [b"behind", *(buffer.obj for buffer in buffers)] if buffers else []
+    assert [part.obj for part in beside] == second + third
     assert plain(sent(Calls(5, None, 0.0, calls)).calls) == plain(calls)
+
+
+HERE = Location(3, 4, "host", 1)
+BUFFERS = [memoryview(LARGE)] * 1000
+
+
+def begin_of(message, size):
+    """Return what a rank that has no memory for a message has of it."""
+    return RemoteChannel.head(ChannelMemoryError(0, 1 << 30, bytes(bytearray().join(CODEC.encode(message))[:size])))
+
+
+@pytest.mark.parametrize("buffers", [(), BUFFERS[:1], BUFFERS])
+@pytest.mark.parametrize("pickle", [bytes((64 << 10) - 1), LARGE])
+def test_the_first_slot_is_sufficient_to_replace_a_long_message(buffers, pickle):
+    """The failed outcome is that of the same call: for a call, for its result, and for what it has raised."""
+    if len(pickle) < 64 << 10 and not buffers:
+        pytest.skip("this is no long message")
+    call = Calls(5, 1, 2.5, [(7, 3, "name" * 100, pickle, buffers)])
+    returned, raised = (Results(2, 5, [(7, 0.5, failed, pickle, buffers)]) for failed in (False, True))
+    for message, rank, seconds, what in (
+        (call, 3, 0.0, "this call is too large for its worker's memory"),
+        (returned, 2, 0.5, "the result of this call is too large for the memory of the script's process"),
+        (raised, 2, 0.5, "what this call raised is too large for the memory of the script's process"),
+    ):
+        found = replacement(begin_of(message, 16384), 1 << 30, HERE)
+        assert (found.rank, found.executor) == (rank, 5)
+        ((*outcome, data, beside),) = found.outcomes
+        assert outcome == [7, seconds, True]
+        error = error_from(Failure.loads(data, beside))
+        assert type(error) is MemoryError
+        assert str(error) == f"{what}, {1 << 30} bytes when pickled"
+
+
+@pytest.mark.parametrize("size", [0, 15, 40])
+def test_less_than_the_pickle_replaces_nothing(size):
+    """An error says so; nothing is unpickled."""
+    with pytest.raises(ChannelBroken, match=f"the pickle of a message is not in its first {size} bytes"):
+        begin_of(Results(2, 5, [(7, 0.5, False, LARGE, ())]), size)
+
+
+def test_bytes_that_are_no_frame_replace_nothing():
+    """They may be those of a message that another rank has put there meanwhile."""
+    with pytest.raises(ChannelBroken, match="the pickle of a message is not in its first 100 bytes"):
+        RemoteChannel.head(ChannelMemoryError(0, 1 << 30, bytes(100)))
 
 
 def test_buffers_can_be_written_to():

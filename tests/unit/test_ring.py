@@ -310,7 +310,7 @@ def test_who_has_no_memory_for_a_message_is_told_which_it_is(single):
         with pytest.raises(ChannelMemoryError, match=r"message \d, of 8 bytes, does not fit") as refused:
             consumer.claim(3)
         refusals.append(refused.value)
-    assert {(error.number, error.size) for error in refusals} == {(0, 8)}
+    assert {(error.number, error.size, error.head) for error in refusals} == {(0, 8, bytes(8))}
     assert consumer.skip(1) is None
     memory.room = None
     assert bytes(consumer.take_short() or b"") == bytes(8)

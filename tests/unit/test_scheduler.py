@@ -368,7 +368,7 @@ def test_a_call_too_large_for_its_worker_fails_alone(crew):
     worker.answer()
     error = futures[1].exception(LIMIT)
     assert type(error) is MemoryError
-    assert str(error) == "this call is too large"
+    assert str(error) == f"this call is too large for its worker's memory, {1 << 30} bytes when pickled"
     assert worker.take() == ["b"]
     worker.answer()
     assert [futures[0].result(LIMIT), futures[2].result(LIMIT)] == ["a", "b"]
@@ -376,45 +376,28 @@ def test_a_call_too_large_for_its_worker_fails_alone(crew):
     assert crew.session.messages == 0  # it makes room for others, too
 
 
-def test_a_call_too_large_is_told_of_while_it_is_still_being_put(crew):
-    """The number of its message is known only then: it fails at the end of the put."""
+def test_a_call_that_is_too_large_fails_while_it_is_still_being_put(crew):
+    """Its message has no number yet, and needs none: the worker names the call."""
     crew.work.room = 0
     future = crew.submit_one("large")
     FakeWorker(crew, 1).throw_away()
-    crew.settle()
-    assert not future.done()
-    crew.work.end_stream()
     assert type(future.exception(LIMIT)) is MemoryError
+    crew.work.end_stream()
+    assert crew.session.messages == 0
 
 
 def test_a_result_too_large_for_the_root_fails_alone(crew):
-    """It is thrown away, and the spare reply behind it says what it was about."""
+    """It is thrown away; its first bytes have the number of the call."""
     futures = crew.submit("a", "b")
     workers = [FakeWorker(crew, rank) for rank in (1, 2)]
     for worker in workers:
         worker.take()
     workers[0].answer_at_length("a", size=1 << 30)
     workers[1].answer()
-    workers[0].answer_once_more("a")
     error = futures[0].exception(LIMIT)
-    assert (type(error), str(error)) == (MemoryError, "too large")
+    assert type(error) is MemoryError
+    assert "the result of this call is too large for the memory of the script's process" in str(error)
     assert futures[1].result(LIMIT) == "b"
-
-
-def test_a_spare_reply_is_not_looked_at_if_its_result_has_come(crew):
-    """Also while one of another worker is still to come."""
-    futures = crew.submit("a", "b")
-    workers = [FakeWorker(crew, rank) for rank in (1, 2)]
-    for worker in workers:
-        worker.take()
-    workers[0].answer_at_length("a", size=1 << 30)
-    workers[1].answer_at_length("b")
-    workers[1].answer_once_more("b")
-    crew.settle()
-    assert futures[1].result(LIMIT) == "b"
-    assert not futures[0].done()
-    workers[0].answer_once_more("a")
-    assert type(futures[0].exception(LIMIT)) is MemoryError
 
 
 def test_a_short_reply_that_does_not_fit_fails_everything(crew):

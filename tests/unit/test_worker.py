@@ -5,8 +5,8 @@ import threading
 import pytest
 from fakes import LIMIT, FakeWorker, fake_crew, in_a_thread, new_page, real_worker, until
 
-from mpiexecutor._calls.messages import Calls, Results, SpareResult, load_outcomes
-from mpiexecutor._calls.outcomes import Location, error_from, pickled
+from mpiexecutor._calls.messages import Calls, Results, load_outcomes
+from mpiexecutor._calls.outcomes import Location, pickled
 from mpiexecutor._calls.worker import Worker
 from mpiexecutor._liveness.status_page import INITIALIZER, LARGE
 from mpiexecutor.channel import ChannelMemoryError
@@ -270,19 +270,14 @@ class Channel:
         self.put_messages.append(message)
 
 
-def test_a_long_outcome_travels_alone_and_has_a_spare_one(page):
-    """After those before it: if the root cannot receive it, it is told so of this call, and of no other."""
+def test_a_long_outcome_travels_alone(page):
+    """After those before it: if the root cannot receive it, this concerns no other call."""
     calls = [(number, None, None, *pickled((bytes, (size,), {}))) for number, size in enumerate([10, LARGE + 1, 20])]
     replies = Channel()
     worker = Worker(Channel(Calls(5, None, 0.0, calls)), replies, None, Location.here(1, 2), page, fail=pytest.fail)
     worker._batch.held = 60.0
     worker._flusher.watch = int  # or it might be faster
     worker.serve()
-    first, long, spare, last = replies.put_messages
+    first, long, last = replies.put_messages
     assert [[number for number, *_ in results.outcomes] for results in (first, long, last)] == [[0], [1], [2]]
-    assert type(spare) is SpareResult
-    assert spare.number == 1
-    failure = spare.failure
-    assert failure[:2] == ("MemoryError", str(error_from(failure)))
-    assert "the result of this call is too large for the memory of the script's process" in failure.text
     assert page.held == b""

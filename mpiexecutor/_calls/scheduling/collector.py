@@ -6,20 +6,17 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Sequence
 
 from mpiexecutor._calls.messages import (
     OF_ONE_CALL,
     Barrier,
-    CallTooLarge,
     GivenBack,
     InitializerFailed,
-    Outcome,
     Reply,
     Results,
-    SpareResult,
     TopLevelFailed,
     Wanted,
+    replacement,
 )
 from mpiexecutor._calls.outcomes import RemoteTraceback
 from mpiexecutor.channel import ChannelClosed, ChannelError, ChannelMemoryError, RemoteChannel
@@ -55,7 +52,6 @@ class Collector:
         self._lost_calls = lost_calls
         self._requests = requests
         self._settler = settler
-        self._unread = 0  # long results that were skipped, and whose spare results have not come; too many if their workers died
         self._told: set[int] = set()  # executors whose TopLevelFailed was logged
         self.thread = threading.Thread(target=self._collect, name="mpiexecutor collector", daemon=True)
         state.settlers.add(self.thread)
@@ -74,13 +70,7 @@ class Collector:
 
     def _collect_some(self) -> bool:
         """Handle the replies that have come. Return False once none will come any more."""
-        try:
-            replies = self._replies.take_many(_REPLIES)
-        except ChannelMemoryError as error:
-            if error.size < OF_ONE_CALL:
-                raise
-            self._unread += self._replies.skip(error.number)  # a SpareResult follows
-            return True
+        replies = self._take()
         if not replies:
             return False
         steps: deque[Step] = deque()
@@ -93,42 +83,46 @@ class Collector:
             self._settler.run(steps)
         return True
 
+    def _take(self) -> list[Reply]:
+        """Take replies. An error replaces the outcome of a call that is too large for the memory here."""
+        try:
+            return self._replies.take_many(_REPLIES)
+        except ChannelMemoryError as error:
+            if error.size < OF_ONE_CALL:
+                raise
+            self._replies.skip(error.number)  # no other rank takes replies
+            return [replacement(self._replies.head(error), error.size, self._state.location)]
+
     def _note_all(self, replies: list[Reply], steps: deque[Step]) -> None:
         """Note what replies say, append the steps that follow, and send what has room now."""
         with self._state.lock:
             while replies:  # popped one by one: nothing here refers to results later
                 reply = replies.pop(0)
                 if isinstance(reply, Results):
-                    self._note_results(reply.rank, reply.executor, reply.outcomes, steps)
+                    self._note_results(reply, steps)
                 else:
                     self._note_other(reply, steps)
                 del reply
             self._dispatcher.dispatch()
 
-    def _note_results(self, rank: int, executor: int, outcomes: Sequence[Outcome], steps: deque[Step]) -> int:
-        """Note outcomes. Return how many are new: a worker's status page may have told them before."""
-        session = self._state.sessions.get(executor)
+    def _note_results(self, reply: Results, steps: deque[Step]) -> None:
+        """Note outcomes. A worker's status page may have told some of them before."""
+        session = self._state.sessions.get(reply.executor)
         if session is None or session.broken:
-            return 0
-        found = session.take_outcomes(outcomes, self._state.seconds)
-        if found:
-            self._state.done[rank] += len(found)
+            return
+        if found := session.take_outcomes(reply.outcomes, self._state.seconds):
+            self._state.done[reply.rank] += len(found)
             steps.append(Settle(session, found))
-        return len(found)
 
     def _note_other(self, reply: Reply, steps: deque[Step]) -> None:
         if isinstance(reply, GivenBack):
             self._note_given_back(reply)
-        elif isinstance(reply, SpareResult):
-            self._note_spare(reply, steps)
         elif isinstance(reply, Wanted):
             steps.append(reply)
         elif isinstance(reply, InitializerFailed):
             self._note_initializer_failed(reply, steps)
         elif isinstance(reply, TopLevelFailed):
             self._note_top_level_failed(reply)
-        elif isinstance(reply, CallTooLarge):
-            steps += self._lost_calls.fail_unread(reply.message, reply.failure)
         elif isinstance(reply, Barrier):
             steps += self._lost_calls.next()
         else:
@@ -146,24 +140,16 @@ class Collector:
                 seconds[task.kind] = max(seconds.get(task.kind, 0.0), _LONG)
         session.take_back(tasks)
 
-    def _note_spare(self, reply: SpareResult, steps: deque[Step]) -> None:
-        """Note the error that replaces a long result, if one was skipped; else the result itself has come."""
-        if self._unread:
-            outcome = (reply.number, reply.seconds, True, *reply.failure.dumps())
-            self._unread -= self._note_results(reply.rank, reply.executor, [outcome], steps)
-
     def _note_initializer_failed(self, reply: InitializerFailed, steps: deque[Step]) -> None:
         session = self._state.sessions.get(reply.executor)
         if session is not None and not session.broken:
-            reason = f"the initializer failed in a worker, {reply.failure.name}: {reply.failure.text}"
-            steps.append(Break(session, reason, RemoteTraceback(reply.failure.trace)))
+            steps.append(Break(session, f"the initializer failed in a worker, {reply.error}", RemoteTraceback(reply.trace)))
 
     def _note_top_level_failed(self, reply: TopLevelFailed) -> None:
         """Log once for each executor that the top level of the script failed in a worker."""
         if reply.executor not in self._told:
             self._told.add(reply.executor)
-            name, text, trace, _ = reply.failure
-            logger.warning("the top level of the script ended early in a worker, %s: %s%s", name, text, trace)
+            logger.warning("the top level of the script ended early in a worker, %s%s", reply.error, reply.trace)
 
     # -- a bug here --------------------------------------------------------------------------------------------------------------
 

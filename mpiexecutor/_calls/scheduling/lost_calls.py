@@ -1,4 +1,4 @@
-"""The calls of workers that have died, and calls that were too large for their worker.
+"""The calls of workers that have died.
 
 Theory of operation
     The recovery thread reports a death. The collector handles it, after all replies that the dead worker had put: the report waits
@@ -14,10 +14,9 @@ Theory of operation
 import contextlib
 import logging
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mpiexecutor._calls.messages import Barrier, Outcome, Reply, load_outcomes
-from mpiexecutor._calls.outcomes import Failure
 from mpiexecutor._liveness.monitor import WorkerFailure
 from mpiexecutor._liveness.status_page import INITIALIZER
 from mpiexecutor.channel import ChannelClosed, RemoteChannel, Share
@@ -35,22 +34,7 @@ class _Death:
 
     loss: WorkerFailure
     share: Share | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Claimed:
-    """The last claim of a dead worker, to be looked up again."""
-
-    loss: WorkerFailure
-    share: Share
-
-
-@dataclass(frozen=True, slots=True)
-class _Unread:
-    """A message that was too large for its worker, to be looked up again."""
-
-    message: int
-    failure: Failure
+    postponed: bool = False  # the worker counts as lost already: only its claim is to be looked up again
 
 
 class LostCalls:
@@ -59,8 +43,8 @@ class LostCalls:
     def __init__(self, state: SchedulerState, replies: RemoteChannel[Reply, Reply]) -> None:
         self._state = state
         self._replies = replies
-        self._due: deque[_Death | _Claimed | _Unread] = deque()  # for each a Barrier is in the reply channel
-        self._postponed: list[_Claimed | _Unread] = []  # until the message that is being put has its number
+        self._due: deque[_Death] = deque()  # for each a Barrier is in the reply channel
+        self._postponed: list[_Death] = []  # until the message that is being put has its number
 
     def lose(self, loss: WorkerFailure, share: Share | None) -> None:
         """Report that a worker has died. No lock is needed."""
@@ -70,41 +54,23 @@ class LostCalls:
         """Repeat the postponed reports: the number of the message is known. The lock is not held."""
         with self._state.lock:
             postponed, self._postponed = self._postponed, []
-        for event in postponed:
-            self._queue(event)
+        for death in postponed:
+            self._queue(death)
 
-    def _queue(self, event: _Death | _Claimed | _Unread) -> None:
-        self._due.append(event)
+    def _queue(self, death: _Death) -> None:
+        self._due.append(death)
         with contextlib.suppress(ChannelClosed):
             self._replies.put(Barrier())
 
     def next(self) -> list[Step]:
         """Return the steps of the oldest report, whose Barrier was collected. The lock is held, as for all that follows."""
-        event = self._due.popleft()
-        if isinstance(event, _Death):
-            return self._bury(event)
-        if isinstance(event, _Claimed):
-            return self._see_to_calls(event)
-        return self.fail_unread(event.message, event.failure)
-
-    def fail_unread(self, message: int, failure: Failure) -> list[Step]:
-        """Return the step that fails the calls of a message that was too large for its worker."""
-        for session in list(self._state.sessions.values()):
-            if tasks := session.tasks_in({message}):
-                session.lose(tasks)
-                return [Settle(session, [(task, (task.number, 0.0, True, *failure.dumps())) for task in tasks])]
-        if self._state.streaming:  # it may be the message that has no number yet
-            self._postponed.append(_Unread(message, failure))
-        return []
-
-    def _bury(self, death: _Death) -> list[Step]:
-        """Count the worker as lost, and return the steps for its calls."""
-        loss, share = death.loss, death.share
-        self._state.note_lost(loss.rank)
-        steps = self._take_over(loss)
-        steps += [] if share is None else self._see_to_calls(_Claimed(loss, share))
+        death = self._due.popleft()
+        if death.postponed:
+            return self._see_to_calls(death)
+        self._state.note_lost(death.loss.rank)
+        steps = self._take_over(death.loss) + self._see_to_calls(death)
         if not self._state.workers:
-            steps.append(GiveUp(f"all workers are lost; the last of them, {loss}"))
+            steps.append(GiveUp(f"all workers are lost; the last of them, {death.loss}"))
         return steps
 
     def _take_over(self, loss: WorkerFailure) -> list[Step]:
@@ -121,13 +87,15 @@ class LostCalls:
                 steps.append(Settle(session, found))
         return steps
 
-    def _see_to_calls(self, claimed: _Claimed) -> list[Step]:
+    def _see_to_calls(self, death: _Death) -> list[Step]:
         """Find the calls that a dead worker had claimed."""
+        if death.share is None:
+            return []
         for session in list(self._state.sessions.values()):
-            if tasks := session.tasks_in(claimed.share.messages):
-                return self._divide(session, claimed.loss, tasks)
-        if self._state.streaming:  # as above
-            self._postponed.append(claimed)
+            if tasks := session.tasks_in(death.share.messages):
+                return self._divide(session, death.loss, tasks)
+        if self._state.streaming:  # the claim may be the message that has no number yet
+            self._postponed.append(replace(death, postponed=True))
         return []
 
     def _divide(self, session: Session, loss: WorkerFailure, tasks: list[Task]) -> list[Step]:

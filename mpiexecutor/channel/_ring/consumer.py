@@ -11,6 +11,8 @@ from .participant import State
 from .receiver import Incoming, Receiver
 from .records import RECEIVED
 
+_HEAD = 16 << 10  # most bytes of a message's beginning in an error
+
 
 class Consumer(Receiver):
     """The end of a ring at which one rank takes messages out."""
@@ -106,10 +108,16 @@ class Consumer(Receiver):
                     continue
                 self._too_large = Incoming(position, lengths, span, memoryview(b""), skipped=True)
                 self._give_up()
-                raise ChannelMemoryError(self._too_large.number, lengths[0]) from None
+                raise ChannelMemoryError(self._too_large.number, lengths[0], self._head(position, lengths[0])) from None
             if self._has_claimed(incoming):
                 return incoming
         return None
+
+    def _head(self, position: int, length: int) -> bytes:
+        """Return the first bytes of the next message. They are true if `skip` claims it: no other rank has freed the slot then."""
+        head = bytearray(min(length, self._layout.slot_size, _HEAD))
+        self._memory.fetch(self._layout.bytes_at(position & TICKET), memoryview(head))
+        return bytes(head)
 
     def skip(self, number: int) -> Incoming | None:
         """Claim a message that had no memory, to receive it without its bytes; None if it is not the next one any more."""
