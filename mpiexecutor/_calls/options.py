@@ -6,19 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Options:
-    """The arguments of an executor: see RMAChannelExecutor."""
+    """The arguments of an executor: see RMAChannelExecutor. TypeError or ValueError for a value that is not possible."""
 
-    max_workers: int | None
-    initializer: Callable[..., object] | None
-    initargs: tuple[Any, ...]
-    retries: int
-    task_timeout: float | None
-    max_pending: int | None
+    max_workers: int | None = None
+    initializer: Callable[..., object] | None = None
+    initargs: tuple[Any, ...] = ()
+    retries: int = 0
+    task_timeout: float | None = None
+    max_pending: int | None = None
 
-    def check(self) -> None:
-        """Raise TypeError or ValueError for a value that is not possible; the text is the rule."""
+    def __post_init__(self) -> None:
         _check_number("max_workers", self.max_workers, optional=True)
         if self.max_workers is not None and self.max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")  # the text of the standard library

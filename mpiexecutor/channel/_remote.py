@@ -7,11 +7,11 @@ _losses.py has what it does when ranks have failed.
 """
 
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import index
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self
 
 from mpiexecutor._rma.doorbell import Notifier
 from mpiexecutor._rma.failed_ranks import FAILED_RANKS, CommFailedRanks
@@ -25,19 +25,7 @@ from ._putting import P, Putting
 from ._taking import M, Taking
 
 if TYPE_CHECKING:
-    from array import array
-
-    import numpy as np
     from mpi4py import MPI
-    from typing_extensions import Buffer
-
-
-class _Options(TypedDict, total=False):
-    """The keyword arguments of a channel."""
-
-    comm: "MPI.Intracomm | None"
-    producers: Literal["any", "host"]
-    consumers: Literal["any", "host"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,44 +77,8 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
                 print(MPI.COMM_WORLD.rank, sum(task))
     """
 
-    @overload
     def __init__(
-        self: "RemoteChannel[Collection[Any], array[Any]]",
-        buff_size: int,
-        message_size: int,
-        dtype: str = "d",
-        host: int = 0,
-        **options: Unpack[_Options],
-    ) -> None: ...
-    @overload
-    def __init__(
-        self: "RemoteChannel[Buffer, bytes]",
-        buff_size: int,
-        message_size: int,
-        dtype: type[bytes],
-        host: int = 0,
-        **options: Unpack[_Options],
-    ) -> None: ...
-    @overload
-    def __init__(
-        self: "RemoteChannel[Collection[Any], np.ndarray[Any, Any]]",
-        buff_size: int,
-        message_size: int,
-        dtype: "np.dtype[Any] | type[np.generic | float | int | complex]",
-        host: int = 0,
-        **options: Unpack[_Options],
-    ) -> None: ...
-    @overload
-    def __init__(
-        self: "RemoteChannel[Any, Any]",
-        buff_size: int,
-        message_size: int,
-        dtype: type[object],
-        host: int = 0,
-        **options: Unpack[_Options],
-    ) -> None: ...
-    def __init__(
-        self,
+        self: "RemoteChannel[Any, Any]",  # the types of messages depend on dtype
         buff_size: int,
         message_size: int,
         dtype: Any = "d",

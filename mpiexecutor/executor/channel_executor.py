@@ -113,15 +113,7 @@ class RMAChannelExecutor(Executor):
         """
         if RUNNING.now:
             raise TopLevelEnd
-        options = Options(
-            max_workers=max_workers,
-            initializer=initializer,
-            initargs=initargs,
-            retries=retries,
-            task_timeout=task_timeout,
-            max_pending=max_pending,
-        )
-        options.check()
+        options = Options(max_workers, initializer, initargs, retries, task_timeout, max_pending)
         check_impossible(mp_context, max_tasks_per_child)
         check_process()
         comm = started_world(max_workers, root) if comm is None else comm
@@ -148,13 +140,7 @@ class RMAChannelExecutor(Executor):
         self._num_workers = min(options.max_workers or pool.workers, pool.workers)
         self._pool = pool
         self._scheduler = pool.scheduler
-        self._session = pool.scheduler.open(
-            self._num_workers,
-            first,
-            retries=options.retries,
-            task_timeout=float(options.task_timeout or 0.0),  # of no class of its own: it is part of messages
-            max_pending=options.max_pending,
-        )
+        self._session = pool.scheduler.open(self._num_workers, first, options)
         self._submitter = Submitter(pool.scheduler, self._session, functions, script, pool.location)
         # An executor that is dropped takes no more calls; those that it has are run.
         weakref.finalize(self, pool.scheduler.drop, self._session).atexit = False

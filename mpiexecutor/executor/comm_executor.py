@@ -1,6 +1,5 @@
 """RMACommExecutor: an executor for the length of a with-block."""
 
-from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -36,29 +35,14 @@ class RMACommExecutor:
 
     """
 
-    def __init__(
-        self,
-        comm: "MPI.Intracomm | None" = None,
-        root: int = 0,
-        *,
-        max_workers: int | None = None,
-        initializer: Callable[..., object] | None = None,
-        initargs: tuple[Any, ...] = (),
-        retries: int = 0,
-        task_timeout: float | None = None,
-        max_pending: int | None = None,
-    ) -> None:
+    def __init__(self, comm: "MPI.Intracomm | None" = None, root: int = 0, **options: Any) -> None:
         """Take the arguments of the executor, which is made when the block is entered.
 
         Args:
             comm: The communicator, all of whose ranks enter the block; default: MPI.COMM_WORLD.
             root: The rank that submits calls.
-            max_workers: This and the following ones as for `RMAChannelExecutor`.
-            initializer: Called once in each worker, before its first call.
-            initargs: Arguments of `initializer`.
-            retries: How many times a call is run again if its worker dies.
-            task_timeout: Seconds that a call may run.
-            max_pending: Number of futures that are not done at which `submit` blocks.
+            options: `max_workers`, `initializer`, `initargs`, `retries`, `task_timeout` and `max_pending`, by name, as for
+                `RMAChannelExecutor`.
 
         Raises:
             ValueError, TypeError: An argument is not possible; the text says which values are.
@@ -66,15 +50,7 @@ class RMACommExecutor:
         """
         if RUNNING.now:
             raise TopLevelEnd
-        self._options = Options(
-            max_workers=max_workers,
-            initializer=initializer,
-            initargs=initargs,
-            retries=retries,
-            task_timeout=task_timeout,
-            max_pending=max_pending,
-        )
-        self._options.check()
+        self._options = Options(**options)
         from mpi4py import MPI  # noqa: PLC0415 - initialises MPI: not before it is needed
 
         self._comm = MPI.COMM_WORLD if comm is None else comm

@@ -36,6 +36,7 @@ from mpiexecutor._calls.messages import (
     dump_outcome,
     replacement,
 )
+from mpiexecutor._calls.options import Options
 from mpiexecutor._calls.outcomes import Location, dumps_sized, failure_of, pickled
 from mpiexecutor._calls.scheduling import dispatcher
 from mpiexecutor._calls.scheduling.scheduler import Scheduler
@@ -299,7 +300,7 @@ class FakeCrew:
         return [(rank, what and what.load()) for rank, what in self.bulk.sent]
 
     def open(self, most_workers: int | None = None, initializer: Function | None = None, **options: Any) -> Session:
-        return self.scheduler.open(self._all_workers if most_workers is None else most_workers, initializer, **options)
+        return self.scheduler.open(self._all_workers if most_workers is None else most_workers, initializer, Options(**options))
 
     def submit(
         self, *names: Any, session: Session | None = None, kind: object = UNKNOWN, size: int = 10, function: Function | None = None

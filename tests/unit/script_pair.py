@@ -127,7 +127,7 @@ class Scheduler:
         self.submitted: dict[Future[Any], Call] = {}
         self._numbers = itertools.count(1)
 
-    def open(self, _most: int, _initializer: Function | None, **_options: Any) -> Session:
+    def open(self, _most: int, _initializer: Function | None, _options: Options) -> Session:
         return Session(next(self._numbers), 1, None)
 
     def submit(
@@ -157,8 +157,7 @@ class Executor:
             scheduler=scheduler, origin=lambda: origin, location=Location(0, 3, "host", 1000), workers=2, alone=False, closed=False
         )
         self.real = RMAChannelExecutor.__new__(RMAChannelExecutor)
-        options = dict.fromkeys(("max_workers", "initializer", "task_timeout", "max_pending"))
-        self.real._join(pool, Options(**options, initargs=(), retries=0))
+        self.real._join(pool, Options())
         self.number = self.real._session.number
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from mpiexecutor._calls.bulk import BulkTransfer
 from mpiexecutor._calls.functions import Function
 from mpiexecutor._calls.messages import Calls, Reply
+from mpiexecutor._calls.options import Options
 from mpiexecutor._calls.outcomes import Location
 from mpiexecutor._liveness.monitor import WorkerFailure
 from mpiexecutor._script.state import Registry, State
@@ -55,8 +56,8 @@ class Scheduler:
         """Return the number of calls that a worker has run."""
         return self._state.done[rank]
 
-    def open(self, most_workers: int, initializer: Function | None, **options: Any) -> Session:
-        """Open a session for an executor that may use so many workers. For the options see Session."""
+    def open(self, most_workers: int, initializer: Function | None, options: Options) -> Session:
+        """Open a session for an executor that may use so many workers."""
         # With fewer than all workers one message for each is under way. Any worker may take it: one too many gives it back.
         state = self._state
         uses_all = most_workers >= state.all_workers
@@ -65,7 +66,8 @@ class Scheduler:
             if state.failure:
                 raise BrokenProcessPool(state.failure)
             state.forget_done()
-            session = Session(next(self._session_numbers), limit, initializer, **options)
+            seconds = float(options.task_timeout or 0.0)  # of no class of its own: it is part of messages
+            session = Session(next(self._session_numbers), limit, initializer, options.retries, seconds, options.max_pending)
             session.ranks = None if uses_all else set()
             state.sessions[session.number] = session
             return session
