@@ -36,6 +36,7 @@ from .bulk import BulkTransfer, Pages
 _LARGE = 16 << 10  # bytes: a smaller object that is no function is pickled with every call
 _KEPT = 64  # most functions in a worker's cache
 _KEPT_BYTES = 256 << 20  # most bytes of them together, unless the newest alone has more
+_GONE = object()  # stands for a value that does not exist any more: None is a value
 _ATOMS = (type(None), bool, int, float, complex, str, bytes, type(...))
 
 
@@ -109,10 +110,12 @@ def _bound(names: Iterable[str]) -> tuple[tuple[str, Callable[[], object]], ...]
 
 
 def _reference(value: Any) -> Callable[[], object]:
+    """Return what returns a value, which it refers to weakly if that is possible: a function may refer to itself."""
     try:
-        return weakref.ref(value)
+        weak = weakref.ref(value)
     except TypeError:
         return lambda: value
+    return lambda: _GONE if (found := weak()) is None else found
 
 
 class _Known:
@@ -214,7 +217,7 @@ class _Part:
         self._code = fn.__code__
         self._defaults = fn.__defaults__
         self._keywords = fn.__kwdefaults__
-        self._contents = [_held(_content(cell)) for cell in fn.__closure__ or ()]
+        self._contents = [_reference(_content(cell)) for cell in fn.__closure__ or ()]
 
     @staticmethod
     def values(fn: FunctionType) -> list[object]:
@@ -234,17 +237,8 @@ class _Part:
         ):
             return False
         return not self._contents or all(
-            _is(_content(cell), held) for cell, held in zip(fn.__closure__ or (), self._contents, strict=True)
+            _content(cell) is held() for cell, held in zip(fn.__closure__ or (), self._contents, strict=True)
         )
-
-
-def _held(value: object) -> object:
-    """Return a reference to a value: a weak one to a function, which may refer to itself."""
-    return weakref.ref(value) if isinstance(value, FunctionType) else value
-
-
-def _is(value: object, held: object) -> bool:
-    return value is held or (type(held) is weakref.ref and held() is value)
 
 
 def _never_changes(value: object) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from mpiexecutor._script.pickling import Has, always, dumps
-from mpiexecutor._util.pickling import OUT_OF_BAND, PROTOCOL, Pickled, is_plain
+from mpiexecutor._util.pickling import PROTOCOL, Pickled, is_plain
 
 _MOST_TEXT = 32 << 10  # most characters of an error's name, text and traceback; its pickle is not limited
 Buffer = bytes | memoryview
@@ -110,18 +110,14 @@ class Failure(NamedTuple):
     error: Pickled | None  # None if it cannot be pickled
 
     def dumps(self) -> Pickled:
-        """Return this as bytes. The buffers are those of the error; its pickle is the first of them if it is long."""
-        data, buffers = self.error or (None, ())
-        if data is not None and len(data) >= OUT_OF_BAND:
-            data, buffers = b"", (memoryview(data), *buffers)
-        return Pickled(marshal.dumps((self.name, self.text, self.trace, data)), buffers)
+        """Return this as bytes. The buffers are the pickle of the error, and those that belong to it."""
+        buffers = () if self.error is None else (memoryview(self.error.data), *self.error.buffers)
+        return Pickled(marshal.dumps((self.name, self.text, self.trace)), buffers)
 
     @classmethod
     def loads(cls, data: Buffer, buffers: Sequence[memoryview] = ()) -> "Failure":
-        name, text, trace, error = marshal.loads(data)  # noqa: S302 - the ranks of a job trust each other: see the README
-        if error == b"":
-            error, *buffers = buffers
-        return cls(name, text, trace, None if error is None else Pickled(error, buffers))
+        name, text, trace = marshal.loads(data)  # noqa: S302 - the ranks of a job trust each other: see the README
+        return cls(name, text, trace, Pickled(buffers[0], buffers[1:]) if buffers else None)
 
 
 def failure_of(error: BaseException, location: Location, has: Has = always) -> Failure:

@@ -156,7 +156,18 @@ def test_a_change_of_a_closure_is_seen(script):
     assert not dependencies.unchanged()
 
 
-def test_a_closure_that_nobody_holds_has_changed(script):
+def test_a_closure_whose_function_has_become_none_has_changed(script):
+    """The function that it held does not exist any more."""
+    names = script(SCRIPT)
+    inner, set_value = names["around"](names["outer"](1))
+    dependencies = Dependencies.of(inner)
+    set_value(None)
+    gc.collect()
+    assert inner() is None
+    assert not dependencies.unchanged()
+
+
+def test_a_closure_without_references_has_changed(script):
     """It is not kept alive to be compared."""
     names = script(SCRIPT)
     dependencies = Dependencies.of(names["nested"])

@@ -82,7 +82,7 @@ class Dispatcher:
         batch = session.send(tasks)
         initializer = session.initializer.number if session.initializer else None
         try:
-            self._put(Calls(session.number, initializer, session.task_timeout, [task.call for task in tasks]), batch)
+            self._put(Calls(session.number, initializer, session.task_timeout, [task.call for task in tasks]), session, batch)
         except Exception as error:  # noqa: BLE001 - too long for a channel, say: these calls fail alone
             self._fail(session, tasks, error)
         except BaseException:  # Ctrl-C in the thread that submits
@@ -90,33 +90,27 @@ class Dispatcher:
             raise
         return True
 
-    def _put(self, message: Calls, batch: Batch) -> None:
+    def _put(self, message: Calls, session: Session, batch: Batch) -> None:
         try:
             self._work.put_nowait(message)
         except ChannelFull:
             # In the background: if the collector waited for room here nothing would make room.
             future = self._work.putf(message, copy=False)
             self._state.streaming = True
-            future.add_done_callback(partial(self._streamed, batch))
+            future.add_done_callback(partial(self._streamed, session, batch))
         else:
             batch.number = self._work.count - 1
 
-    def _streamed(self, batch: Batch, future: Future[None]) -> None:
+    def _streamed(self, session: Session, batch: Batch, future: Future[None]) -> None:
         error = future.exception()
         with self._state.lock:
             self._state.streaming = False
             if error is None:
                 batch.number = self._work.count - 1  # nothing else was put meanwhile
             else:
-                self._fail_batch(batch, error)
+                self._fail(session, session.tasks_of(batch), error)
             self.dispatch()
         self._after_stream()
-
-    def _fail_batch(self, batch: Batch, error: BaseException) -> None:
-        """Fail the calls of a message that could not be put in the background. The lock is held."""
-        for session in list(self._state.sessions.values()):
-            if tasks := session.tasks_of(batch):
-                self._fail(session, tasks, error)
 
     def _fail(self, session: Session, tasks: list[Task], error: BaseException) -> None:
         session.drop(tasks)  # before settling: a callback that submits needs room

@@ -80,11 +80,6 @@ class Session:
         return not self.backlog and not self.unsettled
 
     @property
-    def messages(self) -> int:
-        """The number of messages under way."""
-        return len(self.under_way)
-
-    @property
     def is_full(self) -> bool:
         """Whether submit blocks: `max_pending` is reached, and the session is open."""
         most = self.max_pending
