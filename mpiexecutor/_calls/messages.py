@@ -8,7 +8,8 @@ Encoding. A message is the number of its kind and its fields, by marshal: number
 the user are pickled once, in the thread that submits or in the worker that ran the call, and are bytes from there on. Marshal takes
 half the time of pickle for such tuples. All ranks run the same Python, which cloudpickle needs, too. Large pickles and buffers go
 out of band: the channel copies them once, from where they are into the ring. A pickle that has buffers goes with them, so that
-everything else about a long message is in its first slot: see `replacement`.
+everything else about a long message is in its first slot: see `replacement`. If root and workers share memory the sender copies
+them into a segment instead, whose name then takes their place: see _util/segments.
 
 Calls and outcomes are plain tuples: a message has up to 256, and objects of a class would take as long as all the rest.
 
@@ -17,11 +18,12 @@ To add a kind of message, add its class here and to `_KINDS`, and handle it in t
 
 import io
 import marshal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from mpiexecutor._liveness.status_page import LARGE
 from mpiexecutor._util.pickling import OUT_OF_BAND
+from mpiexecutor._util.segments import SegmentName, SegmentPool, SegmentReader
 
 from .outcomes import Buffer, Location, failure_of
 
@@ -30,12 +32,13 @@ _FORMAT: Final = 2  # of marshal: later formats look for objects that are the sa
 
 # A call: its number; the state of the script's globals that it needs (None: its worker is the script's own process); the function,
 # by its number (see functions.py) or its name in the script (None: it is in the pickle); the pickle of the function or None,
-# arguments and keywords; the buffers of that.
-Call = tuple[int, int | None, int | str | None, Buffer, Sequence[memoryview]]
+# arguments and keywords; the buffers of that, or the name of the segment in which they are.
+Buffers = Sequence[memoryview] | SegmentName
+Call = tuple[int, int | None, int | str | None, Buffer, Buffers]
 
 # What became of a call: its number; the seconds that it ran; whether it failed; the pickle of its result, or its Failure as bytes;
-# the buffers of that.
-Outcome = tuple[int, float, bool, Buffer, Sequence[memoryview]]
+# the buffers of that, or the name of the segment in which they are.
+Outcome = tuple[int, float, bool, Buffer, Buffers]
 
 
 class Calls(NamedTuple):
@@ -111,7 +114,7 @@ def dumps(message: Message) -> tuple[bytes, list[memoryview]]:
     fields: tuple[Any, ...] = message
     if isinstance(message, (Results, Calls)):
         rows: Sequence[Any] = message[-1]
-        if [1 for _, _, _, data, buffers in rows if buffers or len(data) >= OUT_OF_BAND]:
+        if [1 for _, _, _, data, buffers in rows if (buffers and type(buffers) is not bytes) or len(data) >= OUT_OF_BAND]:
             fields = (*message[:-1], [_without_buffers(row, beside) for row in rows])
     return marshal.dumps((kind, *fields), _FORMAT), beside
 
@@ -132,6 +135,8 @@ def loads(data: memoryview, buffers: Sequence[memoryview] = ()) -> Message:
 def _without_buffers(row: tuple[Any, ...], beside: list[memoryview]) -> tuple[Any, ...]:
     """Return a call or an outcome with the number of its buffers in their place. The first of them is its pickle, unless 0."""
     *fields, data, buffers = row
+    if isinstance(buffers, SegmentName):
+        return row
     if not buffers and len(data) < OUT_OF_BAND:
         return (*fields, data, 0)
     beside += (memoryview(data), *buffers)
@@ -140,6 +145,8 @@ def _without_buffers(row: tuple[Any, ...], beside: list[memoryview]) -> tuple[An
 
 def _with_buffers(row: tuple[Any, ...], beside: Iterator[memoryview]) -> tuple[Any, ...]:
     *fields, data, count = row
+    if isinstance(count, SegmentName):
+        return row
     return (*fields, next(beside) if count else data, [next(beside) for _ in range(count - 1)])
 
 
@@ -161,6 +168,37 @@ def replacement(head: memoryview, size: int, location: Location) -> Results:
         rank, what = message.rank, f"{what} is too large for the memory of the script's process"
     failure = failure_of(MemoryError(f"{what}, {size} bytes when pickled"), location)
     return Results(rank, message.executor, ((number, seconds, True, *failure.dumps()),))
+
+
+class SharedMemory:
+    """Moves the large buffers of calls and outcomes through shared memory."""
+
+    def __init__(self, most: int = 0, most_segments: int = 0) -> None:
+        """Send at most so many bytes, and segments, at a time; 0 if no process is to share memory with this one."""
+        self._pool = SegmentPool(most, most_segments)
+        self._reader = SegmentReader()
+
+    def put(self, data: Buffer, buffers: Buffers, is_wanted: Callable[[], object] = lambda: True) -> tuple[Buffer, Buffers]:
+        """Put a pickle and its buffers into a segment, and return what takes their places; themselves if there is none for them.
+
+        `is_wanted` says whether the receiver may still come for them.
+        """
+        if isinstance(buffers, SegmentName):
+            return data, buffers
+        name = self._pool.put([memoryview(data), *buffers], is_wanted)
+        return (data, buffers) if name is None else (b"", name)
+
+    def get(self, data: Buffer, buffers: Buffers) -> tuple[Buffer, Sequence[memoryview]]:
+        """Return a pickle and its buffers. Raise SegmentGone if the sender has died; OSError, MemoryError: see SegmentReader."""
+        if not isinstance(buffers, SegmentName):
+            return data, buffers
+        pickle, *parts = self._reader.open(buffers)
+        return pickle, parts
+
+    def close(self) -> None:
+        """Give back what is not in use."""
+        self._pool.close()
+        self._reader.close()
 
 
 def dump_outcome(outcome: Outcome) -> bytes:

@@ -14,6 +14,7 @@ from mpiexecutor._script.main_module import MainModule, MainModules, NotAdmitted
 from mpiexecutor._script.names import function_of
 from mpiexecutor._script.pickling import Has, always, load_definitions
 from mpiexecutor._util.pickling import loads
+from mpiexecutor._util.segments import SMALLEST, SegmentName
 from mpiexecutor.channel import ChannelClosed, ChannelMemoryError, RemoteChannel
 
 from .batch import HELD, BatchFlusher, CurrentBatch
@@ -28,6 +29,7 @@ from .messages import (
     Outcome,
     Reply,
     Results,
+    SharedMemory,
     TopLevelFailed,
     Wanted,
     replacement,
@@ -53,6 +55,7 @@ class Worker:
         enforce_limit: Callable[[float], None] | None = None,
         *,
         fail: Callable[[], object],
+        memory: SharedMemory | None = None,
     ) -> None:
         """Make a worker.
 
@@ -63,6 +66,7 @@ class Worker:
             location: Where this worker runs, for tracebacks.
             page: Where others read which call runs.
             enforce_limit: Sets the seconds after which a running call is killed; 0: no limit. None if calls cannot be killed.
+            memory: That it shares with the root.
             fail: Ends this worker as if it had been killed; called if a thread of it fails.
 
         """
@@ -75,6 +79,7 @@ class Worker:
         self._executor = 0  # number of the executor whose calls are in the batch
         self._initialized: dict[int, bool] = {}  # by executor: whether its initializer has succeeded
         self._bulk = bulk
+        self._memory = memory or SharedMemory()
         self._cache = FunctionCache(bulk, self._ask)
         self._modules = MainModules(location.rank, self._fetch, self._tell_top_level, self._cache.forget)
         self._module: MainModule | None = None  # of the current executor; None: this is the script's own process
@@ -169,6 +174,8 @@ class Worker:
         while call is not None:
             outcome, size = self._run(call)
             del call
+            if size >= SMALLEST:
+                outcome = (*outcome[:3], *self._memory.put(*outcome[3:]))
             outcomes, call = self._batch.finish(outcome, size)
             del outcome
             if outcomes:
@@ -235,6 +242,8 @@ class Worker:
             # Nearly every call is in this state already.
             if state is not None and (self._module is None or state != self._module.state):
                 self._bring_to(state)
+            if isinstance(buffers, SegmentName):
+                data, buffers = self._memory.get(data, buffers)
             function, arguments, keywords = loads(data, buffers)
             del data, buffers
             if called is not None:

@@ -57,6 +57,11 @@ class Root:
         self._killed: set[int] = set()
         self.of_all = False  # all members live, and are in the last collective steps: none of them may fail now
 
+    @property
+    def share_memory(self) -> bool:
+        """Whether all members share memory with the root."""
+        return len(self._configuration.sharing) == len(self.registrations)
+
     def join(self) -> None:
         """Hear from other nodes, if there are any. Collective."""
         from mpiexecutor._liveness.forwarder import ControlChannel, ForwarderRoot  # noqa: PLC0415 - they know MPI

@@ -24,6 +24,7 @@ from mpiexecutor._start.process import PROCESS
 from mpiexecutor._util.pickling import Pickled
 from mpiexecutor._util.polling import wait_for_ranks
 from mpiexecutor._util.seconds import PATIENCE as _PATIENCE
+from mpiexecutor._util.segments import is_within_reach, pid_namespace
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -42,10 +43,11 @@ class Registration(NamedTuple):
     pid: int
     node: str
     supervised: bool  # it has a supervisor
+    pid_namespace: int = 0  # 0: it cannot share memory
 
     @classmethod
     def of_this_process(cls, *, supervised: bool) -> "Registration":
-        return cls(socket.gethostname(), os.getpid(), node_name(), supervised)
+        return cls(socket.gethostname(), os.getpid(), node_name(), supervised, pid_namespace())
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class WorkerConfiguration:
     monitor: str  # name of the root's failure monitor
     token: str  # by which supervisors prove that they belong to this pool
     lost_after: float  # seconds of silence after which a worker on another node is given up
+    sharing: frozenset[int] = frozenset()  # the ranks that share memory with the root
 
     @classmethod
     def of_this_process(cls, rank: int, registrations: dict[int, Registration]) -> "WorkerConfiguration":
@@ -64,7 +67,12 @@ class WorkerConfiguration:
         nodes = {rank: node_name(), **{other: said.node for other, said in registrations.items()}}
         name, token = secrets.token_hex(16), secrets.token_hex(16)
         in_order = tuple(nodes[other] for other in sorted(nodes))
-        return cls(rank, in_order, name, token, _lost_after())
+        sharing = frozenset(
+            other
+            for other, said in registrations.items()
+            if nodes[other] == nodes[rank] and is_within_reach(said.pid, said.pid_namespace)
+        )
+        return cls(rank, in_order, name, token, _lost_after(), sharing)
 
     @property
     def far(self) -> list[int]:

@@ -45,13 +45,15 @@ def serve(comm: "MPI.Intracomm", root: int) -> bool:
     PROCESS.serves = True
     with _serving():
         member = Member(comm, configuration)
-        links = Links(member.comm, root)
+        links = Links(member.comm, root, shares_memory=comm.rank in configuration.sharing)
         _keep_freed_memory()
         member.join()  # the last collective step: from here on the death of this rank does not harm others
         supervisor = member.supervisor
         page, enforce_limit = (supervisor.page, supervisor.limit) if supervisor else (StatusPage(), None)
         location = Location.here(comm.rank, comm.size)
-        worker = Worker(*links.channels, links.bulk, location, page, enforce_limit, fail=partial(_fail, supervisor))
+        worker = Worker(
+            *links.channels, links.bulk, location, page, enforce_limit, fail=partial(_fail, supervisor), memory=links.memory
+        )
         try:
             worker.serve()
         except BaseException:  # noqa: BLE001 - calls raise nothing here: it is a fault of ours, and others would wait for this rank

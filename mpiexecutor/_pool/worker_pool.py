@@ -63,7 +63,12 @@ class WorkerPool:
         remember_environment()
         self._members = members = Root(comm, root)
         self._monitor = monitor = members.monitor
-        self._links = links = Links(members.comm, root, lambda rank: rank in monitor.dead and rank not in monitor.silent)
+        self._links = links = Links(
+            members.comm,
+            root,
+            lambda rank: rank in monitor.dead and rank not in monitor.silent,
+            shares_memory=members.share_memory,
+        )
         members.join()
         self.location = Location.here(comm.rank, comm.size)
         self.alone = comm.size == 1
@@ -71,10 +76,10 @@ class WorkerPool:
         self._thread: threading.Thread | None = None
         if self.alone:
             fail = partial(self._give_up, "the worker has failed")
-            worker = Worker(*links.channels, links.bulk, self.location, StatusPage(), fail=fail)
+            worker = Worker(*links.channels, links.bulk, self.location, StatusPage(), fail=fail, memory=links.memory)
             self._thread = threading.Thread(target=worker.serve, name="mpiexecutor worker", daemon=True)
             self._thread.start()
-        self.scheduler = Scheduler(*links.channels, links.bulk, self.workers, self.location)
+        self.scheduler = Scheduler(*links.channels, links.bulk, self.workers, self.location, links.memory)
         self.closed = False
         self._needs = contextlib.ExitStack()
         # With --spmd the supervisors of its workers serve rank 0.

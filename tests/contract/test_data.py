@@ -177,6 +177,56 @@ def test_many_calls_with_large_arguments(executor):
         assert (result == 2 * number).all()
 
 
+KEPT: list[np.ndarray] = []
+
+
+def keep(values):
+    """Keep every third argument, change it, and tell whether those from before are as they were left."""
+    if values[0] % 3 == 0:
+        values[1:] = -values[0]
+        KEPT.append(values[: len(values) // 2])
+    return all((kept[1:] == -kept[0]).all() for kept in KEPT), values
+
+
+@pytest.mark.parametrize("length", [60_000, 66_000, 1 << 20], ids=["small", "middle", "large"])
+def test_large_arrays_that_are_kept_stay_as_they_are(executor, length):
+    """On either side, whole or in part, whatever else comes and goes; the memory is not used for another call meanwhile."""
+    kept = []
+    for number in range(1, 25):
+        sent = np.full(length, number)
+        unchanged, result = executor.submit(keep, sent).result(LIMIT)
+        assert unchanged
+        assert (sent == number).all()
+        assert abs(result).sum() == number * length
+        if number % 4 == 0:
+            result[:] = number
+            kept.append((number, result[-100:]))
+    assert all((part == number).all() for number, part in kept)
+
+
+def twice(values):
+    return values, values, values.nbytes
+
+
+def test_one_array_several_times_in_one_result(executor):
+    """It is one array there, too."""
+    for _ in range(5):
+        one, other, size = executor.submit(twice, np.ones(1 << 18)).result(LIMIT)
+        assert one is other
+        assert (one.sum(), size) == (1 << 18, 1 << 21)
+
+
+@pytest.mark.parametrize("order", "CF")
+def test_large_arrays_in_either_order_again_and_again(executor, order):
+    """As large arrays of one kind are sent again and again, they may take another way than the first one."""
+    for number in range(6):
+        sent = np.asarray(np.arange(1 << 19).reshape(512, 1024) + number, order=order)
+        sent.flags.writeable = bool(number % 2)
+        result = executor.submit(plus_one, sent).result(LIMIT)
+        assert (result == np.arange(1 << 19).reshape(512, 1024) + number + 1).all()
+        assert result.flags.f_contiguous == (order == "F")
+
+
 def test_large_and_small_calls_at_the_same_time(executor):
     """Small calls between large ones have their results, too."""
     large = [executor.submit(double, np.ones(1 << 20)) for _ in range(6)]

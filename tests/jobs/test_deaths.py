@@ -216,3 +216,48 @@ def test_a_script_that_has_started_its_workers_outlives_the_job(before, call, tm
     job = run_job(None, script, env={SCALE_VARIABLE: "0.3"})
     for said in ("{True}\n", "refused: ", "the end\n"):  # in the middle of what mpiexec has to say
         assert said in job.stdout, str(job)
+
+
+HOLDERS = """
+import os, signal
+import numpy as np
+from mpiexecutor import BrokenWorkerError, RMAChannelExecutor
+
+KEPT = []
+
+def keep(values):
+    KEPT.append(values)
+    return values * 2
+
+def keep_and_die(values):
+    KEPT.append(values)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def shared():
+    return sum(name.startswith("/memfd:mpiexecutor ") for name in map(os.readlink, descriptors()))
+
+def descriptors():
+    return [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{name}")]
+
+if __name__ == "__main__":
+    with RMAChannelExecutor() as executor:
+        results = []
+        for number in range(12):
+            results.append(executor.submit(keep, np.full(1 << 18, number)).result())
+        while executor.num_workers > 1:
+            try:
+                executor.submit(keep_and_die, np.ones(1 << 18)).result()
+            except BrokenWorkerError:
+                pass
+            for number in range(12, 18):
+                results.append(executor.submit(keep, np.full(1 << 18, number)).result())
+        print(all(len(set(values)) == 1 and values[0] % 2 == 0 for values in results), shared() > 0)
+"""
+
+
+@pytest.mark.mpi
+def test_large_arrays_of_dead_workers_stay(tmp_path):
+    """Those that came from them, and those that the root sends to others after it."""
+    script = tmp_path / "script.py"
+    script.write_text(HOLDERS)
+    assert run_job(4, ["-m", "mpiexecutor", str(script)]).stdout == "True True\n"

@@ -7,6 +7,7 @@ from fakes import LIMIT, FakeWorker, fake_crew
 
 from mpiexecutor import BrokenWorkerError
 from mpiexecutor._liveness.status_page import INITIALIZER
+from mpiexecutor._util.segments import SegmentReader
 from mpiexecutor.channel import Share
 
 
@@ -14,6 +15,13 @@ from mpiexecutor.channel import Share
 def crew():
     with fake_crew(workers=4) as crew:
         yield crew
+
+
+def raise_error(error):
+    def fail(*_):
+        raise error
+
+    return fail
 
 
 def results(futures):
@@ -96,6 +104,36 @@ def test_what_it_had_put_is_collected_first(crew):
         worker.answer("a", "b")
         worker.die(begun="b")
     assert results(futures) == ["a", "b"]
+
+
+def test_an_outcome_in_the_memory_of_a_dead_worker_is_lost_with_it(crew):
+    """Although the reply itself has come. It may run again if the executor wants that, and others of the message are not lost."""
+    futures, worker = crew.send_together("a", "b", "c", retries=1)
+    more = crew.submit("d")
+    other = FakeWorker(crew, 2)
+    assert other.take() == ["d"]
+    with crew.replies.together():
+        worker.answer("a")
+        worker.answer_in_lost_memory("b")
+        other.answer_in_lost_memory("d")
+        worker.die(begun="c")
+        other.die(begun="d")
+    assert futures[0].result(LIMIT) == "a"
+    assert type(more[0].exception(LIMIT)) is BrokenWorkerError
+    crew.settle()
+    third = FakeWorker(crew, 3)
+    assert third.take() == ["b", "c"]
+    third.answer()
+    assert results(futures[1:]) == ["b", "c"]
+
+
+def test_an_outcome_that_cannot_be_read_here_fails_its_call(crew, monkeypatch):
+    """If too many files are open, say: its worker lives."""
+    monkeypatch.setattr(SegmentReader, "open", raise_error(OSError(24, "Too many open files")))
+    futures, worker = crew.send_together("a")
+    worker.answer_in_lost_memory("a")
+    with pytest.raises(OSError, match="Too many open files"):
+        futures[0].result(LIMIT)
 
 
 def test_who_is_given_up_may_have_begun_everything(crew):

@@ -11,6 +11,7 @@ from mpiexecutor._calls.messages import (
     GivenBack,
     InitializerFailed,
     Results,
+    SharedMemory,
     TopLevelFailed,
     Wanted,
     dump_outcome,
@@ -42,7 +43,10 @@ def plain(message):
     [
         Calls(1, None, 0.0, [(2, None, None, b"pickle", ())]),
         Calls(1 << 40, 7, 2.5, [(1 << 62, 3, 4, b"one", ()), (9, 3, "double", b"two", ())]),
+        Calls(1, None, 0.0, [(2, None, None, b"pickle", b"name of a segment")]),
         Results(3, 1, [(2, 0.5, False, b"value", ())]),
+        Results(3, 1, [(2, 0.5, False, b"value", ()), (3, 0.5, True, b"", b"name of a segment")]),
+        Results(3, 1, [(2, 0.5, False, LARGE, [LARGE]), (3, 0.5, True, b"", b"name of a segment")]),
         Results(3, 1, [(number, 0.25 * number, bool(number % 2), b"value", ()) for number in range(256)]),
         GivenBack(3, 1, True, (4, 5)),
         Wanted(3, 1, 8, 0),
@@ -145,3 +149,18 @@ def test_garbage_is_no_outcome(held):
     """It raises something."""
     with pytest.raises((ValueError, TypeError, EOFError)):
         list(load_outcomes(held))
+
+
+@pytest.mark.parametrize("data", [b"short", LARGE], ids=["short pickle", "long pickle"])
+def test_large_buffers_go_by_shared_memory(data):
+    """If there is any; what is in shared memory already stays there."""
+    memory = SharedMemory(64 << 20, 4)
+    buffers = [memoryview(LARGE * 4), memoryview(b""), memoryview(LARGE)]
+    assert memory.put(data, buffers) == (data, buffers)  # the first are no reason to begin with it
+    short, name = memory.put(data, buffers)
+    assert (short, type(name)) == (b"", bytes)
+    assert memory.put(short, name) == (short, name)
+    assert plain(memory.get(short, name)) == plain((data, buffers))
+    assert SharedMemory().put(data, buffers) == (data, buffers)
+    assert memory.get(data, buffers) == (data, buffers)
+    memory.close()

@@ -12,13 +12,16 @@ from mpiexecutor._calls.messages import (
     Barrier,
     GivenBack,
     InitializerFailed,
+    Outcome,
     Reply,
     Results,
+    SharedMemory,
     TopLevelFailed,
     Wanted,
     replacement,
 )
-from mpiexecutor._calls.outcomes import RemoteTraceback
+from mpiexecutor._calls.outcomes import RemoteTraceback, failure_of
+from mpiexecutor._util.segments import SegmentGone, SegmentName
 from mpiexecutor.channel import ChannelClosed, ChannelError, ChannelMemoryError, RemoteChannel
 
 from .dispatcher import Dispatcher
@@ -41,6 +44,7 @@ class Collector:
         self,
         state: SchedulerState,
         replies: RemoteChannel[Reply, Reply],
+        memory: SharedMemory,
         dispatcher: Dispatcher,
         lost_calls: LostCalls,
         requests: Requests,
@@ -48,6 +52,7 @@ class Collector:
     ) -> None:
         self._state = state
         self._replies = replies
+        self._memory = memory
         self._dispatcher = dispatcher
         self._lost_calls = lost_calls
         self._requests = requests
@@ -107,12 +112,26 @@ class Collector:
 
     def _note_results(self, reply: Results, steps: deque[Step]) -> None:
         """Note outcomes. A worker's status page may have told some of them before."""
+        outcomes = reply.outcomes
+        if isinstance(outcomes[-1][-1], SegmentName):
+            outcomes = [*outcomes[:-1], *self._read(reply.rank, outcomes[-1])]
         session = self._state.sessions.get(reply.executor)
         if session is None or session.broken:
             return
-        if found := session.take_outcomes(reply.outcomes, self._state.seconds):
+        if found := session.take_outcomes(outcomes, self._state.seconds):
             self._state.done[reply.rank] += len(found)
             steps.append(Settle(session, found))
+
+    def _read(self, rank: int, outcome: Outcome) -> list[Outcome]:
+        """Return an outcome with its buffers; none if its worker has died, so that its call is lost with it."""
+        number, seconds, failed, data, buffers = outcome
+        try:
+            return [(number, seconds, failed, *self._memory.get(data, buffers))]
+        except SegmentGone:
+            self._lost_calls.note_unread(rank, number)
+            return []
+        except (OSError, MemoryError) as error:
+            return [(number, seconds, True, *failure_of(error, self._state.location).dumps())]
 
     def _note_other(self, reply: Reply, steps: deque[Step]) -> None:
         if isinstance(reply, GivenBack):

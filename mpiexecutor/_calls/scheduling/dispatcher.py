@@ -4,13 +4,15 @@ At most two messages for each worker are under way. So calls that wait can be ca
 calls are submitted faster than they run.
 """
 
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 
-from mpiexecutor._calls.messages import Calls
+from mpiexecutor._calls.messages import Calls, SharedMemory
 from mpiexecutor._calls.outcomes import with_cause
 from mpiexecutor._util.periodic import PeriodicCheck
+from mpiexecutor._util.segments import SMALLEST
 from mpiexecutor.channel import ChannelFull, RemoteChannel
 
 from .session import Batch, Session, Task
@@ -28,10 +30,13 @@ _TICKS = 10  # looks at which nothing waits before the thread sleeps
 class Dispatcher:
     """Puts messages of calls into the work channel."""
 
-    def __init__(self, state: SchedulerState, work: RemoteChannel[Calls, Calls], after_stream: Callable[[], None]) -> None:
+    def __init__(
+        self, state: SchedulerState, work: RemoteChannel[Calls, Calls], memory: SharedMemory, after_stream: Callable[[], None]
+    ) -> None:
         """`after_stream` is called, without the lock, when a message was put in the background, and its number is known."""
         self._state = state
         self._work = work
+        self._memory = memory
         self._after_stream = after_stream
         self._slow_check = PeriodicCheck("mpiexecutor slow calls", self._see_who_is_slow, every=_TICK, times=_TICKS)
         self.watch, self.stop = self._slow_check.watch, self._slow_check.stop
@@ -81,8 +86,11 @@ class Dispatcher:
             return False
         batch = session.send(tasks)
         initializer = session.initializer.number if session.initializer else None
+        calls = [task.call for task in tasks]
         try:
-            self._put(Calls(session.number, initializer, session.task_timeout, [task.call for task in tasks]), session, batch)
+            if tasks[0].size >= SMALLEST:  # it has no others beside it
+                calls = [(*call[:3], *self._memory.put(*call[3:], weakref.ref(batch))) for call in calls]
+            self._put(Calls(session.number, initializer, session.task_timeout, calls), session, batch)
         except Exception as error:  # noqa: BLE001 - too long for a channel, say: these calls fail alone
             self._fail(session, tasks, error)
         except BaseException:  # Ctrl-C in the thread that submits

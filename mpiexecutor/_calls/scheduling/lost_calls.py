@@ -44,11 +44,16 @@ class LostCalls:
         self._state = state
         self._replies = replies
         self._due: deque[_Death] = deque()  # for each a Barrier is in the reply channel
+        self._unread: dict[int, list[int]] = {}  # calls whose outcomes could not be read, by rank
         self._postponed: list[_Death] = []  # until the message that is being put has its number
 
     def lose(self, loss: WorkerFailure, share: Share | None) -> None:
         """Report that a worker has died. No lock is needed."""
         self._queue(_Death(loss, share))
+
+    def note_unread(self, rank: int, number: int) -> None:
+        """Note that the outcome of a call is lost with its worker, whose death will be reported. The lock is held."""
+        self._unread.setdefault(rank, []).append(number)
 
     def queue_postponed(self) -> None:
         """Repeat the postponed reports: the number of the message is known. The lock is not held."""
@@ -69,6 +74,7 @@ class LostCalls:
             return self._see_to_calls(death)
         self._state.note_lost(death.loss.rank)
         steps = self._take_over(death.loss) + self._see_to_calls(death)
+        steps += self._lose_unread(death.loss)  # of earlier messages
         if not self._state.workers:
             steps.append(GiveUp(f"all workers are lost; the last of them, {death.loss}"))
         return steps
@@ -86,6 +92,13 @@ class LostCalls:
                 self._state.done[loss.rank] += len(found)
                 steps.append(Settle(session, found))
         return steps
+
+    def _lose_unread(self, loss: WorkerFailure) -> list[Step]:
+        """Return the steps for calls that a dead worker had run, and whose outcomes were lost with it."""
+        numbers = set(self._unread.pop(loss.rank, ()))
+        sessions = list(self._state.sessions.values())
+        found = [(session, [session.sent[number] for number in numbers & session.sent.keys()]) for session in sessions]
+        return [self._lose_or_repeat(session, loss, tasks, numbers) for session, tasks in found if tasks]
 
     def _see_to_calls(self, death: _Death) -> list[Step]:
         """Find the calls that a dead worker had claimed."""
@@ -105,10 +118,14 @@ class LostCalls:
         assert tasks[0].batch is not None
         calls = tasks[0].batch.calls
         last = len(calls) if loss.begun is None else calls.index(loss.begun) + 1 if loss.begun in calls else 0
-        begun = set(calls[:last])
+        return [self._lose_or_repeat(session, loss, tasks, set(calls[:last]))]
+
+    @staticmethod
+    def _lose_or_repeat(session: Session, loss: WorkerFailure, tasks: list[Task], begun: set[int]) -> Step:
+        """Queue the calls that are sent again, and return the step that fails the others."""
         overdue = loss.begun if loss.overdue else None
         again = [task for task in tasks if task.number != overdue and session.is_to_be_run_again(task, begun=task.number in begun)]
         session.take_back(again)
         lost = [task for task in tasks if task.number in session.sent]
         session.lose(lost)
-        return [FailLost(session, loss, lost)]
+        return FailLost(session, loss, lost)

@@ -7,7 +7,7 @@ from typing import Any
 
 from mpiexecutor._calls.bulk import BulkTransfer
 from mpiexecutor._calls.functions import Function
-from mpiexecutor._calls.messages import Calls, Reply
+from mpiexecutor._calls.messages import Calls, Reply, SharedMemory
 from mpiexecutor._calls.options import Options
 from mpiexecutor._calls.outcomes import Location
 from mpiexecutor._liveness.monitor import WorkerFailure
@@ -34,6 +34,7 @@ class Scheduler:
         bulk: BulkTransfer,
         workers: int,
         location: Location,
+        memory: SharedMemory | None = None,
     ) -> None:
         self._work = work
         self._replies = replies
@@ -41,11 +42,12 @@ class Scheduler:
         self._numbers = itertools.count()
         self._session_numbers = itertools.count()
         self._state = SchedulerState(workers, location)
+        memory = memory or SharedMemory()
         requests = Requests(self._state, self.registry, bulk)
         self._lost_calls = LostCalls(self._state, replies)
         self._settler = Settler(self._state, requests)
-        self._dispatcher = Dispatcher(self._state, work, self._lost_calls.queue_postponed)
-        self._collector = Collector(self._state, replies, self._dispatcher, self._lost_calls, requests, self._settler)
+        self._dispatcher = Dispatcher(self._state, work, memory, self._lost_calls.queue_postponed)
+        self._collector = Collector(self._state, replies, memory, self._dispatcher, self._lost_calls, requests, self._settler)
 
     @property
     def workers(self) -> int:

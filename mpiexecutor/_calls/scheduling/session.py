@@ -43,9 +43,9 @@ class Task:
     batch: "Batch | None" = None  # the message that it was sent with last
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Batch:
-    """The tasks of one message."""
+    """The tasks of one message. Nothing refers to it any more once they have an outcome, or were sent again."""
 
     calls: tuple[int, ...]  # their numbers, in order
     left: int  # tasks without an outcome that were not sent again

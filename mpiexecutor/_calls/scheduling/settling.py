@@ -15,6 +15,7 @@ from mpiexecutor._calls.messages import Outcome, Wanted
 from mpiexecutor._calls.outcomes import BrokenWorkerError, Failure, error_from, with_cause
 from mpiexecutor._liveness.monitor import WorkerFailure
 from mpiexecutor._util.pickling import loads
+from mpiexecutor._util.segments import SegmentName
 
 from .requests import Requests
 from .session import Session, Task
@@ -94,6 +95,7 @@ class Settler:
 
     def _settle(self, task: Task, outcome: Outcome) -> None:
         _, _, failed, data, buffers = outcome
+        assert not isinstance(buffers, SegmentName)  # they have been read
         settle: Callable[[Any], None] = task.future.set_exception if failed else task.future.set_result
         try:
             value = error_from(Failure.loads(data, buffers)) if failed else loads(data, buffers)
