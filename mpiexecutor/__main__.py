@@ -15,8 +15,15 @@ from pathlib import Path
 
 from mpiexecutor._cli import info
 from mpiexecutor._cli.script import run_as_rank
-from mpiexecutor._start.job import interpreter_flags
-from mpiexecutor._start.mpiexec import Mpiexec, NoMpiexecError, in_srun, launched, rank_in_environment, usable_cores
+from mpiexecutor._start.mpiexec import (
+    Mpiexec,
+    NoMpiexecError,
+    in_srun,
+    interpreter_flags,
+    launched,
+    rank_in_environment,
+    usable_cores,
+)
 
 _PROGRAM = "script.py | -m module | -c code"
 _FOLLOWED_BY = {"-m": "module", "-c": "code"}

@@ -4,10 +4,11 @@ import os
 import signal
 import sys
 
+from mpiexecutor._liveness.process_manager import remove
 from mpiexecutor._liveness.supervised import start_supervisor
-from mpiexecutor._start.job import JOB_VARIABLE, connect
-from mpiexecutor._start.mpiexec import rank_in_environment
+from mpiexecutor._start.mpiexec import JOB_VARIABLE, rank_in_environment
 from mpiexecutor._start.output import end_of_output
+from mpiexecutor._start.rendezvous import connect
 
 
 def main() -> None:
@@ -41,10 +42,13 @@ def _be_placeholder(address: str, token: str) -> None:
     descriptors = [int(os.environ["PMI_FD"])] if "PMI_FD" in os.environ else []
     hello = {"rank": 0, "token": token, "environment": dict(os.environ), "library": MPI.Get_library_version()}
     connection = connect(address, hello, descriptors)
-    done = connection.recv(1)
-    while connection.recv(1):
-        pass
-    os._exit(0 if done else 1)
+    said = b""
+    while data := connection.recv(1 << 16):
+        said += data
+    if said.endswith(b"."):
+        os._exit(0)
+    remove(said.decode().splitlines())
+    os._exit(1)
 
 
 def _be_worker(address: str, rank: int, token: str) -> None:

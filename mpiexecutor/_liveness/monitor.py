@@ -97,7 +97,7 @@ def address_of(name: str) -> str:
 
 
 class FailureMonitor:
-    """Knows which workers live, and tells their supervisors what to do. Only supervisors can connect: see _start/job.py."""
+    """Knows which workers live, and tells their supervisors what to do. Only supervisors can connect: see _start/rendezvous.py."""
 
     def __init__(self, name: str, token: str) -> None:
         """Listen under a name that is hard to guess, and admit supervisors that know the token."""
@@ -106,6 +106,7 @@ class FailureMonitor:
         self.dead: set[int] = set()  # ranks
         self.silent: set[int] = set()  # those of them that perhaps live
         self.returned: Callable[[int], object] = lambda _rank: None  # called if a silent rank is heard of again
+        self.first_lost: WorkerFailure | None = None  # the first whose supervisor has vanished: its process manager ends the job
         self.spans_job = False  # all ranks of the job are monitored
         self._supervisors: dict[int, Line] = {}  # by rank
         self._pages: dict[int, StatusPage | Signs] = {}  # by rank
@@ -306,4 +307,7 @@ class FailureMonitor:
         if data != BYE:
             said = json.loads(data) if data else {"end": "was lost together with its keeper", "begun": None}
             held = page.held if data else b""  # otherwise the rank may still write
-            self.lose(WorkerFailure(**hello, **said, held=held))
+            failure = WorkerFailure(**hello, **said, held=held)
+            if not data and self.first_lost is None:
+                self.first_lost = failure
+            self.lose(failure)

@@ -34,15 +34,16 @@ from mpiexecutor._liveness.monitor import WorkerStatus
 from mpiexecutor._liveness.recovery import PoolRecovery
 from mpiexecutor._liveness.status_page import StatusPage
 from mpiexecutor._rma.failed_ranks import FAILED_RANKS
+from mpiexecutor._rma.serving_ranks import SERVING_RANKS
 from mpiexecutor._script.state import Origin
 from mpiexecutor._script.surroundings import remember_environment
-from mpiexecutor._start.process import PROCESS, abort_job
+from mpiexecutor._start.process import PROCESS, abort_job, comm_world
 from mpiexecutor._util.process_end import PROCESS_END
 from mpiexecutor._util.seconds import STUCK as _PATIENCE
 
 from .links import Links
 from .membership import Root
-from .registration import answer_registrations, await_registrations
+from .registration import answer_registrations, await_registrations, ranks_text
 from .serve import key, serve
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("mpiexecutor")
 
 _making = threading.Lock()  # pools are made one at a time
+_LAUNCHER_END = 1.0  # seconds for mpiexec to end after its ranks
 _LAST_WORDS = 0.2  # seconds for printed output to reach mpiexec before the job is aborted
 
 
@@ -63,12 +65,15 @@ class WorkerPool:
         remember_environment()
         self._members = members = Root(comm, root)
         self._monitor = monitor = members.monitor
-        self._links = links = Links(
-            members.comm,
-            root,
-            lambda rank: rank in monitor.dead and rank not in monitor.silent,
-            shares_memory=members.share_memory,
-        )
+        with SERVING_RANKS.take_part():
+            self._links = links = Links(
+                members.comm,
+                root,
+                lambda rank: rank in monitor.dead and rank not in monitor.silent,
+                shares_memory=members.share_memory,
+            )
+        self._serving = [] if comm.size == 1 else _others_of_world(comm)
+        SERVING_RANKS.add(self._serving)
         members.join()
         self.location = Location.here(comm.rank, comm.size)
         self.alone = comm.size == 1
@@ -97,9 +102,8 @@ class WorkerPool:
         )
         self._job = PROCESS.job
         if self._job is not None:
-            self._job.tell_of_end(
-                monitor.attend, partial(self._give_up, "the job has ended: mpiexec was killed, or a worker without keeper")
-            )
+            self._job.entrust_files()
+            self._job.tell_of_end(monitor.attend, self._note_job_end)
         members.await_supervisors()
         PROCESS_END.add(self.close)
         PROCESS_END.disown_in_child(self.forked)
@@ -166,6 +170,8 @@ class WorkerPool:
         except BaseException:  # Ctrl-C: the user does not want to wait
             self._abort()
             raise
+        finally:
+            SERVING_RANKS.remove(self._serving)
 
     def _finish(self, *, for_good: bool) -> None:
         failed = _script_failed()
@@ -196,6 +202,23 @@ class WorkerPool:
         if self._members.of_all:
             self._abort()
             os._exit(1)
+
+    def _note_job_end(self) -> None:
+        """Fail all calls, as the job has ended before this process. The monitor goes on: it may hear why."""
+        self._wedged = True
+        with contextlib.suppress(RuntimeError):  # a process that is ending starts no thread any more
+            threading.Thread(target=self._lose_job, name="mpiexecutor job's end", daemon=True).start()
+
+    def _lose_job(self) -> None:
+        assert self._job is not None
+        end, lost = self._job.mpiexec_end(_LAUNCHER_END), self._monitor.first_lost
+        if lost is None and self.without_supervisor:
+            reason = f"a worker has died that has no keeper ({ranks_text(self.without_supervisor)}), and mpiexec has ended the job"
+        elif lost is None or "killed" in end:
+            reason = f"mpiexec {end or 'has ended the job'}"
+        else:
+            reason = f"{lost}, and mpiexec has ended the job"
+        self._give_up(reason)
 
     def _give_up(self, reason: str) -> None:
         """Fail all calls, for good. If a thread is stuck inside MPI with the scheduler's lock, end the job instead."""
@@ -237,7 +260,8 @@ def get_or_create_pool(comm: "MPI.Intracomm", root: int) -> WorkerPool | None:
                 raise ValueError(f"the root of this communicator's executors is rank {comm.rank}, it cannot be rank {root} now")
             return pool
         if comm.rank == root:
-            pool = create_pool(comm, root, Origin.RANK)
+            create = partial(create_pool, comm, root, Origin.RANK)
+            pool = create() if PROCESS.job is None else PROCESS.job.watch(create)
             comm.Set_attr(key(), pool)
             return pool
     serve(comm, root)
@@ -253,6 +277,12 @@ def create_pool(comm: "MPI.Intracomm", root: int, origin: Origin = Origin.NOTHIN
     if PROCESS.to_shut_down or FAILED_RANKS.any_known():
         raise BrokenProcessPool("workers of this job have died: no other executor can be made with MPI")
     return WorkerPool(comm, root, origin)
+
+
+def _others_of_world(comm: "MPI.Intracomm") -> list[int]:
+    """Return the ranks of MPI.COMM_WORLD that the other ranks of a communicator are."""
+    ranks = comm.group.Translate_ranks(None, comm_world().group)
+    return [rank for index, rank in enumerate(ranks) if index != comm.rank]
 
 
 def has_pool(comm: "MPI.Intracomm") -> bool:

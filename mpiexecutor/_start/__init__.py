@@ -1,7 +1,10 @@
 """How this process becomes a rank of an MPI job, and how MPI ends in it.
 
-process  MPI of this process: how it is initialised, and how it is finalised
-job      a script that no mpiexec has started starts a job, and becomes its rank 0
-mpiexec  the mpiexec that belongs to this MPI, and its options
-output   the output of such a job appears in that of the script
+process    MPI of this process: how it is initialised, and how it is finalised
+job        a script that no mpiexec has started starts a job, and becomes its rank 0
+rank_zero  how it becomes that
+rendezvous how the processes of a job find the script
+limits     what a machine may have too little of for a job
+mpiexec    the mpiexec that belongs to this MPI, and its options
+output     the output of such a job appears in that of the script
 """

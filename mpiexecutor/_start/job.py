@@ -9,42 +9,47 @@ until the process of the script ends, so that the process manager sees a living 
 initialises MPI: it is rank 0 then.
 
 The end. The connection to the placeholder stays open while the process of the script lives. When the kernel closes it, the
-placeholder ends: with success if the script has sent a byte before, else with an error, upon which mpiexec ends the workers. The
-job has a session of its own, so that Ctrl-C at the terminal reaches the script alone.
-
-Security. The address is random, and closed once all processes have connected. They must send the token, and be of the same user.
+placeholder ends: with success if the script has sent a full stop last. Else it removes the files of shared memory that the script
+has named, since no process of MPI may have time for that, and ends with an error, upon which mpiexec ends the workers. The job has
+a session of its own, so that Ctrl-C at the terminal reaches the script alone.
 """
 
 import contextlib
-import hmac
 import json
+import logging
 import math
 import os
 import secrets
 import selectors
 import signal
 import socket
-import struct
 import subprocess
 import sys
-import tempfile
 import time
+import warnings
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
+from mpiexecutor._liveness.process_manager import mapped, remove
 from mpiexecutor._script.surroundings import import_path
 from mpiexecutor._util.process_end import PROCESS_END
 from mpiexecutor._util.seconds import GRACE as _GRACE
+from mpiexecutor._util.watched import run_watched
 
-from .mpiexec import Flavour, Mpiexec, flavour_of
+from .limits import shortages
+from .mpiexec import JOB_VARIABLE, Flavour, Mpiexec, flavour_of, interpreter_flags
 from .output import Output, end_of_output
+from .rank_zero import become_rank_zero
+from .rendezvous import address_to_listen, receive
 
-JOB_VARIABLE: Final = "MPIEXECUTOR_JOB"  # address and token, for the processes of the job only
+logger = logging.getLogger("mpiexecutor")
+
+T = TypeVar("T")
+
 TIMEOUT_VARIABLE: Final = "MPIEXECUTOR_START_TIMEOUT"
 _TIMEOUT = 60.0  # seconds until all processes must have connected
 _LOOK = 0.1  # seconds between two looks whether mpiexec still lives
-_LOCAL = {"PWD", "OLDPWD", "SHLVL", "_", JOB_VARIABLE}  # variables that do not depend on the rank
 
 # What the processes of the job run, with the import path of the script.
 _PROGRAM = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from mpiexecutor._cli.child import main; main()"
@@ -76,10 +81,11 @@ class Job:
         self._token = secrets.token_hex(16)
         self._placeholder: socket.socket | None = None
         self._lost = False  # the job has ended before this process: there is no output to wait for
-        self._deadline = time.monotonic() + _timeout()
+        self._seconds = _timeout()
+        self._shortages = shortages(workers + 1, self._mpiexec.flavour)  # before MPI takes what there is
         with contextlib.ExitStack() as stack:
             server = stack.enter_context(socket.socket(socket.AF_UNIX))
-            address = stack.enter_context(_address())
+            address = stack.enter_context(address_to_listen())
             server.bind(address)
             server.listen(workers + 1)
             self._process = self._start(address)
@@ -111,6 +117,19 @@ class Job:
 
         if self._placeholder is not None:
             attend(self._placeholder.fileno(), note)
+
+    def entrust_files(self) -> None:
+        """Have the placeholder remove MPI's files of shared memory if this process is killed: those that it has mapped by now."""
+        if self._placeholder is not None:
+            self._placeholder.sendall("".join(f"{file}\n" for file in mapped()[1]).encode())
+
+    def mpiexec_end(self, seconds: float) -> str:
+        """Return how mpiexec has ended; empty if it has not within so many seconds."""
+        try:
+            status = self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return ""
+        return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
 
     def end(self) -> None:
         """Let the job end with success, after MPI was finalised, once all output has come. Do nothing if it was aborted."""
@@ -157,6 +176,7 @@ class Job:
         """End all processes of the job if the start failed."""
         if kind is not None:
             _kill(self._process)
+            remove(mapped()[1])
 
     def _connect_all(self, server: socket.socket, stack: contextlib.ExitStack) -> None:
         """Wait until all processes have connected; have the workers begin, and become rank 0.
@@ -168,10 +188,11 @@ class Job:
         connections: dict[int, socket.socket] = {}
         rank_zero: dict[str, Any] = {}
         descriptors: list[int] = []
+        deadline = time.monotonic() + self._seconds
         while len(connections) <= self._workers:
-            connection = self._accept(server)
+            connection = self._accept(server, deadline)
             stack.callback(connection.close)
-            hello, received = _receive(connection, self._token)
+            hello, received = receive(connection, self._token)
             if hello is None:
                 continue
             connections[hello["rank"]] = connection
@@ -184,29 +205,47 @@ class Job:
         PROCESS_END.disown_in_child(self._close_in_child)
         for connection in connections.values():
             connection.send(b"!")
-        _become_rank_zero(rank_zero["environment"], descriptors)
+        for shortage in self._shortages:  # an MPI that fails may end this process
+            warnings.warn(shortage, RuntimeWarning, stacklevel=6)  # where the script makes its executor
+        become_rank_zero(rank_zero["environment"], descriptors, self.watch)
+        self.entrust_files()
 
-    def _accept(self, server: socket.socket) -> socket.socket:
-        """Return the next connection.
+    def watch(self, step: Callable[[], T]) -> T:
+        """Run a step of the start that may hang inside MPI, in a thread of its own. Return what it returns.
 
         Raises:
-            StartError: mpiexec ends, or the time to start is over.
+            StartError: mpiexec ends meanwhile, or the time to start is over. The job is ended, and the thread left where it is; so
+                it is after Ctrl-C.
 
         """
+        deadline = time.monotonic() + self._seconds
+        try:
+            return run_watched(step, partial(self._check_start, deadline), _LOOK)
+        except (StartError, KeyboardInterrupt) as error:
+            if self._process.poll() is None and isinstance(error, StartError):
+                logger.critical("%s", error)  # MPI may end this process once the job is ended
+            self.abort()
+            raise
+
+    def _accept(self, server: socket.socket, deadline: float) -> socket.socket:
+        """Return the next connection. Raise StartError as `watch` does."""
         with selectors.DefaultSelector() as selector:
             selector.register(server, selectors.EVENT_READ)
             while not selector.select(_LOOK):
-                status = self._process.poll()
-                if status is not None:
-                    time.sleep(_LOOK)  # until its last output has come
-                    raise StartError(
-                        f"the workers ended while they were being started (mpiexec's status: {status}){self._printed()}"
-                    )
-                if time.monotonic() > self._deadline:
-                    raise StartError(
-                        f"the workers have not come in time: {TIMEOUT_VARIABLE} says how many seconds they have{self._printed()}"
-                    )
+                self._check_start(deadline)
         return server.accept()[0]
+
+    def _check_start(self, deadline: float) -> None:
+        """Raise StartError if mpiexec has ended, or the time to start is over."""
+        status = self._process.poll()
+        if status is not None:
+            time.sleep(_LOOK)  # until its last output has come
+            why = f"the workers ended while they were being started (mpiexec's status: {status})"
+        elif time.monotonic() > deadline:
+            why = f"the workers have not come in time: {TIMEOUT_VARIABLE} says how many seconds they have"
+        else:
+            return
+        raise StartError("; ".join([why, *self._shortages]) + self._printed())
 
     def _printed(self) -> str:
         text = "".join(output.tail() for output in self._outputs).strip()
@@ -235,47 +274,6 @@ class Job:
                 os.close(descriptor)
 
 
-def connect(address: str, hello: dict[str, Any], descriptors: list[int]) -> socket.socket:
-    """Connect a process of the job to the script.
-
-    Args:
-        address: That of the script.
-        hello: This process's rank and token, and what rank 0 has for the script.
-        descriptors: To be passed to the script.
-
-    Returns:
-        The connection. A byte that comes over it has the process begin; the end of it means that the start failed.
-
-    """
-    connection = socket.socket(socket.AF_UNIX)
-    connection.connect(address)
-    data = json.dumps(hello).encode()
-    socket.send_fds(connection, [struct.pack("!I", len(data))], descriptors)
-    connection.sendall(data)
-    return connection
-
-
-def _receive(connection: socket.socket, token: str) -> tuple[dict[str, Any] | None, list[int]]:
-    """Return what a process of the job sends first, and its descriptors; None if the process is not of this job."""
-    connection.settimeout(10)
-    if hasattr(socket, "SO_PEERCRED"):
-        _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-        if uid != os.geteuid():
-            return None, []
-    try:
-        head, descriptors, _, _ = socket.recv_fds(connection, 4, 1)
-        (left,) = struct.unpack("!I", head)
-        data = bytearray()
-        while len(data) < left and (piece := connection.recv(left - len(data))):
-            data += piece
-        hello = json.loads(data)
-        known = hmac.compare_digest(str(hello["token"]), token)
-    except (OSError, ValueError, KeyError, struct.error):
-        return None, []
-    connection.settimeout(None)
-    return (hello, descriptors) if known else (None, [])
-
-
 def _timeout() -> float:
     """Return the seconds that the processes of a job have to connect.
 
@@ -298,39 +296,3 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_GRACE)
             return
-
-
-def _become_rank_zero(environment: dict[str, str], descriptors: list[int]) -> None:
-    """Initialise MPI with the environment and the descriptor of the placeholder; the script's environment is restored."""
-    before = dict(os.environ)
-    given = {name: value for name, value in environment.items() if name not in _LOCAL and before.get(name) != value}
-    if descriptors:
-        given["PMI_FD"] = str(descriptors[0])
-    given.setdefault("UCX_DEBUG_SIGNO", "0")  # else UCX takes SIGHUP away from the script
-    os.environ.update(given)
-    try:
-        import mpi4py  # noqa: PLC0415
-
-        mpi4py.rc.finalize = False  # at the end of the job instead: without the workers it would wait for ever
-        from mpi4py import MPI  # noqa: PLC0415 - initialises MPI, here and now
-
-        assert MPI.Is_initialized()
-    finally:
-        for name in given:
-            os.environ.pop(name, None)
-        os.environ.update({name: before[name] for name in given if name in before})
-
-
-@contextlib.contextmanager
-def _address() -> Any:
-    """Yield an address to listen at. If it is a file, only this user can reach it, and it is removed afterwards."""
-    if sys.platform == "linux":
-        yield "\0mpiexecutor-" + secrets.token_hex(16)  # no file at all
-    else:
-        with tempfile.TemporaryDirectory(prefix="mpiexecutor-") as folder:
-            yield str(Path(folder) / "s")
-
-
-def interpreter_flags() -> list[str]:
-    """Return the options that this Python was started with, as multiprocessing passes them on."""
-    return subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined,no-any-return]  # noqa: SLF001

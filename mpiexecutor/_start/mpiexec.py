@@ -9,6 +9,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+JOB_VARIABLE: Final = "MPIEXECUTOR_JOB"  # address and token, for the processes of a job that a script has started itself
 
 # At least one of these is set in every process that a process manager has started as a rank.
 _RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_FD")
@@ -153,3 +156,8 @@ def flavour_of(version: str) -> Flavour:
         if sign in version:
             return flavour
     return Flavour.UNKNOWN
+
+
+def interpreter_flags() -> list[str]:
+    """Return the options that this Python was started with, as multiprocessing passes them on."""
+    return subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined,no-any-return]  # noqa: SLF001

@@ -39,6 +39,7 @@ class ProcessState:
     """What this process is in its job. It is no attribute of MPI: once a rank has died inside MPI, any MPI call may hang."""
 
     job: Job | None = None  # the job that it started and is rank 0 of
+    start_failed: bool = False  # there is no job, though MPI was initialised in this process, or hangs there
     supervisor: Supervised | None = None
     serves: bool = False  # it is a worker, and its environment no longer says that it is a rank
     runs_alone: bool = False  # it is rank 0 of 'python -m mpiexecutor': the others wait to serve it
@@ -63,9 +64,13 @@ def started_world(max_workers: int | None, root: int) -> "MPI.Intracomm":
         if "mpi4py.MPI" in sys.modules and _is_finalized():
             raise RuntimeError("cannot make an executor at interpreter shutdown")
         if not launched() and "mpi4py.MPI" not in sys.modules:
-            job = Job(_pool_size(max_workers))
+            job = _start_job(max_workers)
             PROCESS_END.add(partial(_end, job), Stage.MPI)
             PROCESS.job = job
+        elif PROCESS.start_failed or (PROCESS.job is not None and PROCESS.job.aborted):
+            raise StartError(
+                "the workers of this script have failed to start, and a process initialises MPI once only: start the script again"
+            )
         elif not launched() and PROCESS.job is None and not PROCESS.serves:
             raise StartError(
                 "this script has initialised MPI already, by importing mpi4py.MPI: workers cannot join it any more. Import it "
@@ -78,6 +83,14 @@ def started_world(max_workers: int | None, root: int) -> "MPI.Intracomm":
                 initialise(supervisor)
         check_company(comm_world())
     return comm_world()
+
+
+def _start_job(max_workers: int | None) -> Job:
+    try:
+        return Job(_pool_size(max_workers))
+    except BaseException:
+        PROCESS.start_failed = "mpi4py.MPI" in sys.modules
+        raise
 
 
 def initialise(supervisor: Supervised | None) -> "MPI.Intracomm":

@@ -7,4 +7,5 @@ polling      wait for other ranks by checking a condition
 process_end  what a process does when it ends, in one order
 seconds      all timeouts and intervals, in one place
 segments     large buffers from one process of a node to another, by one copy
+watched      a step that may hang, in a thread that is left then
 """

@@ -83,10 +83,7 @@ def agree(comm: "MPI.Intracomm", arguments: Arguments, dead: CommFailedRanks) ->
     except ValueError as caught:
         text, error = f"{arguments}", caught
     # Ranks that wait for others say so here; inside allgather they could not.
-    complaint = (
-        f"rank {comm.rank} still waits for others to make a RemoteChannel: every rank of the communicator has to. With "
-        "'python -m mpiexecutor' only rank 0 runs the script, unless there is --spmd before it"
-    )
+    complaint = f"rank {comm.rank} still waits for others to make a RemoteChannel: every rank of the communicator has to"
     all_come(comm, dead, lambda: complaint)
     if dead:
         raise ChannelBroken(f"{dead.ends(dead)}: a channel is made by all ranks of a communicator", tuple(dead))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self
 
 from mpiexecutor._rma.doorbell import Notifier
 from mpiexecutor._rma.failed_ranks import FAILED_RANKS, CommFailedRanks
+from mpiexecutor._rma.serving_ranks import SERVING_RANKS
 from mpiexecutor._util.process_end import PROCESS_END
 from mpiexecutor.channel._ends.rank_state import RankState
 from mpiexecutor.channel._ring.layout import Layout
@@ -108,6 +109,7 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
         Raises:
             ValueError: On every rank: the arguments make no channel, or differ between ranks.
             ChannelBroken: A rank of `comm` has failed.
+            RuntimeError: A rank of `comm` runs calls of an executor of this rank, and does not make the channel.
 
         """
         # mpi4py.MPI initialises MPI when it is imported: not before a channel is made.
@@ -117,6 +119,7 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
         from mpiexecutor._rma.window import Window  # noqa: PLC0415
 
         comm = MPI.COMM_WORLD if comm is None else comm
+        SERVING_RANKS.check(lambda: comm.group.Translate_ranks(None, MPI.COMM_WORLD.group))
         dead = CommFailedRanks(comm.group.Translate_ranks(None, MPI.COMM_WORLD.group) if FAILED_RANKS.are_reported else ())
         agreement = agree(comm, Arguments(buff_size, message_size, dtype, host, producers, consumers), dead)
         buff_size, host = index(buff_size), index(host)

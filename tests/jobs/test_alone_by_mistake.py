@@ -49,3 +49,25 @@ def test_workers_are_started_without_the_batch_system():
     env = {**BATCH, "SLURM_NODELIST": "elsewhere", "SLURM_NNODES": "1", "SLURM_TASKS_PER_NODE": "4"}
     code = "import mpiexecutor; print(mpiexecutor.RMAChannelExecutor(max_workers=2).submit(abs, -1).result())"
     assert run_job(None, ["-c", code], env=env).stdout == "1\n"
+
+
+CHANNEL = """
+from mpiexecutor import RMAChannelExecutor
+from mpiexecutor.channel import RemoteChannel
+if {with_executor}:
+    RMAChannelExecutor(max_workers=1).submit(abs, -1).result()
+RemoteChannel(4, 4)
+"""
+
+
+@pytest.mark.parametrize(
+    ("ranks", "how", "with_executor"),
+    [(2, ["-m", "mpiexecutor"], False), (2, [], True), (None, [], True)],
+    ids=["python -m mpiexecutor", "mpiexec", "python"],
+)
+def test_a_channel_that_the_other_ranks_do_not_make_is_an_error(tmp_path, ranks, how, with_executor):
+    """Only rank 0 runs the script, and would wait for ever: the error says how all do."""
+    (tmp_path / "script.py").write_text(CHANNEL.format(with_executor=with_executor))
+    job = run_job(ranks, [*how, str(tmp_path / "script.py")], expect="failure")
+    assert "RuntimeError: every rank of a communicator makes a RemoteChannel, but only this one runs the script" in job.stderr
+    assert "start it with 'python -m mpiexecutor --spmd'" in job.stderr

@@ -314,6 +314,30 @@ def test_a_forked_child_does_not_keep_the_job(alone):
     assert job.stdout == "gone\n"
 
 
+@pytest.mark.mpi
+@pytest.mark.parametrize("number", ["SIGKILL", "SIGTERM"])
+def test_a_killed_script_leaves_no_shared_memory(alone, number):
+    """Even if mpiexec ends the workers before they have time to remove it: here their supervisors never do."""
+    job = alone(
+        f"""
+        import os, signal
+        from mpiexecutor import RMAChannelExecutor
+        from mpiexecutor._liveness import process_manager
+        from mpiexecutor._start import job
+        hook = "import signal; from mpiexecutor._liveness import supervisor as s; s.Supervisor._obey = lambda _: signal.pause()"
+        job._PROGRAM = job._PROGRAM.replace("main()", hook + "; main()")
+        executor = RMAChannelExecutor(max_workers=1)
+        executor.submit(abs, -1).result()
+        print(*process_manager.mapped()[1], flush=True)
+        os.kill(os.getpid(), signal.{number})
+        signal.pause()
+        """,
+        expect=-signal.Signals[number],
+    )
+    assert mpi_name() == "impi" or job.stdout.split()
+    assert not [file for file in job.stdout.split() if Path(file).exists()]
+
+
 def test_a_forked_child_leaves_the_pool_alone(alone):
     """It cannot use its parent's executor, and ends as it likes; the parent's goes on."""
     job = alone("""
@@ -413,6 +437,38 @@ def test_workers_that_do_not_come_are_an_error(alone, tmp_path, body, text):
         env={"MPIEXECUTOR_START_TIMEOUT": "1"},
     )
     assert text in job.stdout
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("place", "hook"),
+    [
+        ("MPI_Init", "from mpiexecutor._start import process; process.initialise = lambda _: __import__('time').sleep(1000)"),
+        ("a window", "from mpiexecutor._pool import serve; serve.Links = lambda *_: __import__('time').sleep(1000)"),
+    ],
+)
+def test_a_start_that_hangs_inside_mpi_ends_in_time(alone, place, hook):
+    """A worker does not come to MPI_Init, or to the window that all allocate: the script waits there, outside Python."""
+    job = alone(
+        f"""
+        from mpiexecutor import RMAChannelExecutor, StartError
+        from mpiexecutor._start import job
+
+        job._PROGRAM = job._PROGRAM.replace("main()", {hook + "; main()"!r})
+        for _ in range(2):
+            try:
+                RMAChannelExecutor(1)
+            except StartError as error:
+                print(error, flush=True)
+        """,
+        env={"MPIEXECUTOR_START_TIMEOUT": "5"},
+        expect="any",  # Open MPI ends the script when the job is ended
+        deadline=90,
+    )
+    assert "the workers have not come in time: MPIEXECUTOR_START_TIMEOUT" in job.stderr
+    if job.status == 0:
+        assert "in time" in job.stdout
+        assert job.stdout.endswith("a process initialises MPI once only: start the script again\n")
 
 
 @pytest.mark.mpi

@@ -197,6 +197,7 @@ def test_one_whose_supervisor_is_gone_without_a_word_is_lost(monitor, welcomed):
     supervisor.go()
     failure = next_failure(monitor)
     assert (failure.rank, failure.end, failure.begun, failure.held) == (1, "was lost together with its keeper", None, b"")
+    assert monitor.first_lost == failure  # the reason why the job will end
     assert not monitor.kill(1)
 
 

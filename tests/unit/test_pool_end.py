@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from fakes import LIMIT, in_a_thread
 
+from mpiexecutor._liveness.monitor import WorkerFailure
 from mpiexecutor._pool import worker_pool as its_module
 from mpiexecutor._pool.worker_pool import WorkerPool
 
@@ -54,6 +55,7 @@ class Scene:
         pool._members = Logged(self.log, "members", part=whole)
         pool._job = Logged(self.log, "job") if started_here else None
         pool._thread = None
+        pool._serving = []
 
     def exit(self, status):
         self.log.append(("exit", status))
@@ -192,3 +194,30 @@ def test_a_death_while_all_part_ends_the_job(scene, of_all, ends):
     with pytest.raises(Exited) if ends else contextlib.nullcontext():
         scene.pool._note_failure()
     assert scene.log == ([("abort_job",), ("exit", 1)] if ends else [])
+
+
+LOST = WorkerFailure(1, "host", 7, "was lost together with its keeper", None)
+
+
+@pytest.mark.parametrize(
+    ("end", "lost", "without_supervisor", "reason"),
+    [
+        ("was killed by SIGKILL", None, [], "mpiexec was killed by SIGKILL"),
+        ("was killed by SIGKILL", LOST, [], "mpiexec was killed by SIGKILL"),
+        ("ended with status 9", LOST, [], f"{LOST}, and mpiexec has ended the job"),
+        ("", LOST, [], f"{LOST}, and mpiexec has ended the job"),
+        ("ended with status 3", None, [1, 2], "a worker has died that has no keeper (ranks 1, 2), and mpiexec has ended the job"),
+        ("ended with status 3", None, [], "mpiexec ended with status 3"),
+        ("", None, [], "mpiexec has ended the job"),
+    ],
+)
+def test_why_the_job_has_ended_is_said(scene, end, lost, without_supervisor, reason):
+    """A killed mpiexec, a killed supervisor and a worker without one are told apart."""
+    scene = scene(started_here=True)
+    scene.pool._job._answers["mpiexec_end"] = end
+    scene.pool._monitor = SimpleNamespace(first_lost=lost)
+    registrations = {rank: SimpleNamespace(supervised=rank not in without_supervisor) for rank in (1, 2)}
+    scene.pool._members = SimpleNamespace(registrations=registrations)
+    scene.pool.alone = False
+    scene.pool._lose_job()
+    assert scene.log[-1] == ("scheduler.give_up", reason)

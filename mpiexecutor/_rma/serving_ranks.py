@@ -1,0 +1,42 @@
+"""The ranks that run calls for this one: they take part in nothing else that ranks do together, such as making a channel."""
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+
+class ServingRanks:
+    """Ranks of MPI.COMM_WORLD."""
+
+    def __init__(self) -> None:
+        self._ranks: Counter[int] = Counter()
+        self._take_part = False
+
+    def add(self, ranks: Iterable[int]) -> None:
+        """Note that these ranks serve from now on: as they may do twice, in two communicators."""
+        self._ranks.update(ranks)
+
+    def remove(self, ranks: Iterable[int]) -> None:
+        """Note that these ranks have stopped serving."""
+        self._ranks.subtract(ranks)
+
+    @contextlib.contextmanager
+    def take_part(self) -> Iterator[None]:
+        """Have them take part: they make with this rank what connects them."""
+        self._take_part = True
+        try:
+            yield
+        finally:
+            self._take_part = False
+
+    def check(self, ranks: Callable[[], Iterable[int]]) -> None:
+        """Raise RuntimeError if one of these ranks serves, and so does not come to make a channel."""
+        if self._ranks and not self._take_part and any(self._ranks[rank] > 0 for rank in ranks()):
+            raise RuntimeError(
+                "every rank of a communicator makes a RemoteChannel, but only this one runs the script, the others run its calls: "
+                "start it with 'python -m mpiexecutor --spmd', which has every rank run it, and make no executor"
+            )
+
+
+SERVING_RANKS: Final = ServingRanks()  # of this process
