@@ -104,6 +104,7 @@ class FailureMonitor:
         self._token = token
         self.failures: Inbox[WorkerFailure | None] = Inbox()  # None: no more will come
         self.dead: set[int] = set()  # ranks
+        self.doomed: set[int] = set()  # ranks that were told to end: they live, die soon, or are dead
         self.silent: set[int] = set()  # those of them that perhaps live
         self.returned: Callable[[int], object] = lambda _rank: None  # called if a silent rank is heard of again
         self.first_lost: WorkerFailure | None = None  # the first whose supervisor has vanished: its process manager ends the job
@@ -134,10 +135,15 @@ class FailureMonitor:
 
     def kill(self, rank: int) -> bool:
         """Have a worker killed. Return False if it has no supervisor."""
-        return rank not in self.dead and self.tell(rank, KILL)
+        if rank in self.dead or rank not in self._supervisors:
+            return False
+        self.doomed.add(rank)
+        self.tell(rank, KILL)
+        return True
 
     def kill_on_connect(self, rank: int, how: bytes) -> None:
         """Have a worker end, by KILL or TERMINATE; if its supervisor has not connected yet, as soon as it does."""
+        self.doomed.add(rank)
         self._expected[rank] = how  # before it is looked for; admit does so the other way round
         self.tell(rank, how)
 

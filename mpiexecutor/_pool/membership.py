@@ -84,10 +84,10 @@ class Root:
 
     def part(self) -> bool:
         """Part from the living members. Return whether all live, so that MPI can be finalised; then `leave` is the next step."""
-        dead = self.monitor.dead
-        self.of_all = not dead | self._killed
-        self.of_all = not dead | self._killed  # again: a failure before the first assignment may have been noted since
-        part(self.comm, dead | self._killed, whole=self.of_all)
+        dead, doomed = self.monitor.dead, self.monitor.doomed
+        self.of_all = not dead | doomed
+        self.of_all = not dead | doomed  # again: a failure before the first assignment may have been noted since
+        part(self.comm, dead | doomed, whole=self.of_all)
         if not self.of_all:
             self.stay()
         elif self._forwarder_root is not None:

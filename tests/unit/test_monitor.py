@@ -266,6 +266,7 @@ def test_one_that_is_to_end_is_told_so_even_if_its_supervisor_is_still_to_come(m
     assert early.hears() == how
     late = welcomed(2)
     assert late.hears() == how
+    assert monitor.doomed == {1, 2}
     assert [monitor.is_expected(rank) for rank in (1, 2, 3)] == [True, True, False]
 
 

@@ -37,7 +37,7 @@ def clock(monkeypatch):
 
 class FakeMonitor:
     def __init__(self):
-        self.dead, self.stopped = set(), set()
+        self.dead, self.doomed, self.stopped = set(), set(), set()
         self.expected, self.told = [], []
         self.failures = Inbox()
         self.looks = 0
@@ -48,6 +48,7 @@ class FakeMonitor:
 
     def kill_on_connect(self, rank, how):
         self.expected.append((rank, how))
+        self.doomed.add(rank)
 
     def tell(self, rank, wish):
         self.told.append((rank, wish))
@@ -113,6 +114,16 @@ def test_the_dead_are_not_waited_for(comms, monitor, parting):
     monitor.dead.add(3)
     assert ending.result(LIMIT) is False
     assert [told(comms, rank) for rank in (1, 2, 3)] == [None, False, None]
+    assert not parting.of_all
+    assert parting.state.to_shut_down == [monitor]
+
+
+def test_one_that_is_about_to_be_killed_does_not_count_as_alive(comms, monitor, parting):
+    """It has left its loop, and `kill_workers` has asked for its end: no collective step waits for it, and it is sent nothing."""
+    monitor.doomed.add(2)
+    leave(comms, 1, 2, 3)
+    assert part(parting).result(LIMIT) is False
+    assert [told(comms, rank) for rank in (1, 2, 3)] == [False, None, False]
     assert not parting.of_all
     assert parting.state.to_shut_down == [monitor]
 
