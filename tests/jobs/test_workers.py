@@ -151,7 +151,7 @@ def test_a_call_that_runs_too_long_fails_alone(hang, tmp_path):
     Calls of an executor that has set no limit may run as long as they like.
     """
     job = run(tmp_path, OVERDUE.format(hang=hang), expect=5)
-    assert job.stdout.startswith("this call ran longer than task_timeout, 1 s: the worker on rank "), str(job)
+    assert job.stdout.startswith("this call ran longer than task_timeout: the worker on rank "), str(job)
     assert job.stdout.endswith(", was killed, as its call ran longer than 1 s\nok\n"), str(job)
 
 

@@ -113,7 +113,7 @@ class Settler:
         text = f"{loss} while it ran this call, or before the result was there"
         for task in tasks:
             if loss.overdue and task.number == loss.begun:
-                error: Exception = TimeoutError(f"this call ran longer than task_timeout, {loss.overdue:g} s: {loss}")
+                error: Exception = TimeoutError(f"this call ran longer than task_timeout: {loss}")
             else:
                 error = BrokenWorkerError(text, loss.rank, loss.host, loss.pid, loss.end)
             quietly(task.future.set_exception, error)
