@@ -15,7 +15,6 @@ import logging
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable
 from queue import Empty
 from typing import TYPE_CHECKING
@@ -26,7 +25,7 @@ from mpiexecutor._pool.membership import Member, Root
 from mpiexecutor._pool.registration import register
 from mpiexecutor._rma.failed_ranks import FAILED_RANKS
 from mpiexecutor._start.process import PROCESS
-from mpiexecutor._util.process_end import PROCESS_END, Stage
+from mpiexecutor._util.process_end import PROCESS_END, Stage, flush_output
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -36,7 +35,6 @@ logger = logging.getLogger("mpiexecutor")
 _ROOT = 0
 _ONCE_MORE, _TIMES = 1.0, 5  # seconds until failures are reported again, and how often; seconds between two looks at the watchdog
 _MOST = 200  # failures in a message
-_LAST_WORDS = 0.2  # seconds for printed output to reach mpiexec before the job is ended
 
 
 def run_everywhere(comm: "MPI.Intracomm", run: Callable[[], None]) -> None:
@@ -54,7 +52,7 @@ def run_everywhere(comm: "MPI.Intracomm", run: Callable[[], None]) -> None:
         if ending.code and os.getpid() == process:
             if not isinstance(ending.code, int):
                 sys.stderr.write(f"{ending.code}\n")
-            _have_said()
+            flush_output(and_wait=True)
             comm.Abort(ending.code if isinstance(ending.code, int) else 1)
         raise
 
@@ -150,15 +148,7 @@ def _hear(supervisor: Supervised) -> None:
 def _end_job(reason: str) -> None:
     """End this rank with an error, so that mpiexec ends the job. MPI_Abort may hang if a rank has died inside MPI."""
     logger.critical("%s", reason)
-    _have_said()
+    flush_output(and_wait=True)
     if PROCESS.supervisor is not None:
         PROCESS.supervisor.dismiss()  # it then ends as this rank does
     os._exit(1)
-
-
-def _have_said() -> None:
-    """Flush the streams, and give mpiexec time to read them."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
-    time.sleep(_LAST_WORDS)

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from mpiexecutor._util.process_end import flush_output
 from mpiexecutor._util.seconds import PULSE
 
 from . import process_manager
@@ -101,8 +102,7 @@ def start_supervisor(last_words: bytes = b"") -> Supervised | None:
     if why := _obstacle():
         logger.info("this worker has no keeper, as %s: if it dies the job ends", why)
         return None
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_output()
     page, descriptor = StatusPage.new()
     mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     before = os.getpid()

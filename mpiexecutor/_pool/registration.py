@@ -4,13 +4,10 @@ A worker registers with the root, which answers with its configuration. At the e
 loops. All of these are ordinary messages that the receiver polls for: waiting costs little, and a rank that never comes is noticed.
 """
 
-import contextlib
 import logging
-import math
 import os
 import secrets
 import socket
-import sys
 import time
 from collections.abc import Callable, Collection
 from collections.abc import Set as AbstractSet
@@ -23,7 +20,9 @@ from mpiexecutor._rma.doorbell import node_name
 from mpiexecutor._start.process import PROCESS
 from mpiexecutor._util.pickling import Pickled
 from mpiexecutor._util.polling import wait_for_ranks
+from mpiexecutor._util.process_end import flush_output
 from mpiexecutor._util.seconds import PATIENCE as _PATIENCE
+from mpiexecutor._util.seconds import positive
 from mpiexecutor._util.segments import is_within_reach, pid_namespace
 
 if TYPE_CHECKING:
@@ -158,8 +157,7 @@ def part(comm: "MPI.Intracomm", dead: AbstractSet[int], *, whole: bool) -> None:
 
 def part_from_root(comm: "MPI.Intracomm", root: int) -> bool:
     """Tell the root that this worker has left its loop. Return whether all workers live."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_output()
     comm.send(None, root, _TAG)
     wait_for_ranks(lambda: comm.Iprobe(root, _TAG))
     return bool(comm.recv(source=root, tag=_TAG))
@@ -185,9 +183,8 @@ def _all_came(comm: "MPI.Intracomm", missing: set[int], said: dict[int, Any]) ->
 
 def _lost_after() -> float:
     text = os.environ.get(LOST_AFTER_VARIABLE, str(_LOST_AFTER))
-    with contextlib.suppress(ValueError):
-        if 0 < (seconds := float(text)) < math.inf:
-            return seconds
+    if (seconds := positive(text)) is not None:
+        return seconds
     logger.warning("%s is a number of seconds above 0, not %r: it is taken to be %g", LOST_AFTER_VARIABLE, text, _LOST_AFTER)
     return _LOST_AFTER
 

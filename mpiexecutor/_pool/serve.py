@@ -1,4 +1,4 @@
-"""The life of a worker: it registrations to the root, serves, and parts."""
+"""The life of a worker: it registers with the root, serves, and parts."""
 
 import contextlib
 import ctypes
@@ -23,6 +23,7 @@ from mpiexecutor._script.names import LOOKUP, main_modules
 from mpiexecutor._script.random_generators import STREAM, GeneratorStates
 from mpiexecutor._script.surroundings import Snapshot, remove_rank_variables
 from mpiexecutor._start.process import PROCESS, comm_world
+from mpiexecutor._util.process_end import flush_output
 
 from .links import Links
 from .membership import Member
@@ -104,8 +105,7 @@ def _uninterrupted() -> Iterator[None]:
 
 def _fail(supervisor: Supervised | None) -> NoReturn:
     """End as a worker does that was killed."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_output()
     if supervisor is None:
         comm_world().Abort(1)
     os._exit(1)

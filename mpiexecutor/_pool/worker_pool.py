@@ -22,7 +22,6 @@ import logging
 import os
 import sys
 import threading
-import time
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import TYPE_CHECKING
@@ -38,7 +37,7 @@ from mpiexecutor._rma.serving_ranks import SERVING_RANKS
 from mpiexecutor._script.state import Origin
 from mpiexecutor._script.surroundings import remember_environment
 from mpiexecutor._start.process import PROCESS, abort_job, comm_world
-from mpiexecutor._util.process_end import PROCESS_END
+from mpiexecutor._util.process_end import PROCESS_END, flush_output
 from mpiexecutor._util.seconds import STUCK as _PATIENCE
 
 from .links import Links
@@ -53,7 +52,6 @@ logger = logging.getLogger("mpiexecutor")
 
 _making = threading.Lock()  # pools are made one at a time
 _LAUNCHER_END = 1.0  # seconds for mpiexec to end after its ranks
-_LAST_WORDS = 0.2  # seconds for printed output to reach mpiexec before the job is aborted
 
 
 class WorkerPool:
@@ -134,20 +132,11 @@ class WorkerPool:
 
     def workers_now(self) -> list[WorkerStatus]:
         """Return what each worker does."""
-        if self.alone:
-            return [
-                WorkerStatus(
-                    self.location.rank,
-                    self.location.host,
-                    self.location.pid,
-                    "unknown",
-                    None,
-                    self.scheduler.done_by(self.location.rank),
-                )
-            ]
+        here = self.location
+        workers = {rank: (said.host, said.pid) for rank, said in sorted(self._members.registrations.items())}
         return [
-            WorkerStatus(rank, said.host, said.pid, *self._monitor.state_of(rank), self.scheduler.done_by(rank))
-            for rank, said in sorted(self._members.registrations.items())
+            WorkerStatus(rank, host, pid, *self._monitor.state_of(rank), self.scheduler.done_by(rank))
+            for rank, (host, pid) in (workers or {here.rank: (here.host, here.pid)}).items()
         ]
 
     def end_workers(self, how: bytes) -> None:
@@ -236,9 +225,7 @@ class WorkerPool:
         while not given_up.wait(_PATIENCE):
             if self.scheduler.is_stuck(_PATIENCE):
                 logger.critical("%s; this process is stuck inside MPI, too: the job is ended", reason)
-                sys.stdout.flush()
-                sys.stderr.flush()
-                time.sleep(_LAST_WORDS)
+                flush_output(and_wait=True)
                 if self._job is not None:
                     self._job.abort()
                 os._exit(1)  # without MPI; it ends the job

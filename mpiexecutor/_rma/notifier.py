@@ -19,7 +19,7 @@ import threading
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Final, Literal
@@ -257,6 +257,8 @@ class _MemoryWithProgress:
     def __init__(self, memory: Memory, request_progress: Callable[[], None]) -> None:
         self._memory = memory
         self._request_progress = request_progress
+        self.read, self.store, self.store_once = memory.read, memory.store, memory.store_once
+        self.write, self.allocate = memory.write, memory.allocate
 
     def load(self, at: int) -> int:
         self._request_progress()
@@ -266,24 +268,9 @@ class _MemoryWithProgress:
         self._request_progress()
         self._memory.fetch(at, into)
 
-    def read(self, at: int, into: memoryview) -> None:
-        self._memory.read(at, into)
-
-    def store(self, at: int, word: int) -> None:
-        self._memory.store(at, word)
-
-    def store_once(self, at: int, olds: Sequence[int], words: Sequence[int]) -> None:
-        self._memory.store_once(at, olds, words)
-
-    def write(self, at: int, data: memoryview) -> None:
-        self._memory.write(at, data)
-
     def compare_swap(self, at: int, expected: int, word: int) -> int:
         self._request_progress()
         return self._memory.compare_swap(at, expected, word)
-
-    def allocate(self, size: int) -> memoryview:
-        return self._memory.allocate(size)
 
     def flush(self) -> None:
         self._request_progress()

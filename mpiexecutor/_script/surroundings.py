@@ -75,28 +75,15 @@ class Snapshot:
     """The settings of this process at one moment."""
 
     def __init__(self) -> None:
-        self._path = list(sys.path)
-        self._arguments = list(sys.argv)
-        self._folder = _folder()
-        self._environment = dict(os.environ)
+        self._surroundings = Surroundings.of_this_process()
         self._filters = list(warnings.filters)
-        self._recursion_limit = sys.getrecursionlimit()
-        self._authkey = multiprocessing.current_process().authkey
         self._loggers = {logger: (list(logger.handlers), logger.level, logger.propagate) for logger in _loggers()}
         self._start_method = _start_methods()._actual_context  # noqa: SLF001 - see there
 
     def restore(self) -> None:
         """Set everything back to that moment."""
-        sys.path[:] = self._path
-        sys.argv = self._arguments
-        if self._folder is not None:
-            with contextlib.suppress(OSError):
-                os.chdir(self._folder)
-        for name, value in _changes(os.environ, self._environment).items():
-            _set_variable(name, value)
+        self._surroundings.apply(self._surroundings.environment)
         set_filters(self._filters)
-        sys.setrecursionlimit(self._recursion_limit)
-        multiprocessing.current_process().authkey = self._authkey
         for logger in _loggers():
             logger.handlers[:], level, logger.propagate = self._loggers.get(logger, ([], logging.NOTSET, True))
             logger.setLevel(level)

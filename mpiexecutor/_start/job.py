@@ -17,7 +17,6 @@ a session of its own, so that Ctrl-C at the terminal reaches the script alone.
 import contextlib
 import json
 import logging
-import math
 import os
 import secrets
 import selectors
@@ -35,6 +34,7 @@ from mpiexecutor._liveness.process_manager import mapped, remove
 from mpiexecutor._script.surroundings import import_path
 from mpiexecutor._util.process_end import PROCESS_END
 from mpiexecutor._util.seconds import GRACE as _GRACE
+from mpiexecutor._util.seconds import positive
 from mpiexecutor._util.watched import run_watched
 
 from .limits import shortages
@@ -282,9 +282,8 @@ def _timeout() -> float:
 
     """
     text = os.environ.get(TIMEOUT_VARIABLE, str(_TIMEOUT))
-    with contextlib.suppress(ValueError):
-        if 0 < (seconds := float(text)) < math.inf:
-            return seconds
+    if (seconds := positive(text)) is not None:
+        return seconds
     raise ValueError(f"{TIMEOUT_VARIABLE} is the number of seconds that workers have to start, above 0 and finite, not {text!r}")
 
 

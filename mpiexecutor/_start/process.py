@@ -12,7 +12,6 @@ import ctypes
 import os
 import sys
 import threading
-import time
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -21,7 +20,7 @@ from mpiexecutor._liveness.monitor import FailureMonitor
 from mpiexecutor._liveness.process_manager import connection, end_launcher, mapped, remove, take_leave
 from mpiexecutor._liveness.supervised import Supervised, start_supervisor
 from mpiexecutor._liveness.supervisor import end_children
-from mpiexecutor._util.process_end import PROCESS_END, Stage
+from mpiexecutor._util.process_end import PROCESS_END, Stage, flush_output
 
 from .job import Job, StartError
 from .mpiexec import Flavour, flavour_of, launched, rank_in_environment, size_in_environment, usable_cores, yield_when_idle
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 MAX_WORKERS_VARIABLE = "MPIEXECUTOR_MAX_WORKERS"
-_LAST_WORDS = 0.2  # seconds for printed output to reach mpiexec before the job is aborted
 _starting = threading.Lock()  # a job is started once
 
 
@@ -128,14 +126,11 @@ def _end(job: Job | None) -> None:
 
 def abort_job() -> None:
     """End the job at once, with all its ranks: other ranks would wait for this one for ever."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_output(and_wait=PROCESS.job is None)
+    remove(mapped()[1])  # MPI is not finalised
     if PROCESS.job is None:
-        time.sleep(_LAST_WORDS)
-        remove(mapped()[1])
         comm_world().Abort(1)
     else:
-        remove(mapped()[1])  # MPI is not finalised
         PROCESS.job.abort()
 
 
@@ -168,8 +163,7 @@ def leave() -> None:
 
     MPI.Finalize()
     _end_multiprocessing()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_output()
     if PROCESS.supervisor is None:
         end_children()  # otherwise the supervisor ends them
     # Not os._exit: MPICH leaves its process manager in an exit handler of the C library.

@@ -16,11 +16,14 @@ import atexit
 import contextlib
 import enum
 import os
+import sys
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any, Final
 
 Action = Callable[[], object]
+_LAST_WORDS = 0.2  # seconds for printed output to reach mpiexec
 
 
 class Stage(enum.IntEnum):
@@ -82,6 +85,15 @@ class ProcessEnd:
             if (method := reference()) is not None:
                 method()
         self._in_child.clear()
+
+
+def flush_output(*, and_wait: bool = False) -> None:
+    """Flush the standard streams; with `and_wait` give mpiexec time to read them, before the job is ended."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    if and_wait:
+        time.sleep(_LAST_WORDS)
 
 
 PROCESS_END: Final = ProcessEnd()

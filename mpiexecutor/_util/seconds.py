@@ -4,6 +4,8 @@ Each is many times longer than a busy machine needs. Tests of what happens after
 below 1, by which all of them are multiplied. Only tests set it.
 """
 
+import contextlib
+import math
 import os
 from typing import Final
 
@@ -33,3 +35,11 @@ LEAVING: Final = 10 * _SCALE  # to end, all of them
 GRACE: Final = 5 * _SCALE  # for mpiexec to end its ranks
 WAITING: Final = 10 * _SCALE  # for mpiexec to end after the script, when it waits for a lost host
 ANSWER: Final = 1 * _SCALE  # for the process manager to acknowledge
+
+
+def positive(text: str) -> float | None:
+    """Return the seconds that an environment variable sets; None if that is no finite number above 0."""
+    with contextlib.suppress(ValueError):
+        if 0 < (seconds := float(text)) < math.inf:
+            return seconds
+    return None

@@ -7,7 +7,6 @@ _losses.py has what it does when ranks have failed.
 """
 
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 from operator import index
 from types import TracebackType
@@ -136,7 +135,9 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
         self._begin(agreement.codec, rank_state, memory, host, only_host={"put": producers == "host", "take": consumers == "host"})
         self._begin_losses(dead)
         self._threads = MPI.Query_thread() == MPI.THREAD_MULTIPLE
-        self._at_exit = _at_exit(self)
+        finish = weakref.WeakMethod(self._finish)  # at exit, the background threads end before MPI does
+        self._at_exit = lambda: (method := finish()) and method()
+        PROCESS_END.add(self._at_exit)
         FAILED_RANKS.add_listener(self)
 
     def claim(self, count: int) -> None:
@@ -253,15 +254,3 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
     def __repr__(self) -> str:
         state = "freed" if self._rank_state.freed else f"{len(self)} messages in {self._layout.slots} slots"
         return f"<RemoteChannel of {self._codec.name} on rank {self._host}: {state}>"
-
-
-def _at_exit(channel: RemoteChannel[Any, Any]) -> Callable[[], None]:
-    """Have the background threads end before MPI does, unless the channel was collected by then."""
-    reference = weakref.ref(channel)
-
-    def finish() -> None:
-        if (channel := reference()) is not None:
-            channel._finish()  # noqa: SLF001 - its own
-
-    PROCESS_END.add(finish)
-    return finish

@@ -10,6 +10,7 @@ from fakes import LIMIT, in_a_thread
 from mpiexecutor._liveness.monitor import WorkerFailure
 from mpiexecutor._pool import worker_pool as its_module
 from mpiexecutor._pool.worker_pool import WorkerPool
+from mpiexecutor._util import process_end
 
 
 class Exited(BaseException):
@@ -43,7 +44,7 @@ class Scene:
         self.log = []
         patch.setattr(its_module, "_script_failed", lambda: failed)
         patch.setattr(its_module, "abort_job", lambda: self.log.append(("abort_job",)))
-        patch.setattr(its_module, "_LAST_WORDS", 0.0)
+        patch.setattr(process_end, "_LAST_WORDS", 0.0)
         patch.setattr(its_module, "_PATIENCE", patience)
         patch.setattr(its_module, "os", SimpleNamespace(_exit=self.exit))
         self.pool = pool = WorkerPool.__new__(WorkerPool)
