@@ -37,7 +37,6 @@ class Statistics:
         taken: Messages that were taken.
         claimed: Messages that `claim` has announced; None before.
         waiting: Messages that were put, and not taken yet.
-        peak_slots: The most slots that were in use at once, as producers have seen it.
         slots: Slots of the channel.
         closed: Whether the channel is closed.
 
@@ -47,7 +46,6 @@ class Statistics:
     taken: int
     claimed: int | None
     waiting: int
-    peak_slots: int
     slots: int
     closed: bool
 
@@ -177,9 +175,9 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
         """Return a snapshot of the counts."""
         with self._aside_lock:
             self._rank_state.check()
-            state, peak = self._aside.state(), self._aside.peak_of_all()
+            state = self._aside.state()
         put, taken = state.put - state.aborted, state.taken - state.aborted
-        return Statistics(put, taken, state.expected, max(0, put - taken), peak, self._layout.slots, state.closed)
+        return Statistics(put, taken, state.expected, max(0, put - taken), self._layout.slots, state.closed)
 
     def __len__(self) -> int:
         """Return how many messages are in the channel, put and not taken."""

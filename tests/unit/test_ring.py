@@ -988,51 +988,6 @@ def test_a_claimed_message_that_was_cut_leaves_room_in_the_claim():
 # -- what the ring says of itself ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("slots", [1, 2, 3, 5, 7, 100])
-def test_the_peak_is_the_most_slots_in_use(slots):
-    """Filled to n, emptied, filled to less: n, whatever the ring's size and however many rounds it has seen."""
-    ring = Ring(slots)
-    producer, consumer = ring.producer(), ring.consumer()
-    most = max(1, slots - 1)
-    for filled in (most, 1, most, 1):
-        for number in range(filled):
-            out = ring.reserve(producer, [text(0, number, 2)])
-            assert out is not None
-            ring.send(producer, out)
-            producer.note_peak(out, producer.state())
-        for _ in range(filled):
-            incoming = consumer.claim()
-            assert incoming is not None
-            ring.receive(consumer, incoming)
-    assert producer.peak_of_all() == most
-
-
-def test_the_peak_counts_a_message_that_was_taken_at_once():
-    """Others may have put, and taken, more before the producer looks: then only its own slots are sure."""
-    ring = Ring(5)
-    slow, other, consumer = ring.producer(0), ring.producer(1), ring.consumer()
-    out = ring.reserve(slow, [text(0, 0, 2 * SLOT)])
-    assert out is not None
-    ring.send(slow, out)
-    ring.put_all(other, messages_of(1, [[2]]))
-    for _ in range(2):
-        incoming = consumer.claim()
-        assert incoming is not None
-        ring.receive(consumer, incoming)
-    slow.note_peak(out, slow.state())
-    assert slow.peak_of_all() == 2
-
-
-def test_the_peak_of_a_message_longer_than_the_ring_is_the_ring():
-    """Slots, not tickets."""
-    ring = Ring(3)
-    producer = ring.producer()
-    out = ring.reserve(producer, [text(0, 0, 10 * SLOT)])
-    assert out is not None
-    producer.note_peak(out, producer.state())
-    assert producer.peak_of_all() == 3
-
-
 def test_the_state_of_a_new_ring():
     """Open, empty, nothing claimed, everybody awake."""
     ring = Ring(3)

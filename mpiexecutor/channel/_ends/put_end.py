@@ -59,9 +59,7 @@ class PutEnd(End):
             with self._moving:
                 return self.ring.put_short(parts, length)
         finally:
-            sleepers = self.ring.read_header()
-            self.ring.note_peak_of_short()
-            if sleepers:
+            if self.ring.read_header():
                 self._rank_state.wake(self.ring, "take", self.ring.header().takers, begin=1)
 
     def _put(self, messages: Sequence[Parts], deadline: float | None, begin: Begin[Outgoing], *, whole: bool = False) -> int:
@@ -113,7 +111,6 @@ class PutEnd(End):
 
     def _wake(self, out: Outgoing) -> None:
         state = self.ring.state()
-        self.ring.note_peak(out, state)
         self._rank_state.wake(self.ring, "take", state.takers, begin=len(out.lengths))
 
 

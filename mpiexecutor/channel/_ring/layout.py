@@ -50,7 +50,6 @@ Invariants, word by word
               free (or published), and that no other rank has the same record
     aborts    one word a rank: stored once by a rank that aborts a message, and cleared by the consumer that has passed it on; until
               then the rank reserves nothing, so that its record stays
-    peaks     one word a rank, set by that rank
     sleepers  one byte a rank and end: set by the rank before it sleeps, cleared by the rank when it wakes, or by its waker
 """
 

@@ -8,9 +8,9 @@ from itertools import accumulate
 from mpiexecutor._rma.memory import WORD, Memory
 from mpiexecutor.channel._errors import ChannelClosed
 
-from .layout import AHEAD, CLOSED, LINE, MESSAGE, PIECE, PUBLISHED, QUIESCED, STAMP, TICKET, Layout
-from .participant import Participant, Progress, State
-from .records import ABORT, PEAK, RESERVING, UNUSED, lines_of
+from .layout import AHEAD, CLOSED, MESSAGE, PIECE, PUBLISHED, QUIESCED, STAMP, TICKET, Layout
+from .participant import Participant, Progress
+from .records import ABORT, RESERVING, UNUSED
 
 
 class Gather:
@@ -54,7 +54,6 @@ class Producer(Participant):
     def __init__(self, memory: Memory, layout: Layout, rank: int, *, single: bool = False) -> None:
         super().__init__(memory, layout, rank, layout.tail, RESERVING, single=single)
         self._aborted: int | None = None  # the position of a message that this rank aborted, until it is passed on
-        self.peak = 0  # the most slots in use that were seen
 
     def put_short(self, parts: Sequence[memoryview], length: int) -> bool:
         """Reserve and send one message of one slot; False if there is no room now.
@@ -191,28 +190,6 @@ class Producer(Participant):
         """Say how many messages are expected in all; for the host."""
         self._memory.store(self._layout.expected, 1 + total)
         self._memory.flush()
-
-    def note_peak(self, out: Outgoing, state: State) -> None:
-        """Note how many slots were in use when these messages had been put."""
-        end = out.ticket + out.span
-        used = (end - (state.head & TICKET)) % self._layout.modulus
-        self._note_used(min(max(out.span, used if used <= self._layout.slots + out.span else 0), self._layout.slots))
-
-    def note_peak_of_short(self) -> None:
-        """Do the same for the short message that was put last, with the header as it was last read."""
-        used = ((self._position & TICKET) - (self._header_words[0] & TICKET)) % self._layout.modulus
-        if self.peak < used <= self._layout.slots:
-            self._note_used(used)
-
-    def _note_used(self, used: int) -> None:
-        if used > self.peak:
-            self.peak = used
-            self._memory.store(self._record(PEAK), used)
-            self._memory.flush()
-
-    def peak_of_all(self) -> int:
-        """Return the most slots in use that any producer has seen."""
-        return max(lines_of(self._memory, self._layout)[PEAK :: LINE // WORD])
 
     def _check_open(self) -> None:
         if self._position & CLOSED:

@@ -8,8 +8,8 @@ from mpiexecutor._rma.memory import Memory
 
 from .layout import LINE, MESSAGE, Layout
 
-# Where in a rank's line: what it reserves (position, details), the message that it has aborted, what it claims, its peak.
-RESERVING, ABORT, CLAIMING, PEAK = 0, 3, 4, 7
+# Where in a rank's line: what it reserves (position, details), the message that it has aborted, what it claims.
+RESERVING, ABORT, CLAIMING = 0, 3, 4
 DETAILS = 1  # behind RESERVING, or CLAIMING
 
 # The state of a record:
