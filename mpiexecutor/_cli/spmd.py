@@ -24,7 +24,7 @@ from mpiexecutor._liveness.supervised import Supervised
 from mpiexecutor._pool.membership import Member, Root
 from mpiexecutor._pool.registration import register
 from mpiexecutor._rma.failed_ranks import FAILED_RANKS
-from mpiexecutor._start.process import PROCESS
+from mpiexecutor._start.process import PROCESS, end_without_mpi
 from mpiexecutor._util.process_end import PROCESS_END, Stage, flush_output
 
 if TYPE_CHECKING:
@@ -146,9 +146,5 @@ def _hear(supervisor: Supervised) -> None:
 
 
 def _end_job(reason: str) -> None:
-    """End this rank with an error, so that mpiexec ends the job. MPI_Abort may hang if a rank has died inside MPI."""
     logger.critical("%s", reason)
-    flush_output(and_wait=True)
-    if PROCESS.supervisor is not None:
-        PROCESS.supervisor.dismiss()  # it then ends as this rank does
-    os._exit(1)
+    end_without_mpi()

@@ -99,6 +99,13 @@ def end_launcher() -> None:
     os.close(descriptor)
 
 
+def end_step() -> None:
+    """Have Slurm end all processes that srun has started with this one. If only one of them ends, srun waits for the others."""
+    step = f"{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}"
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        subprocess.run(["scancel", "--signal=KILL", step], stdin=subprocess.DEVNULL, check=False, timeout=_WAITING)  # noqa: S603, S607
+
+
 def _launcher() -> int | None:
     """Return the process id of this job's mpiexec, if it is an ancestor of this process: only on mpiexec's own host."""
     above = os.getppid()

@@ -36,8 +36,8 @@ from mpiexecutor._rma.failed_ranks import FAILED_RANKS
 from mpiexecutor._rma.serving_ranks import SERVING_RANKS
 from mpiexecutor._script.state import Origin
 from mpiexecutor._script.surroundings import remember_environment
-from mpiexecutor._start.process import PROCESS, abort_job, comm_world
-from mpiexecutor._util.process_end import PROCESS_END, flush_output
+from mpiexecutor._start.process import PROCESS, abort_job, comm_world, end_without_mpi
+from mpiexecutor._util.process_end import PROCESS_END
 from mpiexecutor._util.seconds import STUCK as _PATIENCE
 
 from .links import Links
@@ -225,10 +225,7 @@ class WorkerPool:
         while not given_up.wait(_PATIENCE):
             if self.scheduler.is_stuck(_PATIENCE):
                 logger.critical("%s; this process is stuck inside MPI, too: the job is ended", reason)
-                flush_output(and_wait=True)
-                if self._job is not None:
-                    self._job.abort()
-                os._exit(1)  # without MPI; it ends the job
+                end_without_mpi()
 
     def _abort(self) -> None:
         """End the workers at once, though calls are running."""

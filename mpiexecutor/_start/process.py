@@ -14,16 +14,25 @@ import sys
 import threading
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from mpiexecutor._liveness.monitor import FailureMonitor
-from mpiexecutor._liveness.process_manager import connection, end_launcher, mapped, remove, take_leave
+from mpiexecutor._liveness.process_manager import connection, end_launcher, end_step, mapped, remove, take_leave
 from mpiexecutor._liveness.supervised import Supervised, start_supervisor
 from mpiexecutor._liveness.supervisor import end_children
 from mpiexecutor._util.process_end import PROCESS_END, Stage, flush_output
 
 from .job import Job, StartError
-from .mpiexec import Flavour, flavour_of, launched, rank_in_environment, size_in_environment, usable_cores, yield_when_idle
+from .mpiexec import (
+    Flavour,
+    flavour_of,
+    in_srun,
+    launched,
+    rank_in_environment,
+    size_in_environment,
+    usable_cores,
+    yield_when_idle,
+)
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -132,6 +141,18 @@ def abort_job() -> None:
         comm_world().Abort(1)
     else:
         PROCESS.job.abort()
+
+
+def end_without_mpi() -> NoReturn:
+    """End this process with an error, and so the job. MPI_Abort may hang if a rank has died inside MPI."""
+    flush_output(and_wait=True)
+    if PROCESS.job is not None:
+        PROCESS.job.abort()
+    elif in_srun():
+        end_step()
+    if PROCESS.supervisor is not None:
+        PROCESS.supervisor.dismiss()  # it then ends as this rank does
+    os._exit(1)
 
 
 def _is_finalized() -> bool:

@@ -131,6 +131,28 @@ def test_ranks_of_a_script_with_raw_channels_may_die(srun, tmp_path):
     assert job.stdout.count(": the end\n") == 3, str(job)
 
 
+WITHOUT_ALL = """
+import os, signal, time
+from mpi4py import MPI
+from mpiexecutor.channel import RemoteChannel, _agreement
+
+rank = MPI.COMM_WORLD.rank
+some = MPI.COMM_WORLD.Split(rank > 0)
+if rank == 2:
+    _agreement.node_name = lambda: os.kill(os.getpid(), signal.SIGKILL)
+if rank > 0:
+    RemoteChannel(4, 4, comm=some)
+time.sleep(1000)
+"""
+
+
+def test_a_job_that_cannot_go_on_ends_as_a_whole(srun, tmp_path):
+    """A rank dies while it is needed, which two ranks notice. Rank 0, which does something else, ends, too."""
+    (tmp_path / "script.py").write_text(WITHOUT_ALL)
+    job = srun(4, [*COMMAND, "--spmd", str(tmp_path / "script.py")], expect="failure", deadline=60)
+    assert "which takes all ranks: the job is ended" in job.stderr
+
+
 FAILING = """
 import time
 from mpiexecutor import RMAChannelExecutor

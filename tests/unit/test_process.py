@@ -1,8 +1,13 @@
-"""What the environment asks for when a script starts its own workers."""
+"""What the environment asks for when a script starts its own workers; how a process ends without MPI."""
+
+import subprocess
+from types import SimpleNamespace
 
 import pytest
 
+from mpiexecutor._liveness import process_manager
 from mpiexecutor._start import job, process
+from mpiexecutor._start.process import ProcessState
 
 
 @pytest.mark.parametrize(("wanted", "asked", "workers"), [("3", 1, 3), ("", 2, 2)])
@@ -42,3 +47,58 @@ def test_workers_have_a_minute_to_start_unless_the_environment_says_otherwise(mo
     assert job._timeout() == 60
     monkeypatch.setenv("MPIEXECUTOR_START_TIMEOUT", "2.5")
     assert job._timeout() == 2.5
+
+
+# -- the end without MPI
+
+
+class Ended(Exception):
+    """Stands for the end of this process."""
+
+
+@pytest.fixture
+def end(monkeypatch):
+    """Give a function that ends a process of this state, without MPI, and returns what was called."""
+
+    def end(in_step=None, **state):
+        log = []
+
+        def leave(status):
+            log.append(("exit", status))
+            raise Ended
+
+        monkeypatch.setenv("SLURM_JOB_ID", "7")
+        monkeypatch.delenv("SLURM_STEP_ID", raising=False)
+        if in_step is not None:
+            monkeypatch.setenv("SLURM_STEP_ID", in_step)
+        monkeypatch.setattr(
+            process_manager,
+            "subprocess",
+            SimpleNamespace(run=lambda command, **_: log.append(command), DEVNULL=None, TimeoutExpired=subprocess.TimeoutExpired),
+        )
+        parts = {name: SimpleNamespace(**{what: lambda name=name: log.append(name)}) for name, what in state.items()}
+        monkeypatch.setattr(process, "PROCESS", ProcessState(**parts))
+        monkeypatch.setattr(process, "flush_output", lambda *, and_wait: log.append("flushed" if and_wait else "not"))
+        monkeypatch.setattr(process.os, "_exit", leave)
+        with pytest.raises(Ended):
+            process.end_without_mpi()
+        return log
+
+    return end
+
+
+def test_a_process_that_ends_without_mpi_has_an_error(end):
+    """What it has printed comes first, and its supervisor ends like it."""
+    assert end() == ["flushed", ("exit", 1)]
+    assert end(supervisor="dismiss") == ["flushed", "supervisor", ("exit", 1)]
+
+
+def test_under_srun_the_step_is_ended(end):
+    """It would wait for the other tasks. In a batch script, which is a special step, there are none."""
+    assert end(in_step="0") == ["flushed", ["scancel", "--signal=KILL", "7.0"], ("exit", 1)]
+    assert end(in_step=str(0xFFFFFFFB)) == ["flushed", ("exit", 1)]
+
+
+def test_a_job_of_its_own_is_aborted(end):
+    """Also in a task of srun, whose status is its own."""
+    assert end(in_step="0", job="abort") == ["flushed", "job", ("exit", 1)]
