@@ -43,8 +43,8 @@ environment variables:
   MPIEXECUTOR_LOST_AFTER     seconds after which the workers on another node
                              count as lost if none of them is heard of (30);
                              more than the longest call that holds the GIL
-  MPIEXECUTOR_KEEPER         0: start no supervisors (keepers): the death of a
-                             worker ends the job"""
+  MPIEXECUTOR_SUPERVISOR     0: start no supervisors: the death of a worker
+                             ends the job"""
 
 
 def main() -> None:

@@ -311,7 +311,7 @@ class FailureMonitor:
             self._selector.unregister(supervisor)
             self.forget_supervisor(rank)
         if data != BYE:
-            said = json.loads(data) if data else {"end": "was lost together with its keeper", "begun": None}
+            said = json.loads(data) if data else {"end": "was lost together with its supervisor", "begun": None}
             held = page.held if data else b""  # otherwise the rank may still write
             failure = WorkerFailure(**hello, **said, held=held)
             if not data and self.first_lost is None:

@@ -25,7 +25,7 @@ from .supervisor import be_supervisor
 
 logger = logging.getLogger("mpiexecutor")
 
-VARIABLE: Final = "MPIEXECUTOR_KEEPER"
+VARIABLES: Final = "MPIEXECUTOR_SUPERVISOR", "MPIEXECUTOR_KEEPER"  # the second is its name before version 0.2
 _PR_SET_PDEATHSIG = 1
 _FORK_SHY = "libgomp", "libomp", "libiomp5", "libcuda"  # libraries that hang or fail in a forked child if the parent has used them
 
@@ -94,13 +94,13 @@ class Supervised:
 def start_supervisor(last_words: bytes = b"") -> Supervised | None:
     """Fork: the parent becomes the supervisor and never returns, the child goes on as the rank.
 
-    Return None if this system or script allows no supervisor, or MPIEXECUTOR_KEEPER is 0. The supervisor writes `last_words` to
+    Return None if this system or script allows no supervisor, or MPIEXECUTOR_SUPERVISOR is 0. The supervisor writes `last_words` to
     both streams if the rank cannot do so itself.
     """
-    if os.environ.get(VARIABLE) == "0":
+    if "0" in map(os.environ.get, VARIABLES):
         return None
     if why := _obstacle():
-        logger.info("this worker has no keeper, as %s: if it dies the job ends", why)
+        logger.info("this worker has no supervisor, as %s: if it dies the job ends", why)
         return None
     flush_output()
     page, descriptor = StatusPage.new()

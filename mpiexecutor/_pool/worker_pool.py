@@ -202,7 +202,7 @@ class WorkerPool:
         assert self._job is not None
         end, lost = self._job.mpiexec_end(_LAUNCHER_END), self._monitor.first_lost
         if lost is None and self.without_supervisor:
-            reason = f"a worker has died that has no keeper ({ranks_text(self.without_supervisor)}), and mpiexec has ended the job"
+            reason = f"a worker has died that has no supervisor ({ranks_text(self.without_supervisor)}), and mpiexec has ended the job"
         elif lost is None or "killed" in end:
             reason = f"mpiexec {end or 'has ended the job'}"
         else:

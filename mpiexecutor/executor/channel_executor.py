@@ -61,12 +61,12 @@ class RMAChannelExecutor(Executor):
 
     **Dead workers.** A worker that dies fails only the call that it was running, with `BrokenWorkerError`; `retries` runs the call
     again on another worker. Dead workers are not replaced. When none is left, futures raise BrokenProcessPool. A worker can die
-    alone because it has a supervisor (messages and ``MPIEXECUTOR_KEEPER`` say keeper): the process that was started as the rank
-    forks before MPI is initialised, and the child is the worker. The parent takes some 10 MB, hides the death from MPI and reports
-    it to the root. There are supervisors only on Linux, only if the first executor or ``python -m mpiexecutor`` initialises MPI
-    (import ``mpi4py.MPI`` later), and only if neither CUDA nor OpenMP was loaded before. Otherwise the death of a worker ends the
-    job, and only a script that has started the workers itself goes on; its calls raise BrokenProcessPool. For workers on
-    other nodes see `WorkerStatus`.
+    alone because it has a supervisor (unless ``MPIEXECUTOR_SUPERVISOR`` is 0): the process that was started as the rank forks
+    before MPI is initialised, and the child is the worker. The parent takes some 10 MB, hides the death from MPI and reports it to
+    the root. There are supervisors only on Linux, only if the first executor or ``python -m mpiexecutor`` initialises MPI (import
+    ``mpi4py.MPI`` later), and only if neither CUDA nor OpenMP was loaded before. Otherwise the death of a worker ends the job, and
+    only a script that has started the workers itself goes on; its calls raise BrokenProcessPool. For workers on other nodes see
+    `WorkerStatus`.
 
     **Trust.** Calls and results are pickles, so the ranks of a job trust each other, as in any MPI program: any rank can have
     another one run any code. On one node, processes connect through UNIX sockets; those that carry more than a wake-up accept only

@@ -66,4 +66,4 @@ def warnings_of(pool: WorkerPool, options: Options) -> Iterator[str]:
 
 def without_supervisor(pool: WorkerPool, ranks: list[int]) -> str:
     """Return a text that names the workers without supervisor."""
-    return "this job has one rank, and no workers" if pool.alone else f"{ranks_text(ranks)} have no keeper (see the README)"
+    return "this job has one rank, and no workers" if pool.alone else f"{ranks_text(ranks)} have no supervisor (see the README)"

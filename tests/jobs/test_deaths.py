@@ -72,7 +72,7 @@ def test_the_error_says_who_died_and_how(tmp_path):
 def test_without_supervisors_a_death_ends_the_job(why, tmp_path):
     """As MPI has it; if there can be no supervisor, a line says so."""
     before = {
-        "switched off": "os.environ['MPIEXECUTOR_KEEPER'] = '0'",
+        "switched off": "os.environ['MPIEXECUTOR_SUPERVISOR'] = '0'",
         "threads": "import threading, time; threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()",
         "OpenMP": (  # or so it is called
             "import _ctypes, ctypes, shutil, tempfile\n"
@@ -84,7 +84,7 @@ def test_without_supervisors_a_death_ends_the_job(why, tmp_path):
     script.write_text(DIES.format(before=before))
     job = run_job(3, script, expect="failure")
     assert "7 1" not in job.stdout
-    assert ("has no keeper" in job.stderr) == (why != "switched off"), str(job)
+    assert ("has no supervisor" in job.stderr) == (why != "switched off"), str(job)
 
 
 STOPS = """
@@ -204,7 +204,7 @@ print("the end")
 @pytest.mark.parametrize(
     ("before", "call"),
     [
-        ("os.environ['MPIEXECUTOR_KEEPER'] = '0'", "os.kill(os.getpid(), signal.SIGKILL)"),
+        ("os.environ['MPIEXECUTOR_SUPERVISOR'] = '0'", "os.kill(os.getpid(), signal.SIGKILL)"),
         ("", "os.kill(os.getppid(), signal.SIGKILL), time.sleep(60)"),
     ],
     ids=["without supervisors", "the supervisor dies"],

@@ -110,7 +110,7 @@ with RMAChannelExecutor() as executor:
     assert sum(worker.done for worker in executor.workers()) == 30
 print("ok")
 """
-    assert run(tmp_path, body, env={"MPIEXECUTOR_KEEPER": "0"}).stdout == "ok\n"
+    assert run(tmp_path, body, env={"MPIEXECUTOR_KEEPER": "0"}).stdout == "ok\n"  # the older name of MPIEXECUTOR_SUPERVISOR
 
 
 OVERDUE = """
@@ -165,8 +165,8 @@ try:
 except RuntimeWarning as warning:
     print(warning)
 """
-    text = "ranks 1, 2, 3 have no keeper (see the README): task_timeout cannot end their calls\n"
-    assert run(tmp_path, body, env={"MPIEXECUTOR_KEEPER": "0"}).stdout == text
+    text = "ranks 1, 2, 3 have no supervisor (see the README): task_timeout cannot end their calls\n"
+    assert run(tmp_path, body, env={"MPIEXECUTOR_SUPERVISOR": "0"}).stdout == text
 
 
 ENDS = """
@@ -203,7 +203,7 @@ def test_a_pool_is_ended_at_once(how, name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("ranks", "who"), [(3, "ranks 1, 2 have no keeper (see the README)"), (1, "this job has one rank, and no workers")]
+    ("ranks", "who"), [(3, "ranks 1, 2 have no supervisor (see the README)"), (1, "this job has one rank, and no workers")]
 )
 def test_a_pool_that_cannot_be_ended_alone_is_not(ranks, who, tmp_path):
     """To end its workers would end the job: that is said, and the pool is as it was."""
@@ -215,7 +215,7 @@ with RMAChannelExecutor() as executor:
         print(error)
     print(executor.submit(abs, -7).result())
 """
-    said = run(tmp_path, body, ranks=ranks, env={"MPIEXECUTOR_KEEPER": "0"}).stdout
+    said = run(tmp_path, body, ranks=ranks, env={"MPIEXECUTOR_SUPERVISOR": "0"}).stdout
     assert said == f"{who}: they can only end together with the whole job\n7\n"
 
 

@@ -196,7 +196,7 @@ def test_one_whose_supervisor_is_gone_without_a_word_is_lost(monitor, welcomed):
     supervisor.page.hold(b"outcome")
     supervisor.go()
     failure = next_failure(monitor)
-    assert (failure.rank, failure.end, failure.begun, failure.held) == (1, "was lost together with its keeper", None, b"")
+    assert (failure.rank, failure.end, failure.begun, failure.held) == (1, "was lost together with its supervisor", None, b"")
     assert monitor.first_lost == failure  # the reason why the job will end
     assert not monitor.kill(1)
 

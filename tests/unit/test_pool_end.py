@@ -194,7 +194,7 @@ def test_a_death_while_all_part_ends_the_job(scene, of_all, ends):
     assert scene.log == ([("abort_job",), ("exit", 1)] if ends else [])
 
 
-LOST = WorkerFailure(1, "host", 7, "was lost together with its keeper", None)
+LOST = WorkerFailure(1, "host", 7, "was lost together with its supervisor", None)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ LOST = WorkerFailure(1, "host", 7, "was lost together with its keeper", None)
         ("was killed by SIGKILL", LOST, [], "mpiexec was killed by SIGKILL"),
         ("ended with status 9", LOST, [], f"{LOST}, and mpiexec has ended the job"),
         ("", LOST, [], f"{LOST}, and mpiexec has ended the job"),
-        ("ended with status 3", None, [1, 2], "a worker has died that has no keeper (ranks 1, 2), and mpiexec has ended the job"),
+        ("ended with status 3", None, [1, 2], "a worker has died that has no supervisor (ranks 1, 2), and mpiexec has ended the job"),
         ("ended with status 3", None, [], "mpiexec ended with status 3"),
         ("", None, [], "mpiexec has ended the job"),
     ],
