@@ -62,7 +62,7 @@ class WorkerStatus:
 
     A worker on another node is given up, and counts as dead, after ``MPIEXECUTOR_LOST_AFTER`` seconds (30) without a sign of
     life. Set the variable to more than the longest call that holds the GIL. If the worker was in the middle of a message, which
-    nobody else can complete, all pending calls fail with BrokenProcessPool. If its node comes back, the worker is used again.
+    no other rank can complete, all pending calls fail with BrokenProcessPool. If its node comes back, the worker is used again.
 
     Attributes:
         rank: Its rank in the executor's communicator.

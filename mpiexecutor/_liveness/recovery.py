@@ -85,7 +85,7 @@ class PoolRecovery:
 
     def _settle_channel(self, failure: WorkerFailure, settle: Callable[[], object]) -> None:
         """Recover a channel. Kill workers that live and do not come to rest: the channel is of no use meanwhile."""
-        why = f"{failure}, inside MPI, where it holds a lock that nobody can take any more"
+        why = f"{failure}, inside MPI, where it holds a lock that no rank can take any more"
         while True:
             try:
                 with self._monitor.watchdog.limit(_WEDGED, partial(self._give_up, why)):

@@ -5,16 +5,22 @@ registration.py). Only then do they make their channels, which is collective: a 
 
 All executors on a communicator share its pool, which lives as long as the communicator: it is an MPI attribute of it.
 
-Service threads of the root, and why each is one of its own:
+Service threads of the package, and why each is one of its own. The root has the first five, for each pool:
 
-    collector        waits in the reply channel and settles futures: it runs callbacks of the script, which may block
-    slow calls       a periodic check that redistributes calls although a callback blocks the collector; it enters MPI
-    bulk transfer    copies a large object piece by piece while the thread that submitted it goes on
-    failure monitor  never enters MPI: it hears of failures, and keeps the watchdog's time, while other threads are stuck there
-    recovery         enters MPI and waits until living workers are at rest; the monitor hears of further failures meanwhile
-    progress, 2      one pair for the process: one thread blocks inside MPI, the other has it leave (see _rma/progress.py)
+    collector      waits in the reply channel and settles futures: it runs callbacks of the script, which may block
+    slow calls     a periodic check that redistributes calls although a callback blocks the collector; it sleeps while none waits
+    bulk transfer  copies a large object piece by piece while the thread that submitted it goes on
+    monitor        never enters MPI: it hears of failures, and keeps the watchdog's time, while other threads are stuck there
+    recovery       enters MPI and waits until living workers are at rest; the monitor hears of further failures meanwhile.
+                   Each pool has its own: if it is stuck inside MPI, other pools still recover
 
-Each pool has a recovery thread of its own: if it is stuck inside MPI, other pools still recover.
+    output, 2      of a script that has started its workers: one blocks on each of their streams, and on that of the script
+    progress, 2    of a host with ranks on other nodes: one blocks inside MPI, the other has it leave (see _rma/progress.py)
+    putf, takef    of a channel of which the script uses these: they wait in the place of the script
+    reports        of --spmd: passes failures on, and keeps the watchdog's time, while the script and recovery are inside MPI
+    flusher        of a worker: sends outcomes that wait while a call runs; it sleeps unless calls come in batches
+    pulse          of a worker: shows by its silence that a call holds the GIL, or that the process is stopped
+    forwarder      of a worker on another node: enters MPI to pass on what its monitor, a thread as on the root, has heard
 """
 
 import contextlib
@@ -202,7 +208,7 @@ class WorkerPool:
         assert self._job is not None
         end, lost = self._job.mpiexec_end(_LAUNCHER_END), self._monitor.first_lost
         if lost is None and self.without_supervisor:
-            reason = f"a worker has died that has no supervisor ({ranks_text(self.without_supervisor)}), and mpiexec has ended the job"
+            reason = f"a worker without supervisor has died ({ranks_text(self.without_supervisor)}), and mpiexec has ended the job"
         elif lost is None or "killed" in end:
             reason = f"mpiexec {end or 'has ended the job'}"
         else:

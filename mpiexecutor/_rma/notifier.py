@@ -26,6 +26,8 @@ from typing import Final, Literal
 
 from mpi4py import MPI
 
+from mpiexecutor._util.flavour import Flavour, flavour_of
+
 from .memory import Memory
 from .progress import progress_threads
 from .window import Marks
@@ -67,12 +69,12 @@ def has_come(comm: MPI.Intracomm, tag: int) -> bool:
 
 def marks_instead(comm: MPI.Intracomm, size: int) -> Marks | None:
     """Return bytes to set instead of messages, where a message to a failed rank crashes its sender; collective. Else None."""
-    return Marks(comm, size) if "MPICH" in MPI.Get_library_version() else None
+    return Marks(comm, size) if flavour_of(MPI.Get_library_version()) is Flavour.MPICH else None
 
 
 def senders_instead() -> "Senders | None":
     """Return threads that send, where a send to a failed rank never returns. Else None."""
-    return Senders() if MPI.Get_library_version().startswith("Intel") else None
+    return Senders() if flavour_of(MPI.Get_library_version()) is Flavour.INTEL_MPI else None
 
 
 class RemoteNotifier:

@@ -28,7 +28,7 @@ from .memory import WORD, Memory, mapped
 # Both stacks lay 8-byte words on 8-byte boundaries of an allocated window, and move them whole.
 _WORD: Final = MPI.INT64_T
 # Bytes. The first touch of fresh pages costs more than copying to them. Below this they are few; up to the next bound the C library
-# gives memory that was used before, which nobody has to clear; beyond it gives fresh pages always, of which huge ones are fewer.
+# gives memory that was used before, which need not be cleared; beyond it gives fresh pages always, of which huge ones are fewer.
 _SMALL: Final = 64 << 10
 _MAPPED: Final = 32 << 20
 

@@ -32,13 +32,14 @@ from typing import Any, Final, TypeVar
 
 from mpiexecutor._liveness.process_manager import mapped, remove
 from mpiexecutor._script.surroundings import import_path
+from mpiexecutor._util.flavour import Flavour, flavour_of
 from mpiexecutor._util.process_end import PROCESS_END
 from mpiexecutor._util.seconds import GRACE as _GRACE
 from mpiexecutor._util.seconds import positive
 from mpiexecutor._util.watched import run_watched
 
 from .limits import shortages
-from .mpiexec import JOB_VARIABLE, Flavour, Mpiexec, flavour_of, interpreter_flags
+from .mpiexec import JOB_VARIABLE, Mpiexec, interpreter_flags
 from .output import Output, end_of_output
 from .rank_zero import become_rank_zero
 from .rendezvous import address_to_listen, receive

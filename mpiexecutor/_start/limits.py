@@ -6,7 +6,7 @@ import resource
 from pathlib import Path
 from typing import Final
 
-from .mpiexec import Flavour
+from mpiexecutor._util.flavour import Flavour
 
 _SHARED_MEMORY: Final = "/dev/shm"  # noqa: S108 - where MPIs have their shared memory
 # Measured with 2 to 32 workers: MPICH 5.0, which needs most, fails with less.

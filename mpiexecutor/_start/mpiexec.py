@@ -1,6 +1,5 @@
 """The mpiexec that belongs to this Python's MPI, its flags, and what the environment of a rank says of its place in the job."""
 
-import enum
 import os
 import re
 import shutil
@@ -11,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from mpiexecutor._util.flavour import Flavour, flavour_of
+
 JOB_VARIABLE: Final = "MPIEXECUTOR_JOB"  # address and token, for the processes of a job that a script has started itself
 
 # At least one of these is set in every process that a process manager has started as a rank.
@@ -19,15 +20,6 @@ _RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_FD")
 _SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 _WITH_ULFM = 5  # the first Open MPI with user-level failure mitigation (ULFM)
 _SPECIAL_STEPS = 0xFFFFFFF0  # from here on numbers of steps are those of shells of salloc and sbatch, not of srun
-
-
-class Flavour(enum.Enum):
-    """The MPI that a launcher belongs to; it decides the flags."""
-
-    MPICH = "MPICH"
-    OPEN_MPI = "Open MPI"
-    INTEL_MPI = "Intel MPI"
-    UNKNOWN = "an unknown MPI"  # without flags; it is taken to match the library
 
 
 class NoMpiexecError(RuntimeError):
@@ -142,20 +134,6 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def flavour_of(version: str) -> Flavour:
-    """Return the MPI that a launcher or a library names in the text of its version."""
-    for sign, flavour in (
-        ("Open MPI", Flavour.OPEN_MPI),
-        ("PRRTE", Flavour.OPEN_MPI),
-        ("Intel", Flavour.INTEL_MPI),
-        ("HYDRA", Flavour.MPICH),
-        ("MPICH", Flavour.MPICH),
-    ):
-        if sign in version:
-            return flavour
-    return Flavour.UNKNOWN
 
 
 def interpreter_flags() -> list[str]:

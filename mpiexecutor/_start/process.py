@@ -20,19 +20,11 @@ from mpiexecutor._liveness.monitor import FailureMonitor
 from mpiexecutor._liveness.process_manager import connection, end_launcher, end_step, mapped, remove, take_leave
 from mpiexecutor._liveness.supervised import Supervised, start_supervisor
 from mpiexecutor._liveness.supervisor import end_children
+from mpiexecutor._util.flavour import Flavour, flavour_of
 from mpiexecutor._util.process_end import PROCESS_END, Stage, flush_output
 
 from .job import Job, StartError
-from .mpiexec import (
-    Flavour,
-    flavour_of,
-    in_srun,
-    launched,
-    rank_in_environment,
-    size_in_environment,
-    usable_cores,
-    yield_when_idle,
-)
+from .mpiexec import in_srun, launched, rank_in_environment, size_in_environment, usable_cores, yield_when_idle
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -170,11 +162,11 @@ def check_company(comm: "MPI.Intracomm") -> None:
         return
     flavour = flavour_of(MPI.Get_library_version())
     if os.environ.get("SLURM_STEP_NUM_TASKS") == str(started):
-        who, remedy = "srun", f"'srun --mpi={'pmix' if flavour is Flavour.OPEN_MPI else 'pmi2'}'"
+        launcher, remedy = "srun", f"'srun --mpi={'pmix' if flavour is Flavour.OPEN_MPI else 'pmi2'}'"
     else:
-        who, remedy = "an mpiexec", "the mpiexec that belongs to it"
+        launcher, remedy = "an mpiexec", "the mpiexec that belongs to it"
     raise StartError(
-        f"{who} has started {started} processes, but {flavour.value} finds each of them alone: start them with {remedy}"
+        f"{launcher} has started {started} processes, but {flavour.value} finds each of them alone: start them with {remedy}"
     )
 
 

@@ -1,5 +1,6 @@
 """Utilities without MPI.
 
+flavour      which MPI this is
 inbox        a queue between threads, whose timeouts hold
 periodic     a thread that checks something at intervals
 pickling     objects to bytes and back

@@ -51,8 +51,8 @@ class ChannelBase:
     def _check_side(self, side: Side) -> None:
         self._rank_state.check()
         if self._only_host[side] and self._rank != self._host:
-            who = "producers" if side == "put" else "consumers"
-            raise ValueError(f"this channel was made with {who}='host': rank {self._host} may {side}, rank {self._rank} may not")
+            name = "producers" if side == "put" else "consumers"
+            raise ValueError(f"this channel was made with {name}='host': rank {self._host} may {side}, rank {self._rank} may not")
 
     def _check_threads(self) -> None:
         self._rank_state.check()

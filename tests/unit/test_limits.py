@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from mpiexecutor._start.limits import shortages
-from mpiexecutor._start.mpiexec import Flavour
+from mpiexecutor._util.flavour import Flavour
 
 
 @pytest.fixture

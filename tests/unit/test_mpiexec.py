@@ -2,7 +2,8 @@
 
 import pytest
 
-from mpiexecutor._start.mpiexec import Flavour, Mpiexec, in_srun, launched, rank_in_environment, size_in_environment
+from mpiexecutor._start.mpiexec import Mpiexec, in_srun, launched, rank_in_environment, size_in_environment
+from mpiexecutor._util.flavour import Flavour
 
 HYDRA = {"PMI_RANK": "2", "PMI_SIZE": "4"}
 PRTE = {"PMIX_RANK": "2", "OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "4"}

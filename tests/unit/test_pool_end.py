@@ -204,7 +204,7 @@ LOST = WorkerFailure(1, "host", 7, "was lost together with its supervisor", None
         ("was killed by SIGKILL", LOST, [], "mpiexec was killed by SIGKILL"),
         ("ended with status 9", LOST, [], f"{LOST}, and mpiexec has ended the job"),
         ("", LOST, [], f"{LOST}, and mpiexec has ended the job"),
-        ("ended with status 3", None, [1, 2], "a worker has died that has no supervisor (ranks 1, 2), and mpiexec has ended the job"),
+        ("ended with status 3", None, [1, 2], "a worker without supervisor has died (ranks 1, 2), and mpiexec has ended the job"),
         ("ended with status 3", None, [], "mpiexec ended with status 3"),
         ("", None, [], "mpiexec has ended the job"),
     ],
