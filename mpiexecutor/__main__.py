@@ -44,7 +44,8 @@ environment variables:
                              count as lost if none of them is heard of (30);
                              more than the longest call that holds the GIL
   MPIEXECUTOR_SUPERVISOR     0: start no supervisors: the death of a worker
-                             ends the job"""
+                             ends the job
+  MPIEXECUTOR_KEEPER         an older name of MPIEXECUTOR_SUPERVISOR"""
 
 
 def main() -> None:
