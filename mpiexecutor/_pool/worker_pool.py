@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING
 from mpiexecutor._calls.outcomes import Location
 from mpiexecutor._calls.scheduling.scheduler import Scheduler
 from mpiexecutor._calls.worker import Worker
+from mpiexecutor._liveness.commands import KILL
 from mpiexecutor._liveness.monitor import WorkerStatus
 from mpiexecutor._liveness.recovery import PoolRecovery
 from mpiexecutor._liveness.status_page import StatusPage
@@ -90,6 +91,7 @@ class WorkerPool:
             self._thread.start()
         self.scheduler = Scheduler(*links.channels, links.bulk, self.workers, self.location, links.memory)
         self.closed = False
+        self.ended_by = ""  # the method that has ended all workers
         self._needs = contextlib.ExitStack()
         # With --spmd the supervisors of its workers serve rank 0.
         self._needs.enter_context(FAILED_RANKS.all_needed("the service of an executor"))
@@ -147,8 +149,16 @@ class WorkerPool:
 
     def end_workers(self, how: bytes) -> None:
         """Have all workers end, by KILL or TERMINATE."""
-        for rank in () if self.closed else self._members.registrations:
+        if self.closed:
+            return
+        self.ended_by = "kill_workers()" if how == KILL else "terminate_workers()"
+        for rank in self._members.registrations:
             self._monitor.kill_on_connect(rank, how)
+
+    def check(self) -> None:
+        """Raise BrokenProcessPool if this pool has no workers for another executor."""
+        if reason := f"{self.ended_by} has ended them" if self.ended_by else self.scheduler.failure:
+            raise _without_workers(reason)
 
     def close(self, *, for_good: bool = True) -> None:
         """Wait for the calls of all executors, and part from the workers. Nothing can be submitted any more.
@@ -265,8 +275,20 @@ def create_pool(comm: "MPI.Intracomm", root: int, origin: Origin = Origin.NOTHIN
     if MPI.Query_thread() != MPI.THREAD_MULTIPLE:
         raise RuntimeError("executors need MPI with THREAD_MULTIPLE: leave mpi4py.rc.thread_level as it is")
     if PROCESS.to_shut_down or FAILED_RANKS.any_known():
-        raise BrokenProcessPool("workers of this job have died: no other executor can be made with MPI")
+        raise _without_workers("workers of this job have died")
     return WorkerPool(comm, root, origin)
+
+
+def _without_workers(reason: str) -> BrokenProcessPool:
+    """Return the error for an executor that would need new workers.
+
+    A process joins an MPI job once: when it initialises MPI. MPI_Comm_spawn was tried instead, after all workers had died: with
+    Intel MPI it hangs, with MPICH an atomic takes 760 us rather than 2, and with Open MPI a worker's end may end the script.
+    """
+    return BrokenProcessPool(
+        f"this script has no workers any more, as {reason}; MPI can start no others in a running process: start the script again "
+        "(in a notebook, restart the kernel)"
+    )
 
 
 def _others_of_world(comm: "MPI.Intracomm") -> list[int]:

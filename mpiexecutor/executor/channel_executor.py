@@ -107,7 +107,7 @@ class RMAChannelExecutor(Executor):
         Raises:
             ValueError, TypeError: An argument is not possible; the text says which values are.
             StartError: The workers cannot be started.
-            BrokenProcessPool: Workers of this job have died, and no other executor can be made.
+            BrokenProcessPool: All workers have died, or were ended, and MPI can start no others in this process.
             RuntimeError: No executor can be made here: in a call, in a worker, in a child of multiprocessing, or with ``--spmd``.
 
         """
@@ -130,6 +130,7 @@ class RMAChannelExecutor(Executor):
         """Become an executor of this pool."""
         if pool.closed:
             raise RuntimeError("cannot make an executor at interpreter shutdown")
+        pool.check()
         functions = FunctionRegistry(pool.scheduler.registry)
         first = None if options.initializer is None else functions.add((options.initializer, options.initargs))
         script = None if pool.alone else Script(pool.scheduler.registry, pool.origin())
@@ -148,7 +149,7 @@ class RMAChannelExecutor(Executor):
     @property
     def num_workers(self) -> int:
         """The number of calls that can run at a time: `max_workers` at most, fewer if workers have died, 0 if none is left."""
-        return 0 if self._session.broken else min(self._num_workers, self._scheduler.workers)
+        return 0 if self._session.broken or self._pool.ended_by else min(self._num_workers, self._scheduler.workers)
 
     @property
     def size(self) -> int:

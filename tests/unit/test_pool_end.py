@@ -2,11 +2,13 @@
 
 import contextlib
 import threading
+from concurrent.futures.process import BrokenProcessPool
 from types import SimpleNamespace
 
 import pytest
 from fakes import LIMIT, in_a_thread
 
+from mpiexecutor._liveness.commands import KILL, TERMINATE
 from mpiexecutor._liveness.monitor import WorkerFailure
 from mpiexecutor._pool import worker_pool as its_module
 from mpiexecutor._pool.worker_pool import WorkerPool
@@ -56,6 +58,7 @@ class Scene:
         pool._job = Logged(self.log, "job") if started_here else None
         pool._thread = None
         pool._serving = []
+        pool.ended_by = ""
 
     def exit(self, status):
         self.log.append(("exit", status))
@@ -219,3 +222,24 @@ def test_why_the_job_has_ended_is_said(scene, end, lost, without_supervisor, rea
     scene.pool.alone = False
     scene.pool._lose_job()
     assert scene.log[-1] == ("scheduler.give_up", reason)
+
+
+@pytest.mark.parametrize(("how", "name"), [(KILL, "kill_workers"), (TERMINATE, "terminate_workers")])
+def test_a_pool_whose_workers_were_ended_takes_no_other_executor(scene, how, name):
+    """From then on, not only when the workers are known to be dead: the error says why, and what to do."""
+    scene = scene()
+    scene.scheduler.__dict__["failure"] = ""
+    scene.pool._members = SimpleNamespace(registrations={1: None, 2: None})
+    scene.pool.check()
+    scene.pool.end_workers(how)
+    assert scene.log == [("monitor.kill_on_connect", rank, how) for rank in (1, 2)]
+    with pytest.raises(BrokenProcessPool, match=rf"no workers any more, as {name}\(\) has ended them; .* start the script again"):
+        scene.pool.check()
+
+
+def test_a_pool_whose_workers_have_died_takes_no_other_executor(scene):
+    """The error names the last death."""
+    scene = scene()
+    scene.scheduler.__dict__["failure"] = "all workers are lost; the last of them, ..."
+    with pytest.raises(BrokenProcessPool, match=r"as all workers are lost; the last of them, .*: start the script again"):
+        scene.pool.check()

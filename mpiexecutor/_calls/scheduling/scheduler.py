@@ -54,6 +54,11 @@ class Scheduler:
         """The number of workers that live."""
         return self._state.workers
 
+    @property
+    def failure(self) -> str:
+        """Why no session can be opened any more; empty if one can."""
+        return self._state.failure
+
     def done_by(self, rank: int) -> int:
         """Return the number of calls that a worker has run."""
         return self._state.done[rank]
