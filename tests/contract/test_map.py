@@ -179,7 +179,7 @@ def test_without_a_buffersize_everything_is_read_at_once(executor):
     assert len(list(results)) == 100
 
 
-def test_a_full_buffer_is_run_though_nobody_asks(executor):
+def test_a_full_buffer_is_run_without_a_request(executor):
     """Calls in the buffer are run while the program does something else; the rest is not read."""
     numbers = Counted(itertools.count())
     results = executor.map(square, numbers, buffersize=4)

@@ -43,7 +43,7 @@ def test_many_threads_together_keep_to_it():
     assert len(futures) == 400
 
 
-def test_whoever_waits_for_room_is_told_that_there_will_be_none(gate):
+def test_a_put_that_waits_for_room_is_told_that_there_will_be_none(gate):
     """Shutdown, in another thread: RuntimeError, as for any submit after it."""
     executor = executor_of(max_pending=1)
     call = executor.submit(gate.wait, 1)

@@ -209,7 +209,7 @@ def test_the_root_keeps_nothing_of_an_executor_that_is_done():
     until(lambda: reference() is None)
 
 
-def test_a_submit_that_comes_too_late_leaves_nobody_waiting():
+def test_a_submit_that_comes_too_late_leaves_no_thread_waiting():
     """It has found the executor open, and queues its call when that is closed and another thread waits for its end."""
     executor = executor_of()
     scheduler, session = executor._scheduler, executor._session
@@ -229,7 +229,7 @@ def test_a_submit_that_comes_too_late_leaves_nobody_waiting():
     assert not waiting.is_alive()
 
 
-def test_a_submit_that_is_interrupted_leaves_nobody_waiting():
+def test_a_submit_that_is_interrupted_leaves_no_thread_waiting():
     """Its call is queued, and nobody has sent it: whoever waits for the end does."""
     executor = executor_of()
 

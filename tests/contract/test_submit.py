@@ -301,7 +301,7 @@ def test_a_call_is_pickled_when_it_is_submitted(executor, gate):
     assert first.result(LIMIT) is None
 
 
-def test_a_call_that_nobody_waits_for_is_run(executor, tmp_path):
+def test_a_call_without_a_waiting_thread_is_run(executor, tmp_path):
     """A call runs, whether its future is kept or not."""
     executor.submit(touch, tmp_path / "done")
     until((tmp_path / "done").exists)

@@ -61,7 +61,7 @@ def test_an_unexpected_status_shows_all_output():
         run_job(None, ["-c", "import os; os.write(1, b'to stdout'); os.write(2, b'to stderr'); os._exit(3)"])
 
 
-def test_who_outlives_the_job_is_named_and_ended():
+def test_a_process_that_outlives_the_job_is_named_and_ended():
     """A process that the job leaves behind, in a session of its own, is a failure that names it."""
     child = (
         "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)'], start_new_session=True)"

@@ -137,7 +137,7 @@ print(future.exception().ranks, len(full))
 
 
 @pytest.mark.mpi
-def test_a_host_that_frees_the_channel_settles_it_for_those_who_do_not_yet(tmp_path):
+def test_a_host_that_frees_the_channel_settles_it_for_ranks_that_do_not_yet(tmp_path):
     """What the dead rank was at is in the way of others, who go on; then all have freed it."""
     lines = """
 from mpiexecutor.channel._ring.producer import Producer

@@ -56,7 +56,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.mpi
-def test_the_error_says_who_died_and_how(tmp_path):
+def test_the_error_says_which_worker_died_and_how(tmp_path):
     """Rank, host, pid, and the signal: in one sentence, and one by one. The root's log has a line of it."""
     script = tmp_path / "script.py"
     script.write_text(DIES.format(before=""))
@@ -121,7 +121,7 @@ with RMAChannelExecutor() as executor:
 
 
 @pytest.mark.mpi
-def test_who_is_stopped_and_keeps_a_death_from_being_settled_is_killed(tmp_path):
+def test_a_stopped_worker_that_keeps_a_death_from_being_settled_is_killed(tmp_path):
     """In the middle of a message: nobody can put or take until the channel is settled, and nobody waits for that for ever.
 
     Its call had come to its end, and so is not lost.

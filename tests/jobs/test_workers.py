@@ -270,7 +270,7 @@ sys.exit(5)
 
 
 @pytest.mark.long
-def test_a_job_that_was_suspended_at_its_end_goes_on_and_nobody_is_killed(tmp_path):
+def test_a_job_that_was_suspended_at_its_end_goes_on_and_no_worker_is_killed(tmp_path):
     """The root is continued first, and finds that a worker gives no signs of life, for much longer than it would wait for one."""
     script = tmp_path / "script.py"
     script.write_text(SUSPENDED)
@@ -444,7 +444,7 @@ sys.exit(5)
 
 
 @pytest.mark.parametrize("what", ["results are long", "a function is on its way"])
-def test_a_fault_of_the_collector_keeps_nobody_waiting(what, tmp_path):
+def test_a_fault_of_the_collector_keeps_no_thread_waiting(what, tmp_path):
     """Every call fails; workers in the middle of long results, or that want something, come to their end, as does the script."""
     said = run(tmp_path, FAULT, what, expect=5).stdout
     assert said == """{"the collector failed: ZeroDivisionError('a fault of ours')"}\n"""

@@ -36,7 +36,7 @@ def test_a_message_that_a_dead_rank_had_claimed_is_named_and_its_slot_is_free_ag
 
 
 @needs_three
-def test_who_receives_a_message_of_a_dead_rank_takes_the_next_one():
+def test_a_receiver_of_a_dead_ranks_message_takes_the_next_one():
     """Rank 1 stops in the middle of a long message, which rank 2 receives; nobody else could tell it apart from a slow one."""
     with channel_of(4, 64, object) as channel:
         if RANK == 1:

@@ -118,7 +118,7 @@ def test_a_put_many_that_runs_out_of_room_says_how_many_it_put(timeout, dtype):
 
 @every_host
 @pytest.mark.parametrize("slots", [1, 2, 4, 5])
-def test_nothing_arrives_of_a_long_message_that_nobody_took_in_time(host, slots):
+def test_nothing_arrives_of_a_long_message_that_no_rank_took_in_time(host, slots):
     """A put that times out in the middle of its message has put nothing, rank after rank; the channel works on."""
     with channel_of(slots, 64, object, host) as channel:
         for size in (64 * slots, 10_000):
@@ -183,7 +183,7 @@ def test_a_timeout_is_not_negative(timeout):
 
 
 @every_rank
-def test_who_waits_for_a_message_is_woken_when_one_comes(who):
+def test_a_rank_that_waits_for_a_message_is_woken_when_one_comes(who):
     """One rank waits until all others sleep in take, then puts a message for each."""
     with channel_of(2, 1) as channel:
         for _ in range(5):
@@ -197,7 +197,7 @@ def test_who_waits_for_a_message_is_woken_when_one_comes(who):
 
 
 @every_rank
-def test_who_waits_for_room_is_woken_when_there_is_some(who):
+def test_a_rank_that_waits_for_room_is_woken_when_there_is_some(who):
     """One rank waits until all others sleep in put, then takes everything."""
     with channel_of(1, 1) as channel:
         for _ in range(5):
@@ -214,7 +214,7 @@ def test_who_waits_for_room_is_woken_when_there_is_some(who):
 
 @needs_three
 @pytest.mark.parametrize("way", ["timeout", "cancel"])
-def test_who_gives_up_does_not_keep_a_wake_up_to_itself(way):
+def test_a_rank_that_gives_up_does_not_keep_a_wake_up_to_itself(way):
     """Rank 1 stops waiting just when rank 0 puts a message and wakes it, and nobody else: 1 or 2 gets the message all the same."""
     with channel_of(2, 1) as channel:
         waiter = channel._takes._waiter
@@ -236,7 +236,7 @@ def test_who_gives_up_does_not_keep_a_wake_up_to_itself(way):
 
 @needs_three
 @needs_a_spinner
-def test_who_gives_up_spinning_does_not_keep_a_message_from_others(monkeypatch):
+def test_a_rank_that_gives_up_spinning_does_not_keep_a_message_from_others(monkeypatch):
     """Rank 0 counts on rank 1, which spins, just when that is cancelled: one of those who sleep gets the message."""
     with channel_of(2, 1) as channel:
         waiter = channel._takes._waiter
@@ -262,7 +262,7 @@ def test_who_gives_up_spinning_does_not_keep_a_message_from_others(monkeypatch):
 
 @needs_three
 @needs_a_spinner
-def test_who_spins_and_was_counted_on_twice_wakes_another(monkeypatch):
+def test_a_spinning_rank_that_was_counted_on_twice_wakes_another(monkeypatch):
     """Rank 1 has found a message, and its byte still says that it spins, when rank 0 puts a second one, and wakes nobody."""
     with channel_of(2, 1) as channel:
         waiter = channel._takes._waiter
@@ -286,7 +286,7 @@ def test_who_spins_and_was_counted_on_twice_wakes_another(monkeypatch):
 
 
 @needs_two
-def test_who_passes_over_a_message_that_was_cut_is_woken_when_its_slots_are_free():
+def test_a_rank_that_passes_over_an_aborted_message_is_woken_when_its_slots_are_free():
     """Rank 0 holds back a claimed message; rank 1 meets the next one, which was aborted and was to use the same slots."""
     with channel_of(4, 64, object) as channel, threads() as pool:
         if RANK == 0:
@@ -549,7 +549,7 @@ def test_after_close_nothing_can_be_put_and_the_rest_is_taken(host, who):
 
 
 @every_rank
-def test_close_ends_the_waiting_of_those_who_take(who):
+def test_close_ends_the_waiting_of_takers(who):
     """One rank closes when the others, and a thread of its own, sleep in take: all get None."""
     with channel_of(2, 1) as channel, threads() as pool:
         taking = pool.submit(channel.take)
@@ -560,7 +560,7 @@ def test_close_ends_the_waiting_of_those_who_take(who):
 
 
 @every_rank
-def test_close_ends_the_waiting_of_those_who_put(who):
+def test_close_ends_the_waiting_of_putters(who):
     """One rank closes when the others, and a thread of its own, sleep in put: all get ChannelClosed, and have put nothing."""
     with channel_of(1, 1) as channel, threads() as pool:
         if who == RANK:
@@ -592,7 +592,7 @@ def test_close_lets_a_message_that_has_begun_come_to_its_end():
             result_of(putting)
 
 
-def test_close_by_one_of_many_who_put_loses_nothing_that_was_put():
+def test_close_by_one_of_many_putters_loses_nothing_that_was_put():
     """All ranks put until the channel is closed under them: what their puts said was put arrives, and no more."""
     with channel_of(3, 2, "q") as channel, threads() as pool:
         taking = pool.submit(lambda: [tuple(message) for message in channel])
@@ -695,7 +695,7 @@ class LateTurn:
 
 
 @pytest.mark.parametrize("operation", ["put", "put_many", "take", "take_many", "claim", "statistics"])
-def test_who_has_its_turn_after_free_leaves_the_memory_alone(operation):
+def test_a_thread_that_has_its_turn_after_free_leaves_the_memory_alone(operation):
     """A thread that waited for another one of its rank gets ChannelClosed."""
     channel = RemoteChannel(4, 64, object)
     now = Event()

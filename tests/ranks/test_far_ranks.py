@@ -26,7 +26,7 @@ def carrier_of(kind):
 
 
 @pytest.mark.parametrize("kind", ["messages", "messages of other threads", "bytes"])
-def test_a_ring_is_found_by_whom_it_is_for_and_at_the_bell_that_it_is_for(kind):
+def test_a_notification_is_found_by_its_rank_and_at_its_doorbell(kind):
     """However often it was rung. What is left when the bells are freed is not found by the next ones."""
     for _ in range(3):
         carrier = carrier_of(kind)
@@ -45,7 +45,7 @@ def test_a_ring_is_found_by_whom_it_is_for_and_at_the_bell_that_it_is_for(kind):
         carrier.free()
 
 
-def test_who_is_sent_something_holds_up_nobody_else():
+def test_a_worker_that_is_sent_something_holds_up_no_other():
     """However many of the threads that send do not come back."""
     senders, stuck = Senders(), [threading.Event() for _ in range(3)]
     for each in stuck:
@@ -85,7 +85,7 @@ def test_each_worker_gets_the_transfers_that_are_for_it(root):
     bulk.free()
 
 
-def test_who_is_lost_is_sent_nothing_any_more():
+def test_a_lost_worker_is_sent_nothing_any_more():
     """The root puts what there is room for, and gives up; whoever lives gets what it asks for, and all can be freed."""
     lost = set()
     bulk = BulkTransfer(COMM.Dup(), 0, lost.__contains__)

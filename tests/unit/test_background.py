@@ -110,7 +110,7 @@ def test_what_is_cancelled_before_it_begins_is_not_done(background, gate, rings)
         cancelled.result(0)
 
 
-def test_a_cancelled_future_is_done_for_those_who_wait_for_several(background, gate):
+def test_a_cancelled_future_is_done_for_threads_that_wait_for_several(background, gate):
     """concurrent.futures.wait and as_completed learn of it, too, once its turn has come."""
     cancelled = background.submit(step_of([], "cancelled"))
     cancelled.cancel()

@@ -62,7 +62,7 @@ def test_what_still_is_in_the_batch_is_kept_when_others_are_sent(batch, page):
     assert 1 in held(page)
 
 
-def test_nobody_goes_on_while_the_flusher_has_something_in_hand(batch):
+def test_the_worker_does_not_go_on_while_the_flusher_has_something_in_hand(batch):
     """The worker would claim other work, reply for another executor, and lose what is given back if it died."""
     batch.calls.extend(map(call, range(2)))
     batch.begin_next()

@@ -277,6 +277,6 @@ def test_a_channel_is_a_queue(slots, puts, takes, single, schedule, orders):
 
 @RUNS
 @given(*RUN, DEATHS)
-def test_a_channel_is_a_queue_for_those_who_live(slots, puts, takes, single, schedule, orders, deaths):
+def test_a_channel_is_a_queue_for_living_ranks(slots, puts, takes, single, schedule, orders, deaths):
     """Ranks die at any step of anything; the host settles what they leave."""
     Job(slots, len(takes), schedule, orders, deaths, single=single).run(puts, takes)

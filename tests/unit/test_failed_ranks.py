@@ -190,7 +190,7 @@ def test_others_are_told_nothing(job, deaths):
             assert raised.value.ranks == [HOST]
 
 
-def test_who_may_wait_for_a_dead_hosts_memory_for_ever_ends_the_job(job, deaths, ended):
+def test_a_rank_that_may_wait_for_a_dead_hosts_memory_for_ever_ends_the_job(job, deaths, ended):
     """On another node, that is."""
     job.channels[1]._rank_state.remote = object()
     die(deaths, job, HOST)
@@ -270,7 +270,7 @@ def told(deaths, ended):
     return deaths
 
 
-def test_a_death_is_told_to_all_who_are_there_and_those_who_come_later(told):
+def test_a_death_is_told_to_all_listeners_that_are_there_or_come_later(told):
     """Whoever attends later is told of those before, too."""
     first, second = Listener(), Listener()
     told.add_listener(first)
@@ -283,7 +283,7 @@ def test_a_death_is_told_to_all_who_are_there_and_those_who_come_later(told):
     assert told.end_of(1) is None
 
 
-def test_nobody_is_told_before_somebody_has_died(told):
+def test_no_listener_is_told_before_a_rank_has_died(told):
     """There is nothing to settle."""
     listener = Listener()
     told.add_listener(listener)
@@ -336,7 +336,7 @@ def test_a_process_that_is_stuck_ends_the_job(told, ended, monkeypatch):
     assert ended == ["a rank has died inside MPI, holding a lock: the job is ended"]
 
 
-def test_who_dies_while_all_are_needed_ends_the_job(deaths, ended):
+def test_a_rank_that_dies_while_all_are_needed_ends_the_job(deaths, ended):
     """During what was begun last; before and after, it does not."""
     deaths.report(1, "rank 1 was killed")
     with deaths.all_needed("the making of a channel"):
@@ -348,7 +348,7 @@ def test_who_dies_while_all_are_needed_ends_the_job(deaths, ended):
     assert ended == ["rank 2 was killed, during the end of the job, which takes all ranks: the job is ended"]
 
 
-def test_who_has_died_since_all_came_together_ends_the_job(deaths, ended):
+def test_a_rank_that_has_died_since_all_came_together_ends_the_job(deaths, ended):
     """It is missed there."""
     deaths.report(5, "rank 5 was killed")
     with deaths.all_needed("the freeing of a channel", CommFailedRanks([4, 6])):
@@ -369,7 +369,7 @@ def test_the_dead_of_a_communicator_have_its_numbers(deaths):
     assert dead.ends([2, 1]) == "rank 7 was killed; rank 6 was not heard of"
 
 
-def test_where_nobody_tells_nobody_is_kept():
+def test_without_reports_no_listener_is_kept():
     """MPI ends the job at the first death then."""
     deaths = FailedRanks()
     deaths.add_listener(Listener())

@@ -135,12 +135,12 @@ def scene(relay, clock, progress, mpi):
 # -- the root hears
 
 
-def test_the_root_hears_whenever_somebody_attends_or_awaits(scene, progress):
+def test_the_root_hears_whenever_a_thread_attends_or_awaits(scene, progress):
     """It has no thread of its own for that."""
     assert progress.hosted == scene.monitor.looks == [scene.look]
 
 
-def test_who_lives_is_known_with_what_it_does(scene, clock):
+def test_a_living_worker_is_known_with_what_it_does(scene, clock):
     """Since when its call runs, and when it was seen, by the clock of this node: clocks of nodes have nothing in common."""
     scene.tell(2, "alive", {2: (None, 0.5), 3: (4.0, 1.5)})
     scene.look()
@@ -202,7 +202,7 @@ def look_for(scene, clock, seconds, *telling):
         scene.look()
 
 
-def test_who_is_not_heard_of_for_long_is_given_up(scene, clock):
+def test_a_worker_that_is_not_heard_of_for_long_is_given_up(scene, clock):
     """Each for itself. It is the silence that counts, not that nothing comes."""
     look_for(scene, clock, LOST_AFTER, 2, 3)
     look_for(scene, clock, LOST_AFTER, 2)
@@ -213,7 +213,7 @@ def test_who_is_not_heard_of_for_long_is_given_up(scene, clock):
     assert scene.monitor.forgotten == [3]
 
 
-def test_who_is_told_of_by_another_is_not_silent(scene, clock):
+def test_a_worker_that_another_tells_of_is_not_silent(scene, clock):
     """Its own messages may come through no other way."""
     for _ in range(100):
         clock.now += 0.9
@@ -222,7 +222,7 @@ def test_who_is_told_of_by_another_is_not_silent(scene, clock):
     assert scene.monitor.lost == []
 
 
-def test_a_root_that_had_no_time_gives_up_nobody(scene, clock):
+def test_a_root_that_had_no_time_gives_up_no_worker(scene, clock):
     """It was stopped, or its script held the GIL: it cannot say who was silent meanwhile, and begins to count anew."""
     for _ in range(10):
         clock.now += LOST_AFTER
@@ -257,7 +257,7 @@ def test_what_others_tell_of_one_that_was_given_up_is_no_reason_to_take_it_back(
 # -- wishes
 
 
-def test_a_wish_goes_to_who_watches_over_the_worker(scene):
+def test_a_command_goes_to_the_monitor_of_the_worker(scene):
     """Who passes it on to the supervisor; but that a rank is to leave is its own affair."""
     scene.tell_of_living(2, 3)
     scene.look()
@@ -268,7 +268,7 @@ def test_a_wish_goes_to_who_watches_over_the_worker(scene):
     assert scene.wishes(3) == [(3, LEAVE)]
 
 
-def test_nothing_is_sent_to_who_is_known_to_be_dead_and_the_wish_waits(scene):
+def test_nothing_is_sent_to_a_rank_that_is_known_to_be_dead_and_the_command_waits(scene):
     """Until another tells of the worker: MPI may wait for ever if there is nobody."""
     scene.tell_of_living(2, 3)
     scene.look()
@@ -285,7 +285,7 @@ def test_nothing_is_sent_to_who_is_known_to_be_dead_and_the_wish_waits(scene):
     assert scene.wishes(3) == []
 
 
-def test_a_wish_that_finds_nobody_is_no_error(scene):
+def test_a_command_without_a_receiver_is_no_error(scene):
     """MPI knows of the death before anybody else does."""
     scene.tell_of_living(2, 3)
     scene.look()
@@ -346,7 +346,7 @@ def forwarder(relay, mpi):
         forwarder.forwarder.stop()
 
 
-def test_a_forwarder_tells_at_once_of_who_is_new(clock, forwarder):
+def test_a_forwarder_tells_at_once_of_a_new_worker(clock, forwarder):
     """And of nobody at first. No time goes by here."""
     assert forwarder.news() == ("alive", {})
     forwarder.monitor.pages[3] = Signs(None, 0.0, 0.0)

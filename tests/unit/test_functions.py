@@ -234,7 +234,7 @@ def test_a_map_sends_functions_and_what_is_large_by_number(script, registered):
     assert registered.mapped(names["of_list"]) is not registered.mapped(names["of_list"])
 
 
-def test_a_function_that_nobody_holds_is_forgotten(script, registered, registry):
+def test_a_function_without_references_is_forgotten(script, registered, registry):
     """Neither the function nor its pickle stays."""
     names = script(SCRIPT)
     del names["deeper"]

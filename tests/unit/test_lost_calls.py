@@ -136,7 +136,7 @@ def test_an_outcome_that_cannot_be_read_here_fails_its_call(crew, monkeypatch):
         futures[0].result(LIMIT)
 
 
-def test_who_is_given_up_may_have_begun_everything(crew):
+def test_a_worker_that_is_given_up_may_have_begun_everything(crew):
     """Nobody knows: none of its calls is run twice."""
     futures, worker = crew.send_together("a", "b")
     worker.die(begun=None)
@@ -231,7 +231,7 @@ def test_a_call_that_is_run_again_may_have_a_result(crew):
     assert future.result(LIMIT) == "a"
 
 
-def test_a_call_that_kills_whoever_receives_it_is_lost_in_the_end():
+def test_a_call_that_kills_each_receiver_is_lost_in_the_end():
     """Three workers may die before they begin it: it may be what kills them."""
     with fake_crew(workers=6) as crew:
         future = crew.submit_one("deadly")
@@ -261,7 +261,7 @@ def test_a_call_that_runs_too_long_is_a_timeout_and_not_run_again(crew):
 # -- the end of all
 
 
-def test_who_dies_of_its_initializer_breaks_the_executor(crew):
+def test_a_worker_that_dies_of_its_initializer_breaks_the_executor(crew):
     """As one that fails does; other executors go on."""
     session, other = crew.open(initializer=crew.initializer(print)), crew.open()
     futures = crew.submit(*range(20), session=session)
@@ -345,7 +345,7 @@ def test_fewer_messages_are_on_their_way_when_workers_are_fewer():
         assert len(crew.work) == 6
 
 
-def test_what_comes_late_of_who_was_given_up_is_of_no_interest(crew):
+def test_late_replies_of_a_worker_that_was_given_up_are_of_no_interest(crew):
     """Its call has an error already; what it takes then it runs."""
     futures = crew.submit("a")
     worker = FakeWorker(crew, 1)

@@ -201,7 +201,7 @@ def test_one_whose_supervisor_is_gone_without_a_word_is_lost(monitor, welcomed):
     assert not monitor.kill(1)
 
 
-def test_a_supervisor_that_takes_its_leave_has_lost_nobody(monitor, welcomed):
+def test_a_supervisor_that_takes_its_leave_has_lost_no_rank(monitor, welcomed):
     """Its rank serves no more."""
     supervisor = welcomed()
     supervisor.line.send(BYE)
@@ -355,7 +355,7 @@ def test_what_a_worker_does_is_known_from_its_slate(monitor, clock):
     assert not monitor.is_stopped(1)
 
 
-def test_one_on_another_node_is_stopped_only_if_somebody_says_so(monitor, clock):
+def test_a_worker_on_another_node_is_stopped_only_if_a_forwarder_says_so(monitor, clock):
     """If nobody has told of it for long, it may as well be that who tells has no time."""
     monitor.admit(1, FakeLine(), Signs(None, seen=clock.monotonic() - 100, told=clock.monotonic()))
     assert monitor.is_stopped(1)

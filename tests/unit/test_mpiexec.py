@@ -47,7 +47,7 @@ def started(monkeypatch):
         "mpiexec that srun has started",
     ],
 )
-def test_the_environment_says_who_has_started_this_process(started, environment, is_rank, rank, size, by_srun):
+def test_the_environment_says_what_has_started_this_process(started, environment, is_rank, rank, size, by_srun):
     """As one of several, or alone; the tasks of an srun are ranks, with or without a process manager."""
     started(environment)
     assert (launched(), rank_in_environment(), size_in_environment(), in_srun()) == (is_rank, rank, size, by_srun)

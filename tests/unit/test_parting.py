@@ -241,7 +241,7 @@ FIRST = [2, "rank 2, host host, pid 1002, was killed by SIGKILL", False]
 SECOND = [3, "rank 3, host host, pid 1003, was not heard of for 30 s", True]
 
 
-def test_all_who_live_are_told_of_a_death_by_their_supervisors(monitor, deaths, caplog):
+def test_all_living_ranks_are_told_of_a_death_by_their_supervisors(monitor, deaths, caplog):
     """This rank's own channels first; a later one is told together with those before it. It is a line in the log."""
     telling = Telling(monitor)
     telling.lose(2, "was killed by SIGKILL")

@@ -139,7 +139,7 @@ def test_an_interrupt_while_calls_are_waited_for_ends_the_workers(scene):
     assert scene.log[-1] == ("abort_job",)
 
 
-def test_a_crew_that_was_given_up_parts_from_nobody(scene):
+def test_a_pool_that_was_given_up_parts_from_no_worker(scene):
     """They will never be of use again, and whoever is in the middle of a channel stays there."""
     scene = scene(sessions=[IDLE])
     scene.pool._give_up("mpiexec was killed")

@@ -136,7 +136,7 @@ def test_more_may_die_meanwhile(scene):
     assert [each for each in log if each[0] == "lost"] == [("lost", 1, share_of(1, 4)), ("lost", 2, share_of(2, 5))]
 
 
-def test_the_channels_are_told_who_perhaps_lives(scene):
+def test_the_channels_are_told_which_ranks_perhaps_live(scene):
     """One that is silent counts as dead only if it is not in the middle of a message."""
     scene.monitor.lose(2, silent=True)
     log = scene.end()
@@ -145,7 +145,7 @@ def test_the_channels_are_told_who_perhaps_lives(scene):
 
 
 @pytest.mark.parametrize("which", ["work", "replies"])
-def test_who_lives_and_keeps_a_channel_from_being_settled_is_killed(scene, which):
+def test_a_living_worker_that_keeps_a_channel_from_being_settled_is_killed(scene, which):
     """It was stopped in the middle of a message: nobody can do anything meanwhile. Then it is tried again."""
     getattr(scene, which).script = [ChannelBroken("ranks [1, 3] live", [1, 3])]
     scene.monitor.lose(2)
@@ -163,7 +163,7 @@ def test_what_it_had_claimed_is_kept_while_that_is_tried_again(scene):
     assert scene.end()[-1] == ("lost", 2, share_of(2, 17))
 
 
-def test_if_nobody_can_be_killed_everything_is_given_up(scene):
+def test_if_no_worker_can_be_killed_everything_is_given_up(scene):
     """They have no supervisors, or are dead, as far as is known: the channel is of no use."""
     scene.work.script = [ChannelBroken("ranks [7] live", [7])]
     scene.monitor.lose(2)

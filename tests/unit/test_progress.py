@@ -125,7 +125,7 @@ def test_all_requests_are_received(scene):
     requests.wait_for_looks()
 
 
-def test_who_is_left_is_not_looked_at_any_more(scene):
+def test_a_window_that_is_left_is_not_looked_at_any_more(scene):
     """Not from the moment on at which that is known; others are."""
     first, second = Requests(), Requests()
     scene.progress.serve(first)
@@ -151,7 +151,7 @@ class Stuck:
         return False
 
 
-def test_who_leaves_waits_for_a_look(scene):
+def test_a_rank_that_leaves_waits_for_a_look(scene):
     """It uses what will be freed."""
     requests = Stuck()
     scene.progress.serve(requests)
@@ -163,7 +163,7 @@ def test_who_leaves_waits_for_a_look(scene):
     assert scene.progress._hosted == []
 
 
-def test_who_leaves_does_not_wait_for_ever(scene, progress, monkeypatch):
+def test_a_rank_that_leaves_does_not_wait_for_ever(scene, progress, monkeypatch):
     """A look may be stuck inside MPI, after a death."""
     monkeypatch.setattr(progress, "_PATIENCE", 0.01)
     requests = Stuck()

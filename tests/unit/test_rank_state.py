@@ -48,13 +48,13 @@ def test_as_many_are_woken_as_can_begin(woken):
     assert woken(asleep, 9) == [2, 4, 0]
 
 
-def test_all_are_woken_who_wait_in_the_middle_of_a_message(woken):
+def test_all_ranks_are_woken_that_wait_in_the_middle_of_a_message(woken):
     """And do not count among those who begin."""
     assert woken([TO_GO_ON, AWAKE, TO_GO_ON, TO_BEGIN, AWAKE], 0) == [2, 0]
     assert woken([TO_GO_ON, AWAKE, TO_GO_ON, TO_BEGIN, AWAKE], 1) == [2, 3, 0]
 
 
-def test_who_spins_has_the_first_message_and_is_not_rung(woken):
+def test_a_spinning_rank_has_the_first_message_and_is_not_notified(woken):
     """Nobody else is woken for that one."""
     asleep = [TO_BEGIN, AWAKE, TO_BEGIN, SPINNING, AWAKE]
     assert woken(asleep, 1) == []
@@ -62,6 +62,6 @@ def test_who_spins_has_the_first_message_and_is_not_rung(woken):
     assert woken(asleep, 3) == [2, 0]
 
 
-def test_two_who_spin_by_chance_count_as_one(woken):
+def test_two_ranks_that_spin_by_chance_count_as_one(woken):
     """Both may have looked for another at the same moment; that one is woken too many does no harm."""
     assert woken([TO_BEGIN, SPINNING, AWAKE, SPINNING, AWAKE], 2) == [0]

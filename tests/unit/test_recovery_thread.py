@@ -17,7 +17,7 @@ def clock(monkeypatch):
     return clock
 
 
-def test_a_limit_is_kept_by_whoever_looks(clock):
+def test_a_limit_is_kept_by_the_thread_that_looks(clock):
     """When it is over that is seen to, once."""
     calls = []
     watchdog = Watchdog()
@@ -43,7 +43,7 @@ def test_what_is_done_in_time_is_not_stuck(clock):
     assert calls == []
 
 
-def test_who_looks_is_woken_when_there_is_a_limit():
+def test_the_thread_that_looks_is_woken_when_there_is_a_limit():
     """Or it would wait for something else."""
     wakes = []
     watchdog = Watchdog(lambda: wakes.append(watchdog.left()))

@@ -296,7 +296,7 @@ def test_what_a_consumer_has_no_memory_for_is_skipped_or_taken_by_another(
 
 
 @pytest.mark.parametrize("single", [False, True])
-def test_who_has_no_memory_for_a_message_is_told_which_it_is(single):
+def test_a_rank_without_memory_for_a_message_is_told_which_it_is(single):
     """It can be taken later, or be skipped, once; another's is not."""
     ring = Ring(5)
     producer, consumer = ring.producer(0), ring.consumer(2, single=single)
@@ -525,7 +525,7 @@ def test_a_schedule_replays():
     assert run() == run()
 
 
-def test_a_ring_that_nobody_empties_is_reported_as_stuck():
+def test_a_ring_that_no_consumer_empties_is_reported_as_stuck():
     """A party that waits for ever ends the test with an error."""
     ring = Ring(1)
     with pytest.raises(Stuck, match="everybody waits: party 0"):
@@ -585,7 +585,7 @@ def test_claims_may_grow_after_the_end_was_reached():
         assert consumer.ended(consumer.state())
 
 
-def test_nobody_has_claimed_is_not_a_claim_of_none():
+def test_no_claim_is_not_a_claim_of_none():
     """An open ring without claims has no end; a claim of no messages is one at once."""
     ring = Ring(3)
     consumer = ring.consumer()
@@ -668,7 +668,7 @@ def test_a_batch_gets_the_room_there_is():
     assert (rest.lengths, rest.span, rest.room) == ([3 * SLOT], 3, 2)
 
 
-def test_who_waits_holds_no_ticket():
+def test_a_rank_that_waits_holds_no_ticket():
     """A full ring and an empty one stay as they are, however often they are asked."""
     ring = Ring(2)
     producer, consumer = ring.producer(), ring.consumer()

@@ -327,7 +327,7 @@ def test_calls_that_are_given_back_are_sent_first_and_their_kind_is_taken_to_be_
             assert worker.take() == [following]
 
 
-def test_a_call_that_is_given_back_and_has_an_outcome_is_nobodys_any_more(crew):
+def test_a_call_that_is_given_back_and_has_an_outcome_is_of_no_batch_any_more(crew):
     """It was given back by mistake."""
     future = crew.submit_one("a")
     worker = FakeWorker(crew, 1)
@@ -339,7 +339,7 @@ def test_a_call_that_is_given_back_and_has_an_outcome_is_nobodys_any_more(crew):
     assert not crew.work
 
 
-def test_a_function_is_sent_to_who_asks_for_it(crew):
+def test_a_function_is_sent_to_the_worker_that_asks_for_it(crew):
     """As long as somebody may call it; then nothing, so that the worker does not wait."""
     function = crew.function(abs)
     crew.submit("a", function=function)
@@ -443,7 +443,7 @@ def test_a_cancelled_call_makes_room(crew):
     assert crew.take_all() == [["a"]]
 
 
-def test_who_waits_to_submit_is_told_of_the_end(crew):
+def test_a_submit_that_waits_is_told_of_the_end(crew):
     """As is who submits after it."""
     session = crew.open(max_pending=1)
     crew.submit("a", session=session)
@@ -508,7 +508,7 @@ def test_a_callback_cannot_wait_for_its_executor(crew):
     assert "a callback of a future cannot wait for its executor" in str(found.result(LIMIT))
 
 
-def test_who_waits_finds_all_futures_done(crew):
+def test_a_thread_that_waits_finds_all_futures_done(crew):
     """Their callbacks have come to their end, too."""
     (future,) = crew.submit("a")
     called, go_on = threading.Event(), threading.Event()

@@ -96,7 +96,7 @@ def test_an_executor_that_is_done_is_forgotten(crew):
     assert crew.scheduler.sessions() == []
 
 
-def test_a_submit_that_comes_too_late_leaves_nobody_waiting(crew):
+def test_a_submit_that_comes_too_late_leaves_no_thread_waiting(crew):
     """It has found the executor open, and queues its call when that is closed and another thread waits for its end."""
     session = crew.session
     waiting = []
@@ -115,7 +115,7 @@ def test_a_submit_that_comes_too_late_leaves_nobody_waiting(crew):
     waiting[0].result(LIMIT)
 
 
-def test_a_submit_that_is_interrupted_leaves_nobody_waiting(crew):
+def test_a_submit_that_is_interrupted_leaves_no_thread_waiting(crew):
     """Its call is queued, and nobody has sent it: whoever waits for the end does."""
 
     class Backlog(deque):
@@ -132,7 +132,7 @@ def test_a_submit_that_is_interrupted_leaves_nobody_waiting(crew):
     waiting.result(LIMIT)
 
 
-def test_who_waits_need_not_wait_for_what_was_cancelled(crew):
+def test_a_wait_does_not_include_what_was_cancelled(crew):
     """All that is left to send was; here it could not be sent before, as another executor's message took long to put."""
     other, session = crew.open(), crew.open()
     crew.work.room = 0
@@ -158,7 +158,7 @@ def test_a_dropped_executor_waits_for_no_lock(crew):
     assert crew.scheduler.sessions() == []
 
 
-def test_in_a_forked_child_nobody_waits_for_locks_or_calls(crew):
+def test_in_a_forked_child_no_thread_waits_for_locks_or_calls(crew):
     """They are the parent's: the threads that hold the locks, or would settle the futures, are not there."""
     crew.submit(*range(10))
     session = crew.session
@@ -233,7 +233,7 @@ def test_an_initializer_that_fails_breaks_its_executor(crew):
     assert others.result(LIMIT) == "other"
 
 
-def test_who_waits_for_a_broken_executor_waits_until_its_futures_are_done(crew):
+def test_a_wait_for_a_broken_executor_lasts_until_its_futures_are_done(crew):
     """All of them."""
     futures = crew.submit("a", "b")
     done = []
@@ -275,7 +275,7 @@ def test_giving_up_fails_everything_for_good(crew):
     assert said == ["a callback of a future cannot wait for its executor: the futures are settled by this thread"]
 
 
-def test_who_waits_for_room_is_told_that_the_executor_is_broken(crew):
+def test_a_submit_that_waits_for_room_is_told_that_the_executor_is_broken(crew):
     """And does not wait for ever."""
     session = crew.open(max_pending=1)
     crew.submit("a", session=session)

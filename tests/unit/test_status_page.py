@@ -17,7 +17,7 @@ page.pulse()
 """
 
 
-def test_whoever_has_the_descriptor_reads_what_another_process_has_written():
+def test_a_process_with_the_descriptor_reads_what_another_has_written():
     """Numbers and times, as they were."""
     page, descriptor = StatusPage.new()
     subprocess.run([sys.executable, "-c", WRITER, str(descriptor)], pass_fds=(descriptor,), check=True)

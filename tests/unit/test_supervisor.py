@@ -80,7 +80,7 @@ def is_alive(pid: int) -> bool:
 
 
 @pytest.mark.parametrize(("end", "status"), [("sys.exit(3)", 3), ("os._exit(0)", 0), ("os.kill(os.getpid(), signal.SIGTERM)", -15)])
-def test_ends_as_the_rank_does_that_serves_nobody(end, status):
+def test_ends_as_the_rank_does_that_serves_no_root(end, status):
     """With its exit code, or by its signal."""
     with rank_that(end) as (supervisor, _):
         assert supervisor.wait(LIMIT) == status
@@ -192,7 +192,7 @@ def test_ends_its_rank_when_the_root_is_gone(does):
         assert not is_there(rank)
 
 
-def test_is_nobody_again_to_a_rank_that_was_dismissed():
+def test_changes_nothing_again_for_a_rank_that_was_dismissed():
     """The root is gone, the rank goes on, and ends with a status of its own."""
     with (
         root() as (address, listener),

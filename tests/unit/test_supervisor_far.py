@@ -150,7 +150,7 @@ def test_a_monitor_that_does_not_welcome_it_is_passed_over(scene, monkeypatch):
     assert scene.line.recv(1) == b"!"
 
 
-def test_a_death_is_told_once_more_if_who_was_told_has_gone(scene):
+def test_a_death_is_told_once_more_if_the_first_monitor_has_gone(scene):
     """It may have passed nothing on."""
     scene.serve()
     scene.monitors[0].welcome()
@@ -161,7 +161,7 @@ def test_a_death_is_told_once_more_if_who_was_told_has_gone(scene):
     assert scene.monitors[1].hears_of_death() == KILLED
 
 
-def test_the_keeper_of_a_dead_rank_leaves_if_nobody_is_left_to_be_told(scene, tmp_path):
+def test_the_supervisor_of_a_dead_rank_leaves_if_no_monitor_is_left(scene, tmp_path):
     """For the process manager all is well; what MPI would have removed is removed."""
     file = tmp_path / "file"
     file.touch()
@@ -175,7 +175,7 @@ def test_the_keeper_of_a_dead_rank_leaves_if_nobody_is_left_to_be_told(scene, tm
     assert not file.exists()
 
 
-def test_a_rank_goes_on_though_nobody_watches_over_it(scene):
+def test_a_rank_goes_on_without_a_monitor(scene):
     """If it dies then nobody is told, but for the process manager, to whom all is well."""
     scene.serve()
     scene.monitors[0].welcome()

@@ -151,7 +151,7 @@ def test_near_sleeps_stay_as_long_as_they_may_be(world):
     assert world.naps == [0.25] * 5
 
 
-def test_who_may_not_look_out_sleeps_at_once(world):
+def test_a_rank_that_may_not_spin_sleeps_at_once(world):
     """Another rank spins for all: this one is asked with its flag."""
     world.rung = {1}
     world.found_at = 3
@@ -159,7 +159,7 @@ def test_who_may_not_look_out_sleeps_at_once(world):
     assert world.log == ["look", "mark 2", "look", "sleep", "mark 2", "look", "mark 0"]
 
 
-def test_who_spins_says_when_it_does_no_more(world):
+def test_a_spinning_rank_says_when_it_does_no_more(world):
     """When it has found something, and when it fails; the mark for its sleep says so otherwise."""
 
     def may_spin(flag):
@@ -171,7 +171,7 @@ def test_who_spins_says_when_it_does_no_more(world):
     assert world.log == ["look", "mark 11", "look", "look", "mark 0"]
 
 
-def test_who_is_out_of_time_does_not_look_out(world):
+def test_a_rank_that_is_out_of_time_does_not_spin(world):
     """One look is what it gets."""
     assert world.waiter(may_spin=pytest.fail).wait(world.look, 0, 1) is None
     assert world.log == ["look"]
@@ -188,7 +188,7 @@ class Bell(Doorbell):
         return self._world.sleep(seconds)
 
 
-def test_who_can_be_rung_from_afar_looks_for_that_between_naps_that_grow(world):
+def test_a_rank_that_other_nodes_may_notify_looks_for_that_between_growing_naps(world):
     """Nothing wakes it: it naps shortly at first, then longer, up to a bound, until its time is over."""
     assert not Bell(world, lambda: False).sleep(1.0)
     assert world.naps[0] == polling.SHORTEST
@@ -215,7 +215,7 @@ def test_a_near_ring_ends_the_naps_too(world):
 
 
 @pytest.mark.parametrize("at", [1, LOOKS + 1, LOOKS + 2])
-def test_a_look_that_raises_leaves_nobody_marked_as_asleep(world, at):
+def test_a_look_that_raises_leaves_no_rank_marked_as_asleep(world, at):
     """The error is the caller's, and the flag is cleared."""
 
     def look():
@@ -287,7 +287,7 @@ def test_a_sleeper_is_woken(bell, notifier, address):
     other.join()
 
 
-def test_ringing_where_nobody_is_does_no_harm(notifier, address):
+def test_notifying_where_no_doorbell_is_does_no_harm(notifier, address):
     """Nor does ringing more often than a socket can keep, or where somebody was."""
     notifier.notify(address)
     bell = Doorbell(address)

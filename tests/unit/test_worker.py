@@ -227,7 +227,7 @@ def together(crew, *calls):
     return futures
 
 
-def test_nobody_waits_for_a_call_that_is_unexpectedly_long(crew, gate):
+def test_no_call_waits_for_one_that_is_unexpectedly_long(crew, gate):
     """What was run before it is sent; those behind it are given back, and run by another worker: in order."""
     futures = together(crew, (note, "before"), (wait_at_gate, "long"), (note, "b"), (note, "c"))
     serving = in_a_thread(real_worker(crew, messages=1).serve)
