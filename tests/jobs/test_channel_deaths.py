@@ -75,19 +75,19 @@ def test_a_lock_that_a_dead_rank_holds_ends_the_job(tmp_path):
     """Killed inside MPI, in its turn, until that leaves the window's lock taken."""
     lines = """
 from array import array
-channel, who = RemoteChannel(256, 2048), RemoteChannel(1, 1)
+channel, named = RemoteChannel(256, 2048), RemoteChannel(1, 1)
 if MPI.COMM_WORLD.rank > 0:
     found = array("q", bytes(8 * (channel._layout.size // 8)))
     channel.take()
-    who.put([os.getpid()])
+    named.put([os.getpid()])
     while True:
         channel._window._win.Get_accumulate(found, found, 0, (0, len(found), MPI.INT64_T), MPI.NO_OP)
 for turn in range(1, MPI.COMM_WORLD.size):
     channel.put([1])
-    pid = int(who.take()[0])
+    pid = int(named.take()[0])
     time.sleep(0.2)
     os.kill(pid, signal.SIGKILL)
-    for told in (channel, who):
+    for told in (channel, named):
         try:
             told.take()
         except ChannelBroken as error:

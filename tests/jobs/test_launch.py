@@ -487,7 +487,7 @@ def test_an_error_in_the_body_is_the_scripts_error(script, way):
     assert job.stderr.count("LookupError: in the body") == 1
 
 
-# -- who takes part
+# -- which ranks take part
 
 
 def test_another_root_is_refused_where_rank_0_alone_runs_the_script(script):

@@ -203,9 +203,9 @@ def test_a_pool_is_ended_at_once(how, name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("ranks", "who"), [(3, "ranks 1, 2 have no supervisor (see the README)"), (1, "this job has one rank, and no workers")]
+    ("ranks", "named"), [(3, "ranks 1, 2 have no supervisor (see the README)"), (1, "this job has one rank, and no workers")]
 )
-def test_a_pool_that_cannot_be_ended_alone_is_not(ranks, who, tmp_path):
+def test_a_pool_that_cannot_be_ended_alone_is_not(ranks, named, tmp_path):
     """To end its workers would end the job: that is said, and the pool is as it was."""
     body = """
 with RMAChannelExecutor() as executor:
@@ -216,7 +216,7 @@ with RMAChannelExecutor() as executor:
     print(executor.submit(abs, -7).result())
 """
     said = run(tmp_path, body, ranks=ranks, env={"MPIEXECUTOR_SUPERVISOR": "0"}).stdout
-    assert said == f"{who}: they can only end together with the whole job\n7\n"
+    assert said == f"{named}: they can only end together with the whole job\n7\n"
 
 
 STOPPED = """

@@ -345,27 +345,27 @@ def test_the_host_alone_may_do_both(host):
 
 
 @every_rank
-def test_the_others_may_not_use_an_end_that_the_host_has_for_itself(who):
+def test_the_others_may_not_use_an_end_that_the_host_has_for_itself(actor):
     """Each operation of the host's end is a ValueError elsewhere that names the ranks, and changes nothing."""
     with (
-        channel_of(2, 1, "q", who, producers="host") as channel,
-        channel_of(SIZE, 1, "q", who, consumers="host") as other,
+        channel_of(2, 1, "q", actor, producers="host") as channel,
+        channel_of(SIZE, 1, "q", actor, consumers="host") as other,
     ):
-        if RANK != who:
+        if RANK != actor:
             puts = [lambda: channel.put((1,)), lambda: channel.put_nowait((1,)), lambda: channel.putf((1,)), channel.close]
             puts.append(lambda: channel.put_many([(1,)]))
             takes = [other.take, other.take_nowait, other.takef, lambda: other.take_many(1), lambda: next(iter(other))]
             for operation in puts + takes:
-                with pytest.raises(ValueError, match=f"rank {who} may .*, rank {RANK} may not"):
+                with pytest.raises(ValueError, match=f"rank {actor} may .*, rank {RANK} may not"):
                     operation()
         COMM.Barrier()
         assert (len(channel), len(other)) == (0, 0)
         COMM.Barrier()
-        if RANK == who:
+        if RANK == actor:
             channel.put((7,))
             assert channel.take() == array("q", [7])
         other.put((RANK,))
-        if RANK == who:
+        if RANK == actor:
             assert sorted(other.take()[0] for _ in range(SIZE)) == list(range(SIZE))
 
 

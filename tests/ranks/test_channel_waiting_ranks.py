@@ -183,12 +183,12 @@ def test_a_timeout_is_not_negative(timeout):
 
 
 @every_rank
-def test_a_rank_that_waits_for_a_message_is_woken_when_one_comes(who):
+def test_a_rank_that_waits_for_a_message_is_woken_when_one_comes(actor):
     """One rank waits until all others sleep in take, then puts a message for each."""
     with channel_of(2, 1) as channel:
         for _ in range(5):
-            if who == RANK:
-                until(lambda: asleep(channel, "take") == ALL - {who})
+            if actor == RANK:
+                until(lambda: asleep(channel, "take") == ALL - {actor})
                 for number in range(SIZE - 1):
                     channel.put((number,))
             else:
@@ -197,15 +197,15 @@ def test_a_rank_that_waits_for_a_message_is_woken_when_one_comes(who):
 
 
 @every_rank
-def test_a_rank_that_waits_for_room_is_woken_when_there_is_some(who):
+def test_a_rank_that_waits_for_room_is_woken_when_there_is_some(actor):
     """One rank waits until all others sleep in put, then takes everything."""
     with channel_of(1, 1) as channel:
         for _ in range(5):
-            if who == RANK:
-                channel.put((who,))
+            if actor == RANK:
+                channel.put((actor,))
             COMM.Barrier()
-            if who == RANK:
-                until(lambda: asleep(channel, "put") == ALL - {who})
+            if actor == RANK:
+                until(lambda: asleep(channel, "put") == ALL - {actor})
                 assert sorted(channel.take()[0] for _ in ALL) == sorted(ALL)
             else:
                 channel.put((RANK,))
@@ -524,12 +524,12 @@ def test_a_put_with_a_timeout_behind_a_waiting_putf_gives_up_in_time():
 
 @every_host
 @every_rank
-def test_after_close_nothing_can_be_put_and_the_rest_is_taken(host, who):
+def test_after_close_nothing_can_be_put_and_the_rest_is_taken(host, actor):
     """Any rank may close, and again; every put raises ChannelClosed on every rank; take gives what is there and then None."""
     with channel_of(SIZE, 1, host=host) as channel:
         channel.put((RANK,))
         COMM.Barrier()
-        if who == RANK:
+        if actor == RANK:
             channel.close()
             channel.close()
         COMM.Barrier()
@@ -549,25 +549,25 @@ def test_after_close_nothing_can_be_put_and_the_rest_is_taken(host, who):
 
 
 @every_rank
-def test_close_ends_the_waiting_of_takers(who):
+def test_close_ends_the_waiting_of_takers(actor):
     """One rank closes when the others, and a thread of its own, sleep in take: all get None."""
     with channel_of(2, 1) as channel, threads() as pool:
         taking = pool.submit(channel.take)
-        if who == RANK:
+        if actor == RANK:
             until(lambda: asleep(channel, "take") == ALL)
             channel.close()
         assert result_of(taking) is None
 
 
 @every_rank
-def test_close_ends_the_waiting_of_putters(who):
+def test_close_ends_the_waiting_of_putters(actor):
     """One rank closes when the others, and a thread of its own, sleep in put: all get ChannelClosed, and have put nothing."""
     with channel_of(1, 1) as channel, threads() as pool:
-        if who == RANK:
+        if actor == RANK:
             channel.put((7,))
         COMM.Barrier()
         putting = pool.submit(channel.put, (8,))
-        if who == RANK:
+        if actor == RANK:
             until(lambda: asleep(channel, "put") == ALL)
             channel.close()
         with pytest.raises(ChannelClosed):
@@ -721,17 +721,17 @@ def test_with_frees_the_channel():
 
 @needs_two
 @every_rank
-def test_an_error_on_one_rank_in_a_with_block_ends_the_waiting_of_the_others(who):
+def test_an_error_on_one_rank_in_a_with_block_ends_the_waiting_of_the_others(actor):
     """The block closes the channel before it is freed, so that nobody waits for the rank that failed; the error is kept."""
 
     def block() -> None:
         with RemoteChannel(1, 1) as channel:
-            if who == RANK:
-                until(lambda: asleep(channel, "take") == ALL - {who})
+            if actor == RANK:
+                until(lambda: asleep(channel, "take") == ALL - {actor})
                 raise ZeroDivisionError
             assert channel.take() is None
 
-    if who == RANK:
+    if actor == RANK:
         with pytest.raises(ZeroDivisionError):
             block()
     else:

@@ -18,7 +18,7 @@ RANK, SIZE = COMM.rank, COMM.size
 LAST = SIZE - 1
 
 every_host = pytest.mark.parametrize("host", range(SIZE))
-every_rank = pytest.mark.parametrize("who", range(SIZE))
+every_rank = pytest.mark.parametrize("actor", range(SIZE))
 needs_two = pytest.mark.skipif(SIZE < 2, reason="one rank has nobody to differ from")
 needs_a_spinner = pytest.mark.skipif("MPIEXECUTOR_TEST_APART" in os.environ, reason="nobody spins over a network")
 needs_three = pytest.mark.skipif(SIZE < 3, reason="takes one that puts and two that take")

@@ -245,7 +245,7 @@ def test_a_channel_that_is_freed_settles_nothing(job, deaths):
     host._rank_state.gone = False
 
 
-# -- who tells them
+# -- reports
 
 
 class Listener:

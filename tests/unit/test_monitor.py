@@ -107,7 +107,7 @@ def no_more_failures(monitor):
         monitor.failures.get(timeout=0)
 
 
-# -- who comes
+# -- connections
 
 
 def test_a_supervisor_that_comes_is_welcomed_and_known(monitor, welcomed):

@@ -139,8 +139,8 @@ def test_one_that_is_stopped_is_killed_in_the_end(comms, monitor, clock, caplog,
     assert monitor.expected == []
     clock.now += 0.2
     until(lambda: monitor.expected)
-    who = "the worker on rank 2, host host, pid 1002, gives no signs of life, and keeps this job from its end: it is killed"
-    assert caplog.messages == [who]
+    warning = "the worker on rank 2, host host, pid 1002, gives no signs of life, and keeps this job from its end: it is killed"
+    assert caplog.messages == [warning]
     clock.now += 100
     monitor.wait_for_looks()
     monitor.dead.add(2)

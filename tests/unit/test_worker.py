@@ -188,7 +188,7 @@ def test_a_worker_whose_root_listens_no_more_comes_to_its_end(crew):
     assert crew.given == []
 
 
-# -- who waits for whom
+# -- waiting
 
 
 class Gate:
