@@ -203,6 +203,7 @@ class Job:
         placeholder = connections.pop(0)
         self._descriptors = descriptors
         self._placeholder = socket.socket(fileno=os.dup(placeholder.fileno()))
+        placeholder.close()  # the placeholder ends when the last of them is closed: `abort` waits for that
         PROCESS_END.disown_in_child(self._close_in_child)
         for connection in connections.values():
             connection.send(b"!")
