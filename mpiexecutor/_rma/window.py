@@ -13,13 +13,14 @@ Invariants
 """
 
 import contextlib
+import functools
 import mmap
 import platform
 import sys
 import threading
 from array import array
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from mpi4py import MPI
 
@@ -101,11 +102,20 @@ class Marks:
 
 
 def on_one_node(comm: MPI.Intracomm) -> bool:
-    """Whether all ranks can share memory."""
-    near = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    size = near.size
-    near.Free()
-    return size == comm.size
+    """Whether all ranks can share memory. Collective; the communicator keeps the answer, which takes as long as a window."""
+    known: Any = comm.Get_attr(_key())
+    if known is None:
+        near = comm.Split_type(MPI.COMM_TYPE_SHARED)
+        known = near.size == comm.size
+        near.Free()
+        comm.Set_attr(_key(), known)
+    return bool(known)
+
+
+@functools.cache
+def _key() -> int:
+    """Return the key of the attribute of communicators that is whether they are on one node."""
+    return MPI.Comm.Create_keyval()
 
 
 class _RemoteMemory:
