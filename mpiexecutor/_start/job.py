@@ -35,6 +35,7 @@ from mpiexecutor._script.surroundings import import_path
 from mpiexecutor._util.flavour import Flavour, flavour_of
 from mpiexecutor._util.process_end import PROCESS_END
 from mpiexecutor._util.seconds import GRACE as _GRACE
+from mpiexecutor._util.seconds import NOTICE as _NOTICE
 from mpiexecutor._util.seconds import positive
 from mpiexecutor._util.watched import run_watched
 
@@ -154,7 +155,7 @@ class Job:
             for descriptor in self._descriptors:
                 os.close(descriptor)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_GRACE)
+            self._process.wait(_NOTICE)
         _kill(self._process)
 
     def _start(self, address: str) -> "subprocess.Popen[bytes]":

@@ -1,5 +1,6 @@
 """What the environment asks for when a script starts its own workers; how a process ends without MPI."""
 
+import signal
 import subprocess
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 from mpiexecutor._liveness import process_manager
 from mpiexecutor._start import job, process
 from mpiexecutor._start.process import ProcessState
+from mpiexecutor._util import seconds
 
 
 @pytest.mark.parametrize(("wanted", "asked", "workers"), [("3", 1, 3), ("", 2, 2)])
@@ -102,3 +104,24 @@ def test_under_srun_the_step_is_ended(end):
 def test_a_job_of_its_own_is_aborted(end):
     """Also in a task of srun, whose status is its own."""
     assert end(in_step="0", job="abort") == ["flushed", "job", ("exit", 1)]
+
+
+def test_an_mpiexec_that_does_not_notice_the_end_of_rank_0_is_told_soon(monkeypatch):
+    """An abort does not wait for it as long as for one that was told: Ctrl-C ends the script at once."""
+    waits, signals = [], []
+
+    class Mpiexec:
+        pid = 77
+
+        def wait(self, timeout):
+            waits.append(timeout)
+            if not signals:
+                raise subprocess.TimeoutExpired("mpiexec", timeout)
+
+    monkeypatch.setattr(job.os, "killpg", lambda pid, number: signals.append((pid, number)))
+    aborted = job.Job.__new__(job.Job)
+    aborted._placeholder, aborted._process = None, Mpiexec()
+    aborted.abort()
+    assert signals == [(77, signal.SIGTERM)]
+    assert waits == [seconds.NOTICE, seconds.GRACE]
+    assert seconds.NOTICE < seconds.GRACE
