@@ -70,15 +70,47 @@ def at_most(unit, *goals):
     return Figure(unit, False, goals)
 
 
-_MANY = Goal(10, PROCESSES), Goal(20, FUTURES_AT_BEST), Goal(1, THREADS)
-_CHANNEL_SPREAD = rate(Goal(0.5, figure="1 to 1"), unit="messages/s")
+_MANY = Goal(8, PROCESSES), Goal(20, FUTURES_AT_BEST), Goal(1, THREADS)
+_ALONE = (OURS, THREADS, PROCESSES)
+_CHANNEL_SPREAD = rate(Goal(0.7, figure="1 to 1"), unit="messages/s")
 
 SHAPES: dict[str, Shape] = {
     "calls": Shape(shapes.calls, {"rate": rate(*_MANY)}, {"n": 50}),
     "map": Shape(shapes.map_calls, {"rate": rate(*_MANY)}, {"n": 50}),
     "one-call": Shape(shapes.one_call, {"time": at_most("us", Goal(0.4, PROCESSES), Goal(1, THREADS))}, {"n": 5}),
-    "after-idleness": Shape(shapes.after_idleness, {"time": at_most("us", Goal(0.5, PROCESSES))}, {"n": 1, "seconds": 0.01}),
-    "array": Shape(shapes.array, {"16 MiB": rate(Goal(6, PROCESSES), Goal(1, FUTURES_AT_BEST), unit="MiB/s")}, {"n": 1, "mib": 1}),
+    "one-call-busy": Shape(
+        shapes.busy(shapes.one_call), {"time": at_most("us", Goal(1, PROCESSES))}, {"n": 2}, only=(OURS, PROCESSES)
+    ),
+    "map-of-8": Shape(shapes.map_of_8, {"time": at_most("us", Goal(0.4, PROCESSES))}, {"n": 2}),
+    "map-of-8-busy": Shape(
+        shapes.busy(shapes.map_of_8), {"time": at_most("us", Goal(1, PROCESSES))}, {"n": 2}, only=(OURS, PROCESSES)
+    ),
+    "long-map": Shape(
+        shapes.long_map,
+        {"rate": rate(Goal(5, THREADS), Goal(0.5, PROCESSES, "best chunksize")), "best chunksize": rate()},
+        {"n": 100},
+        only=_ALONE,
+    ),
+    "computing": Shape(
+        shapes.computing,
+        {"time": at_most("s", Goal(0.95, PROCESSES)), "processor time": at_most("s", Goal(1, PROCESSES))},
+        {"n": 10},
+        only=(OURS, PROCESSES),
+    ),
+    "computing-busy": Shape(
+        shapes.busy(shapes.computing), {"time": at_most("s", Goal(1, PROCESSES))}, {"n": 10}, only=(OURS, PROCESSES)
+    ),
+    "computing-short": Shape(
+        shapes.computing,
+        {"time": at_most("s", Goal(0.45, PROCESSES)), "processor time": at_most("s", Goal(1, PROCESSES))},
+        {"n": 10, "seconds": 0.0001},
+        {"n": 4000, "seconds": 0.0001},
+        only=(OURS, PROCESSES),
+    ),
+    "after-idleness": Shape(shapes.after_idleness, {"time": at_most("us", Goal(0.8, PROCESSES))}, {"n": 1, "seconds": 0.01}),
+    "array": Shape(
+        shapes.array, {"16 MiB": rate(Goal(6, PROCESSES), Goal(1 / 0.7, FUTURES_AT_BEST), unit="MiB/s")}, {"n": 1, "mib": 1}
+    ),
     "common-array": Shape(shapes.common_array, {"rate": rate(Goal(10, PROCESSES))}, {"n": 4, "mib": 1}),
     "uneven": Shape(shapes.uneven, {"time": at_most("s", Goal(1.1, PROCESSES))}, {"short": 4, "long": 1, "long_seconds": 0.01}),
     "suddenly-long": Shape(
@@ -98,7 +130,7 @@ SHAPES: dict[str, Shape] = {
         {"memory": at_most("bytes/call", Goal(1500))},
         {"n": 100},
         {"n": 10**6},
-        only=(OURS, THREADS, PROCESSES),
+        only=_ALONE,
         once=True,
         large=True,
     ),
@@ -130,6 +162,6 @@ SHAPES: dict[str, Shape] = {
         kind="channel",
         workers=(3,),
     ),
-    "two-hosts-calls": Shape(shapes.calls, {"rate": rate(Goal(10, FUTURES_AT_BEST))}, {"n": 50}, kind="hosts"),
+    "two-hosts-calls": Shape(shapes.calls, {"rate": rate(Goal(6, FUTURES_AT_BEST))}, {"n": 50}, kind="hosts"),
     "two-hosts-one-call": Shape(shapes.one_call, {"time": at_most("us", Goal(1, FUTURES_AT_BEST))}, {"n": 5}, kind="hosts"),
 }

@@ -7,6 +7,8 @@ The arguments that follow say how much of it there is, by default as much as is 
 import contextlib
 import os
 import random
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from processes import cpu_seconds, peak_memory, resident_memory
+from processes import TOKEN, cpu_seconds, peak_memory, resident_memory, with_token
 
 MIB = 1 << 20
 
@@ -31,6 +33,13 @@ def nap(seconds):
     """Take so long, without a core."""
     if seconds:
         time.sleep(seconds)
+
+
+def compute(seconds):
+    """Take so much time of a core, in pure Python."""
+    until = time.thread_time() + seconds
+    while time.thread_time() < until:
+        pass
 
 
 def plus_one(values):
@@ -75,6 +84,42 @@ def map_calls(executor, n=8000):
 def one_call(executor, n=300):
     """One no-op call is submitted and awaited, then the next: what a script waits for that needs a result before it goes on."""
     return {"time": median(there_and_back(executor) for _ in range(n))}
+
+
+def map_of_8(executor, n=100):
+    """A map of 8 no-op calls, then the next: what a script pays that has little to do at a time."""
+    return {"time": median(timed(partial(list_map, executor, 8)) for _ in range(n))}
+
+
+def long_map(executor, n=100_000, limit=2.0):
+    """100,000 no-op calls by map, without chunksize, and with the best of some: must a script choose it?
+
+    A map that is not done in 2 s is stopped there.
+    """
+    sizes = [max(1, n // parts) for parts in (200, 40, 8, 4)]
+    return {
+        "rate": mapped(executor, n, 1, limit),
+        "best chunksize": max(mapped(executor, n, size, limit) for size in sizes),
+    }
+
+
+def computing(executor, n=1000, seconds=0.001):
+    """Calls that compute for 1 ms each, by map: what remains of two cores, and what do all processes together take of them?"""
+    pids = [str(process) for process in with_token(os.environ[TOKEN])]
+    before = sum(map(cpu_seconds, pids))
+    time_taken = timed(lambda: sum(1 for _ in executor.map(compute, [seconds] * n))) / 1e6
+    return {"time": time_taken, "processor time": sum(map(cpu_seconds, pids)) - before}
+
+
+def busy(shape):
+    """Return a shape that runs another one beside one computing process a core."""
+
+    def beside_others(executor, **arguments):
+        with computing_processes():
+            return shape(executor, **arguments)
+
+    beside_others.__doc__ = f"Beside one computing process a core: {shape.__doc__}"
+    return beside_others
 
 
 def after_idleness(executor, n=10, seconds=0.2):
@@ -191,11 +236,50 @@ def endless_map(executor, n=10**7, buffersize=1000, settled=10_000):
 # -- their parts -------------------------------------------------------------------------------------------------------------------
 
 
+def timed(step):
+    """Give the microseconds of a step."""
+    began = time.perf_counter()
+    step()
+    return 1e6 * (time.perf_counter() - began)
+
+
 def there_and_back(executor):
     """Give the microseconds of one no-op call."""
+    return timed(lambda: executor.submit(nothing).result())
+
+
+def list_map(executor, n):
+    """Have a map of so many no-op calls, and all its results."""
+    return list(executor.map(nothing, range(n)))
+
+
+def mapped(executor, n, chunksize, limit):
+    """Give the calls a second of a map, which is stopped when the time is over."""
     began = time.perf_counter()
-    executor.submit(nothing).result()
-    return 1e6 * (time.perf_counter() - began)
+    results = executor.map(nothing, range(n), chunksize=chunksize)
+    done = 0
+    for done, _ in enumerate(results, 1):
+        if done % 100 == 0 and time.perf_counter() - began > limit:
+            break
+    seconds = time.perf_counter() - began
+    results.close()
+    return done / seconds
+
+
+@contextlib.contextmanager
+def computing_processes():
+    """Have one process a core that computes, in a session of its own as another job has it."""
+    code = "print(flush=True)\nwhile True: pass"
+    command = [sys.executable, "-c", code]
+    others = [subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) for _ in os.sched_getaffinity(0)]
+    try:
+        for other in others:
+            other.stdout.readline()
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.communicate()
 
 
 def an_array(mib):

@@ -6,6 +6,8 @@ A call enters these files in this order:
     both     messages: what root and workers say to each other, and its encoding
     worker   worker: the loop that takes messages and runs calls  ->  batch: the calls of one message, and their outcomes
 
+A map passes series of calls to the scheduler, without futures: see scheduling/series.py.
+
 Beside them:
 
     functions  functions that many calls share: numbered on the root, cached by workers

@@ -1,7 +1,7 @@
 """The messages of root and workers to each other, a class for each kind, and their encoding.
 
-    work channel   root to any worker   Calls
-    reply channel  a worker to root     Results, GivenBack, Wanted, InitializerFailed, TopLevelFailed
+    work channel   root to any worker   Calls, MapCalls
+    reply channel  a worker to root     Results, MapResults, GivenBack, Wanted, InitializerFailed, TopLevelFailed
                    root to itself       Barrier
 
 Encoding. A message is the number of its kind and its fields, by marshal: numbers, strings and bytes, of no subclass. Objects of
@@ -11,7 +11,8 @@ out of band: the channel copies them once, from where they are into the ring. A 
 everything else about a long message is in its first slot: see `replacement`. If root and workers share memory the sender copies
 them into a segment instead, whose name then takes their place: see _util/segments.
 
-Calls and outcomes are plain tuples: a message has up to 256, and objects of a class would take as long as all the rest.
+Calls and outcomes are plain tuples: a message has up to 256, and objects of a class would take as long as all the rest. Calls of a
+map have less than that: see Row and Value.
 
 To add a kind of message, add its class here and to `_KINDS`, and handle it in the collector (a reply) or in Worker (work).
 """
@@ -41,6 +42,18 @@ Call = tuple[int, int | None, int | str | None, Buffer, Buffers]
 Outcome = tuple[int, float, bool, Buffer, Buffers]
 
 
+# A call of a map: its arguments as they are, if each `goes_as_it_is`; else a pickle as in a Call.
+Row = tuple[Any, ...] | Buffer
+
+# What became of a call of a map: its result as it is, if it `goes_as_it_is`; a pickle of it; or its Failure as bytes, in a tuple.
+Value = Any
+
+_FIXED: Final = frozenset({type(None), bool, float, complex})  # types of what goes as it is
+_SHORT: Final = 256  # most characters of a string that does, and most bits of a number
+_LEAST_NUMBER, _MOST_NUMBER = 1 - (1 << _SHORT), (1 << _SHORT) - 1
+MOST_ROWS: Final = 4096  # of a message; the numbers of calls are so far apart, and the calls of a map have those between
+
+
 class Calls(NamedTuple):
     """Calls of one executor, which one worker runs one after another."""
 
@@ -48,6 +61,18 @@ class Calls(NamedTuple):
     initializer: int | None  # its number, if the executor has one
     task_timeout: float  # seconds that each call may run; 0: any time
     calls: list[Call]
+
+
+class MapCalls(NamedTuple):
+    """Calls of one map, which one worker runs one after another, each as if it had come alone."""
+
+    executor: int
+    initializer: int | None  # as in Calls, like the next
+    task_timeout: float
+    number: int  # of the first call; those of the others follow
+    state: int | None  # as in a Call, like the next
+    called: int | str | None
+    rows: list[Row]
 
 
 class Results(NamedTuple):
@@ -58,8 +83,19 @@ class Results(NamedTuple):
     outcomes: Sequence[Outcome]
 
 
+class MapResults(NamedTuple):
+    """Outcomes of consecutive calls of a map."""
+
+    rank: int
+    executor: int
+    block: int  # the number of the message's first call
+    first: int  # position in the message
+    seconds: float  # that they ran, together
+    values: list[Value]
+
+
 class GivenBack(NamedTuple):
-    """Calls that the worker has not begun, and leaves to other workers."""
+    """Calls that the worker has not begun, and leaves to other workers; of the calls of a map the number of the first."""
 
     rank: int
     executor: int
@@ -98,10 +134,21 @@ class Barrier(NamedTuple):
     """The root to itself: all replies that were put before this are collected; see lost_calls.py."""
 
 
-Reply = Results | GivenBack | Wanted | InitializerFailed | TopLevelFailed | Barrier
-Message = Calls | Reply
+Reply = Results | MapResults | GivenBack | Wanted | InitializerFailed | TopLevelFailed | Barrier
+Message = Calls | MapCalls | Reply
 
-_KINDS: Final[tuple[type[Message], ...]] = (Calls, Results, GivenBack, Wanted, InitializerFailed, TopLevelFailed, Barrier)
+_KINDS: Final[tuple[type[Message], ...]] = (
+    Calls,
+    MapCalls,
+    Results,
+    MapResults,
+    GivenBack,
+    Wanted,
+    InitializerFailed,
+    TopLevelFailed,
+    Barrier,
+)
+OF_MAP: Final = 2  # parts of what is held of a call of a map
 _KIND_OF: Final = {each: kind for kind, each in enumerate(_KINDS)}
 
 
@@ -207,9 +254,27 @@ def dump_outcome(outcome: Outcome) -> bytes:
     return marshal.dumps((number, seconds, failed, data, *buffers), _FORMAT)
 
 
-def load_outcomes(held: bytes) -> Iterator[Outcome]:
-    """Yield the outcomes in these bytes, one behind the other. Any error if they are none. Buffers are writable."""
+def goes_as_it_is(value: Any) -> bool:
+    """Whether marshal can write an argument or a result, which is short and cannot be changed."""
+    kind = type(value)
+    if kind is int:
+        number: int = value
+        return _LEAST_NUMBER <= number <= _MOST_NUMBER
+    return kind in _FIXED or (kind is str and len(value) <= _SHORT)
+
+
+def dump_value(outcome: tuple[int, Value]) -> bytes:
+    """Return the number of a call of a map, and what became of it, as bytes, for the status page of its worker."""
+    return marshal.dumps(outcome, _FORMAT)
+
+
+def load_outcomes(held: bytes) -> Iterator[Outcome | tuple[int, Value]]:
+    """Yield the outcomes and values in these bytes, one behind the other. Any error if they are none. Buffers are writable."""
     file = io.BytesIO(held)
     while file.tell() < len(held):
-        number, seconds, failed, data, *buffers = marshal.load(file)  # noqa: S302 - written by a rank of the job
-        yield number, seconds, failed, data, [memoryview(bytearray(buffer)) for buffer in buffers]
+        found = marshal.load(file)  # noqa: S302 - written by a rank of the job
+        if len(found) == OF_MAP:
+            yield found
+        else:
+            number, seconds, failed, data, *buffers = found
+            yield number, seconds, failed, data, [memoryview(bytearray(buffer)) for buffer in buffers]

@@ -1,6 +1,6 @@
 """Pickles calls, in the thread that submits them, and passes them to the scheduler."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from itertools import islice
@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpiexecutor._script.names import name_of, top_of
 from mpiexecutor._script.root.script import Script
+from mpiexecutor._util.pickling import Pickled
 
 from .functions import Function, FunctionRegistry
+from .messages import Row
 from .outcomes import Location, dumps_sized, with_cause
 from .scheduling.scheduler import Scheduler
+from .scheduling.series import Series
 from .scheduling.session import Session, slim_future
 
 if TYPE_CHECKING:
@@ -53,27 +56,63 @@ class Submitter:
         if self._session.closed or self._session.broken:
             self._scheduler.check_open(self._session)
         future: Future[T] = slim_future()
-        names: set[str] = set()
         try:
-            called: Function | str | None = None
-            state: State | None = None
-            if type(fn) is FunctionType:
-                called, state = (name_of(fn), None) if self._script is None else self._script.named(fn)
-            if called is None:
-                is_unchanged = function is not None and function.names_are_unchanged()
-                called = function if is_unchanged else self._functions.submitted(fn)
-            pickle, size = dumps_sized((None if called else fn, args, kwargs), names)
-            if self._script is not None and (names or state is None):
-                state = self._script.state(_all_names(called, names))
+            called, state, pickle, size = self.prepared(fn, args, kwargs, function)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - raised by the pickling of the call
-            self._scheduler.check_open(self._session)
             future.set_running_or_notify_cancel()
-            future.set_exception(with_cause(_without_exit(error), self._location))
+            future.set_exception(self.refusal(error))
             return future
         self._scheduler.submit(self._session, future, pickle, size, kind, called, state)
         return future
+
+    def submit_prepared(
+        self, future: Future[Any], call: tuple[Function | str | None, "State | None", Pickled, int], kind: object
+    ) -> None:
+        """Submit what `prepared` has returned."""
+        called, state, pickle, size = call
+        self._scheduler.submit(self._session, future, pickle, size, kind, called, state)
+
+    def append(self, series: Series, rows: Sequence[Row]) -> None:
+        """Submit calls of a map."""
+        self._scheduler.append(self._session, series, rows)
+
+    def note_cancelled(self) -> None:
+        """Note that calls of a map were cancelled."""
+        self._scheduler.note_cancelled(self._session)
+
+    def target(self, fn: Callable[..., Any], function: Function | None) -> tuple[Function | str | None, "State | None"]:
+        """Return what the message of a call has for its function, None if that is in the pickle, and the state for it.
+
+        `function` is `fn` under a number, if a map has numbered it.
+        """
+        called: Function | str | None = None
+        state: State | None = None
+        if type(fn) is FunctionType:
+            called, state = (name_of(fn), None) if self._script is None else self._script.named(fn)
+        if called is None:
+            is_unchanged = function is not None and function.names_are_unchanged()
+            called = function if is_unchanged else self._functions.submitted(fn)
+            if self._script is not None and called is not None:
+                state = self._script.state(_all_names(called, set()))
+        return called, state
+
+    def prepared(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], function: Function | None
+    ) -> tuple[Function | str | None, "State | None", Pickled, int]:
+        """Pickle a call. Return also what its message has for the function, and the state that it needs, and its size."""
+        called, state = self.target(fn, function)
+        names: set[str] = set()
+        pickle, size = dumps_sized((None if called else fn, args, kwargs), names)
+        if self._script is not None and (names or state is None):
+            state = self._script.state(_all_names(called, names))
+        return called, state, pickle, size
+
+    def refusal(self, error: BaseException) -> BaseException:
+        """Return the error of a call that cannot be pickled. Raise as `check_open` of the scheduler."""
+        self._scheduler.check_open(self._session)
+        return with_cause(_without_exit(error), self._location)
 
     def numbered(self, fn: Callable[..., Any]) -> Function | None:
         """Return the function of a map under a number; None if it has a name, is pickled with every call, or cannot be pickled."""

@@ -7,17 +7,18 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 from mpiexecutor._liveness.status_page import INITIALIZER, LARGE, StatusPage
 from mpiexecutor._script.main_module import MainModule, MainModules, NotAdmitted
-from mpiexecutor._script.names import function_of
+from mpiexecutor._script.names import function_of, main_dict
 from mpiexecutor._script.pickling import Has, always, load_definitions
-from mpiexecutor._util.pickling import loads
+from mpiexecutor._util.pickling import Pickled, loads
 from mpiexecutor._util.segments import SMALLEST, SegmentName
 from mpiexecutor.channel import ChannelClosed, ChannelMemoryError, RemoteChannel
 
-from .batch import HELD, BatchFlusher, CurrentBatch
+from .batch import HELD, BatchFlusher, CurrentBatch, CurrentBlock
 from .bulk import BulkTransfer
 from .functions import FunctionCache
 from .messages import (
@@ -26,11 +27,14 @@ from .messages import (
     Calls,
     GivenBack,
     InitializerFailed,
+    MapCalls,
+    MapResults,
     Outcome,
     Reply,
     Results,
     SharedMemory,
     TopLevelFailed,
+    Value,
     Wanted,
     replacement,
 )
@@ -47,7 +51,7 @@ class Worker:
 
     def __init__(
         self,
-        work: RemoteChannel[Calls, Calls],
+        work: RemoteChannel[Calls | MapCalls, Calls | MapCalls],
         replies: RemoteChannel[Reply, Reply],
         bulk: BulkTransfer,
         location: Location,
@@ -86,7 +90,9 @@ class Worker:
         self._has: Has = always  # whether the script has a global of this name
         self._rest = _SHORTEST_REST
         self._batch = CurrentBatch(page)
-        self._flusher = BatchFlusher(self._batch, self._send, fail)
+        give_back = lambda number: self._give_back([number], behind_long_call=True)  # noqa: E731
+        self._block = CurrentBlock(page, self._put_values, self._put_alone, give_back, self._dump_failure)
+        self._flusher = BatchFlusher(self._batch, self._block, self._send, fail)
 
     def serve(self) -> None:
         """Serve until the work channel is closed and empty."""
@@ -95,7 +101,7 @@ class Worker:
             self._do(messages.pop())
         self._flusher.stop()
 
-    def _take(self) -> list[Calls]:
+    def _take(self) -> list[Calls | MapCalls]:
         """Take a message. One call that is too large for the memory here fails; several short ones that are end this worker."""
         while True:
             try:
@@ -107,16 +113,33 @@ class Worker:
             if self._work.skip(number):
                 self._reply(outcome)
 
-    def _do(self, message: Calls) -> None:
-        executor, initializer, most, calls = message
+    def _do(self, message: Calls | MapCalls) -> None:
+        if isinstance(message, MapCalls):
+            if self._prepare(message, message.state, [message.number]):
+                if len(message.rows) > 1:
+                    self._flusher.watch()
+                self._block.run(message, partial(self._finder, message.state, message.called), self._has)
+            return
+        calls = message.calls
+        if not self._prepare(message, calls[0][1], [number for number, *_ in calls]):
+            return
+        self._batch.calls.extend(calls)
+        self._batch.sent_at = time.monotonic()
+        if len(calls) > 1:
+            self._flusher.watch()
+        calls.clear()  # nothing here refers to arguments while a call runs
+        self._run_all()
+
+    def _prepare(self, message: Calls | MapCalls, state: int | None, numbers: list[int]) -> bool:
+        """Make ready for the calls of a message. Return False if they are not to be run here."""
+        executor, initializer, most, *_ = message
         self._executor = executor
         self._page.wipe()
-        _, state, *_ = calls[0]
         if state is not None and not self._is_admitted(executor, state):
-            self._give_back([number for number, *_ in calls], behind_long_call=False)
+            self._give_back(numbers, behind_long_call=False)
             time.sleep(self._rest)
             self._rest = min(2 * self._rest, _LONGEST_REST)
-            return
+            return False
         self._rest = _SHORTEST_REST
         if initializer is not None and executor not in self._initialized:
             self._limit(0.0)
@@ -126,14 +149,7 @@ class Worker:
             self._page.wipe()
         if most != self._most:
             self._limit(most)
-        if not self._initialized.get(executor, True):
-            return  # the root knows that it failed, and has failed all calls of this executor
-        self._batch.calls.extend(calls)
-        self._batch.sent_at = time.monotonic()
-        if len(calls) > 1:
-            self._flusher.watch()
-        calls.clear()  # nothing here refers to arguments while a call runs
-        self._run_all()
+        return self._initialized.get(executor, True)  # if not, the root knows it, and has failed all calls of this executor
 
     def _is_admitted(self, executor: int, state: int) -> bool:
         """Enter the `__main__` of this executor, in the state of its next call. Return False if other workers run its calls."""
@@ -252,11 +268,31 @@ class Worker:
             self._page.run(began)
             value, size = dumps_sized(function(*arguments, **keywords), has=self._has)
         except BaseException as error:  # noqa: BLE001 - it is the outcome of this call
-            failure = failure_of(self._explain(error), self._location, self._has).dumps()
+            failure = self._dump_failure(error)
             self._page.finish()
             return (number, time.monotonic() - began, True, *failure), failure.size
         self._page.finish()
         return (number, time.monotonic() - began, False, *value), size
+
+    def _finder(self, state: int | None, called: int | str | None) -> Callable[[], Any]:
+        """Return what returns the function for each call of a map. Raise what each of them raises."""
+        if state is not None:
+            self._bring_to(state)
+        if isinstance(called, str):
+            function_of(called)  # or the error that each call raises
+            return partial(main_dict().__getitem__, called) if called in main_dict() else partial(function_of, called)
+        return partial(self._cache.get, called or 0, self._executor)
+
+    def _dump_failure(self, error: BaseException) -> Pickled:
+        return failure_of(self._explain(error), self._location, self._has).dumps()
+
+    def _put_alone(self, outcome: Outcome, size: int) -> None:
+        if size >= SMALLEST:
+            outcome = (*outcome[:3], *self._memory.put(*outcome[3:]))
+        self._reply(Results(self._location.rank, self._executor, (outcome,)))
+
+    def _put_values(self, block: int, position: int, seconds: float, values: list[Value]) -> None:
+        self._reply(MapResults(self._location.rank, self._executor, block, position, seconds, values))
 
 
 def run_chunk(function: Callable[..., Any], chunk: Iterable[tuple[Any, ...]]) -> list[Any]:

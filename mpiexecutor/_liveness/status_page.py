@@ -79,9 +79,10 @@ class StatusPage:
     def hold(self, data: bytes) -> None:
         """Hold the outcome of a call, in case this rank dies before it is put; unless there is no room."""
         start = self._numbers[_HELD]
-        if start + len(data) <= self._room:
-            self._outcomes[start : start + len(data)] = data
-            self._numbers[_HELD] = start + len(data)
+        end = start + len(data)
+        if end <= self._room:
+            self._outcomes[start:end] = data
+            self._numbers[_HELD] = end
 
     def let_go(self) -> None:
         """Hold nothing: all outcomes were put."""

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_AT_HAND = {list, tuple, range, set, frozenset, dict, str, bytes}  # types of iterables that never have the caller wait
+
 
 class RMAChannelExecutor(Executor):
     """An executor that runs calls on the worker ranks of an MPI job, with the interface of ProcessPoolExecutor.
@@ -194,9 +196,10 @@ class RMAChannelExecutor(Executor):
             fn: What to call. A function, and anything large that `functools.partial` binds to it, is sent once to each worker.
             iterables: The arguments; the shortest iterable ends the calls.
             timeout: Seconds from the call of `map` in which a result must be there; None: no limit.
-            chunksize: Number of consecutive calls that travel and run as one.
+            chunksize: Number of consecutive calls that travel, run and fail as one. With 1, short calls travel together, as many as
+                take some milliseconds, but each is a call of its own.
             buffersize: Number of calls, or of chunks, that are submitted ahead of the results; None: all of them at once.
-            unordered: Yield results as they are ready, not in the order of the arguments.
+            unordered: Yield results as they are ready, not in the order of the arguments; those of short calls up to 2 ms later.
 
         Returns:
             The iterator. It raises what a call has raised, and TimeoutError if a result is not there in time. Then, or when it is
@@ -207,7 +210,17 @@ class RMAChannelExecutor(Executor):
             RuntimeError: The executor was shut down.
 
         """
-        return self.starmap(fn, zip(*iterables), timeout=timeout, chunksize=chunksize, buffersize=buffersize, unordered=unordered)  # noqa: B905 - the shortest ends it, as in map
+        check_map(chunksize, buffersize)
+        return map_results(
+            self._submitter,
+            fn,
+            zip(*iterables),  # noqa: B905 - the shortest ends it, as in map
+            timeout=timeout,
+            chunksize=chunksize,
+            buffersize=buffersize,
+            unordered=unordered,
+            at_hand=all(type(each) in _AT_HAND for each in iterables),
+        )
 
     def starmap(
         self,

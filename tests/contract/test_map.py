@@ -446,3 +446,115 @@ class FailsThere:
 
 def fails_there():
     raise RuntimeError("not here")
+
+
+# -- short calls, many of which travel together ---------------------------------------------------------------------
+
+
+class Unpicklable:
+    """Can be pickled so many times."""
+
+    def __init__(self, times):
+        self.times = times
+
+    def __reduce__(self):
+        if not self.times:
+            raise LookupError("not to be pickled")
+        return Unpicklable, (self.times - 1,)
+
+
+def odd_one(kind, odd, number):
+    """Return the number, but at one place do something else."""
+    if number != odd:
+        return number
+    if kind == "unpicklable":
+        return Unpicklable(0)
+    if kind == "large":
+        return bytes(1_000_000)
+    raise {"error": ValueError, "interrupt": KeyboardInterrupt, "exit": SystemExit}[kind](f"number {number}")
+
+
+def warm_up(executor, kind, odd):
+    """Have the executor know that these calls are short, so that they travel together."""
+    assert list(executor.starmap(odd_one, [(kind, -1, number) for number in range(500)], timeout=LIMIT)) == [*range(500)]
+
+
+@pytest.mark.parametrize("odd", [0, 1777, 2999])
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [("error", ValueError), ("interrupt", KeyboardInterrupt), ("exit", SystemExit), ("unpicklable", LookupError)],
+)
+def test_a_short_call_fails_alone(executor, kind, error, odd):
+    """All results before it are yielded, its error is raised with its traceback, and the executor goes on."""
+    warm_up(executor, kind, odd)
+    results = executor.map(odd_one, itertools.repeat(kind), itertools.repeat(odd), range(3000), timeout=LIMIT)
+    assert [next(results) for _ in range(odd)] == [*range(odd)]
+    with pytest.raises(error) as caught:
+        next(results)
+    assert "rank" in str(caught.value.__cause__)
+    assert executor.submit(square, 3).result(LIMIT) == 9
+
+
+@pytest.mark.parametrize("unordered", [False, True])
+def test_a_large_result_among_short_ones_has_its_place(executor, unordered):
+    """It travels alone."""
+    warm_up(executor, "large", 1777)
+    arguments = [("large", 1777, number) for number in range(3000)]
+    found = list(executor.starmap(odd_one, arguments, unordered=unordered, timeout=LIMIT))
+    lengths = [1777 if isinstance(each, bytes) else each for each in found]
+    assert len(lengths) == 3000
+    assert (sorted(lengths) if unordered else lengths) == [*range(3000)]
+
+
+def test_an_argument_that_cannot_be_pickled_fails_in_its_place(executor):
+    """Those before it are yielded."""
+    arguments = [*range(1000), Unpicklable(0), *range(1000)]
+    results = executor.map(identity, arguments, timeout=LIMIT)
+    assert [next(results) for _ in range(1000)] == [*range(1000)]
+    with pytest.raises(LookupError, match="not to be pickled"):
+        next(results)
+    assert executor.submit(square, 3).result(LIMIT) == 9
+
+
+def test_an_argument_that_cannot_be_unpickled_fails_in_its_place(executor):
+    """The same in the worker."""
+    results = executor.map(identity, [*range(1000), FailsThere(), *range(1000)], timeout=LIMIT)
+    assert [next(results) for _ in range(1000)] == [*range(1000)]
+    with pytest.raises(RuntimeError, match="not here"):
+        next(results)
+
+
+@pytest.mark.parametrize("buffersize", [None, 100])
+def test_arguments_of_any_size_have_their_results_in_order(executor, buffersize):
+    """Short ones, long ones that travel alone, and numbers of any length."""
+    arguments = [[number, b"x" * 3 ** (number % 13), 10 ** (number * 7 % 500), "y" * number][number % 4] for number in range(400)]
+    assert list(executor.map(identity, arguments, buffersize=buffersize, timeout=LIMIT)) == arguments
+    assert list(executor.map(identity, (each for each in arguments), buffersize=buffersize, timeout=LIMIT)) == arguments
+
+
+def count(values):
+    values.append(len(values))
+    return len(values)
+
+
+def test_an_argument_is_every_calls_own(executor):
+    """A call may change it, and no other sees that."""
+    same = []
+    assert list(executor.map(count, [same] * 1000, timeout=LIMIT)) == [1] * 1000
+    assert same == []
+
+
+def test_a_call_that_is_unexpectedly_long_holds_no_result_back(executor, gate):
+    """Those before it are yielded; with another worker those behind it, too."""
+    path = gate.folder
+
+    def slow_at(odd, number):
+        return gate.wait(number) if number == odd else number
+
+    assert list(executor.map(slow_at, itertools.repeat(-1), range(500), timeout=LIMIT)) == [*range(500)]
+    results = executor.map(slow_at, itertools.repeat(300), range(1000), unordered=True, timeout=LIMIT)
+    others = 999 if executor.num_workers > 1 else 300
+    assert len({next(results) for _ in range(others)}) == others
+    assert not (path / "open").exists()
+    gate.open()
+    assert 300 in list(results)

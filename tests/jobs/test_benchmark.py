@@ -10,6 +10,7 @@ from jobs import ROOT, launcher, run_job
 
 BENCHMARK = ROOT / "examples" / "benchmark"
 SHAPES = {
+    *("one-call-busy", "map-of-8", "map-of-8-busy", "long-map", "computing", "computing-busy", "computing-short"),
     *("calls", "map", "one-call", "after-idleness", "array", "common-array", "uneven", "suddenly-long", "busy-root"),
     *("pending", "million-pending", "idle", "crowd", "large-array", "endless-map"),
     *("channel", "two-hosts-calls", "two-hosts-one-call"),

@@ -261,3 +261,51 @@ def test_large_arrays_of_dead_workers_stay(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(HOLDERS)
     assert run_job(4, ["-m", "mpiexecutor", str(script)]).stdout == "True True\n"
+
+
+DIES_IN_A_MAP = """
+import os, signal, sys, time
+from pathlib import Path
+from mpiexecutor import BrokenWorkerError, RMAChannelExecutor
+
+log = Path({log!r})
+
+def run(number, odd=-1):
+    if number == odd:
+        with (log / "deaths").open("a") as file:
+            file.write("one ")
+        os.kill(os.getpid(), signal.SIGKILL)
+    with (log / str(os.getpid())).open("a") as file:
+        file.write(f"{{number}} ")
+    return number
+
+with RMAChannelExecutor(**{options}) as executor:
+    sum(executor.map(run, range(1000)))  # they are known to be short, and travel together
+    for file in log.iterdir():
+        file.unlink()
+    found = []
+    try:
+        for result in executor.map(run, range(2000), [1234] * 2000, unordered=True):
+            found.append(result)
+    except BrokenWorkerError as error:
+        print("lost:", error.end)
+print("twice:", len(found) - len(set(found)), 1234 in found)
+runs = sorted(int(word) for file in log.iterdir() if file.name != "deaths" for word in file.read_text().split())
+print("run twice:", len(runs) - len(set(runs)), "deaths:", len((log / "deaths").read_text().split()))
+"""
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("retries", [0, 2])
+def test_only_the_call_of_a_map_that_a_dead_worker_had_begun_is_lost(retries, tmp_path):
+    """Of many that travel together: what was run before it is not run again, and it is run again alone if that is wanted."""
+    script = tmp_path / "script.py"
+    log = tmp_path / "log"
+    log.mkdir()
+    script.write_text(DIES_IN_A_MAP.format(log=str(log), options={"retries": retries}))
+    job = run_job(6, ["-m", "mpiexecutor", str(script)])
+    assert job.stdout.splitlines() == [
+        "lost: was killed by SIGKILL",
+        "twice: 0 False",
+        f"run twice: 0 deaths: {1 + retries}",
+    ], str(job)

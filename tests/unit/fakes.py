@@ -26,15 +26,19 @@ import pytest
 
 from mpiexecutor._calls import messages
 from mpiexecutor._calls.functions import Function, FunctionRegistry
+from mpiexecutor._calls.map_results import map_results
 from mpiexecutor._calls.messages import (
     Call,
     Calls,
     GivenBack,
     InitializerFailed,
+    MapCalls,
+    MapResults,
     Outcome,
     Results,
     Wanted,
     dump_outcome,
+    dump_value,
     replacement,
 )
 from mpiexecutor._calls.options import Options
@@ -42,6 +46,7 @@ from mpiexecutor._calls.outcomes import Location, dumps_sized, failure_of, pickl
 from mpiexecutor._calls.scheduling import dispatcher
 from mpiexecutor._calls.scheduling.scheduler import Scheduler
 from mpiexecutor._calls.scheduling.session import Session, slim_future
+from mpiexecutor._calls.submission import Submitter
 from mpiexecutor._calls.worker import Worker
 from mpiexecutor._liveness.monitor import WorkerFailure
 from mpiexecutor._liveness.status_page import NOTHING, StatusPage
@@ -315,6 +320,31 @@ class FakeCrew:
             futures.append(future)
         return futures
 
+    def map(
+        self,
+        function: Callable[..., Any],
+        *iterables: Any,
+        session: Session | None = None,
+        timeout: float = LIMIT,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+        unordered: bool = False,
+        at_hand: bool = True,
+    ) -> Iterator[Any]:
+        """Have a map submit its calls; return the iterator over their results."""
+        functions = FunctionRegistry(self.scheduler.registry)
+        self.submitter = Submitter(self.scheduler, session or self.session, functions, None, self.location)
+        return map_results(
+            self.submitter,
+            function,
+            zip(*iterables, strict=False),
+            timeout=timeout,
+            chunksize=chunksize,
+            buffersize=buffersize,
+            unordered=unordered,
+            at_hand=at_hand,
+        )
+
     def submit_named(self, name: str, script: Script, *, session: Session | None = None) -> Future[Any]:
         """Submit a call of a function that the script has under a name; its result is whatever that returns."""
         future = slim_future()
@@ -402,6 +432,7 @@ class FakeWorker:
         self.executor = 0  # of that, as are the rest
         self._initializer: int | None = None
         self.task_timeout = 0.0
+        self._block: int | None = None  # the number of the message's first call if they are of a map
         self._functions: list[Any] = []
         self._state: int | None = None
         self._numbers: dict[Any, int] = {}  # of calls, by name
@@ -416,6 +447,28 @@ class FakeWorker:
         self._state = calls[0][1]
         self._numbers = {(loads(data, buffers)[1] or (function,))[0]: number for number, _, function, data, buffers in calls}
         return list(self._numbers)
+
+    def take_map(self) -> list[Any]:
+        """Take the next message, which has calls of a map; return the first argument of each."""
+        assert len(self._crew.work), "nothing was sent"
+        self.message = self._crew.work.next_number
+        (message,) = self._crew.work.take_many(1)
+        assert isinstance(message, MapCalls)
+        self.executor, self.task_timeout, self._block = message.executor, message.task_timeout, message.number
+        names = [(row if isinstance(row, tuple) else loads(row)[1])[0] for row in message.rows]
+        self._numbers = {name: message.number + position for position, name in enumerate(names)}
+        return names
+
+    def answer_map(self, *names: Any, seconds: float = 0.0, values: Sequence[Any] | None = None) -> None:
+        """Reply the results of consecutive calls of the map, or of all: their names, or other values."""
+        names = names or tuple(self._numbers)
+        first = self._numbers[names[0]] - self._block
+        found = list(names if values is None else values)
+        self._crew.replies.put(MapResults(self.rank, self.executor, self._block, first, seconds * len(found), found))
+
+    def give_back_from(self, name: Any) -> None:
+        """Give back the calls of the map from this one on, as they wait behind a long one."""
+        self._crew.replies.put(GivenBack(self.rank, self.executor, True, (self._numbers[name],)))
 
     def answer(self, *names: Any, seconds: float = 0.0, value: Any = None) -> None:
         """Reply what became of some calls of the message, or of all: their names, or another value."""
@@ -489,7 +542,8 @@ class FakeWorker:
         if held is None:
             page = new_page()
             for name in holding:
-                page.hold(dump_outcome(self._outcome(name)))
+                of_map = self._block is not None
+                page.hold(dump_value((self._numbers[name], name)) if of_map else dump_outcome(self._outcome(name)))
             held = page.held
         return WorkerFailure(self.rank, "host", 1000 + self.rank, "was killed by SIGKILL", number, overdue, held=held)
 

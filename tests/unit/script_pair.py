@@ -15,7 +15,7 @@ import io
 import itertools
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,8 +29,10 @@ import numpy as np
 from mpiexecutor import RMAChannelExecutor
 from mpiexecutor._calls.bulk import Pages
 from mpiexecutor._calls.functions import Function, FunctionCache
+from mpiexecutor._calls.messages import Row
 from mpiexecutor._calls.options import Options
 from mpiexecutor._calls.outcomes import Location, error_from, failure_of, pickled, with_cause
+from mpiexecutor._calls.scheduling.series import Series
 from mpiexecutor._calls.scheduling.session import Session
 from mpiexecutor._script.main_module import MainModules
 from mpiexecutor._script.names import LOOKUP, MAIN, function_of
@@ -124,7 +126,7 @@ class Scheduler:
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
-        self.submitted: dict[Future[Any], Call] = {}
+        self.submitted: dict[object, Call] = {}  # by future; calls of maps have none
         self._numbers = itertools.count(1)
 
     def open(self, _most: int, _initializer: Function | None, _options: Options) -> Session:
@@ -142,6 +144,11 @@ class Scheduler:
     ) -> None:
         self.submitted[future] = Call(session.number, state, called, arguments_pickle)
 
+    def append(self, session: Session, series: Series, rows: Sequence[Row]) -> None:
+        for row in rows:
+            pickle = pickled((None, row, {})) if isinstance(row, tuple) else Pickled(row)
+            self.submitted[object()] = Call(session.number, series.state, series.function, pickle)
+
     def check_open(self, session: Session) -> None:
         """Nothing closes it."""
 
@@ -154,7 +161,13 @@ class Executor:
 
     def __init__(self, scheduler: Scheduler, origin: Origin) -> None:
         pool: Any = SimpleNamespace(
-            scheduler=scheduler, origin=lambda: origin, location=Location(0, 3, "host", 1000), workers=2, alone=False, closed=False
+            scheduler=scheduler,
+            origin=lambda: origin,
+            location=Location(0, 3, "host", 1000),
+            workers=2,
+            alone=False,
+            closed=False,
+            check=lambda: None,
         )
         self.real = RMAChannelExecutor.__new__(RMAChannelExecutor)
         self.real._join(pool, Options())

@@ -8,7 +8,7 @@ from fakes import bare_call as call
 from fakes import bare_outcome as outcome
 
 from mpiexecutor._calls import batch as batch_module
-from mpiexecutor._calls.batch import BatchFlusher, CurrentBatch
+from mpiexecutor._calls.batch import BatchFlusher, CurrentBatch, CurrentBlock
 from mpiexecutor._calls.messages import load_outcomes
 from mpiexecutor._liveness.status_page import LARGE, StatusPage
 
@@ -25,6 +25,11 @@ def page():
 @pytest.fixture
 def batch(page):
     return CurrentBatch(page)
+
+
+@pytest.fixture
+def block(page):
+    return CurrentBlock(page, *[pytest.fail] * 4)
 
 
 def held(page):
@@ -62,7 +67,7 @@ def test_what_still_is_in_the_batch_is_kept_when_others_are_sent(batch, page):
     assert 1 in held(page)
 
 
-def test_the_worker_does_not_go_on_while_the_flusher_has_something_in_hand(batch):
+def test_the_worker_does_not_go_on_while_the_flusher_has_something_in_hand(batch, block):
     """The worker would claim other work, reply for another executor, and lose what is given back if it died."""
     batch.calls.extend(map(call, range(2)))
     batch.begin_next()
@@ -78,7 +83,7 @@ def test_the_worker_does_not_go_on_while_the_flusher_has_something_in_hand(batch
         flusher.wait()
         said.append("gone on")
 
-    flusher = BatchFlusher(batch, send, fail=pytest.fail)
+    flusher = BatchFlusher(batch, block, send, fail=pytest.fail)
     flusher.watch()
     assert sending.wait(LIMIT)
     worker = threading.Thread(target=go_on)
@@ -100,7 +105,7 @@ def test_a_flusher_that_cannot_send_has_its_worker_fail(page):
     def send(_outcomes, _given_back):
         raise ZeroDivisionError("a fault of ours")
 
-    flusher = BatchFlusher(batch, send, failed.set)
+    flusher = BatchFlusher(batch, CurrentBlock(page, *[pytest.fail] * 4), send, failed.set)
     flusher.watch()
     assert failed.wait(LIMIT)
     flusher.stop()

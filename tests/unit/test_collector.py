@@ -82,7 +82,7 @@ def test_outcomes_are_to_be_settled_without_the_lock(scene):
     tasks = scene.send(3)
     (step,) = scene.collect(Results(2, 0, [outcome(0), outcome(2)]))
     assert type(step) is Settle
-    assert [task for task, _ in step.found] == [tasks[2], tasks[0]][::-1]
+    assert [future for future, _ in step.found] == [tasks[0].future, tasks[2].future]
     assert (scene.state.done, scene.state.seconds, scene.dispatched) == ({2: 2}, {"kind": 0.5}, 1)
     assert (list(scene.session.sent), scene.session.unsettled) == ([1], 3)
 

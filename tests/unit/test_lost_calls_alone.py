@@ -100,7 +100,7 @@ def test_outcomes_on_the_status_page_count(scene):
     scene.die(1, begun=1, message=5, held=held)
     settle, lost = scene.next()
     assert type(settle) is Settle
-    assert [task for task, _ in settle.found] == [tasks[0]]
+    assert [future for future, _ in settle.found] == [tasks[0].future]
     assert lost.tasks == [tasks[1]]
     assert scene.state.done == {1: 1}
 

@@ -10,11 +10,15 @@ from mpiexecutor._calls.messages import (
     Calls,
     GivenBack,
     InitializerFailed,
+    MapCalls,
+    MapResults,
     Results,
     SharedMemory,
     TopLevelFailed,
     Wanted,
     dump_outcome,
+    dump_value,
+    goes_as_it_is,
     load_outcomes,
     replacement,
 )
@@ -142,6 +146,30 @@ def test_outcomes_on_a_status_page_lie_one_behind_the_other():
     found = list(load_outcomes(b"".join(map(dump_outcome, outcomes))))
     assert plain(found) == plain(outcomes)
     assert not found[0][-1][0].readonly
+
+
+def test_results_of_a_map_on_a_status_page_are_known_from_other_outcomes():
+    """They have two parts."""
+    held = dump_outcome((1, 0.5, False, b"value", ())) + dump_value((2, "plain")) + dump_value((3, b"pickle"))
+    assert list(load_outcomes(held))[1:] == [(2, "plain"), (3, b"pickle")]
+
+
+@pytest.mark.parametrize("value", [None, True, 0, 2**256 - 1, -(2**256) + 1, 1.5, 2j, "x" * 256])
+def test_what_goes_as_it_is_arrives_as_it_is(value):
+    """Arguments and results of maps that are short, and cannot be changed."""
+    assert goes_as_it_is(value)
+    assert sent(MapCalls(5, None, 0.0, 7, 3, "name", [(value,)])).rows == [(value,)]
+    assert sent(MapResults(1, 5, 7, 0, 0.5, [value])).values == [value]
+
+
+class Whole(int):
+    pass
+
+
+@pytest.mark.parametrize("value", [2**256, -(2**256), "x" * 257, b"", [], (), {}, Whole(1), object()])
+def test_what_is_long_or_can_be_changed_does_not(value):
+    """It is pickled; a pickle is told from it by its type, bytes."""
+    assert not goes_as_it_is(value)
 
 
 @pytest.mark.parametrize("held", [b"garbage" * 20, b"N.", b"(", dump_outcome((1, 0.5, False, b"value", ()))[:-1]])

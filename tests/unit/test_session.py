@@ -120,7 +120,8 @@ def test_all_are_dropped_sent_and_waiting():
     session.sent = {1: task(1)}
     session.unsettled = 1
     session.under_way = {Batch((1,), 1)}
-    assert numbers(session.break_off("a reason", None)) == [1, 2, 3]
+    tasks, count = session.break_off("a reason", None)
+    assert (numbers(tasks), count) == ([1, 2, 3], 3)
     assert (session.unsettled, len(session.under_way), session.sent, list(session.backlog)) == (3, 0, {}, [])
 
 

@@ -12,4 +12,5 @@ settling    what is left to do once the lock is released: settle futures, break 
 requests    workers that wait for a function or a state of the script
 state       what all of these share, and the one lock
 session     the calls of one executor that have no outcome yet
+series      calls of maps, which have no futures: several are one entry here, and one message
 """

@@ -12,6 +12,7 @@ from mpiexecutor._calls.messages import (
     Barrier,
     GivenBack,
     InitializerFailed,
+    MapResults,
     Outcome,
     Reply,
     Results,
@@ -27,7 +28,9 @@ from mpiexecutor.channel import ChannelClosed, ChannelError, ChannelMemoryError,
 from .dispatcher import Dispatcher
 from .lost_calls import LostCalls
 from .requests import Requests
-from .settling import Break, Settle, Settler, Step
+from .series import Block
+from .session import Task
+from .settling import Break, Deliver, Settle, Settler, Step
 from .state import SchedulerState
 
 logger = logging.getLogger("mpiexecutor")
@@ -105,6 +108,8 @@ class Collector:
                 reply = replies.pop(0)
                 if isinstance(reply, Results):
                     self._note_results(reply, steps)
+                elif isinstance(reply, MapResults):
+                    self._note_map_results(reply, steps)
                 else:
                     self._note_other(reply, steps)
                 del reply
@@ -114,7 +119,7 @@ class Collector:
         """Note outcomes. A worker's status page may have told some of them before."""
         outcomes = reply.outcomes
         if isinstance(outcomes[-1][-1], SegmentName):
-            outcomes = [*outcomes[:-1], *self._read(reply.rank, outcomes[-1])]
+            outcomes = [*outcomes[:-1], *self._read(reply, outcomes[-1])]
         session = self._state.sessions.get(reply.executor)
         if session is None or session.broken:
             return
@@ -122,16 +127,25 @@ class Collector:
             self._state.done[reply.rank] += len(found)
             steps.append(Settle(session, found))
 
-    def _read(self, rank: int, outcome: Outcome) -> list[Outcome]:
+    def _read(self, reply: Results, outcome: Outcome) -> list[Outcome]:
         """Return an outcome with its buffers; none if its worker has died, so that its call is lost with it."""
         number, seconds, failed, data, buffers = outcome
         try:
             return [(number, seconds, failed, *self._memory.get(data, buffers))]
         except SegmentGone:
-            self._lost_calls.note_unread(rank, number)
+            self._lost_calls.note_unread(reply.rank, reply.executor, number)
             return []
         except (OSError, MemoryError) as error:
             return [(number, seconds, True, *failure_of(error, self._state.location).dumps())]
+
+    def _note_map_results(self, reply: MapResults, steps: deque[Step]) -> None:
+        session = self._state.sessions.get(reply.executor)
+        block = None if session is None or session.broken else session.sent.get(reply.block)
+        if session is not None and isinstance(block, Block):
+            run = session.take_values(block, reply.first, reply.values, reply.seconds, self._state.seconds)
+            if run.values:  # else a status page has told them before
+                self._state.done[reply.rank] += len(run.values)
+                steps.append(Deliver(session, run))
 
     def _note_other(self, reply: Reply, steps: deque[Step]) -> None:
         if isinstance(reply, GivenBack):
@@ -152,12 +166,13 @@ class Collector:
         session = self._state.sessions.get(reply.executor)
         if session is None or session.broken:
             return
-        tasks = [task for number in reply.numbers if (task := session.sent.get(number))]
+        tasks: list[Task | Block] = [task for number in reply.numbers if isinstance(task := session.sent.get(number), Task)]
+        session.take_back(tasks)
+        tasks += [block for number in reply.numbers if (block := session.take_back_from(number))]
         if reply.behind_long_call:
             seconds = self._state.seconds
             for task in tasks:
                 seconds[task.kind] = max(seconds.get(task.kind, 0.0), _LONG)
-        session.take_back(tasks)
 
     def _note_initializer_failed(self, reply: InitializerFailed, steps: deque[Step]) -> None:
         session = self._state.sessions.get(reply.executor)

@@ -5,17 +5,19 @@ calls are submitted faster than they run.
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 
-from mpiexecutor._calls.messages import Calls, SharedMemory
+from mpiexecutor._calls.functions import Function
+from mpiexecutor._calls.messages import MOST_ROWS, Calls, MapCalls, SharedMemory
 from mpiexecutor._calls.outcomes import with_cause
 from mpiexecutor._util.periodic import PeriodicCheck
 from mpiexecutor._util.segments import SMALLEST
 from mpiexecutor.channel import ChannelFull, RemoteChannel
 
-from .session import Batch, Session, Task
+from .series import Batch, Block
+from .session import Session, Task
 from .settling import quietly
 from .state import PER_WORKER, SchedulerState
 
@@ -23,6 +25,12 @@ _FEEDING = 25e-6  # least seconds that the root takes to send a call and to coll
 _MOST = 256  # most calls of a message
 _MOST_BYTES = 256 << 10  # most bytes of a message of several calls
 _MOST_SECONDS = 1e-3  # most seconds that the calls of a message are expected to run: none waits long for another
+_FEEDING_OF_MAP = 1.5e-6  # the same for a call of a map
+_LEAST_SECONDS_OF_MAP = (
+    1e-4  # that the calls of a map in one message are expected to run, if there are as many: a message takes as long
+)
+_MOST_SECONDS_OF_MAP = 4e-3  # the same at most; no result waits as long as that
+_TINY = 1e-7  # least seconds that a call takes
 _TICK = 5e-3  # seconds between two looks for slow messages: one that is under way at both is slow
 _TICKS = 10  # looks at which nothing waits before the thread sleeps
 
@@ -31,7 +39,11 @@ class Dispatcher:
     """Puts messages of calls into the work channel."""
 
     def __init__(
-        self, state: SchedulerState, work: RemoteChannel[Calls, Calls], memory: SharedMemory, after_stream: Callable[[], None]
+        self,
+        state: SchedulerState,
+        work: RemoteChannel[Calls | MapCalls, Calls | MapCalls],
+        memory: SharedMemory,
+        after_stream: Callable[[], None],
     ) -> None:
         """`after_stream` is called, without the lock, when a message was put in the background, and its number is known."""
         self._state = state
@@ -50,13 +62,14 @@ class Dispatcher:
             for session in list(state.sessions.values()):  # a finalizer may close one at any time
                 if not session.backlog or state.streaming:
                     continue
-                limit = self.limit(session, session.backlog[0].kind)
+                first = session.backlog[0]
+                limit = self.limit(session, first.kind, of_map=not isinstance(first, Task))
                 if len(session.under_way) < limit:
                     moved = self._send_next(session, limit) or moved
                 elif limit < min(session.limit, state.most_messages):
                     self.watch()
 
-    def limit(self, session: Session, kind: object) -> int:
+    def limit(self, session: Session, kind: object, *, of_map: bool = False) -> int:
         """Return the most messages that may be under way while calls of this kind are next.
 
         They keep as many workers busy as the root can feed. The shorter the calls, the fewer these are, and the more calls wait
@@ -66,7 +79,8 @@ class Dispatcher:
         seconds = self._state.seconds.get(kind)
         if seconds is None:
             return most
-        return min(most, PER_WORKER * (2 + int(seconds / _FEEDING)) + len(session.slow))
+        feeding = _FEEDING_OF_MAP if of_map else _FEEDING
+        return min(most, PER_WORKER * (2 + int(seconds / feeding)) + len(session.slow))
 
     def _see_who_is_slow(self) -> bool:
         """Send calls that wait for slow messages. Return whether some still wait."""
@@ -79,26 +93,49 @@ class Dispatcher:
             return any(session.backlog and len(session.under_way) < min(session.limit, state.most_messages) for session in sessions)
 
     def _send_next(self, session: Session, limit: int) -> bool:
-        share = -(-len(session.backlog) // limit)  # leave calls for the other messages
+        first = session.backlog[0]
+        share = -(-(len(session.backlog) - 1 + first.count) // limit)  # leave calls for the other messages
+        if not isinstance(first, Task):
+            return self._send_block(session, first.kind, share)
         tasks = session.next_batch(min(_MOST, share), _MOST_BYTES, self._state.seconds, _MOST_SECONDS)
         if not tasks:  # all were cancelled
             self._state.changed.notify_all()
             return False
-        batch = session.send(tasks)
-        initializer = session.initializer.number if session.initializer else None
+        self._send(session, tasks, partial(self._message_of, session, tasks))
+        return True
+
+    def _message_of(self, session: Session, tasks: list[Task], batch: Batch) -> Calls:
         calls = [task.call for task in tasks]
+        if tasks[0].size >= SMALLEST:  # it has no others beside it
+            calls = [(*call[:3], *self._memory.put(*call[3:], weakref.ref(batch))) for call in calls]
+        return Calls(*_options_of(session), calls)
+
+    def _send_block(self, session: Session, kind: object, share: int) -> bool:
+        """Send calls of a map: their share, but for some time at least and at most. Without experience send one."""
+        expected = self._state.seconds.get(kind, _MOST_SECONDS_OF_MAP)
+        least, most = int(_LEAST_SECONDS_OF_MAP / max(expected, _TINY)), int(_MOST_SECONDS_OF_MAP / max(expected, _TINY))
+        block = session.next_block(next(self._state.numbers), max(1, min(max(share, least), most, MOST_ROWS)), _MOST_BYTES)
+        if block is None:  # all were cancelled
+            self._state.changed.notify_all()
+            return True
+        series = block.series
+        state = None if series.state is None else series.state.number
+        called = series.function.number if isinstance(series.function, Function) else series.function
+        message = MapCalls(*_options_of(session), block.number, state, called, block.rows)
+        self._send(session, [block], lambda _: message)
+        return True
+
+    def _send(self, session: Session, tasks: Sequence[Task | Block], make: Callable[[Batch], Calls | MapCalls]) -> None:
+        batch = session.send(tasks)
         try:
-            if tasks[0].size >= SMALLEST:  # it has no others beside it
-                calls = [(*call[:3], *self._memory.put(*call[3:], weakref.ref(batch))) for call in calls]
-            self._put(Calls(session.number, initializer, session.task_timeout, calls), session, batch)
+            self._put(make(batch), session, batch)
         except Exception as error:  # noqa: BLE001 - too long for a channel, say: these calls fail alone
             self._fail(session, tasks, error)
         except BaseException:  # Ctrl-C in the thread that submits
             session.take_back(tasks)
             raise
-        return True
 
-    def _put(self, message: Calls, session: Session, batch: Batch) -> None:
+    def _put(self, message: Calls | MapCalls, session: Session, batch: Batch) -> None:
         try:
             self._work.put_nowait(message)
         except ChannelFull:
@@ -120,8 +157,13 @@ class Dispatcher:
             self.dispatch()
         self._after_stream()
 
-    def _fail(self, session: Session, tasks: list[Task], error: BaseException) -> None:
+    def _fail(self, session: Session, tasks: Sequence[Task | Block], error: BaseException) -> None:
         session.drop(tasks)  # before settling: a callback that submits needs room
         for task in tasks:
             quietly(task.future.set_exception, with_cause(error, self._state.location))
         self._state.changed.notify_all()
+
+
+def _options_of(session: Session) -> tuple[int, int | None, float]:
+    """Return what each message of calls begins with."""
+    return session.number, session.initializer.number if session.initializer else None, session.task_timeout

@@ -16,13 +16,14 @@ import logging
 from collections import deque
 from dataclasses import dataclass, replace
 
-from mpiexecutor._calls.messages import Barrier, Outcome, Reply, load_outcomes
+from mpiexecutor._calls.messages import OF_MAP, Barrier, Outcome, Reply, Value, load_outcomes
 from mpiexecutor._liveness.monitor import WorkerFailure
 from mpiexecutor._liveness.status_page import INITIALIZER
 from mpiexecutor.channel import ChannelClosed, RemoteChannel, Share
 
+from .series import Block
 from .session import Session, Task
-from .settling import Break, FailLost, GiveUp, Settle, Step
+from .settling import Break, Deliver, FailLost, GiveUp, Settle, Step
 from .state import SchedulerState
 
 logger = logging.getLogger("mpiexecutor")
@@ -51,9 +52,11 @@ class LostCalls:
         """Report that a worker has died. No lock is needed."""
         self._queue(_Death(loss, share))
 
-    def note_unread(self, rank: int, number: int) -> None:
+    def note_unread(self, rank: int, executor: int, number: int) -> None:
         """Note that the outcome of a call is lost with its worker, whose death will be reported. The lock is held."""
         self._unread.setdefault(rank, []).append(number)
+        if (session := self._state.sessions.get(executor)) is not None:
+            session.set_aside(number)
 
     def queue_postponed(self) -> None:
         """Repeat the postponed reports: the number of the message is known. The lock is not held."""
@@ -82,23 +85,33 @@ class LostCalls:
     def _take_over(self, loss: WorkerFailure) -> list[Step]:
         """Take the outcomes on the status page of a dead worker. Those that it had put, too, are known, and find no task."""
         steps: list[Step] = []
-        outcomes: list[Outcome] = []
+        held: list[Outcome | tuple[int, Value]] = []
         try:
-            outcomes.extend(load_outcomes(loss.held))
+            held.extend(load_outcomes(loss.held))
         except Exception:
             logger.exception("not all of what a dead worker had run can be read")
+        outcomes = [each for each in held if len(each) > OF_MAP]
+        values = [each for each in held if len(each) == OF_MAP]
         for session in list(self._state.sessions.values()):
             if found := session.take_outcomes(outcomes, self._state.seconds):
                 self._state.done[loss.rank] += len(found)
                 steps.append(Settle(session, found))
+            runs = session.take_held(values, self._state.seconds)
+            self._state.done[loss.rank] += len(runs)
+            steps += [Deliver(session, run) for run in runs]
         return steps
 
     def _lose_unread(self, loss: WorkerFailure) -> list[Step]:
         """Return the steps for calls that a dead worker had run, and whose outcomes were lost with it."""
         numbers = set(self._unread.pop(loss.rank, ()))
         sessions = list(self._state.sessions.values())
-        found = [(session, [session.sent[number] for number in numbers & session.sent.keys()]) for session in sessions]
-        return [self._lose_or_repeat(session, loss, tasks, numbers) for session, tasks in found if tasks]
+        steps: list[Step] = []
+        for session in sessions:
+            tasks: list[Task | Block] = [task for number in numbers if isinstance(task := session.sent.get(number), Task)]
+            steps += [self._lose_or_repeat(session, loss, tasks, numbers)] if tasks else []
+            for number in numbers & session.unread.keys():
+                steps += _lose_or_repeat_part(session, loss, session.unread.pop(number), begun=True)
+        return steps
 
     def _see_to_calls(self, death: _Death) -> list[Step]:
         """Find the calls that a dead worker had claimed."""
@@ -111,17 +124,19 @@ class LostCalls:
             self._postponed.append(replace(death, postponed=True))
         return []
 
-    def _divide(self, session: Session, loss: WorkerFailure, tasks: list[Task]) -> list[Step]:
+    def _divide(self, session: Session, loss: WorkerFailure, tasks: list[Task | Block]) -> list[Step]:
         """Divide the calls of a message that have no outcome into those that are lost and those that are sent again."""
         if loss.begun == INITIALIZER:
             return [Break(session, f"the initializer was being run when {loss}", None)]
+        if isinstance(tasks[0], Block):
+            return self._divide_block(session, loss, tasks[0])
         assert tasks[0].batch is not None
         calls = tasks[0].batch.calls
         last = len(calls) if loss.begun is None else calls.index(loss.begun) + 1 if loss.begun in calls else 0
         return [self._lose_or_repeat(session, loss, tasks, set(calls[:last]))]
 
     @staticmethod
-    def _lose_or_repeat(session: Session, loss: WorkerFailure, tasks: list[Task], begun: set[int]) -> Step:
+    def _lose_or_repeat(session: Session, loss: WorkerFailure, tasks: list[Task | Block], begun: set[int]) -> Step:
         """Queue the calls that are sent again, and return the step that fails the others."""
         overdue = loss.begun if loss.overdue else None
         again = [task for task in tasks if task.number != overdue and session.is_to_be_run_again(task, begun=task.number in begun)]
@@ -129,3 +144,23 @@ class LostCalls:
         lost = [task for task in tasks if task.number in session.sent]
         session.lose(lost)
         return FailLost(session, loss, lost)
+
+    @staticmethod
+    def _divide_block(session: Session, loss: WorkerFailure, block: Block) -> list[Step]:
+        """Do that with the calls of a map: the one that was begun is lost or sent again, alone, and so are the others, together."""
+        last = len(block.rows) - 1 if loss.begun is None else loss.begun - block.number  # None: nobody knows
+        begun = block.done <= last < len(block.rows)
+        rest = block.split((last if begun else block.done) + 1)
+        tried = block.split(block.done)  # if it was not begun it may have killed its receiver
+        session.lose([block])
+        session.requeue([rest])
+        return _lose_or_repeat_part(session, loss, tried, begun=begun)
+
+
+def _lose_or_repeat_part(session: Session, loss: WorkerFailure, part: Block, *, begun: bool) -> list[Step]:
+    """Queue a part of a block again, or return the step that fails it."""
+    overdue = loss.overdue and part.number == loss.begun
+    if not overdue and session.is_to_be_run_again(part, begun=begun):
+        session.requeue([part])
+        return []
+    return [FailLost(session, loss, [part])]

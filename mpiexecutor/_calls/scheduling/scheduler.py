@@ -1,13 +1,14 @@
 """The interface of the scheduler: for executors, and for the recovery of failed workers."""
 
 import itertools
+from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from mpiexecutor._calls.bulk import BulkTransfer
 from mpiexecutor._calls.functions import Function
-from mpiexecutor._calls.messages import Calls, Reply, SharedMemory
+from mpiexecutor._calls.messages import Calls, MapCalls, Reply, Row, SharedMemory
 from mpiexecutor._calls.options import Options
 from mpiexecutor._calls.outcomes import Location
 from mpiexecutor._liveness.monitor import WorkerFailure
@@ -19,6 +20,7 @@ from .collector import Collector
 from .dispatcher import Dispatcher
 from .lost_calls import LostCalls
 from .requests import Requests
+from .series import Series
 from .session import Session, Task
 from .settling import Settler, cancel_quietly
 from .state import PER_WORKER, SchedulerState
@@ -29,7 +31,7 @@ class Scheduler:
 
     def __init__(
         self,
-        work: RemoteChannel[Calls, Calls],
+        work: RemoteChannel[Calls | MapCalls, Calls | MapCalls],
         replies: RemoteChannel[Reply, Reply],
         bulk: BulkTransfer,
         workers: int,
@@ -39,7 +41,6 @@ class Scheduler:
         self._work = work
         self._replies = replies
         self.registry = Registry()
-        self._numbers = itertools.count()
         self._session_numbers = itertools.count()
         self._state = SchedulerState(workers, location)
         memory = memory or SharedMemory()
@@ -100,7 +101,7 @@ class Scheduler:
         """
         if session.closed or session.broken:
             self.check_open(session)
-        number = next(self._numbers)
+        number = next(self._state.numbers)
         called = function.number if isinstance(function, Function) else function
         call = (number, None if state is None else state.number, called, *pickle)
         task = Task(number, future, call, size, kind, function, state)
@@ -112,18 +113,49 @@ class Scheduler:
                 self._state.changed.wait_for(lambda: not session.is_full)
                 self.check_open(session)
                 session.backlog.append(task)
-        messages = len(session.under_way)
-        if messages < session.limit and messages < self._state.most_messages:
-            if messages < self._dispatcher.limit(session, kind):
-                with self._state.lock:
-                    self._dispatcher.dispatch()
-            else:
-                self._dispatcher.watch()
+        self._send_if_there_is_room(session, kind)
         if session.closed or session.broken:
             with self._state.lock:
                 if session.withdraw(task):
                     self._state.changed.notify_all()  # `wait` may have seen it in the backlog
                     self.check_open(session)
+
+    def append(self, session: Session, series: Series, rows: Sequence[Row]) -> None:
+        """Queue calls of a map, and send what it is the turn of, as `submit` does. Raise and block as that does."""
+        if session.closed or session.broken:
+            self.check_open(session)
+        if session.max_pending is None or self._state.is_settling():
+            series.rows.extend(rows)
+            session.backlog.extend(itertools.repeat(series, len(rows)))
+        else:
+            for row in rows:
+                with self._state.changed:
+                    self._state.changed.wait_for(lambda: not session.is_full)
+                    self.check_open(session)
+                    series.rows.append(row)
+                    session.backlog.append(series)
+                self._send_if_there_is_room(session, series.kind, of_map=True)
+        self._send_if_there_is_room(session, series.kind, of_map=True)
+        if session.closed or session.broken:
+            with self._state.lock:
+                if [row for row in rows if session.withdraw(series)]:
+                    self._state.changed.notify_all()
+                    self.check_open(session)
+
+    def _send_if_there_is_room(self, session: Session, kind: object, *, of_map: bool = False) -> None:
+        messages = len(session.under_way)
+        if messages < session.limit and messages < self._state.most_messages:
+            if messages < self._dispatcher.limit(session, kind, of_map=of_map):
+                with self._state.lock:
+                    self._dispatcher.dispatch()
+            else:
+                self._dispatcher.watch()
+
+    def note_cancelled(self, session: Session) -> None:
+        """Note that calls of a map that wait were cancelled: there may be room for others. A finalizer may call this."""
+        if session.max_pending is not None:
+            with self._state.changed:
+                self._state.changed.notify_all()
 
     def _note_cancelled(self, future: Future[Any]) -> None:
         if future.cancelled():  # there is room for another
@@ -139,7 +171,7 @@ class Scheduler:
 
     def close(self, session: Session, reason: str, *, cancel: bool = False) -> None:
         """Accept no more calls. With `cancel`, cancel those that were never sent."""
-        dropped: list[Task] = []
+        dropped: list[Task | Series] = []
         with self._state.lock:
             session.close(reason)
             if cancel:

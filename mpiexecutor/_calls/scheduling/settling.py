@@ -18,7 +18,8 @@ from mpiexecutor._util.pickling import loads
 from mpiexecutor._util.segments import SegmentName
 
 from .requests import Requests
-from .session import Session, Task
+from .series import Block, Place, Raised, Run
+from .session import Session, Settled, Task
 from .state import SchedulerState
 
 logger = logging.getLogger("mpiexecutor")
@@ -28,7 +29,14 @@ class Settle(NamedTuple):
     """Settle the futures of tasks that have an outcome."""
 
     session: Session
-    found: list[tuple[Task, Outcome]]  # emptied when it is done
+    found: list[Settled]  # emptied when it is done
+
+
+class Deliver(NamedTuple):
+    """Deliver results of a map."""
+
+    session: Session
+    run: Run
 
 
 class FailLost(NamedTuple):
@@ -36,7 +44,7 @@ class FailLost(NamedTuple):
 
     session: Session
     loss: WorkerFailure
-    tasks: list[Task]
+    tasks: list[Task | Block]
 
 
 class Break(NamedTuple):
@@ -53,7 +61,7 @@ class GiveUp(NamedTuple):
     reason: str
 
 
-Step = Settle | FailLost | Break | GiveUp | Wanted
+Step = Settle | Deliver | FailLost | Break | GiveUp | Wanted
 
 
 class Settler:
@@ -69,6 +77,8 @@ class Settler:
             step = steps.popleft()
             if isinstance(step, Settle):
                 self._settle_all(step.session, step.found)
+            elif isinstance(step, Deliver):
+                self._deliver(step.session, step.run)
             elif isinstance(step, Wanted):
                 self._requests.answer(step)
             elif isinstance(step, FailLost):
@@ -86,22 +96,39 @@ class Settler:
         for session in self._state.open_sessions():
             self._break(session, reason, cause)
 
-    def _settle_all(self, session: Session, found: list[tuple[Task, Outcome]]) -> None:
+    def _settle_all(self, session: Session, found: list[Settled]) -> None:
         count = len(found)
         found.reverse()
         while found:  # popped one by one: nothing here refers to a result while the next is unpickled
             self._settle(*found.pop())
         self._note_settled(session, count)
 
-    def _settle(self, task: Task, outcome: Outcome) -> None:
+    def _settle(self, future: Future[Any] | Place, outcome: Outcome) -> None:
         _, _, failed, data, buffers = outcome
         assert not isinstance(buffers, SegmentName)  # they have been read
-        settle: Callable[[Any], None] = task.future.set_exception if failed else task.future.set_result
+        settle: Callable[[Any], None] = future.set_exception if failed else future.set_result
         try:
             value = error_from(Failure.loads(data, buffers)) if failed else loads(data, buffers)
         except BaseException as error:  # noqa: BLE001 - raised by the result's own code: this call fails alone
-            settle, value = task.future.set_exception, with_cause(error, self._state.location)
+            settle, value = future.set_exception, with_cause(error, self._state.location)
         quietly(settle, value)
+
+    def _deliver(self, session: Session, run: Run) -> None:
+        count = len(run.values)
+        for position, value in enumerate(run.values):
+            if type(value) is bytes or type(value) is tuple:  # a pickle, or a Failure
+                run.values[position] = self._value_of(value)
+        run.runs.put(run.first, run.values)
+        self._note_settled(session, count)
+
+    def _value_of(self, value: bytes | tuple[bytes, ...]) -> Any:
+        try:
+            if isinstance(value, bytes):
+                return loads(value)
+            data, *buffers = value
+            return Raised(error_from(Failure.loads(data, [memoryview(each) for each in buffers])))
+        except BaseException as error:  # noqa: BLE001 - as above
+            return Raised(with_cause(error, self._state.location))
 
     def _note_settled(self, session: Session, count: int) -> None:
         with self._state.changed:
@@ -109,7 +136,7 @@ class Settler:
             self._state.forget_done()
             self._state.changed.notify_all()
 
-    def _fail_lost(self, session: Session, loss: WorkerFailure, tasks: list[Task]) -> None:
+    def _fail_lost(self, session: Session, loss: WorkerFailure, tasks: list[Task | Block]) -> None:
         text = f"{loss} while it ran this call, or before the result was there"
         for task in tasks:
             if loss.overdue and task.number == loss.begun:
@@ -117,19 +144,19 @@ class Settler:
             else:
                 error = BrokenWorkerError(text, loss.rank, loss.host, loss.pid, loss.end)
             quietly(task.future.set_exception, error)
-        self._note_settled(session, len(tasks))
+        self._note_settled(session, sum(task.count for task in tasks))
 
     def _break(self, session: Session, reason: str, cause: BaseException | None) -> None:
         """Fail every call of a session, those to come too."""
         with self._state.lock:
-            tasks = session.break_off(reason, cause)
+            tasks, count = session.break_off(reason, cause)
         for task in tasks:
             error = BrokenProcessPool(reason)
             error.__cause__ = cause
             if task.future.running() or task.future.set_running_or_notify_cancel():
                 quietly(task.future.set_exception, error)
         with self._state.changed:
-            session.note_settled(len(tasks))
+            session.note_settled(count)
             self._state.changed.notify_all()
 
 
@@ -141,10 +168,10 @@ def quietly(settle: Callable[[Any], None], value: Any) -> None:
         logger.exception("a callback of a future has failed")
 
 
-def cancel_quietly(future: Future[Any]) -> None:
+def cancel_quietly(future: Future[Any] | Place) -> None:
     """Cancel a future, and wake the threads that wait for it."""
 
-    def cancel(future: Future[Any]) -> None:
+    def cancel(future: Future[Any] | Place) -> None:
         if future.cancel():
             future.set_running_or_notify_cancel()
 

@@ -12,9 +12,11 @@ Invariants
     Nothing here refers to a result, or to arguments, once the future is settled.
 """
 
+import itertools
 import threading
 from collections import Counter
 
+from mpiexecutor._calls.messages import MOST_ROWS
 from mpiexecutor._calls.outcomes import Location
 
 from .session import Session
@@ -31,6 +33,7 @@ class SchedulerState:
         self.all_workers = workers
         self.lost: set[int] = set()  # ranks
         self.most_messages = PER_WORKER * workers  # of a session that may be under way, for the workers that live
+        self.numbers = itertools.count(0, MOST_ROWS)  # of calls; those of a map have the numbers between, from their block's on
         self.seconds: dict[object, float] = {}  # expected duration of a call, by kind
         self.done: Counter[int] = Counter()  # calls with an outcome, by rank
         self.streaming = False  # a message is being put in the background: it has no number yet
