@@ -2,6 +2,7 @@
 
 memory        the interface between the ring and the memory that it lies in
 window        such memory in an RMA window
+shared_lock   a lock in shared memory, which the kernel frees when its holder dies
 doorbell      how a thread sleeps, and how others on its node wake it
 notifier      how ranks on other nodes are notified, and how a host is asked for progress
 progress      threads of a host that make progress, so that ranks on other nodes get answers

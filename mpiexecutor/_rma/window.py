@@ -6,8 +6,10 @@ Theory of operation
     the host alone does, and the other ranks use Put, Get and Flush, which work in every MPI.
 
 Invariants
-    - An atomic step is Compare_and_swap, on every rank. So is ``store_once`` where it goes through MPI: a Put is a copy, which may
-      set a word twice (see memory.py).
+    - An atomic step is the same on every rank: on one node a step under a lock in the window, where the system has such locks,
+      else Compare_and_swap. The locked step is one store, so a holder that dies leaves nothing half done.
+    - ``store_once`` is Compare_and_swap, too, where it goes through MPI: a Put is a copy, which may set a word twice (see
+      memory.py).
     - A word that is swapped is swapped or loaded only, and a word that is put has one writer: the MPI standard promises no more.
     - A byte of Marks may have several writers: all of them put the same value.
 """
@@ -24,7 +26,9 @@ from typing import Any, Final
 
 from mpi4py import MPI
 
+from . import shared_lock
 from .memory import WORD, Memory, mapped
+from .shared_lock import SharedLock
 
 # Both stacks lay 8-byte words on 8-byte boundaries of an allocated window, and move them whole.
 _WORD: Final = MPI.INT64_T
@@ -32,6 +36,7 @@ _WORD: Final = MPI.INT64_T
 # gives memory that was used before, which need not be cleared; beyond it gives fresh pages always, of which huge ones are fewer.
 _SMALL: Final = 64 << 10
 _MAPPED: Final = 32 << 20
+_LOCKS: Final = 2  # in a window, for the words that are swapped: neighbours have different ones
 
 
 class Window:
@@ -41,21 +46,36 @@ class Window:
         self._host = host
         own = size if comm.rank == host else 0
         self._memory: memoryview | None = None  # if this rank reaches it without MPI
+        self._locks: list[int] = []  # the addresses of the locks, if atomic steps use them
         if on_one_node(comm):
-            self._win = MPI.Win.Allocate_shared(own, 1, comm=comm)
-            self._memory = self._win.Shared_query(host)[0].cast("B")
+            self._share(comm, own)
         else:
             self._win = MPI.Win.Allocate(own, 1, comm=comm)
             if comm.rank == host:
                 self._memory = self._win.tomemory().cast("B")
         self._win.Lock_all(MPI.MODE_NOCHECK)
 
+    def _share(self, comm: MPI.Intracomm, own: int) -> None:
+        """Allocate shared memory, with locks behind it if the host can make them. The ranks of a node run the same system."""
+        room = (_LOCKS + 1) * shared_lock.SIZE  # one more: the window may begin anywhere
+        self._win = MPI.Win.Allocate_shared(own and own + room, 1, comm=comm)
+        whole = self._win.Shared_query(self._host)[0]
+        self._memory = whole.cast("B")[: whole.nbytes - room]
+        first = whole.address + whole.nbytes - room
+        first += -first % shared_lock.SIZE
+        locks = [first + shared_lock.SIZE * index for index in range(_LOCKS)]
+        if has_locks := comm.rank == self._host and shared_lock.are_supported():
+            for lock in locks:
+                SharedLock(lock).create()
+        if comm.bcast(has_locks, self._host):  # before any rank uses them
+            self._locks = locks
+
     def memory(self) -> Memory:
         """Return a handle on the memory for one thread."""
         if self._memory is None:
             return _RemoteMemory(self._win, self._host)
         ordered = platform.machine() in {"x86_64", "AMD64"} and self._win.Get_attr(MPI.WIN_MODEL) == MPI.WIN_UNIFIED
-        return (_OrderedMemory if ordered else _DirectMemory)(self._win, self._host, self._memory)
+        return (_OrderedMemory if ordered else _DirectMemory)(self._win, self._host, self._memory, self._locks)
 
     def free(self) -> None:
         self._memory = None
@@ -179,12 +199,13 @@ class _RemoteMemory:
 
 
 class _DirectMemory(_RemoteMemory):
-    """Memory that this rank reaches: loads and stores are plain, and only atomic steps go through MPI."""
+    """Memory that this rank reaches: loads and stores are plain. Atomic steps go through MPI if there are no locks."""
 
-    def __init__(self, win: MPI.Win, host: int, memory: memoryview) -> None:
+    def __init__(self, win: MPI.Win, host: int, memory: memoryview, locks: Sequence[int]) -> None:
         super().__init__(win, host)
         self._bytes = memory
         self._words = memory.cast("q")
+        self._locks = [SharedLock(address) for address in locks]
 
     def load(self, at: int) -> int:
         self._win.Sync()
@@ -210,6 +231,26 @@ class _DirectMemory(_RemoteMemory):
     def write(self, at: int, data: memoryview) -> None:
         self._bytes[at : at + len(data)] = data
 
+    def compare_swap(self, at: int, expected: int, word: int) -> int:
+        if not self._locks:
+            return super().compare_swap(at, expected, word)
+        self.flush()
+        seen = self._compare_swap(at, expected, word)
+        self.flush()
+        return seen
+
+    def _compare_swap(self, at: int, expected: int, word: int) -> int:
+        index = at // WORD
+        lock = self._locks[index % _LOCKS]
+        try:
+            lock.acquire()
+            seen = self._words[index]
+            if seen == expected:
+                self._words[index] = word
+        finally:
+            lock.release()
+        return seen
+
     def flush(self) -> None:
         self._win.Sync()
 
@@ -217,14 +258,16 @@ class _DirectMemory(_RemoteMemory):
 class _OrderedMemory(_DirectMemory):
     """The same on a processor that keeps loads, and stores, in order among themselves: only a flush has to be a fence.
 
-    On x86 any locked instruction is a fence. To acquire a free lock is such an instruction, and keeps the GIL, which every MPI call
-    releases: beside a busy thread, to acquire the GIL again can take as long as the switch interval.
+    On x86 any locked instruction is a fence. To acquire a free lock is such an instruction, in a swap as well, and keeps the GIL,
+    which every MPI call releases: beside a busy thread, to acquire the GIL again can take as long as the switch interval.
     """
 
-    def __init__(self, win: MPI.Win, host: int, memory: memoryview) -> None:
-        super().__init__(win, host, memory)
+    def __init__(self, win: MPI.Win, host: int, memory: memoryview, locks: Sequence[int]) -> None:
+        super().__init__(win, host, memory, locks)
         self._fence = threading.Lock()
         self.fetch = self.read  # type: ignore[method-assign]
+        if locks:
+            self.compare_swap = self._compare_swap  # type: ignore[method-assign]
 
     def load(self, at: int) -> int:
         return self._words[at // WORD]

@@ -93,10 +93,12 @@ def arm(name: str) -> bytes:
     {
         "before it claims": lambda: _before(Consumer, "take_short"),
         "between the record and the swap of a claim": lambda: _in_swap(Consumer),
+        "holding the lock of a claim": lambda: _in_swap(Consumer, locked=True),
         "after it has claimed": lambda: _after(Consumer, "_swap", _was_fastest),
         "before it says that it has received": lambda: _before(Consumer, "_set_state", lambda _, state: state == RECEIVED),
         "before its result is put": lambda: _before(Producer, "put_short"),
         "between the record and the swap of its result": lambda: _in_swap(Producer),
+        "holding the lock of its result": lambda: _in_swap(Producer, locked=True),
         "after it has reserved room for its result": lambda: _after(Producer, "_swap", _was_fastest),
         "in the middle of a long result": lambda: _after(Producer, "_publish"),
         "in the middle of a long call": lambda: _after(Consumer, "receive"),
@@ -134,13 +136,20 @@ def _was_fastest(seen: int, *arguments: Any) -> bool:
     return seen == arguments[1]
 
 
-def _in_swap(kind: Any) -> None:
+def _in_swap(kind: Any, *, locked: bool = False) -> None:
+    """Have this worker die before the atomic step of a swap; or in it, holding the lock, if the window has locks."""
+    from mpiexecutor._rma.shared_lock import SharedLock
     from mpiexecutor._rma.window import _RemoteMemory
 
     original = kind._swap
 
     def patched(*arguments: Any) -> Any:
-        _before(_RemoteMemory, "compare_swap")
+        if locked:
+            _before(SharedLock, "release")
+            _after(_RemoteMemory, "compare_swap")
+        else:
+            _before(SharedLock, "acquire")
+            _before(_RemoteMemory, "compare_swap")
         return original(*arguments)
 
     kind._swap = patched
@@ -156,10 +165,12 @@ STEPS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], bool]] = {
 for _name, _lost in {
     "before it claims": False,
     "between the record and the swap of a claim": False,
+    "holding the lock of a claim": False,
     "after it has claimed": False,
     "before it says that it has received": False,
     "before its result is put": False,
     "between the record and the swap of its result": False,
+    "holding the lock of its result": False,
     "after it has reserved room for its result": False,
     "in the middle of a long result": True,
 }.items():

@@ -1,8 +1,8 @@
-"""Kills workers inside an atomic operation on the window, which may leave its lock taken for ever, until that has happened.
+"""Kills workers inside an atomic operation of MPI on the window, which may leave its lock taken for ever, until that has happened.
 
     wedged.py STATUS
 
-Nobody can do anything with the window then: the executor is given up, and nobody waits for ever. A kill cannot be aimed at the few
+No process can use the window then: the executor is given up, and nothing waits for ever. A kill cannot be aimed at the few
 instructions that hold the lock, so each worker is killed in its turn; whether that leaves the lock taken is chance, and is said.
 """
 

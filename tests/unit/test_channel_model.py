@@ -157,7 +157,7 @@ class Job:
             patch.setattr(module, "time", self.world)
         patch.setattr(end, "Doorbell", lambda address, _: Bell(self.world, address))
         patch.setattr(end, "_NAP", {"put": nap, "take": nap})
-        patch.setattr(waiter, "yield_processor", self.turnstile.step)
+        patch.setattr(waiter, "release_gil", self.turnstile.step)
         patch.setattr(waiter, "_SPIN", 2 * TICK)
 
     def channel(self, rank: int, life: Life) -> Channel:

@@ -30,6 +30,7 @@ class World:
         self.flag = 0
         self.looks = itertools.count(1)
         self.found_at: int | None = None  # the number of the look that finds something
+        self.free = True  # a processor
 
     def open(self) -> None:
         """Be reachable: before the first mark, or a ring would be lost."""
@@ -38,8 +39,11 @@ class World:
     def monotonic(self) -> float:
         return self.now
 
-    def sched_yield(self) -> None:
+    def release_gil(self) -> None:
         self.now += waiter._SPIN * 1.001 / 8
+
+    def one_is_free(self) -> bool:
+        return self.free
 
     def sleep(self, seconds: float) -> bool:
         """Be the bell."""
@@ -67,7 +71,8 @@ def world(monkeypatch):
     world = World()
     for module in (waiter, doorbell):
         monkeypatch.setattr(module, "time", world)
-    monkeypatch.setattr(waiter, "os", world)
+    monkeypatch.setattr(waiter, "release_gil", world.release_gil)
+    monkeypatch.setattr(waiter, "one_is_free", world.one_is_free)
     return world
 
 
@@ -88,6 +93,24 @@ def test_a_waiter_looks_a_while_before_it_sleeps(world):
     world.found_at = LOOKS
     assert world.waiter().wait(world.look, None, 1) == "found"
     assert world.log == ["look"] * LOOKS
+
+
+def test_a_waiter_sleeps_at_once_while_all_processors_are_busy(world):
+    """To spin would take the processor from what computes. It does not tell other ranks that it spins, either."""
+    world.free = False
+    world.found_at = 3
+    assert world.waiter(may_spin=lambda _: pytest.fail("does not spin")).wait(world.look, None, 1) == "found"
+    assert world.log == ["look", "mark 1", "look", "sleep", "mark 1", "look", "mark 0"]
+
+
+def test_a_waiter_stops_spinning_when_the_last_processor_is_taken(world, monkeypatch):
+    """It checks while it spins, too."""
+    world.found_at = LOOKS + 1
+    free = iter([True, False])
+    monkeypatch.setattr(waiter, "one_is_free", lambda: next(free))
+    monkeypatch.setattr(waiter, "_SPIN", 10 * waiter._SPIN)
+    assert world.waiter().wait(world.look, None, 1) == "found"
+    assert world.log == ["look"] * (1 + waiter._LOOKS) + ["mark 1", "look", "mark 0"]
 
 
 def test_the_flag_is_set_before_the_last_look(world):

@@ -6,6 +6,9 @@ Theory of operation
     sleeper  set my byte in the ring's memory; full fence; look at the ring again; block on my doorbell
     waker    change the ring; full fence; read the bytes of all ranks; clear those to be woken, and notify their doorbells
 
+    A spinning thread never yields the processor: beside processes that compute it would lose it for milliseconds. It spins only
+    while a processor is free for it.
+
     At least one of the two sees what the other has written. So a wake-up is lost only if the waker fails between the change and the
     notification, and the longest sleep bounds that delay. A notification carries no data: one too many costs a look.
 
@@ -14,22 +17,22 @@ Invariants
     - The doorbell is open before the byte is set: a waker that finds no doorbell has cleared the byte in vain.
 """
 
-import os
 import select
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 from mpiexecutor._rma.doorbell import Doorbell
+from mpiexecutor._util.processors import one_is_free
 
 T = TypeVar("T")
 
 _SPIN = 500e-6  # seconds before a sleep: a rank that is still spinning answers in a third of the time
+_LOOKS = 8  # between two checks whether a processor is free
 
 
-def yield_processor() -> None:
-    """Yield the processor, and the GIL to other threads of this process (sched_yield keeps it before Python 3.13)."""
-    os.sched_yield()
+def release_gil() -> None:
+    """Let other threads of this process run, and keep the processor."""
     select.select((), (), (), 0)
 
 
@@ -58,6 +61,8 @@ class Waiter:
         found = look()
         if found is not None or (deadline is not None and time.monotonic() >= deadline):
             return found
+        if not one_is_free():
+            return self._sleep(look, deadline, flag)
         if self._may_spin is None:
             found = self._spin(look, deadline)
         elif self._may_spin(flag):
@@ -72,15 +77,18 @@ class Waiter:
 
     @staticmethod
     def _spin(look: Callable[[], T | None], deadline: float | None) -> T | None:
-        """Look again and again for a moment."""
+        """Look again and again for a moment, as long as a processor is free."""
         until = time.monotonic() + _SPIN
         if deadline is not None:
             until = min(until, deadline)
-        found = None
-        while found is None and time.monotonic() < until:
-            yield_processor()
-            found = look()
-        return found
+        while time.monotonic() < until:
+            for _ in range(_LOOKS):
+                release_gil()
+                if (found := look()) is not None:
+                    return found
+            if not one_is_free():
+                break
+        return None
 
     def _sleep(self, look: Callable[[], T | None], deadline: float | None, flag: int) -> T | None:
         self._bell.open()  # before the mark: see the invariants
