@@ -169,12 +169,12 @@ class _ObjectCodec:
 
     def __init__(self, message_size: int, serializer: Serializer) -> None:
         self.slot_size = message_size
+        self._limit = min(MAX_LENGTH, message_size * MAX_SLOTS)
         self._dumps, self._loads = serializer.dumps, serializer.loads
 
     def encode(self, message: Any) -> list[memoryview]:
         parts = encode_frame(*self._dumps(message))
-        limit = min(MAX_LENGTH, self.slot_size * MAX_SLOTS)
-        _check_length(sum(map(len, parts)), limit, "bytes (through slots of this size: raise message_size)")
+        _check_length(sum(map(len, parts)), self._limit, "bytes (through slots of this size: raise message_size)")
         return parts
 
     def decode(self, data: memoryview, *, shared: bool) -> Any:

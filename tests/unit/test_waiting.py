@@ -137,11 +137,20 @@ def test_a_ring_ends_a_sleep_and_the_waiter_looks_again(world):
 
 
 def test_a_ring_for_nothing_does_no_harm(world):
-    """A stranger's ring, or one for something that another took: flag, look, sleep again."""
-    world.rung = {1, 2, 3}
-    world.found_at = LOOKS + 4
+    """A stranger's ring, or one for something that another took: look, then flag, look, and sleep again."""
+    world.rung = {1, 2}
+    world.found_at = LOOKS + 6
     world.waiter().wait(world.look, None, 1)
-    assert world.log[LOOKS:].count("mark 1") == 4
+    again = ["mark 1", "look", "sleep", "look"]
+    assert world.log[LOOKS:] == [*again, *again, "mark 1", "look", "sleep", "mark 1", "look", "mark 0"]
+
+
+def test_a_caller_that_has_looked_does_not_look_twice(world):
+    """The first look is its own."""
+    world.free = False
+    world.found_at = 1
+    assert world.waiter().wait(world.look, None, 1, looked=True) == "found"
+    assert world.log == ["mark 1", "look", "mark 0"]
 
 
 def test_no_time_is_one_look(world):
@@ -179,7 +188,7 @@ def test_a_rank_that_may_not_spin_sleeps_at_once(world):
     world.rung = {1}
     world.found_at = 3
     assert world.waiter(may_spin=lambda flag: flag != 2).wait(world.look, None, 2) == "found"
-    assert world.log == ["look", "mark 2", "look", "sleep", "mark 2", "look", "mark 0"]
+    assert world.log == ["look", "mark 2", "look", "sleep", "look", "mark 0"]
 
 
 def test_a_spinning_rank_says_when_it_does_no_more(world):

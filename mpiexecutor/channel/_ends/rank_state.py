@@ -16,6 +16,7 @@ Side = Literal["put", "take"]
 
 # What a rank's byte says, see end.py.
 AWAKE, TO_BEGIN, TO_GO_ON, SPINNING = 0, 1, 2, 3
+_FLAGS = [memoryview(bytes((flag,))) for flag in (AWAKE, TO_BEGIN, TO_GO_ON, SPINNING)]
 
 
 class RemoteNotifier(Protocol):
@@ -87,7 +88,8 @@ class RankState:
 
     def check_losses(self) -> None:
         """Do the same, or raise the error of a loss, once. To be called before something begins."""
-        self.check()
+        if self.freed or self.host_lost is not None:
+            self.check()
         while self.losses:
             with contextlib.suppress(IndexError):  # another thread raises it
                 error = self.losses.popleft()
@@ -96,4 +98,4 @@ class RankState:
 
 def flag_of(flag: int) -> memoryview:
     """Return a flag as the byte of a rank that waits."""
-    return memoryview(bytes((flag,)))
+    return _FLAGS[flag]

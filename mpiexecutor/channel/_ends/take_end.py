@@ -38,9 +38,10 @@ class TakeEnd(End):
             return None
         try:
             self._rank_state.check_losses()
-            if most == 1 and self._incoming is None and (data := self._take_short()) is not None:
-                return Incoming(0, (len(data),), 1, data)
-            return self._take(most, deadline, at_once)
+            if self._incoming is None and (incoming := self._receive_short(alone=most > 1)) is not None:
+                self._wake_sleepers()
+                return incoming
+            return self._take(most, deadline, at_once, looked=self.ring.seen_empty and deadline is None)
         finally:
             self.lock.release()
 
@@ -82,20 +83,12 @@ class TakeEnd(End):
         self._mark(SPINNING)
         return True
 
-    def _take_short(self) -> memoryview | None:
+    def _receive_short(self, *, alone: bool) -> Incoming | None:
         """Take a message at once if it has one slot, and is there."""
-        data = None
-        try:
-            data = self._receive_short()
-        finally:
-            if data is not None and self.ring.read_header():
-                self._wake_by(self.ring.header())
-        return data
-
-    def _receive_short(self, *, alone: bool = False) -> memoryview | None:
         try:
             with self._moving:
-                return self.ring.take_short(alone=alone)
+                data = self.ring.take_short(alone=alone)
+            return None if data is None else Incoming(0, (len(data),), 1, data)
         finally:
             self._incoming, self.ring.interrupted = self.ring.interrupted, None
 
@@ -107,27 +100,29 @@ class TakeEnd(End):
         finally:
             self._incoming, self.ring.interrupted = self.ring.interrupted, None
 
-    def _take(self, most: int, deadline: float | None, begin: Begin[Incoming]) -> Incoming | None:
+    def _take(self, most: int, deadline: float | None, begin: Begin[Incoming], *, looked: bool = False) -> Incoming | None:
         while True:
             incoming = None
             try:
-                incoming = self._waiter.wait(partial(begin, partial(self._claim, most)), deadline, TO_BEGIN)
+                incoming = self._waiter.wait(partial(begin, partial(self._claim, most)), deadline, TO_BEGIN, looked=looked)
             finally:
                 if incoming is None:
                     self._wake()
             if incoming is None or incoming is NO_MORE:
                 return incoming
+            if self._incoming is None:  # a short one, which is received already
+                self._wake_sleepers()
+                return incoming
             if self._has_received(incoming) and not incoming.skipped:
                 return incoming
-            begin = at_once  # take the next message instead
+            begin, looked = at_once, False  # take the next message instead
 
     def _has_received(self, incoming: Incoming) -> bool:
         """Receive what was claimed; False if its producer has aborted it, or puts it anew."""
         self._incoming = incoming
         progress = self._receive(incoming)
         self._incoming = None
-        if self.ring.read_header():
-            self._wake_by(self.ring.header())
+        self._wake_sleepers()
         if progress is Progress.QUIESCENT:
             self._wait_for_resumption()
         return progress is Progress.DONE
@@ -137,9 +132,9 @@ class TakeEnd(End):
         if self._incoming is not None:
             self.ring.recount(self._incoming)
             return self._incoming
-        if (data := self._receive_short(alone=most > 1)) is not None:
-            return Incoming(0, (len(data),), 1, data, got=1)
-        incoming = self._claimed(partial(self.ring.claim, most))
+        incoming = self._receive_short(alone=most > 1)
+        if incoming is None and not self.ring.seen_empty:
+            incoming = self._claimed(partial(self.ring.claim, most))
         if incoming is None and self.ring.is_over():
             return NO_MORE
         return incoming
@@ -155,6 +150,11 @@ class TakeEnd(End):
             self._wake()
         assert progress is not None
         return progress
+
+    def _wake_sleepers(self) -> None:
+        """Do the same as `_wake`, in fewer steps while no rank sleeps."""
+        if self.ring.read_header():
+            self._wake_by(self.ring.header())
 
     def _wake(self) -> None:
         self._wake_by(self.ring.state())

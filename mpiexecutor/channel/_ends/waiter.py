@@ -56,9 +56,12 @@ class Waiter:
         self._longest = longest
         self._may_spin = may_spin
 
-    def wait(self, look: Callable[[], T | None], deadline: float | None, flag: int) -> T | None:
-        """Look until there is something, and return it; None once the deadline is over, which may be past already."""
-        found = look()
+    def wait(self, look: Callable[[], T | None], deadline: float | None, flag: int, *, looked: bool = False) -> T | None:
+        """Look until there is something, and return it; None once the deadline is over, which may be past already.
+
+        `looked`: the caller has looked, and found nothing.
+        """
+        found = None if looked else look()
         if found is not None or (deadline is not None and time.monotonic() >= deadline):
             return found
         if not one_is_free():
@@ -101,6 +104,7 @@ class Waiter:
                 left = self._longest if deadline is None else min(self._longest, deadline - time.monotonic())
                 if left <= 0:
                     return None
-                self._bell.sleep(left)
+                if self._bell.sleep(left) and (found := look()) is not None:
+                    return found
         finally:
             self._mark(0)

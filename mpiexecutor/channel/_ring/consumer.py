@@ -23,6 +23,7 @@ class Consumer(Receiver):
         self._first = memoryview(self._first_words).cast("B")
         self._limit = 0  # messages that may be taken in all, as last seen
         self._too_large: Incoming | None = None  # the next message, if it had no memory when last seen
+        self.seen_empty = False  # take_short has seen that the next slot is free
         self.interrupted: Incoming | None = None  # what was claimed, if an interrupt kept it from the caller
         self.own_expected: int | None = None  # what this rank itself expects: true even before EXPECTED is set
 
@@ -30,10 +31,12 @@ class Consumer(Receiver):
         """Claim and receive the next message, if it has one slot and is there; else return None.
 
         It returns None, too, if no message may be claimed, if there is no memory for it, or, with `alone`, if another message seems
-        to be there behind it: the two are better claimed together. The steps are those of `claim` and `receive`, without what only
-        longer messages need. After an interrupt, `interrupted` has what was claimed.
+        to be there behind it: the two are better claimed together. Then `seen_empty` says whether there is no message at all. The
+        steps are those of `claim` and `receive`, without what only longer messages need. After an interrupt, `interrupted` has what
+        was claimed.
         """
         memory, layout = self._memory, self._layout
+        self.seen_empty = False
         while not self._quiescent or self.resumed():
             position = self._position
             ticket = position & TICKET
@@ -44,6 +47,7 @@ class Consumer(Receiver):
             if not short or not self._may_take_one(position):
                 if self._refresh():
                     continue
+                self.seen_empty = length == -PUBLISHED
                 self._give_up()
                 return None
             if alone and memory.load(layout.stamps + WORD * ((slot + 1) % layout.slots)) & PUBLISHED:
