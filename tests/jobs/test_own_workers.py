@@ -315,6 +315,33 @@ def test_a_forked_child_does_not_keep_the_job(alone):
 
 
 @pytest.mark.mpi
+def test_an_interrupt_while_a_window_is_allocated_ends_the_script(alone):
+    """The worker never comes to it, and MPI waits for that outside Python."""
+    job = alone(
+        """
+        import os, signal, threading, time
+        from mpiexecutor import RMAChannelExecutor
+        from mpiexecutor._start import job
+        from mpiexecutor._start.process import PROCESS
+
+        hook = "from mpiexecutor._pool import serve; serve.Links = lambda *_, **__: __import__('time').sleep(1000); main()"
+        job._PROGRAM = job._PROGRAM.replace("main()", hook)
+
+        def interrupt():
+            while not PROCESS.joining:
+                time.sleep(0.01)
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=interrupt, daemon=True).start()
+        RMAChannelExecutor(1)
+        """,
+        expect="any",
+    )
+    assert "KeyboardInterrupt" in job.stderr
+
+
+@pytest.mark.mpi
 @pytest.mark.parametrize("number", ["SIGKILL", "SIGTERM"])
 def test_a_killed_script_leaves_no_shared_memory(alone, number):
     """Even if mpiexec ends the workers before they have time to remove it: here their supervisors never do."""
@@ -444,7 +471,7 @@ def test_workers_that_do_not_come_are_an_error(alone, tmp_path, body, text):
     ("place", "hook"),
     [
         ("MPI_Init", "from mpiexecutor._start import process; process.initialise = lambda _: __import__('time').sleep(1000)"),
-        ("a window", "from mpiexecutor._pool import serve; serve.Links = lambda *_: __import__('time').sleep(1000)"),
+        ("a window", "from mpiexecutor._pool import serve; serve.Links = lambda *_, **__: __import__('time').sleep(1000)"),
     ],
 )
 def test_a_start_that_hangs_inside_mpi_ends_in_time(alone, place, hook):
