@@ -183,7 +183,7 @@ def test_a_lock_of_mpi_that_a_dead_worker_holds_ends_the_executor_and_not_the_sc
     job = run_job(7, program, env={SCALE_VARIABLE: "0.3"}, expect=STATUS)
     assert job.stdout.splitlines()[-1] == "ok: the last of the exit handlers", str(job)
     if given_up := [line for line in job.stdout.splitlines() if "given up" in line]:  # as nearly always
-        end = ", was killed by SIGKILL, inside MPI, where it holds a lock that nobody can take any more"
+        end = ", was killed by SIGKILL, inside MPI, where it holds a lock that no rank can take any more"
         assert given_up[0].endswith(end), str(job)
 
 

@@ -223,6 +223,6 @@ def test_if_this_process_is_stuck_inside_mpi_everything_is_given_up(which, monke
     scene.work.script = [be_stuck if which == "work" else lambda: wait_for(0.01) or []]
     scene.replies.script = [be_stuck] if which == "replies" else []
     monitor.lose(failure_of(2))
-    reason = f"{failure_of(2)}, inside MPI, where it holds a lock that nobody can take any more"
+    reason = f"{failure_of(2)}, inside MPI, where it holds a lock that no rank can take any more"
     assert [each for each in scene.end() if each[0] == "given up"] == [("given up", reason)]
     monitor.stop()
