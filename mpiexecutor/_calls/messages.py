@@ -29,6 +29,7 @@ from mpiexecutor._util.segments import SegmentName, SegmentPool, SegmentReader
 from .outcomes import Buffer, Location, failure_of
 
 OF_ONE_CALL: Final = 3 * LARGE  # bytes of a message; one of several calls, or outcomes, has fewer
+CALL_TOO_LARGE: Final = "this call is too large for its worker's memory"  # the beginning of an error
 _FORMAT: Final = 2  # of marshal: later formats look for objects that are the same, which takes longer than writing them
 
 # A call: its number; the state of the script's globals that it needs (None: its worker is the script's own process); the function,
@@ -197,6 +198,12 @@ def _with_buffers(row: tuple[Any, ...], beside: Iterator[memoryview]) -> tuple[A
     return (*fields, next(beside) if count else data, [next(beside) for _ in range(count - 1)])
 
 
+def outcome_too_large(failed: bool) -> str:
+    """Return the beginning of the error for an outcome for which the root has no memory."""
+    what = "what this call raised" if failed else "the result of this call"
+    return f"{what} is too large for the memory of the script's process"
+
+
 def replacement(head: memoryview, size: int, location: Location) -> Results:
     """Return the failed outcome that replaces a message of one call, or of its outcome, for which there is no memory here.
 
@@ -209,10 +216,9 @@ def replacement(head: memoryview, size: int, location: Location) -> Results:
     message: Any = loads(head)
     ((number, seconds, failed, *_),) = message[-1]
     if isinstance(message, Calls):
-        rank, seconds, what = location.rank, 0.0, "this call is too large for its worker's memory"
+        rank, seconds, what = location.rank, 0.0, CALL_TOO_LARGE
     else:
-        what = "what this call raised" if failed else "the result of this call"
-        rank, what = message.rank, f"{what} is too large for the memory of the script's process"
+        rank, what = message.rank, outcome_too_large(failed)
     failure = failure_of(MemoryError(f"{what}, {size} bytes when pickled"), location)
     return Results(rank, message.executor, ((number, seconds, True, *failure.dumps()),))
 

@@ -22,6 +22,7 @@ from .batch import HELD, BatchFlusher, CurrentBatch, CurrentBlock
 from .bulk import BulkTransfer
 from .functions import FunctionCache
 from .messages import (
+    CALL_TOO_LARGE,
     OF_ONE_CALL,
     Call,
     Calls,
@@ -259,7 +260,10 @@ class Worker:
             if state is not None and (self._module is None or state != self._module.state):
                 self._bring_to(state)
             if isinstance(buffers, SegmentName):
-                data, buffers = self._memory.get(data, buffers)
+                try:
+                    data, buffers = self._memory.get(data, buffers)
+                except MemoryError as error:
+                    raise MemoryError(f"{CALL_TOO_LARGE}, {error}") from None
             function, arguments, keywords = loads(data, buffers)
             del data, buffers
             if called is not None:

@@ -375,8 +375,9 @@ def test_a_result_too_large_for_the_memory_of_the_script_fails_alone(tmp_path):
 
 LITTLE_ROOM = """
 from mpiexecutor._rma.window import _RemoteMemory
+from mpiexecutor._util.segments import SegmentReader
 
-allocate = _RemoteMemory.allocate
+allocate, open_segment = _RemoteMemory.allocate, SegmentReader.open
 room = int(sys.argv[2])
 
 def allocate_little(memory, size):
@@ -384,11 +385,17 @@ def allocate_little(memory, size):
         raise MemoryError
     return allocate(memory, size)
 
+def open_little(reader, name):
+    parts = open_segment(reader, name)
+    if sum(map(len, parts)) > room:
+        raise MemoryError("too many bytes when pickled")
+    return parts
+
 def make(size):
     until((FOLDER / "open").exists)
     return bytes(size)
 
-_RemoteMemory.allocate = allocate_little
+_RemoteMemory.allocate, SegmentReader.open = allocate_little, open_little
 with RMAChannelExecutor() as executor:
     (FOLDER / "open").touch()
     list(executor.map(make, [1] * 300))

@@ -19,6 +19,7 @@ from mpiexecutor._calls.messages import (
     SharedMemory,
     TopLevelFailed,
     Wanted,
+    outcome_too_large,
     replacement,
 )
 from mpiexecutor._calls.outcomes import RemoteTraceback, failure_of
@@ -135,8 +136,11 @@ class Collector:
         except SegmentGone:
             self._lost_calls.note_unread(reply.rank, reply.executor, number)
             return []
-        except (OSError, MemoryError) as error:
-            return [(number, seconds, True, *failure_of(error, self._state.location).dumps())]
+        except MemoryError as error:
+            failure = failure_of(MemoryError(f"{outcome_too_large(failed)}, {error}"), self._state.location)
+        except OSError as error:
+            failure = failure_of(error, self._state.location)
+        return [(number, seconds, True, *failure.dumps())]
 
     def _note_map_results(self, reply: MapResults, steps: deque[Step]) -> None:
         session = self._state.sessions.get(reply.executor)

@@ -31,7 +31,7 @@ class SegmentReader:
         Raises:
             SegmentGone: The sender has died, or has taken the segment back.
             OSError: Too many files are open.
-            MemoryError: There is no room for the mapping.
+            MemoryError: There is no room for the mapping; the text has the bytes.
 
         """
         file, (number, *sizes) = tuple(array("q", name[:_FILE])), array("q", name[_FILE:])
@@ -39,6 +39,9 @@ class SegmentReader:
             mapping = self._take(file)
             try:
                 memory = self._claim(mapping, number)
+            except MemoryError as error:
+                mapping.remove()
+                raise MemoryError(f"{sum(sizes)} bytes when pickled") from error
             except BaseException:
                 mapping.remove()
                 raise
