@@ -35,18 +35,18 @@ class SegmentReader:
 
         """
         file, (number, *sizes) = tuple(array("q", name[:_FILE])), array("q", name[_FILE:])
-        with self._lock:
-            mapping = self._take(file)
-            try:
-                memory = self._claim(mapping, number)
-            except MemoryError as error:
-                mapping.remove()
-                raise MemoryError(f"{sum(sizes)} bytes when pickled") from error
-            except BaseException:
-                mapping.remove()
-                raise
-            self._used[mapping] = weakref.ref(memory, partial(self._release, file, mapping))
-            mapping.head[0] = 0
+        try:
+            with self._lock:
+                mapping = self._take(file)
+                try:
+                    memory = self._claim(mapping, number)
+                except BaseException:
+                    mapping.remove()
+                    raise
+                self._used[mapping] = weakref.ref(memory, partial(self._release, file, mapping))
+                mapping.head[0] = 0
+        except MemoryError as error:
+            raise MemoryError(f"{sum(sizes)} bytes when pickled") from error
         view = memoryview(memory).cast("B")
         return [view[place] for place in places_of(sizes)]
 
