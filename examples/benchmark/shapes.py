@@ -91,16 +91,10 @@ def map_of_8(executor, n=100):
     return {"time": median(timed(partial(list_map, executor, 8)) for _ in range(n))}
 
 
-def long_map(executor, n=100_000, limit=2.0):
-    """100,000 no-op calls by map, without chunksize, and with the best of some: must a script choose it?
-
-    A map that is not done in 2 s is stopped there.
-    """
-    sizes = [max(1, n // parts) for parts in (200, 40, 8, 4)]
-    return {
-        "rate": mapped(executor, n, 1, limit),
-        "best chunksize": max(mapped(executor, n, size, limit) for size in sizes),
-    }
+def long_map(executor, n=100_000):
+    """100,000 no-op calls by map, without chunksize, and with the best of two: must a script choose it?"""
+    sizes = [max(1, n // parts) for parts in (40, 8)]
+    return {"rate": mapped(executor, n, 1), "best chunksize": max(mapped(executor, n, size) for size in sizes)}
 
 
 def computing(executor, n=1000, seconds=0.001):
@@ -253,17 +247,12 @@ def list_map(executor, n):
     return list(executor.map(nothing, range(n)))
 
 
-def mapped(executor, n, chunksize, limit):
-    """Give the calls a second of a map, which is stopped when the time is over."""
+def mapped(executor, n, chunksize):
+    """Give the calls a second of a map."""
     began = time.perf_counter()
-    results = executor.map(nothing, range(n), chunksize=chunksize)
-    done = 0
-    for done, _ in enumerate(results, 1):
-        if done % 100 == 0 and time.perf_counter() - began > limit:
-            break
-    seconds = time.perf_counter() - began
-    results.close()
-    return done / seconds
+    for _ in executor.map(nothing, range(n), chunksize=chunksize):
+        pass
+    return n / (time.perf_counter() - began)
 
 
 @contextlib.contextmanager
