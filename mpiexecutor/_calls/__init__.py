@@ -11,6 +11,7 @@ A map passes series of calls to the scheduler, without futures: see scheduling/s
 Beside them:
 
     functions  functions that many calls share: numbered on the root, cached by workers
+    isolation  calls that a child process of the worker runs
     bulk       bulk transfer of functions and globals, from the root to one worker
     outcomes   results and errors as bytes; the errors that futures raise
     options    the options of an executor, and their rules

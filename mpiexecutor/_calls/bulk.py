@@ -58,6 +58,13 @@ class Pages:
             os.ftruncate(self._file, size)
         self._view = memoryview(mapped(self._file, size))
 
+    @classmethod
+    def of(cls, data: memoryview) -> "Pages":
+        """Return pages with these contents."""
+        pages = cls(len(data))
+        pages.view[:] = data
+        return pages
+
     def __len__(self) -> int:
         return self._size
 

@@ -15,8 +15,8 @@ from mpiexecutor._util.pickling import OUT_OF_BAND
 
 from .functions import Function
 from .messages import goes_as_it_is
+from .scheduling.futures import slim_future
 from .scheduling.series import Raised, Runs, Series
-from .scheduling.session import slim_future
 from .submission import Submitter, kind_of
 from .worker import run_chunk
 
@@ -115,7 +115,7 @@ class Feed:
         """Cancel the calls that were not sent. Their results are wanted no more."""
         self.runs.close()
         for future in list(self._futures):
-            future.cancel()
+            Future.cancel(future)  # not one whose call runs, although a child process may run it
         if (submitter := self._submitter()) is not None:
             submitter.note_cancelled()
 

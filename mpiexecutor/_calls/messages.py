@@ -1,7 +1,8 @@
 """The messages of root and workers to each other, a class for each kind, and their encoding.
 
     work channel   root to any worker   Calls, MapCalls
-    reply channel  a worker to root     Results, MapResults, GivenBack, Wanted, InitializerFailed, TopLevelFailed
+    reply channel  a worker to root     Results, MapResults, GivenBack, Wanted, InitializerFailed, TopLevelFailed,
+                                        ChildDied
                    root to itself       Barrier
 
 Encoding. A message is the number of its kind and its fields, by marshal: numbers, strings and bytes, of no subclass. Objects of
@@ -61,6 +62,8 @@ class Calls(NamedTuple):
     executor: int
     initializer: int | None  # its number, if the executor has one
     task_timeout: float  # seconds that each call may run; 0: any time
+    serial: int  # of this message, among all of this executor
+    per_child: int | None  # calls that a child process runs at the most, 0: any number; None: the worker runs them itself
     calls: list[Call]
 
 
@@ -70,6 +73,8 @@ class MapCalls(NamedTuple):
     executor: int
     initializer: int | None  # as in Calls, like the next
     task_timeout: float
+    serial: int
+    per_child: int | None
     number: int  # of the first call; those of the others follow
     state: int | None  # as in a Call, like the next
     called: int | str | None
@@ -131,11 +136,33 @@ class TopLevelFailed(NamedTuple):
     trace: str
 
 
+class ChildDied(NamedTuple):
+    """The child that ran isolated calls has died. The worker lives."""
+
+    rank: int
+    executor: int
+    serial: int  # of the message that the child had
+    host: str
+    pid: int
+    end: str  # how it ended, and so on: see WorkerFailure
+    begun: int
+    overdue: float
+    cancelled: bool  # it was killed as its call was cancelled
+    held: bytes
+
+
 class Barrier(NamedTuple):
     """The root to itself: all replies that were put before this are collected; see lost_calls.py."""
 
 
-Reply = Results | MapResults | GivenBack | Wanted | InitializerFailed | TopLevelFailed | Barrier
+class Encoded(NamedTuple):
+    """A message that is bytes already: a worker forwards it from its child to the root, which gets it as what it was."""
+
+    data: memoryview
+    buffers: Sequence[memoryview]
+
+
+Reply = Results | MapResults | GivenBack | Wanted | InitializerFailed | TopLevelFailed | ChildDied | Barrier
 Message = Calls | MapCalls | Reply
 
 _KINDS: Final[tuple[type[Message], ...]] = (
@@ -147,14 +174,17 @@ _KINDS: Final[tuple[type[Message], ...]] = (
     Wanted,
     InitializerFailed,
     TopLevelFailed,
+    ChildDied,
     Barrier,
 )
 OF_MAP: Final = 2  # parts of what is held of a call of a map
 _KIND_OF: Final = {each: kind for kind, each in enumerate(_KINDS)}
 
 
-def dumps(message: Message) -> tuple[bytes, list[memoryview]]:
+def dumps(message: Message | Encoded) -> tuple[bytes | memoryview, Sequence[memoryview]]:
     """Return the bytes of a message, and the buffers that go out of band. TypeError if it is none."""
+    if isinstance(message, Encoded):
+        return message
     kind = _KIND_OF.get(type(message))
     if kind is None:
         raise TypeError(f"no message of root or workers: {message!r:.50}")
@@ -247,6 +277,10 @@ class SharedMemory:
             return data, buffers
         pickle, *parts = self._reader.open(buffers)
         return pickle, parts
+
+    def await_readers(self) -> None:
+        """Wait until all that was put has been opened, as this process is about to end; but not for ever."""
+        self._pool.await_readers()
 
     def close(self) -> None:
         """Give back what is not in use."""

@@ -16,6 +16,15 @@ class Options:
     retries: int = 0
     task_timeout: float | None = None
     max_pending: int | None = None
+    max_tasks_per_child: int | None = None
+    isolate: bool | None = None
+
+    @property
+    def per_child(self) -> int | None:
+        """The calls that a child process runs at the most, 0: any number; None: workers run them themselves."""
+        if self.isolate is False or (self.isolate is None and self.max_tasks_per_child is None and self.task_timeout is None):
+            return None
+        return self.max_tasks_per_child or 0
 
     def __post_init__(self) -> None:
         _check_number("max_workers", self.max_workers, optional=True)
@@ -23,6 +32,11 @@ class Options:
             raise ValueError("max_workers must be greater than 0")  # the text of the standard library
         _check_number("max_pending", self.max_pending, least=1, optional=True)
         _check_number("retries", self.retries, least=0)
+        _check_number("max_tasks_per_child", self.max_tasks_per_child, least=1, optional=True)
+        if self.isolate not in {None, False, True}:
+            raise TypeError(f"isolate is True, False or None, not {self.isolate!r}")
+        if self.isolate is False and self.max_tasks_per_child is not None:
+            raise ValueError("max_tasks_per_child needs child processes: leave isolate=False out")
         if self.initializer is not None and not callable(self.initializer):
             raise TypeError(f"initializer is called in each worker: {self.initializer!r} cannot be called")
         if not isinstance(self.initargs, Iterable):
@@ -36,12 +50,10 @@ class Options:
             raise ValueError(f"task_timeout is a number of seconds above 0, or None, not {timeout!r}")
 
 
-def check_impossible(mp_context: object, max_tasks_per_child: object) -> None:
-    """Raise ValueError for arguments of ProcessPoolExecutor that MPI cannot fulfil."""
+def check_impossible(mp_context: object) -> None:
+    """Raise ValueError for an argument of ProcessPoolExecutor that MPI cannot fulfil."""
     if mp_context is not None:
         raise ValueError("mp_context cannot be chosen: workers are ranks of the MPI job, not processes that this one starts")
-    if max_tasks_per_child is not None:
-        raise ValueError("max_tasks_per_child cannot be kept: MPI cannot replace a rank while the job runs")
 
 
 def check_map(chunksize: int, buffersize: int | None) -> None:

@@ -15,9 +15,10 @@ from mpiexecutor._util.pickling import Pickled
 from .functions import Function, FunctionRegistry
 from .messages import Row
 from .outcomes import Location, dumps_sized, with_cause
+from .scheduling.futures import CallFuture, slim_future
 from .scheduling.scheduler import Scheduler
 from .scheduling.series import Series
-from .scheduling.session import Session, slim_future
+from .scheduling.session import Session
 
 if TYPE_CHECKING:
     from mpiexecutor._script.state import State
@@ -55,7 +56,7 @@ class Submitter:
         """
         if self._session.closed or self._session.broken:
             self._scheduler.check_open(self._session)
-        future: Future[T] = slim_future()
+        future = slim_future()
         try:
             called, state, pickle, size = self.prepared(fn, args, kwargs, function)
         except KeyboardInterrupt:
@@ -68,7 +69,7 @@ class Submitter:
         return future
 
     def submit_prepared(
-        self, future: Future[Any], call: tuple[Function | str | None, "State | None", Pickled, int], kind: object
+        self, future: CallFuture, call: tuple[Function | str | None, "State | None", Pickled, int], kind: object
     ) -> None:
         """Submit what `prepared` has returned."""
         called, state, pickle, size = call

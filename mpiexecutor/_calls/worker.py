@@ -6,9 +6,10 @@ A call fails alone: an error while it is unpickled, runs, or has its result pick
 import logging
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import CancelledError
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from mpiexecutor._liveness.status_page import INITIALIZER, LARGE, StatusPage
 from mpiexecutor._script.main_module import MainModule, MainModules, NotAdmitted
@@ -47,6 +48,16 @@ _SHORTEST_REST, _LONGEST_REST = 2e-4, 5e-3  # seconds after calls were given bac
 in_task: ContextVar[bool] = ContextVar("in_task", default=False)
 
 
+class Isolation(Protocol):
+    """What runs calls in child processes."""
+
+    def run(self, message: Calls | MapCalls, /) -> None:
+        """Have a child run the calls of a message, and reply what became of them."""
+
+    def leave(self) -> None:
+        """Note that the worker itself runs the next calls."""
+
+
 class Worker:
     """Serves the executors of one root until that closes the work channel."""
 
@@ -61,6 +72,8 @@ class Worker:
         *,
         fail: Callable[[], object],
         memory: SharedMemory | None = None,
+        isolation: Isolation | None = None,
+        forgotten: Callable[[list[int]], object] = lambda _: None,
     ) -> None:
         """Make a worker.
 
@@ -73,6 +86,8 @@ class Worker:
             enforce_limit: Sets the seconds after which a running call is killed; 0: no limit. None if calls cannot be killed.
             memory: That it shares with the root.
             fail: Ends this worker as if it had been killed; called if a thread of it fails.
+            isolation: Runs the calls of a message in a child process; None: this worker runs all calls itself.
+            forgotten: Called with the executors that have ended.
 
         """
         self._work = work
@@ -80,13 +95,14 @@ class Worker:
         self._location = location
         self._page = page
         self._enforce_limit = enforce_limit
-        self._most = 0.0  # seconds that a call may run now
+        self._isolation = isolation
+        self._forgotten = forgotten
         self._executor = 0  # number of the executor whose calls are in the batch
         self._initialized: dict[int, bool] = {}  # by executor: whether its initializer has succeeded
         self._bulk = bulk
         self._memory = memory or SharedMemory()
         self._cache = FunctionCache(bulk, self._ask)
-        self._modules = MainModules(location.rank, self._fetch, self._tell_top_level, self._cache.forget)
+        self._modules = MainModules(location.rank, self._fetch, self._tell_top_level, self._forget)
         self._module: MainModule | None = None  # of the current executor; None: this is the script's own process
         self._has: Has = always  # whether the script has a global of this name
         self._rest = _SHORTEST_REST
@@ -115,6 +131,11 @@ class Worker:
                 self._reply(outcome)
 
     def _do(self, message: Calls | MapCalls) -> None:
+        if self._isolation is not None:
+            if message.per_child is not None:
+                self._isolation.run(message)
+                return
+            self._isolation.leave()
         if isinstance(message, MapCalls):
             if self._prepare(message, message.state, [message.number]):
                 if len(message.rows) > 1:
@@ -148,8 +169,7 @@ class Worker:
             self._initialized[executor] = self._initialize(initializer, state)
             self._page.finish()
             self._page.wipe()
-        if most != self._most:
-            self._limit(most)
+        self._limit(most)
         return self._initialized.get(executor, True)  # if not, the root knows it, and has failed all calls of this executor
 
     def _is_admitted(self, executor: int, state: int) -> bool:
@@ -180,9 +200,8 @@ class Worker:
 
     def _limit(self, most: float) -> None:
         """Have calls killed that run longer. With a limit no outcome waits: it would be lost with a call that is killed."""
-        self._most = most
         self._batch.held = 0.0 if most else HELD
-        if self._enforce_limit is not None:
+        if self._enforce_limit is not None and most != self._page.most:
             self._enforce_limit(most)
 
     def _run_all(self) -> None:
@@ -213,6 +232,10 @@ class Worker:
 
     def _give_back(self, numbers: list[int], *, behind_long_call: bool) -> None:
         self._reply(GivenBack(self._location.rank, self._executor, behind_long_call, tuple(numbers)))
+
+    def _forget(self, executors: list[int]) -> None:
+        self._cache.forget(executors)
+        self._forgotten(executors)
 
     def _ask(self, wanted: int, known: int = 0) -> bool:
         return self._reply(Wanted(self._location.rank, self._executor, wanted, known))
@@ -256,6 +279,8 @@ class Worker:
         self._page.begin(number, 0.0)  # it runs from below on: imports, and waiting for what it needs, do not count for its limit
         began = time.monotonic()
         try:
+            if self._page.is_cancelled(number):
+                raise CancelledError  # noqa: TRY301 - the outcome of a call that is not to run; the root knows
             # Nearly every call is in this state already.
             if state is not None and (self._module is None or state != self._module.state):
                 self._bring_to(state)

@@ -1,12 +1,14 @@
 """What a rank, its supervisor and the root's failure monitor say to each other, over Unix sockets of type SOCK_SEQPACKET.
 
-    rank ── Service, LIMIT, STAYING, DISMISSED ──> supervisor ── hello, how the rank has ended, BYE ──> monitor
-         <──────────────── NEWS ──────────────────            <──── KILL, TERMINATE, LEAVE, NEWS ─────
+    rank ── Service, Spawn, LIMIT, STAYING, DISMISSED ──> supervisor ── hello, how the rank has ended, BYE ──> monitor
+         <──────────────────── NEWS ─────────────────────            <── KILL, TERMINATE, LEAVE, CANCEL, NEWS ──
 
 A hello carries the descriptor of the rank's status page. The monitor answers it, and the supervisor a Service, with one byte.
+A Spawn carries the child's end of its connection with the rank.
 """
 
 import socket
+from array import array
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,12 +16,17 @@ from typing import Final
 KILL: Final = b"kill"  # kill the rank
 TERMINATE: Final = b"terminate"  # send it SIGTERM
 LEAVE: Final = b"leave"  # kill it, tell the process manager that all is well, and end
+CANCEL: Final = b"cancel "  # do not run the calls whose numbers follow, as a list in JSON: kill a child that runs one
 NEWS: Final = b"news "  # pass what follows on to the rank
 
-# Of the rank, in JSON; so is Service.
+# Of the rank, in JSON; so are Service and Spawn.
 LIMIT: Final = "limit"  # the limit for calls on the status page has changed
 STAYING: Final = "staying"  # the rank is done and waits for its end: MPI cannot be finalised
 DISMISSED: Final = None  # the rank serves no root any more
+
+# Of the supervisor, over the connection of a child with the rank.
+STARTED: Final = b"s"  # its process id follows
+ENDED: Final = b"e"  # how it has ended follows, in JSON
 
 BYE: Final = b"{}"  # of a supervisor: it disconnects, and that is no failure
 LONGEST: Final = 1 << 16  # bytes of a message, at most
@@ -37,13 +44,28 @@ class Service:
     files: list[str]  # to be removed at the end: see process_manager.py
 
 
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """A rank wants a child process: see children.py."""
+
+    spawn: str  # the module whose `main` the child runs
+    arguments: list[int]  # of that, behind its connection and the status page
+
+
 def receive(line: socket.socket, flags: int = 0) -> bytes:
-    """Receive a message; empty if the other side has closed the connection.
+    """Receive a message; empty if the other side has closed the connection."""
+    return receive_with_descriptors(line, flags)[0]
+
+
+def receive_with_descriptors(line: socket.socket, flags: int = 0) -> tuple[bytes, list[int]]:
+    """Receive a message and the descriptors that it carries, one at most; empty if the other side has closed the connection.
 
     If it closed the connection before it read everything, the kernel reports that first (ECONNRESET), and then delivers what it
     said.
     """
+    room = socket.CMSG_LEN(array("i").itemsize)
     try:
-        return line.recv(LONGEST, flags)
+        data, beside, _, _ = line.recvmsg(LONGEST, room, flags)
     except ConnectionResetError:
-        return line.recv(LONGEST, flags)
+        data, beside, _, _ = line.recvmsg(LONGEST, room, flags)
+    return data, [descriptor for *_, carried in beside for descriptor in array("i", carried)]

@@ -87,7 +87,10 @@ class Forwarder:
             self._next = now + self._pause
             self._told = self._monitor.known
             living = self._monitor.signs()
-            signs = {rank: (sign.running_since and now - sign.running_since, now - sign.seen) for rank, sign in living}
+            signs = {
+                rank: (sign.running_since and now - sign.running_since, now - sign.seen, sign.runner, sign.calls, sign.deaths)
+                for rank, sign in living
+            }
             self._comm.send(("alive", signs), self._root, _NEWS)
 
     def _obey(self, rank: int, command: bytes) -> None:
@@ -204,12 +207,12 @@ class ForwarderRoot:
         else:
             self._note_living(source, said)
 
-    def _note_living(self, source: int, signs: dict[int, tuple[float | None, float]]) -> None:
+    def _note_living(self, source: int, signs: dict[int, tuple[float | None, float, int, int, int]]) -> None:
         now = time.monotonic()
         for rank in self._heard.keys() & signs.keys():
             self._heard[rank] = now
-            running, unseen = signs[rank]
-            sign = Signs(running and now - running, now - unseen, now)
+            running, unseen, *others = signs[rank]
+            sign = Signs(running and now - running, now - unseen, now, *others)
             self._monitor.admit(rank, _FarLine(self._send, rank, source), sign)
         with self._holding:
             due = [command for command in self._held if command[0] in signs]

@@ -15,7 +15,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -29,7 +29,7 @@ from mpiexecutor._util.seconds import HELLO as _HELLO
 from mpiexecutor._util.seconds import LEAVING as _LEAVING
 from mpiexecutor._util.seconds import SILENT as _SILENT
 
-from .commands import BYE, KILL, LEAVE, LONGEST, receive
+from .commands import BYE, CANCEL, KILL, LEAVE, LONGEST, receive
 from .status_page import Signs, StatusPage
 from .supervised import possible
 
@@ -67,11 +67,13 @@ class WorkerStatus:
     Attributes:
         rank: Its rank in the executor's communicator.
         host: Name of its host.
-        pid: Its process id on that host.
+        pid: Its process id on that host; or that of its child process, if that runs its calls.
         state: "idle": it waits for a call. "running": it runs a call. "silent": it gives no sign of life, because it is stopped or
             its call holds the GIL. "lost": it died, or was given up. "unknown": it has no supervisor.
         since: When "running" or "silent" began, in seconds since the epoch as from `time.time`; None for other states.
         done: Number of its calls whose results have arrived.
+        calls: Calls that the process with this pid has begun.
+        deaths: Number of its child processes that have died; see `isolate` of the executor.
 
     """
 
@@ -81,6 +83,8 @@ class WorkerStatus:
     state: Literal["idle", "running", "silent", "lost", "unknown"]
     since: float | None
     done: int
+    calls: int = 0
+    deaths: int = 0
 
 
 class Line(Protocol):
@@ -177,6 +181,20 @@ class FailureMonitor:
         since = page.running_since
         return ("idle", None) if since is None else ("running", wall - now + since)
 
+    def process_of(self, rank: int) -> tuple[int, int, int]:
+        """Return three numbers of a worker.
+
+        These are the process id of the child that runs its calls, or 0; the calls that this process has begun, or the worker itself
+        if there is no child; and how many children have died.
+        """
+        page = self._pages.get(rank)
+        return (0, 0, 0) if page is None else (page.runner, page.calls, page.deaths)
+
+    def cancel(self, numbers: Sequence[int]) -> None:
+        """Have no worker run these calls: children that do are killed."""
+        for rank in list(self._supervisors):
+            self.tell(rank, CANCEL + json.dumps(numbers).encode())
+
     def is_stopped(self, rank: int) -> bool:
         """Return whether a worker gives no signs of life, though its node is heard of."""
         page = self._pages.get(rank)
@@ -194,7 +212,7 @@ class FailureMonitor:
         """Yield the signs of life of the living workers, with their ranks."""
         for rank, page in list(self._pages.items()):
             if rank not in self.dead:
-                yield rank, Signs(page.running_since, page.seen, time.monotonic())
+                yield rank, Signs(page.running_since, page.seen, time.monotonic(), page.runner, page.calls, page.deaths)
 
     def admit(self, rank: int, supervisor: Line, page: StatusPage | Signs) -> None:
         """Note the way to a worker's supervisor, and the worker's status page or signs of life."""

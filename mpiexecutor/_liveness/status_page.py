@@ -3,26 +3,35 @@
 Theory of operation
     A page of words of 8 bytes. The rank writes each as a whole, by one thread at a time. Other processes only read.
 
-    BEGUN  number of the call that was begun last, or NOTHING, or INITIALIZER: written before anything of the call is unpickled
+    BEGUN  number of the call that was begun last, or NOTHING, INITIALIZER or SENT: written before anything of the call is unpickled
     SINCE  when that call was begun, in seconds; 0 while none runs: written after BEGUN, and after LIMIT
     LIMIT  seconds that a call may run; 0: any time
     SEEN   when the rank last had time for it: by a thread of its own, every second
     HELD   how many of the bytes behind the page are outcomes that were not put into the reply channel yet: written after those
            bytes, and set to 0 after the put. Read once the rank has died: some of them may have been put all the same
+    RUNNER process id of the child that runs the calls of this message and writes BEGUN, SINCE, HELD and CALLS meanwhile (see
+           children.py); 0: the rank does so itself. Written by the rank; set to 0 by the supervisor when the child has died
+    CALLS  calls that this process has begun since its start
+    DEATHS children that have died
+    CANCELLED  how many of the words behind it are numbers of calls that are not to run: written by the supervisor
 
     Times are of the monotonic clock, which all processes of a node share. A supervisor that sees an overdue call stops the rank
-    and reads the page once more before it kills it: a stopped rank writes nothing, so all words are of one moment.
+    and reads the page once more before it kills it: a stopped rank writes nothing, so all words are of one moment. For a cancelled
+    call it does the same, after it has written CANCELLED: a call that it does not find begun sees that word when it is.
 """
 
 import mmap
 import os
 import time
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 NOTHING: Final = -1  # has been begun of the message that came last
 INITIALIZER: Final = -2  # is being run
+SENT: Final = -3  # to the child, which has not taken the message yet
 
-_BEGUN, _SINCE, _LIMIT, _SEEN, _HELD = range(5)
+_BEGUN, _SINCE, _LIMIT, _SEEN, _HELD, _RUNNER, _CALLS, _DEATHS, _CANCELLED = range(9)
+MOST_CANCELLED: Final = 256  # numbers that a page has room for
 LARGE: Final = 256 << 10  # bytes of outcomes that are put at once; a longer one is not held
 _ROOM = 2 * LARGE + (128 << 10)  # bytes: what is held, the last outcome, and what their pickles need besides
 
@@ -33,6 +42,9 @@ class Signs(NamedTuple):
     running_since: float | None
     seen: float
     told: float
+    runner: int = 0  # see the page
+    calls: int = 0
+    deaths: int = 0
 
 
 class StatusPage:
@@ -67,6 +79,12 @@ class StatusPage:
         """Note that a call, or an initializer, begins."""
         self._numbers[_BEGUN] = number
         self._times[_SINCE] = now
+        self._numbers[_CALLS] += number >= 0
+
+    def is_cancelled(self, number: int) -> bool:
+        """Return whether a call that has begun is not to run."""
+        cancelled = self._numbers[_CANCELLED]
+        return cancelled != 0 and number in self._numbers[_CANCELLED + 1 : _CANCELLED + 1 + cancelled].tolist()
 
     def run(self, now: float) -> None:
         """Note that what has begun runs from now on."""
@@ -100,6 +118,49 @@ class StatusPage:
     def pulse(self) -> None:
         """Give a sign of life."""
         self._times[_SEEN] = time.monotonic()
+
+    def send(self, runner: int, calls: int) -> None:
+        """Note that a message is sent to a child, which has begun so many calls before."""
+        self._numbers[_BEGUN] = SENT
+        self._numbers[_CALLS] = calls
+        self._numbers[_RUNNER] = runner
+
+    def run_here(self, calls: int) -> None:
+        """Note that the rank itself runs the next message. It has begun so many calls before."""
+        self._numbers[_RUNNER] = 0
+        self._numbers[_CALLS] = calls
+
+    def note_death(self) -> None:
+        """Count a child that has died."""
+        self._numbers[_DEATHS] += 1
+
+    def bury(self, runner: int) -> None:
+        """By the supervisor: note that a child has ended, and so runs nothing."""
+        if self._numbers[_RUNNER] == runner:
+            self._times[_SINCE] = 0.0
+            self._numbers[_RUNNER] = 0
+
+    def cancel(self, numbers: Sequence[int]) -> None:
+        """By the supervisor: note which calls are not to run, in the place of those noted before."""
+        self._numbers[_CANCELLED] = 0
+        for at, number in enumerate(numbers[:MOST_CANCELLED], _CANCELLED + 1):
+            self._numbers[at] = number
+        self._numbers[_CANCELLED] = min(len(numbers), MOST_CANCELLED)
+
+    @property
+    def runner(self) -> int:
+        """Process id of the child that runs calls; 0: there is none."""
+        return self._numbers[_RUNNER]
+
+    @property
+    def calls(self) -> int:
+        """Calls that the process which runs them has begun."""
+        return self._numbers[_CALLS]
+
+    @property
+    def deaths(self) -> int:
+        """Children that have died."""
+        return self._numbers[_DEATHS]
 
     @property
     def begun(self) -> int:

@@ -19,14 +19,14 @@ from mpiexecutor._util.process_end import flush_output
 from mpiexecutor._util.seconds import PULSE
 
 from . import process_manager
-from .commands import DISMISSED, LIMIT, LONGEST, NEWS, STAYING, Service
+from .children import PR_SET_PDEATHSIG
+from .commands import DISMISSED, LIMIT, LONGEST, NEWS, STAYING, Service, Spawn
 from .status_page import StatusPage
 from .supervisor import be_supervisor
 
 logger = logging.getLogger("mpiexecutor")
 
 VARIABLES: Final = "MPIEXECUTOR_SUPERVISOR", "MPIEXECUTOR_KEEPER"  # the second is its name before version 0.2
-_PR_SET_PDEATHSIG = 1
 _FORK_SHY = "libgomp", "libomp", "libiomp5", "libcuda"  # libraries that hang or fail in a forked child if the parent has used them
 
 
@@ -65,9 +65,23 @@ class Supervised:
         return self._line.recv(LONGEST).removeprefix(NEWS)
 
     def limit(self, seconds: float) -> None:
-        """Have the supervisor kill this rank if a call runs longer than so many seconds; 0: no limit."""
+        """Have the supervisor kill this rank, or its child, if a call runs longer than so many seconds; 0: no limit."""
         self.page.limit(seconds)
+        self.note_limit()
+
+    def note_limit(self) -> None:
+        """Have the supervisor look at the limit, which is on the page."""
         self._say(LIMIT)
+
+    def spawn(self, module: str, *arguments: int) -> socket.socket:
+        """Have the supervisor start a child that runs `main` of this module. Return the connection with the child.
+
+        What the child sends comes over it, and after that, once the child has ended, ENDED of the supervisor.
+        """
+        mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with its:
+            socket.send_fds(self._line, [json.dumps(asdict(Spawn(module, list(arguments)))).encode()], [its.fileno()])
+        return mine
 
     def dismiss(self) -> None:
         """Serve no root any more: the supervisor ends as this rank does."""
@@ -114,7 +128,7 @@ def start_supervisor(last_words: bytes = b"") -> Supervised | None:
         be_supervisor(child, mine, page, descriptor, last_words)
     mine.close()
     os.close(descriptor)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != before:
         os._exit(1)
     return Supervised(its, page)

@@ -35,7 +35,22 @@ from typing import Any, NoReturn
 from mpiexecutor._util.seconds import WELCOME as _WELCOME
 
 from . import process_manager
-from .commands import BYE, DISMISSED, KILL, LEAVE, LIMIT, NEWS, STAYING, TERMINATE, Service, receive
+from .children import Children, how, stopped
+from .commands import (
+    BYE,
+    CANCEL,
+    DISMISSED,
+    KILL,
+    LEAVE,
+    LIMIT,
+    NEWS,
+    STAYING,
+    TERMINATE,
+    Service,
+    Spawn,
+    receive,
+    receive_with_descriptors,
+)
 from .status_page import StatusPage
 
 _PATIENCE = 1.0  # seconds that a child of the script has to end after SIGTERM
@@ -46,18 +61,21 @@ _LOST = 1 << 8  # exit status of a supervisor whose root has died, as waitpid re
 class Supervisor:
     """The parent of a rank: one loop, without threads."""
 
-    def __init__(self, child: int, line: socket.socket, page: StatusPage, descriptor: int, last_words: bytes) -> None:
-        self._child = child
+    def __init__(
+        self, rank: int, line: socket.socket, page: StatusPage, descriptor: int, last_words: bytes, handlers: dict[int, Any]
+    ) -> None:
+        self._rank = rank  # its process id
         self._line = line
         self._page = page
         self._descriptor = descriptor  # of the page
         self._overdue = 0.0  # the limit, in seconds, if the rank was killed because its call exceeded it
         self._last_words = last_words
-        self._end = os.pidfd_open(child)
+        self._end = os.pidfd_open(rank)
         self._service: Service | None = None
         self._monitor: socket.socket | None = None
-        self._status: int | None = None  # of the child, once it has ended
+        self._status: int | None = None  # of the rank, once it has ended
         self._poll = select.poll()
+        self._children = Children(page, self._poll, handlers)
         self._poll.register(self._end, select.POLLIN)
         self._poll.register(line, select.POLLIN)
 
@@ -78,6 +96,7 @@ class Supervisor:
         if self._line.fileno() in ready:
             while self._hear():
                 pass
+        self._children.handle(ready)
         if self._end in ready:
             self._see_end()
         if self._monitor is not None and self._monitor.fileno() in ready:
@@ -86,13 +105,16 @@ class Supervisor:
     def _hear(self) -> bool:
         """Handle a message of the rank. Return False if there is none."""
         try:
-            data = receive(self._line, socket.MSG_DONTWAIT)
+            data, descriptors = receive_with_descriptors(self._line, socket.MSG_DONTWAIT)
         except OSError:
             return False
         if not data:
             self._poll.unregister(self._line)
             return False
         said = json.loads(data)
+        if descriptors:
+            self._spawn(Spawn(**said), socket.socket(fileno=descriptors[0]))
+            return True
         if said == STAYING:
             self._speak_last()
         elif said == LIMIT:
@@ -107,6 +129,12 @@ class Supervisor:
                 self._line.send(b"!")
         return True
 
+    def _spawn(self, spawn: Spawn, line: socket.socket) -> None:
+        own = [self._end, self._line.fileno(), self._descriptor]
+        own += [] if self._monitor is None else [self._monitor.fileno()]
+        connection = process_manager.connection()
+        self._children.spawn(spawn, line, own if connection is None else [*own, connection])
+
     def _connect_to_monitor(self) -> None:
         """Connect to the first monitor that answers; the ones before it are not tried again."""
         assert self._service is not None
@@ -119,7 +147,7 @@ class Supervisor:
         try:
             monitor.settimeout(_WELCOME if service.far else None)
             monitor.connect(address)
-            hello = {"token": service.token, "rank": service.rank, "pid": self._child, "host": socket.gethostname()}
+            hello = {"token": service.token, "rank": service.rank, "pid": self._rank, "host": socket.gethostname()}
             socket.send_fds(monitor, [json.dumps(hello).encode()], [self._descriptor])
             if not monitor.recv(1):
                 raise ConnectionRefusedError
@@ -143,7 +171,8 @@ class Supervisor:
     def _see_end(self) -> None:
         """Note that the rank has ended. If it was serving, tell the root and stay; or, if no monitor is left, end."""
         self._poll.unregister(self._end)
-        _, self._status = os.waitpid(self._child, 0)
+        _, self._status = os.waitpid(self._rank, 0)
+        self._children.end_all()
         if self._monitor is not None:
             self._tell_end()
             self._speak_last()
@@ -163,16 +192,25 @@ class Supervisor:
         return {"end": end, "begun": self._page.begun, "overdue": self._overdue}
 
     def _enforce_limit(self) -> None:
-        """Kill the rank if its call is overdue. The call may end just now: so stop the rank first, and look again."""
+        """Kill the process whose call is overdue, the rank or its child."""
         if not self._is_overdue():
             return
-        os.kill(self._child, signal.SIGSTOP)
-        os.waitid(os.P_PID, self._child, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-        if self._is_overdue():
-            self._overdue = self._page.most
-            os.kill(self._child, signal.SIGKILL)
-        else:
-            os.kill(self._child, signal.SIGCONT)
+        child = self._children.running
+        with stopped(child or self._rank):
+            if self._is_overdue() and child is not None:
+                self._children.kill_running(overdue=self._page.most)
+            elif self._is_overdue():
+                self._overdue = self._page.most
+                os.kill(self._rank, signal.SIGKILL)
+
+    def _cancel(self, numbers: list[int]) -> None:
+        """Have these calls not run: kill the child if it runs one."""
+        self._page.cancel(numbers)
+        child = self._children.running
+        if child is not None:
+            with stopped(child):
+                if self._page.begun in numbers:
+                    self._children.kill_running(cancelled=True)
 
     def _is_overdue(self) -> bool:
         left = self._page.left(time.monotonic())
@@ -187,10 +225,12 @@ class Supervisor:
             said = receive(self._monitor)
         if said in {KILL, TERMINATE}:
             if self._status is None:
-                os.kill(self._child, signal.SIGKILL if said == KILL else signal.SIGTERM)
+                os.kill(self._rank, signal.SIGKILL if said == KILL else signal.SIGTERM)
         elif said == LEAVE:
             self._end_rank()
             self._take_leave()
+        elif said.startswith(CANCEL):
+            self._cancel(json.loads(said.removeprefix(CANCEL)))
         elif said.startswith(NEWS):
             with contextlib.suppress(OSError):  # the rank has died, or does not read what it was sent
                 self._line.send(said, socket.MSG_DONTWAIT)
@@ -205,9 +245,10 @@ class Supervisor:
 
     def _end_rank(self) -> None:
         if self._status is None:
-            os.kill(self._child, signal.SIGKILL)
+            os.kill(self._rank, signal.SIGKILL)
             self._poll.unregister(self._end)
-            os.waitpid(self._child, 0)
+            os.waitpid(self._rank, 0)
+            self._children.end_all()
 
     def _take_leave(self) -> None:
         """Tell the process manager that all is well with this rank, and end."""
@@ -241,8 +282,8 @@ def be_supervisor(child: int, line: socket.socket, page: StatusPage, descriptor:
     """Be the supervisor of a rank, and end as it does. Whatever happens, the script does not go on here."""
     code = 1
     try:
-        _leave_signals_to_rank()
-        status = Supervisor(child, line, page, descriptor, last_words).run()
+        handlers = _leave_signals_to_rank()
+        status = Supervisor(child, line, page, descriptor, last_words, handlers).run()
         if os.WIFSIGNALED(status):
             end_children()
             _die_by(os.WTERMSIG(status))
@@ -279,13 +320,18 @@ def _children() -> list[int]:
     return found
 
 
-def _leave_signals_to_rank() -> None:
-    """Ignore Ctrl-C, signals that the script handles, and SIGUSR1, by which MPICH reports deaths. SIGTERM ends the supervisor."""
+def _leave_signals_to_rank() -> dict[int, Any]:
+    """Ignore Ctrl-C, signals that the script handles, and SIGUSR1, by which MPICH reports deaths. SIGTERM ends the supervisor.
+
+    Return the handlers that are not in place any more, by signal.
+    """
+    before = {number: signal.getsignal(number) for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}}
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         if callable(signal.getsignal(number)) or number == signal.SIGUSR1:
             signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return {number: handler for number, handler in before.items() if handler is not None and signal.getsignal(number) != handler}
 
 
 def _die_by(number: int) -> None:
@@ -294,12 +340,3 @@ def _die_by(number: int) -> None:
     if number != signal.SIGKILL:
         signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
-
-
-def how(status: int) -> str:
-    """Describe how a process ended. `status` is as waitpid returns it."""
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-        return f"was killed by {name}"
-    return f"ended with exit code {os.waitstatus_to_exitcode(status)}"

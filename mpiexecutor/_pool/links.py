@@ -45,7 +45,8 @@ class Links:
         replies = RemoteChannel[Any, Any](_SLOTS, _SLOT_SIZE, kind, root, comm=comm, producers=alone, consumers="host")
         self.channels = work, replies
         self.bulk = BulkTransfer(comm, root, is_lost)
-        self.memory = SharedMemory(*_limits(comm.size, of_root=comm.rank == root)) if shares_memory else SharedMemory()
+        self.share = _limits(comm.size, of_root=comm.rank == root) if shares_memory else (0, 0)
+        self.memory = SharedMemory(*self.share)
 
     def free(self) -> None:
         """Give back what all have made together."""

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from mpiexecutor._calls.isolation.parent import Isolation
 from mpiexecutor._calls.outcomes import Location
 from mpiexecutor._calls.worker import Worker
 from mpiexecutor._liveness.process_manager import connection
@@ -32,6 +33,7 @@ from .registration import register
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+_CHILD = "mpiexecutor._pool.child"  # what a child process runs that has isolated calls
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names of malloc.h
 _LARGEST_ON_HEAP = 32 << 20  # bytes: larger blocks are returned to the system when freed
 _KEPT = 64 << 20  # bytes of freed memory that a worker keeps
@@ -44,19 +46,32 @@ def serve(comm: "MPI.Intracomm", root: int) -> bool:
         return False
     comm.Set_attr(key(), "serving")
     PROCESS.serves = True
-    with _serving():
+    with serving():
         member = Member(comm, configuration)
         links = Links(member.comm, root, shares_memory=comm.rank in configuration.sharing)
-        _keep_freed_memory()
+        keep_freed_memory()
         member.join()  # the last collective step: from here on the death of this rank does not harm others
         supervisor = member.supervisor
         page, enforce_limit = (supervisor.page, supervisor.limit) if supervisor else (StatusPage(), None)
         location = Location.here(comm.rank, comm.size)
+        isolation = None
+        if supervisor is not None:
+            isolation = Isolation(supervisor, links.channels[1], links.bulk, location, _CHILD, links.share)
         worker = Worker(
-            *links.channels, links.bulk, location, page, enforce_limit, fail=partial(_fail, supervisor), memory=links.memory
+            *links.channels,
+            links.bulk,
+            location,
+            page,
+            enforce_limit,
+            fail=partial(_fail, supervisor),
+            memory=links.memory,
+            isolation=isolation,
+            forgotten=(lambda _: None) if isolation is None else isolation.forget,
         )
         try:
             worker.serve()
+            if isolation is not None:
+                isolation.close()
         except BaseException:  # noqa: BLE001 - calls raise nothing here: it is a fault of ours, and others would wait for this rank
             traceback.print_exc()
             _fail(supervisor)
@@ -69,7 +84,7 @@ def serve(comm: "MPI.Intracomm", root: int) -> bool:
 
 
 @contextlib.contextmanager
-def _serving() -> Iterator[None]:
+def serving() -> Iterator[None]:
     """Have the surroundings of a worker, and restore them at the end: calls have surroundings of their own, and are no ranks."""
     connection()  # while the environment still says
     main, surroundings, generators = main_modules(), Snapshot(), GeneratorStates()
@@ -111,7 +126,7 @@ def _fail(supervisor: Supervised | None) -> NoReturn:
     os._exit(1)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Have the C library keep some freed memory for the next calls: fresh pages cost more than copying to them."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's
     if mallopt is not None:

@@ -89,7 +89,7 @@ class WorkerPool:
             worker = Worker(*links.channels, links.bulk, self.location, StatusPage(), fail=fail, memory=links.memory)
             self._thread = threading.Thread(target=worker.serve, name="mpiexecutor worker", daemon=True)
             self._thread.start()
-        self.scheduler = Scheduler(*links.channels, links.bulk, self.workers, self.location, links.memory)
+        self.scheduler = Scheduler(*links.channels, links.bulk, self.workers, self.location, links.memory, monitor.cancel)
         self.closed = False
         self.ended_by = ""  # the method that has ended all workers
         self._needs = contextlib.ExitStack()
@@ -143,8 +143,9 @@ class WorkerPool:
         here = self.location
         workers = {rank: (said.host, said.pid) for rank, said in sorted(self._members.registrations.items())}
         return [
-            WorkerStatus(rank, host, pid, *self._monitor.state_of(rank), self.scheduler.done_by(rank))
+            WorkerStatus(rank, host, child or pid, *self._monitor.state_of(rank), self.scheduler.done_by(rank), calls, deaths)
             for rank, (host, pid) in (workers or {here.rank: (here.host, here.pid)}).items()
+            for child, calls, deaths in [self._monitor.process_of(rank)]
         ]
 
     def end_workers(self, how: bytes) -> None:

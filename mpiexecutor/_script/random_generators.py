@@ -1,6 +1,7 @@
 """Random numbers: each worker draws from a stream of its own.
 
-The seed of a stream is derived from the state of a generator of the script, the rank of the worker and the number of the executor.
+The seed of a stream is derived from the state of a generator of the script, the rank of the worker, the number of the executor,
+and, in a child process of a worker, the number of the child.
 A generator that is a global of the script is rebuilt in a worker and then seeded. The global generators of `random` and
 `numpy.random` are seeded before the first call of an executor, from their states in the script when the executor was made.
 """
@@ -16,9 +17,10 @@ from typing import Any, Final
 
 
 class Stream:
-    """The stream of random numbers of this worker, which sets `key` before it rebuilds globals."""
+    """The stream of random numbers of this process, which sets `key` before it rebuilds globals."""
 
     key: tuple[int, ...] = ()  # rank and number of the executor; empty in the script
+    child: int = 0  # number of this child process among those of the worker; 0: this is the worker
 
 
 STREAM: Final = Stream()
@@ -107,7 +109,7 @@ def _numpy_generators() -> tuple[type, ...]:
 
 
 def _seed_from(state: object) -> int:
-    return int.from_bytes(_digest((state, STREAM.key)), "big")
+    return int.from_bytes(_digest((state, STREAM.key, STREAM.child)), "big")
 
 
 def _digest(state: object) -> bytes:
@@ -115,7 +117,7 @@ def _digest(state: object) -> bytes:
 
 
 def _words_from(seed: bytes) -> list[int]:
-    digest = _digest((seed, STREAM.key))
+    digest = _digest((seed, STREAM.key, STREAM.child))
     return [int.from_bytes(digest[start : start + 4], "big") for start in range(0, 32, 4)]
 
 

@@ -175,7 +175,7 @@ def leave() -> None:
     from mpi4py import MPI  # noqa: PLC0415
 
     MPI.Finalize()
-    _end_multiprocessing()
+    end_multiprocessing()
     flush_output()
     if PROCESS.supervisor is None:
         end_children()  # otherwise the supervisor ends them
@@ -183,7 +183,7 @@ def leave() -> None:
     ctypes.CDLL(None).exit(0)
 
 
-def _end_multiprocessing() -> None:
+def end_multiprocessing() -> None:
     """Do what multiprocessing does at the end of a process: end daemonic children of calls, and wait for others."""
     util: Any = sys.modules.get("multiprocessing.util")
     process: Any = sys.modules.get("multiprocessing.process")

@@ -26,7 +26,7 @@ from mpiexecutor._script.root.script import Script
 from mpiexecutor._script.top_level import RUNNING, TopLevelEnd
 from mpiexecutor._start.process import leave, started_world
 
-from .checks import check_process, check_root, warnings_of, without_supervisor
+from .checks import check_isolation, check_process, check_root, warnings_of, without_supervisor
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -70,6 +70,11 @@ class RMAChannelExecutor(Executor):
     only a script that has started the workers itself goes on; its calls raise BrokenProcessPool. For workers on other nodes see
     `WorkerStatus`.
 
+    **Isolated calls.** With `isolate` a worker has a child process for each executor, which is no MPI process and runs the calls. A
+    child that dies fails only the call that it was running, and a new one takes its place at once; the worker lives on. A new child
+    runs the initializer again, and has nothing of what calls have stored in globals. ``Future.cancel`` kills a child that runs the
+    call, and returns True. The supervisor forks the children, so there are none without supervisors.
+
     **Trust.** Calls and results are pickles, so the ranks of a job trust each other, as in any MPI program: any rank can have
     another one run any code. On one node, processes connect through UNIX sockets; those that carry more than a wake-up accept only
     the same user with a secret of the job. This package opens no network port; encryption between nodes is up to MPI and mpiexec.
@@ -83,12 +88,13 @@ class RMAChannelExecutor(Executor):
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
         *,
-        max_tasks_per_child: None = None,
+        max_tasks_per_child: int | None = None,
         comm: "MPI.Intracomm | None" = None,
         root: int = 0,
         retries: int = 0,
         task_timeout: float | None = None,
         max_pending: int | None = None,
+        isolate: bool | None = None,
     ) -> None:
         """Make an executor whose root is rank `root` of `comm`.
 
@@ -98,13 +104,17 @@ class RMAChannelExecutor(Executor):
             mp_context: Only None: workers are ranks, not processes of multiprocessing.
             initializer: Called once in each worker, before the first call. If it raises, all calls fail with BrokenProcessPool.
             initargs: Arguments of `initializer`.
-            max_tasks_per_child: Only None: MPI cannot replace ranks.
+            max_tasks_per_child: Number of calls, or of chunks of a map, that a child process of a worker runs before a new one
+                takes its place. It implies `isolate`.
             comm: The communicator, all of whose ranks make the executor; default: MPI.COMM_WORLD.
             root: The rank that submits calls.
             retries: How many times a call is run again, on another worker, if its worker dies.
-            task_timeout: Seconds that a call, or a chunk of a map, may run. Then its future raises TimeoutError and its worker is
-                killed, as nothing else can stop a call. Without supervisors it has no effect, and a RuntimeWarning says so.
+            task_timeout: Seconds that a call, or a chunk of a map, may run. Then its future raises TimeoutError and the process
+                that runs it is killed, as nothing else can stop a call. It implies `isolate`, unless that is False: then the
+                worker is killed. Without supervisors it has no effect, and a RuntimeWarning says so.
             max_pending: `submit` blocks while this number of futures is not done. It does not block in a callback of a future.
+            isolate: Run calls in child processes of the workers: see above. Default: only if `max_tasks_per_child` or
+                `task_timeout` is given.
 
         Raises:
             ValueError, TypeError: An argument is not possible; the text says which values are.
@@ -115,8 +125,8 @@ class RMAChannelExecutor(Executor):
         """
         if RUNNING.now:
             raise TopLevelEnd
-        options = Options(max_workers, initializer, initargs, retries, task_timeout, max_pending)
-        check_impossible(mp_context, max_tasks_per_child)
+        options = Options(max_workers, initializer, initargs, retries, task_timeout, max_pending, max_tasks_per_child, isolate)
+        check_impossible(mp_context)
         check_process()
         comm = started_world(max_workers, root) if comm is None else comm
         check_root(comm, root)
@@ -133,6 +143,7 @@ class RMAChannelExecutor(Executor):
         if pool.closed:
             raise RuntimeError("cannot make an executor at interpreter shutdown")
         pool.check()
+        check_isolation(pool, options)
         functions = FunctionRegistry(pool.scheduler.registry)
         first = None if options.initializer is None else functions.add((options.initializer, options.initargs))
         script = None if pool.alone else Script(pool.scheduler.registry, pool.origin())
@@ -143,7 +154,7 @@ class RMAChannelExecutor(Executor):
         self._num_workers = min(options.max_workers or pool.workers, pool.workers)
         self._pool = pool
         self._scheduler = pool.scheduler
-        self._session = pool.scheduler.open(self._num_workers, first, options)
+        self._session = pool.scheduler.open(self._num_workers, first, options, isolable=not pool.without_supervisor)
         self._submitter = Submitter(pool.scheduler, self._session, functions, script, pool.location)
         # An executor that is dropped takes no more calls; those that it has are run.
         weakref.finalize(self, pool.scheduler.drop, self._session).atexit = False

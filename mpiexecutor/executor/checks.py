@@ -64,6 +64,17 @@ def warnings_of(pool: WorkerPool, options: Options) -> Iterator[str]:
         yield f"{without_supervisor(pool, unkept)}: task_timeout cannot end their calls"
 
 
+def check_isolation(pool: WorkerPool, options: Options) -> None:
+    """Raise RuntimeError if calls cannot run in child processes, but have to. A job of one rank has a warning for that."""
+    wanted = options.isolate or options.max_tasks_per_child is not None
+    if wanted and not pool.alone and (unkept := pool.without_supervisor):
+        name = "isolate" if options.isolate else "max_tasks_per_child"
+        raise RuntimeError(
+            f"{without_supervisor(pool, unkept)}, and that would start the child processes that {name} needs: leave {name} out, or "
+            "start the script with 'python script.py' or 'python -m mpiexecutor' on Linux"
+        )
+
+
 def without_supervisor(pool: WorkerPool, ranks: list[int]) -> str:
     """Return a text that names the workers without supervisor."""
     return "this job has one rank, and no workers" if pool.alone else f"{ranks_text(ranks)} have no supervisor (see the README)"

@@ -41,8 +41,8 @@ class RMACommExecutor:
         Args:
             comm: The communicator, all of whose ranks enter the block; default: MPI.COMM_WORLD.
             root: The rank that submits calls.
-            options: `max_workers`, `initializer`, `initargs`, `retries`, `task_timeout` and `max_pending`, by name, as for
-                `RMAChannelExecutor`.
+            options: `max_workers`, `initializer`, `initargs`, `retries`, `task_timeout`, `max_pending`, `max_tasks_per_child` and
+                `isolate`, by name, as for `RMAChannelExecutor`.
 
         Raises:
             ValueError, TypeError: An argument is not possible; the text says which values are.

@@ -44,8 +44,9 @@ from mpiexecutor._calls.messages import (
 from mpiexecutor._calls.options import Options
 from mpiexecutor._calls.outcomes import Location, dumps_sized, failure_of, pickled
 from mpiexecutor._calls.scheduling import dispatcher
+from mpiexecutor._calls.scheduling.futures import slim_future
 from mpiexecutor._calls.scheduling.scheduler import Scheduler
-from mpiexecutor._calls.scheduling.session import Session, slim_future
+from mpiexecutor._calls.scheduling.session import Session
 from mpiexecutor._calls.submission import Submitter
 from mpiexecutor._calls.worker import Worker
 from mpiexecutor._liveness.monitor import WorkerFailure
@@ -441,7 +442,7 @@ class FakeWorker:
         """Take the next message, which is there already; give the names of its calls."""
         assert len(self._crew.work), "nothing was sent"
         message = self._crew.work.next_number
-        ((self.executor, self._initializer, self.task_timeout, calls),) = self._crew.work.take_many(1)
+        ((self.executor, self._initializer, self.task_timeout, _, _, calls),) = self._crew.work.take_many(1)
         self.message = message
         self._functions = [function for _, _, function, _, _ in calls]
         self._state = calls[0][1]
@@ -560,7 +561,7 @@ class FakeWorker:
 
 def reply_nonsense(crew: FakeCrew) -> None:
     """Have the collector find a message that is no reply."""
-    crew.replies.put(Calls(0, None, 0.0, [bare_call(0)]))
+    crew.replies.put(Calls(0, None, 0.0, 1, None, [bare_call(0)]))
 
 
 def bare_call(number: int) -> Call:

@@ -129,7 +129,7 @@ class Scheduler:
         self.submitted: dict[object, Call] = {}  # by future; calls of maps have none
         self._numbers = itertools.count(1)
 
-    def open(self, _most: int, _initializer: Function | None, _options: Options) -> Session:
+    def open(self, _most: int, _initializer: Function | None, _options: Options, *, isolable: bool) -> Session:
         return Session(next(self._numbers), 1, None)
 
     def submit(
@@ -166,6 +166,7 @@ class Executor:
             location=Location(0, 3, "host", 1000),
             workers=2,
             alone=False,
+            without_supervisor=[],
             closed=False,
             check=lambda: None,
         )

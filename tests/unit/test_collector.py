@@ -160,7 +160,7 @@ def test_after_a_fault_everything_is_given_up_and_no_worker_waits(scene, how):
         until(lambda: scene.reasons)
         scene.replies.error = None
     else:
-        scene.collect(Calls(0, None, 0.0, []))
+        scene.collect(Calls(0, None, 0.0, 1, None, []))
     ((reason, cause),) = scene.reasons
     assert reason.startswith("the collector failed: ")
     assert "Traceback" in str(cause)

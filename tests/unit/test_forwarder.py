@@ -352,7 +352,7 @@ def test_a_forwarder_tells_at_once_of_a_new_worker(clock, forwarder):
     forwarder.monitor.pages[3] = Signs(None, 0.0, 0.0)
     what, said = forwarder.news()
     assert (what, set(said)) == ("alive", {3})
-    running, unseen = said[3]
+    running, unseen, *_ = said[3]
     assert running is None
     assert unseen > 0
 

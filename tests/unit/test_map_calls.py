@@ -762,7 +762,7 @@ def test_results_are_put_in_order_though_two_threads_put_them():
         return number
 
     block = batch.CurrentBlock(page, slow, pytest.fail, put.append, pytest.fail)
-    message = MapCalls(0, None, 0.0, 100, None, 1, [(0,), (1,)])
+    message = MapCalls(0, None, 0.0, 1, None, 100, None, 1, [(0,), (1,)])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batch, "HELD_OF_MAP", LIMIT)
         worker = in_a_thread(block.run, message, lambda: lambda: call, bool)

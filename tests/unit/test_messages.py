@@ -45,9 +45,9 @@ def plain(message):
 @pytest.mark.parametrize(
     "message",
     [
-        Calls(1, None, 0.0, [(2, None, None, b"pickle", ())]),
-        Calls(1 << 40, 7, 2.5, [(1 << 62, 3, 4, b"one", ()), (9, 3, "double", b"two", ())]),
-        Calls(1, None, 0.0, [(2, None, None, b"pickle", b"name of a segment")]),
+        Calls(1, None, 0.0, 1, None, [(2, None, None, b"pickle", ())]),
+        Calls(1 << 40, 7, 2.5, 3, 4, [(1 << 62, 3, 4, b"one", ()), (9, 3, "double", b"two", ())]),
+        Calls(1, None, 0.0, 1, None, [(2, None, None, b"pickle", b"name of a segment")]),
         Results(3, 1, [(2, 0.5, False, b"value", ())]),
         Results(3, 1, [(2, 0.5, False, b"value", ()), (3, 0.5, True, b"", b"name of a segment")]),
         Results(3, 1, [(2, 0.5, False, LARGE, [LARGE]), (3, 0.5, True, b"", b"name of a segment")]),
@@ -73,12 +73,12 @@ def test_what_is_large_goes_out_of_band(data, buffers):
     """Uncopied: pickles and buffers, of some calls of a message, and not of others."""
     buffers = [memoryview(buffer) for buffer in buffers]
     calls = [(1, 2, None, b"before", ()), (2, 2, None, data, buffers), (3, 2, "name", b"behind", buffers)]
-    encoded, beside = messages.dumps(Calls(5, None, 0.0, calls))
+    encoded, beside = messages.dumps(Calls(5, None, 0.0, 1, None, calls))
     assert len(encoded) < 300
     second = [data, *(buffer.obj for buffer in buffers)] if buffers or data is LARGE else []
     third = [b"behind", *(buffer.obj for buffer in buffers)] if buffers else []
     assert [part.obj for part in beside] == second + third
-    assert plain(sent(Calls(5, None, 0.0, calls)).calls) == plain(calls)
+    assert plain(sent(Calls(5, None, 0.0, 1, None, calls)).calls) == plain(calls)
 
 
 HERE = Location(3, 4, "host", 1)
@@ -96,7 +96,7 @@ def test_the_first_slot_is_sufficient_to_replace_a_long_message(buffers, pickle)
     """The failed outcome is that of the same call: for a call, for its result, and for what it has raised."""
     if len(pickle) < 64 << 10 and not buffers:
         pytest.skip("this is no long message")
-    call = Calls(5, 1, 2.5, [(7, 3, "name" * 100, pickle, buffers)])
+    call = Calls(5, 1, 2.5, 1, None, [(7, 3, "name" * 100, pickle, buffers)])
     returned, raised = (Results(2, 5, [(7, 0.5, failed, pickle, buffers)]) for failed in (False, True))
     for message, rank, seconds, what in (
         (call, 3, 0.0, "this call is too large for its worker's memory"),
@@ -127,7 +127,7 @@ def test_bytes_that_are_no_frame_replace_nothing():
 
 def test_buffers_can_be_written_to():
     """They are the call's own, as with pickle."""
-    ((*_, buffers),) = sent(Calls(5, None, 0.0, [(1, 2, None, b"pickle", [memoryview(LARGE)])])).calls
+    ((*_, buffers),) = sent(Calls(5, None, 0.0, 1, None, [(1, 2, None, b"pickle", [memoryview(LARGE)])])).calls
     buffers[0][0] = 7
     assert bytes(buffers[0][:2]) == b"\x07\x01"
 
@@ -136,8 +136,8 @@ def test_what_is_no_message_is_refused():
     """Where it is sent, and where it arrives."""
     with pytest.raises(TypeError, match="no message of root or workers: 'nonsense'"):
         messages.dumps("nonsense")
-    with pytest.raises(ValueError, match="a message of an unknown kind, 9"):
-        messages.loads(memoryview(marshal.dumps((9, "field"))))
+    with pytest.raises(ValueError, match="a message of an unknown kind, 10"):
+        messages.loads(memoryview(marshal.dumps((10, "field"))))
 
 
 def test_outcomes_on_a_status_page_lie_one_behind_the_other():
@@ -158,7 +158,7 @@ def test_results_of_a_map_on_a_status_page_are_known_from_other_outcomes():
 def test_what_goes_as_it_is_arrives_as_it_is(value):
     """Arguments and results of maps that are short, and cannot be changed."""
     assert goes_as_it_is(value)
-    assert sent(MapCalls(5, None, 0.0, 7, 3, "name", [(value,)])).rows == [(value,)]
+    assert sent(MapCalls(5, None, 0.0, 1, None, 7, 3, "name", [(value,)])).rows == [(value,)]
     assert sent(MapResults(1, 5, 7, 0, 0.5, [value])).values == [value]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mpiexecutor._pool.serve import _serving
+from mpiexecutor._pool.serve import serving
 from mpiexecutor._script.main_module import MainModules
 from mpiexecutor._script.names import LOOKUP
 from mpiexecutor._script.random_generators import STREAM
@@ -37,7 +37,7 @@ def test_a_rank_that_has_served_is_as_it_was_before(main, tmp_path):
     """Whatever calls have changed, and with it what served them: a rank goes on after RMACommExecutor's block."""
     log = logging.getLogger("mpiexecutor.test_serve")
     before = own_things()
-    with _serving():
+    with serving():
         MainModules(1, lambda *_: {}, pytest.fail).enter(1)
         sys.modules["__main__"] = sys.modules["__mp_main__"] = type(sys)("__main__")
         sys.path.insert(0, "/of/a/call")

@@ -6,7 +6,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from mpiexecutor._calls.scheduling.session import Batch, Session, Task, slim_future
+from mpiexecutor._calls.scheduling.futures import slim_future
+from mpiexecutor._calls.scheduling.session import Batch, Session, Task
 
 MANY, MUCH, LONG = 1000, 1 << 30, 1e9  # of calls, bytes and seconds: no limit
 
@@ -119,7 +120,7 @@ def test_all_are_dropped_sent_and_waiting():
     session = session_of(task(2), task(3))
     session.sent = {1: task(1)}
     session.unsettled = 1
-    session.under_way = {Batch((1,), 1)}
+    session.under_way = {Batch(1, (1,), 1)}
     tasks, count = session.break_off("a reason", None)
     assert (numbers(tasks), count) == ([1, 2, 3], 3)
     assert (session.unsettled, len(session.under_way), session.sent, list(session.backlog)) == (3, 0, {}, [])
@@ -165,7 +166,7 @@ def test_a_task_is_withdrawn_while_it_waits_only():
 def test_tasks_and_sessions_are_what_they_are():
     """They are compared by identity, and can be kept in sets."""
     assert task(1) != task(1)
-    assert len({session_of(), session_of(), Batch((1,), 1)}) == 3
+    assert len({session_of(), session_of(), Batch(1, (1,), 1)}) == 3
 
 
 @pytest.mark.parametrize(("begun", "deaths"), [(True, 2), (False, 5)])
@@ -179,7 +180,7 @@ def test_a_task_is_run_again_as_often_as_it_may(begun, deaths):
 def test_what_was_slow_is_forgotten_with_all_that_is_dropped():
     """It does not let others through any more."""
     session = session_of()
-    session.under_way = {Batch((1,), 1)}
+    session.under_way = {Batch(1, (1,), 1)}
     session.slow = set(session.under_way)
     session.break_off("a reason", None)
     assert (session.under_way, session.slow) == (set(), set())

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from mpiexecutor._liveness import commands
+from mpiexecutor._liveness.children import how
 from mpiexecutor._liveness.status_page import NOTHING, StatusPage
-from mpiexecutor._liveness.supervisor import Supervisor, how
+from mpiexecutor._liveness.supervisor import Supervisor
 
 LIMIT = 20  # seconds that anything here may take
 RANK = """
@@ -165,7 +166,7 @@ def test_a_call_that_ends_at_the_last_moment_is_no_reason_to_kill():
     page.limit(1.0)
     page.begin(41, time.monotonic() - 2.0)
     mine, its = socket.socketpair()
-    supervisor = Supervisor(process.pid, mine, page, -1, b"")
+    supervisor = Supervisor(process.pid, mine, page, -1, b"", {})
     waited = os.waitid
     try:
         assert supervisor._is_overdue()

@@ -68,7 +68,7 @@ class Scene:
         self.page, descriptor = StatusPage.new()
         mine, self.line = (stack.enter_context(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         self.line.settimeout(LIMIT)
-        self.supervisor = supervisor.Supervisor(self.rank, mine, self.page, descriptor, b"")
+        self.supervisor = supervisor.Supervisor(self.rank, mine, self.page, descriptor, b"", {})
         self.running = in_a_thread(self.supervisor.run)
         stack.callback(os.close, descriptor)
         stack.callback(os.close, self.supervisor._end)

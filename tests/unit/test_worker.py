@@ -122,11 +122,17 @@ def test_an_initializer_that_fails_is_told_of_and_no_call_is_run(crew, kind):
 
 def test_a_limit_is_said_before_the_calls_that_it_is_for(crew):
     """And only when it changes. An initializer has none."""
+    page = new_page()
+
+    def limit(seconds):
+        page.limit(seconds)
+        note(seconds)
+
     patient, impatient = crew.open(), crew.open(task_timeout=2.5)
     first = crew.open(initializer=crew.initializer(note, "initializer"), task_timeout=2.5)
     for session, name in ((patient, "a"), (impatient, "b"), (impatient, "c"), (first, "d"), (patient, "e")):
         crew.submit_call(note, name, session=session)
-    real_worker(crew, messages=5, enforce_limit=LOG.append).serve()
+    real_worker(crew, messages=5, page=page, enforce_limit=limit).serve()
     assert LOG == ["a", 2.5, "b", "c", 0.0, "initializer", 2.5, "d", 0.0, "e"]
 
 
@@ -274,7 +280,7 @@ def test_a_long_outcome_travels_alone(page):
     """After those before it: if the root cannot receive it, this concerns no other call."""
     calls = [(number, None, None, *pickled((bytes, (size,), {}))) for number, size in enumerate([10, LARGE + 1, 20])]
     replies = Channel()
-    worker = Worker(Channel(Calls(5, None, 0.0, calls)), replies, None, Location.here(1, 2), page, fail=pytest.fail)
+    worker = Worker(Channel(Calls(5, None, 0.0, 1, None, calls)), replies, None, Location.here(1, 2), page, fail=pytest.fail)
     worker._batch.held = 60.0
     worker._flusher.watch = int  # or it might be faster
     worker.serve()

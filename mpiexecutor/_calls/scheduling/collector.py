@@ -10,6 +10,7 @@ from collections import deque
 from mpiexecutor._calls.messages import (
     OF_ONE_CALL,
     Barrier,
+    ChildDied,
     GivenBack,
     InitializerFailed,
     MapResults,
@@ -23,7 +24,7 @@ from mpiexecutor._calls.messages import (
     replacement,
 )
 from mpiexecutor._calls.outcomes import RemoteTraceback, failure_of
-from mpiexecutor._util.segments import SegmentGone, SegmentName
+from mpiexecutor._util.segments import SegmentGone, SegmentName, pid_of
 from mpiexecutor.channel import ChannelClosed, ChannelError, ChannelMemoryError, RemoteChannel
 
 from .dispatcher import Dispatcher
@@ -120,7 +121,7 @@ class Collector:
         """Note outcomes. A worker's status page may have told some of them before."""
         outcomes = reply.outcomes
         if isinstance(outcomes[-1][-1], SegmentName):
-            outcomes = [*outcomes[:-1], *self._read(reply, outcomes[-1])]
+            outcomes = [*outcomes[:-1], *self._read(reply, outcomes[-1], steps)]
         session = self._state.sessions.get(reply.executor)
         if session is None or session.broken:
             return
@@ -128,13 +129,17 @@ class Collector:
             self._state.done[reply.rank] += len(found)
             steps.append(Settle(session, found))
 
-    def _read(self, reply: Results, outcome: Outcome) -> list[Outcome]:
+    def _read(self, reply: Results, outcome: Outcome, steps: deque[Step]) -> list[Outcome]:
         """Return an outcome with its buffers; none if its worker has died, so that its call is lost with it."""
         number, seconds, failed, data, buffers = outcome
         try:
             return [(number, seconds, failed, *self._memory.get(data, buffers))]
         except SegmentGone:
             self._lost_calls.note_unread(reply.rank, reply.executor, number)
+            session = self._state.sessions.get(reply.executor)
+            if session is not None and session.per_child is not None:  # a child has died: nothing else reports it
+                assert isinstance(buffers, SegmentName)
+                steps += self._lost_calls.lose_result(reply.rank, pid_of(buffers), number)
             return []
         except MemoryError as error:
             failure = failure_of(MemoryError(f"{outcome_too_large(failed)}, {error}"), self._state.location)
@@ -160,6 +165,8 @@ class Collector:
             self._note_initializer_failed(reply, steps)
         elif isinstance(reply, TopLevelFailed):
             self._note_top_level_failed(reply)
+        elif isinstance(reply, ChildDied):
+            steps += self._lost_calls.bury_child(reply)
         elif isinstance(reply, Barrier):
             steps += self._lost_calls.next()
         else:

@@ -97,7 +97,7 @@ class Dispatcher:
         share = -(-(len(session.backlog) - 1 + first.count) // limit)  # leave calls for the other messages
         if not isinstance(first, Task):
             return self._send_block(session, first.kind, share)
-        tasks = session.next_batch(min(_MOST, share), _MOST_BYTES, self._state.seconds, _MOST_SECONDS)
+        tasks = session.next_batch(min(session.per_child or _MOST, _MOST, share), _MOST_BYTES, self._state.seconds, _MOST_SECONDS)
         if not tasks:  # all were cancelled
             self._state.changed.notify_all()
             return False
@@ -108,21 +108,21 @@ class Dispatcher:
         calls = [task.call for task in tasks]
         if tasks[0].size >= SMALLEST:  # it has no others beside it
             calls = [(*call[:3], *self._memory.put(*call[3:], weakref.ref(batch))) for call in calls]
-        return Calls(*_options_of(session), calls)
+        return Calls(*_options_of(session, batch), calls)
 
     def _send_block(self, session: Session, kind: object, share: int) -> bool:
         """Send calls of a map: their share, but for some time at least and at most. Without experience send one."""
         expected = self._state.seconds.get(kind, _MOST_SECONDS_OF_MAP)
         least, most = int(_LEAST_SECONDS_OF_MAP / max(expected, _TINY)), int(_MOST_SECONDS_OF_MAP / max(expected, _TINY))
-        block = session.next_block(next(self._state.numbers), max(1, min(max(share, least), most, MOST_ROWS)), _MOST_BYTES)
+        most = min(most, session.per_child or MOST_ROWS, MOST_ROWS)
+        block = session.next_block(next(self._state.numbers), max(1, min(max(share, least), most)), _MOST_BYTES)
         if block is None:  # all were cancelled
             self._state.changed.notify_all()
             return True
         series = block.series
         state = None if series.state is None else series.state.number
         called = series.function.number if isinstance(series.function, Function) else series.function
-        message = MapCalls(*_options_of(session), block.number, state, called, block.rows)
-        self._send(session, [block], lambda _: message)
+        self._send(session, [block], lambda batch: MapCalls(*_options_of(session, batch), block.number, state, called, block.rows))
         return True
 
     def _send(self, session: Session, tasks: Sequence[Task | Block], make: Callable[[Batch], Calls | MapCalls]) -> None:
@@ -164,6 +164,7 @@ class Dispatcher:
         self._state.changed.notify_all()
 
 
-def _options_of(session: Session) -> tuple[int, int | None, float]:
+def _options_of(session: Session, batch: Batch) -> tuple[int, int | None, float, int, int | None]:
     """Return what each message of calls begins with."""
-    return session.number, session.initializer.number if session.initializer else None, session.task_timeout
+    initializer = session.initializer.number if session.initializer else None
+    return session.number, initializer, session.task_timeout, batch.serial, session.per_child

@@ -16,7 +16,7 @@ import logging
 from collections import deque
 from dataclasses import dataclass, replace
 
-from mpiexecutor._calls.messages import OF_MAP, Barrier, Outcome, Reply, Value, load_outcomes
+from mpiexecutor._calls.messages import OF_MAP, Barrier, ChildDied, Outcome, Reply, Value, load_outcomes
 from mpiexecutor._liveness.monitor import WorkerFailure
 from mpiexecutor._liveness.status_page import INITIALIZER
 from mpiexecutor.channel import ChannelClosed, RemoteChannel, Share
@@ -82,6 +82,21 @@ class LostCalls:
             steps.append(GiveUp(f"all workers are lost; the last of them, {death.loss}"))
         return steps
 
+    def bury_child(self, died: ChildDied) -> list[Step]:
+        """Return the steps for the calls of a child that has died. Its worker lives, and has replied all else before."""
+        loss = WorkerFailure(died.rank, died.host, died.pid, died.end, died.begun, died.overdue, held=died.held)
+        logger.log(logging.INFO if died.cancelled else logging.WARNING, "%s; another process takes its place", loss)
+        steps = self._take_over(loss)
+        session = self._state.sessions.get(died.executor)
+        if session is not None and (tasks := session.tasks_of_serial(died.serial)):
+            steps += self._divide(session, loss, tasks, is_sure=died.begun >= 0)
+        return steps
+
+    def lose_result(self, rank: int, pid: int, number: int) -> list[Step]:
+        """Return the steps for a call whose child has died when it had sent the result, and before that was read here."""
+        # On this host: they share memory.
+        return self._lose_unread(WorkerFailure(rank, self._state.location.host, pid, "has died", number))
+
     def _take_over(self, loss: WorkerFailure) -> list[Step]:
         """Take the outcomes on the status page of a dead worker. Those that it had put, too, are known, and find no task."""
         steps: list[Step] = []
@@ -124,8 +139,11 @@ class LostCalls:
             self._postponed.append(replace(death, postponed=True))
         return []
 
-    def _divide(self, session: Session, loss: WorkerFailure, tasks: list[Task | Block]) -> list[Step]:
-        """Divide the calls of a message that have no outcome into those that are lost and those that are sent again."""
+    def _divide(self, session: Session, loss: WorkerFailure, tasks: list[Task | Block], *, is_sure: bool = False) -> list[Step]:
+        """Divide the calls of a message that have no outcome into those that are lost and those that are sent again.
+
+        `is_sure`: those that were not begun have nothing to do with the death.
+        """
         if loss.begun == INITIALIZER:
             return [Break(session, f"the initializer was being run when {loss}", None)]
         if isinstance(tasks[0], Block):
@@ -133,13 +151,21 @@ class LostCalls:
         assert tasks[0].batch is not None
         calls = tasks[0].batch.calls
         last = len(calls) if loss.begun is None else calls.index(loss.begun) + 1 if loss.begun in calls else 0
-        return [self._lose_or_repeat(session, loss, tasks, set(calls[:last]))]
+        return [self._lose_or_repeat(session, loss, tasks, set(calls[:last]), is_sure=is_sure)]
 
     @staticmethod
-    def _lose_or_repeat(session: Session, loss: WorkerFailure, tasks: list[Task | Block], begun: set[int]) -> Step:
+    def _lose_or_repeat(
+        session: Session, loss: WorkerFailure, tasks: list[Task | Block], begun: set[int], *, is_sure: bool = False
+    ) -> Step:
         """Queue the calls that are sent again, and return the step that fails the others."""
         overdue = loss.begun if loss.overdue else None
-        again = [task for task in tasks if task.number != overdue and session.is_to_be_run_again(task, begun=task.number in begun)]
+        again = [
+            task
+            for task in tasks
+            if not task.future.cancelled()
+            and task.number != overdue
+            and ((is_sure and task.number not in begun) or session.is_to_be_run_again(task, begun=task.number in begun))
+        ]
         session.take_back(again)
         lost = [task for task in tasks if task.number in session.sent]
         session.lose(lost)

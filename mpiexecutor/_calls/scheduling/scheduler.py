@@ -1,9 +1,10 @@
 """The interface of the scheduler: for executors, and for the recovery of failed workers."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import Any
 
 from mpiexecutor._calls.bulk import BulkTransfer
@@ -12,12 +13,14 @@ from mpiexecutor._calls.messages import Calls, MapCalls, Reply, Row, SharedMemor
 from mpiexecutor._calls.options import Options
 from mpiexecutor._calls.outcomes import Location
 from mpiexecutor._liveness.monitor import WorkerFailure
+from mpiexecutor._liveness.status_page import MOST_CANCELLED
 from mpiexecutor._script.state import Registry, State
 from mpiexecutor._util.pickling import Pickled
 from mpiexecutor.channel import RemoteChannel, Share
 
 from .collector import Collector
 from .dispatcher import Dispatcher
+from .futures import CallFuture
 from .lost_calls import LostCalls
 from .requests import Requests
 from .series import Series
@@ -37,11 +40,14 @@ class Scheduler:
         workers: int,
         location: Location,
         memory: SharedMemory | None = None,
+        cancel: Callable[[list[int]], object] = lambda _: None,
     ) -> None:
+        """`cancel` has workers not run calls of these numbers, and kill the children that run one."""
         self._work = work
         self._replies = replies
         self.registry = Registry()
         self._session_numbers = itertools.count()
+        self._cancel = cancel
         self._state = SchedulerState(workers, location)
         memory = memory or SharedMemory()
         requests = Requests(self._state, self.registry, bulk)
@@ -64,8 +70,8 @@ class Scheduler:
         """Return the number of calls that a worker has run."""
         return self._state.done[rank]
 
-    def open(self, most_workers: int, initializer: Function | None, options: Options) -> Session:
-        """Open a session for an executor that may use so many workers."""
+    def open(self, most_workers: int, initializer: Function | None, options: Options, *, isolable: bool = True) -> Session:
+        """Open a session for an executor that may use so many workers. `isolable`: workers can have child processes."""
         # With fewer than all workers one message for each is under way. Any worker may take it: one too many gives it back.
         state = self._state
         uses_all = most_workers >= state.all_workers
@@ -76,6 +82,7 @@ class Scheduler:
             state.forget_done()
             seconds = float(options.task_timeout or 0.0)  # of no class of its own: it is part of messages
             session = Session(next(self._session_numbers), limit, initializer, options.retries, seconds, options.max_pending)
+            session.per_child = options.per_child if isolable else None
             session.ranks = None if uses_all else set()
             state.sessions[session.number] = session
             return session
@@ -83,7 +90,7 @@ class Scheduler:
     def submit(
         self,
         session: Session,
-        future: Future[Any],
+        future: CallFuture,
         pickle: Pickled,
         size: int,
         kind: object,
@@ -103,6 +110,8 @@ class Scheduler:
             self.check_open(session)
         number = next(self._state.numbers)
         called = function.number if isinstance(function, Function) else function
+        if session.per_child is not None:
+            future.end = partial(self._end, session, number)
         call = (number, None if state is None else state.number, called, *pickle)
         task = Task(number, future, call, size, kind, function, state)
         if session.max_pending is None or self._state.is_settling():
@@ -156,6 +165,18 @@ class Scheduler:
         if session.max_pending is not None:
             with self._state.changed:
                 self._state.changed.notify_all()
+
+    def _end(self, session: Session, number: int, future: CallFuture) -> bool:
+        """Cancel a future whose call was sent, and have the call ended. Return False if it has an outcome."""
+        with self._state.changed:
+            sent = [task for each in self._state.open_sessions() for task in each.sent.values() if isinstance(task, Task)]
+            cancelled = [task.number for task in sent if task.future.cancelled()]
+            if not session.has(number) or len(cancelled) >= MOST_CANCELLED or not future.set_cancelled():
+                return False
+            self._cancel([*cancelled, number])
+            self._state.changed.notify_all()  # it may be in the backlog
+        future.invoke_callbacks()
+        return True
 
     def _note_cancelled(self, future: Future[Any]) -> None:
         if future.cancelled():  # there is room for another

@@ -129,6 +129,7 @@ class Series:
 class Batch:
     """The tasks of one message. Nothing refers to it any more once they have an outcome, or were sent again."""
 
+    serial: int  # of the message, among all of the session
     calls: tuple[int, ...]  # their numbers, in order
     left: int  # tasks without an outcome that were not sent again
     number: int | None = None  # of the message in the work channel; None until it is put

@@ -21,17 +21,6 @@ _REFUSALS = 20  # times that a worker of another session is refused, before one 
 _WEIGHT = 0.25  # of the newest duration in the expected one
 
 
-def slim_future() -> Future[Any]:
-    """Return a future of 900 bytes instead of 1,600, while no thread waits for it: a script may have a million of them.
-
-    The difference is a deque with room for 64 waiting threads. Its name is private to Python; a Python without it ignores what is
-    set here.
-    """
-    future: Future[Any] = Future()
-    future._condition._waiters = []  # type: ignore[attr-defined]  # noqa: SLF001
-    return future
-
-
 @dataclass(slots=True, eq=False)
 class Task:
     """The record of a call that has no outcome yet. It keeps the pickled call, which may be sent again."""
@@ -57,10 +46,12 @@ class Session:
     retries: int = 0  # how often a call runs again if its worker died
     task_timeout: float = 0.0  # seconds that a call may run; 0: any time
     max_pending: int | None = None  # calls without an outcome at which submit blocks
+    per_child: int | None = None  # calls that a child process runs at the most, 0: any number; None: workers run them themselves
     # Not sent, in order; can be cancelled. A series is here once for each call. Submit and map append without the lock.
     backlog: deque[Task | Block | Series] = field(default_factory=deque)
     sent: dict[int, Task | Block] = field(default_factory=dict)  # without an outcome, by the number of the first call
     unread: dict[int, Block] = field(default_factory=dict)  # calls of maps whose outcomes were lost with their workers, by number
+    sent_messages: int = 0
     unsettled: int = 0  # calls that were sent, and whose futures are not settled
     under_way: set[Batch] = field(default_factory=set)  # messages in the work channel or at a worker
     seen: frozenset[Batch] = frozenset()  # messages that were under way at the last look,
@@ -94,7 +85,7 @@ class Session:
             if batch and (more_size > most_bytes or more_expected > most_seconds) and not task.future.cancelled():
                 break
             self.backlog.popleft()
-            if task.batch is not None or task.future.set_running_or_notify_cancel():  # else it was cancelled
+            if not task.future.cancelled() if task.batch else task.future.set_running_or_notify_cancel():  # else it was cancelled
                 batch.append(task)
                 size, expected = more_size, more_expected
         return batch
@@ -121,7 +112,8 @@ class Session:
 
     def send(self, tasks: Sequence[Task | Block]) -> Batch:
         """Note that these tasks are sent in one message."""
-        batch = Batch(tuple(map(_number_of, tasks)), len(tasks))
+        self.sent_messages += 1
+        batch = Batch(self.sent_messages, tuple(map(_number_of, tasks)), len(tasks))
         self.unsettled += sum(map(_count_of, tasks))
         for task in tasks:
             task.batch = batch
@@ -140,6 +132,15 @@ class Session:
     def tasks_of(self, batch: Batch) -> list[Task | Block]:
         """Return the tasks without an outcome that were sent with this message last."""
         return [task for number in batch.calls if (task := self.sent.get(number)) and task.batch is batch]
+
+    def has(self, number: int) -> bool:
+        """Return whether a call that was sent has no outcome."""
+        waiting = (task for task in list(self.backlog) if isinstance(task, Task) and task.number == number)
+        return number in self.sent or any(task.batch is not None for task in waiting)
+
+    def tasks_of_serial(self, serial: int) -> list[Task | Block]:
+        """Return the tasks without an outcome that were sent with the message of this number last."""
+        return [task for batch in self.under_way if batch.serial == serial for task in self.tasks_of(batch)]
 
     def take_outcomes(self, outcomes: Sequence[Outcome], expected: dict[object, float]) -> list[Settled]:
         """Remove the tasks that have an outcome; return it with their futures. They count as unsettled until `note_settled`.

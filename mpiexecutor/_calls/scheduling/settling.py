@@ -17,6 +17,7 @@ from mpiexecutor._liveness.monitor import WorkerFailure
 from mpiexecutor._util.pickling import loads
 from mpiexecutor._util.segments import SegmentName
 
+from .futures import CallFuture
 from .requests import Requests
 from .series import Block, Place, Raised, Run
 from .session import Session, Settled, Task
@@ -104,6 +105,8 @@ class Settler:
         self._note_settled(session, count)
 
     def _settle(self, future: Future[Any] | Place, outcome: Outcome) -> None:
+        if future.cancelled():  # while it ran
+            return
         _, _, failed, data, buffers = outcome
         assert not isinstance(buffers, SegmentName)  # they have been read
         settle: Callable[[Any], None] = future.set_exception if failed else future.set_result
@@ -139,6 +142,8 @@ class Settler:
     def _fail_lost(self, session: Session, loss: WorkerFailure, tasks: list[Task | Block]) -> None:
         text = f"{loss} while it ran this call, or before the result was there"
         for task in tasks:
+            if task.future.cancelled():
+                continue
             if loss.overdue and task.number == loss.begun:
                 error: Exception = TimeoutError(f"this call ran longer than task_timeout: {loss}")
             else:
@@ -153,11 +158,16 @@ class Settler:
         for task in tasks:
             error = BrokenProcessPool(reason)
             error.__cause__ = cause
-            if task.future.running() or task.future.set_running_or_notify_cancel():
+            if task.future.running() or (not _is_over(task.future) and task.future.set_running_or_notify_cancel()):
                 quietly(task.future.set_exception, error)
         with self._state.changed:
             session.note_settled(count)
             self._state.changed.notify_all()
+
+
+def _is_over(future: Future[Any] | Place) -> bool:
+    """Return whether a future was cancelled while its call ran, so that nothing is left to tell."""
+    return isinstance(future, CallFuture) and future.is_over
 
 
 def quietly(settle: Callable[[Any], None], value: Any) -> None:

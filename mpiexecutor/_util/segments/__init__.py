@@ -27,7 +27,7 @@ Forks
     mappings. They are not used again: parent and child have the same open file, whose lock lasts until both have unmapped it.
 """
 
-from .file import SegmentGone, SegmentName
+from .file import SegmentGone, SegmentName, pid_of
 from .pool import SMALLEST, SegmentPool
 from .reach import free_memory, is_within_reach, pid_namespace
 from .reader import SegmentReader
@@ -41,4 +41,5 @@ __all__ = [
     "free_memory",
     "is_within_reach",
     "pid_namespace",
+    "pid_of",
 ]

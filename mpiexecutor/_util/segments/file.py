@@ -6,6 +6,7 @@ number of the name that is under way, or 0 (8) | unused, up to 64 | the buffers,
 import ctypes
 import mmap
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -60,6 +61,11 @@ def places_of(sizes: Sequence[int]) -> list[slice]:
         places.append(slice(start, start + size))
         start += size + -size % _ALIGNMENT
     return places
+
+
+def pid_of(name: SegmentName) -> int:
+    """Return the process id of the sender."""
+    return int.from_bytes(name[:8], sys.byteorder)
 
 
 def path_of(pid: int, descriptor: int) -> str:

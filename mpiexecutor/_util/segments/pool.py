@@ -6,6 +6,7 @@ import itertools
 import mmap
 import os
 import threading
+import time
 from array import array
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -16,6 +17,8 @@ SMALLEST: Final = 512 << 10  # bytes of buffers below which a segment does not p
 _STEPS = 8  # sizes of segments between two powers of 2: few, so that a segment fits again
 _PIECE = 4 << 20  # bytes that are copied while no other thread runs
 _LOOKS = 8  # segments that are looked at before the sender gives up
+_READING = 10.0  # seconds that a receiver has to open a segment before its sender ends,
+_LOOK = 1e-3  # and between two looks whether it has
 _UNUSED = 32  # segments that are taken before one that fitted none of them is given up
 
 
@@ -35,6 +38,11 @@ class _Segment:
         self.remove = self._mapping.remove
         self.taken = 0  # when it was taken last: a number
         self.is_wanted: Callable[[], object] = bool  # whether a receiver of the last name may come
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether its name was sent, and was not opened yet."""
+        return self._mapping.head[0] != 0
 
     def lock(self) -> bool:
         """Lock it if it is free. Return whether it was."""
@@ -93,6 +101,12 @@ class SegmentPool:
             segment.taken = number = next(self._numbers)
             self._segments.sort(key=lambda segment: segment.taken)
             return segment.fill(number, parts)
+
+    def await_readers(self) -> None:
+        """Wait until the names that are under way have been opened, some seconds at the most."""
+        until = time.monotonic() + _READING
+        while any(segment.is_under_way for segment in self._segments) and time.monotonic() < until:
+            time.sleep(_LOOK)
 
     def close(self) -> None:
         """Give up all segments. Receivers keep what they have opened."""
