@@ -283,7 +283,7 @@ def create_pool(comm: "MPI.Intracomm", root: int, origin: Origin = Origin.NOTHIN
 def _without_workers(reason: str) -> BrokenProcessPool:
     """Return the error for an executor that would need new workers.
 
-    A process joins an MPI job once: when it initialises MPI. MPI_Comm_spawn was tried instead, after all workers had died: with
+    A process joins an MPI job once: when it initialises MPI. MPI_Comm_spawn was tried instead: with
     Intel MPI it hangs, with MPICH an atomic takes 760 us rather than 2, and with Open MPI a worker's end may end the script.
     """
     return BrokenProcessPool(
