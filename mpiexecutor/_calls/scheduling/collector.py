@@ -29,10 +29,9 @@ from mpiexecutor.channel import ChannelClosed, ChannelError, ChannelMemoryError,
 
 from .dispatcher import Dispatcher
 from .lost_calls import LostCalls
-from .requests import Requests
 from .series import Block
 from .session import Task
-from .settling import Break, Deliver, Settle, Settler, Step
+from .settling import Break, Deliver, Requests, Settle, Settler, Step
 from .state import SchedulerState
 
 logger = logging.getLogger("mpiexecutor")

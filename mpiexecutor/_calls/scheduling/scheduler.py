@@ -22,10 +22,9 @@ from .collector import Collector
 from .dispatcher import Dispatcher
 from .futures import CallFuture
 from .lost_calls import LostCalls
-from .requests import Requests
 from .series import Series
 from .session import Session, Task
-from .settling import Settler, cancel_quietly
+from .settling import Requests, Settler, cancel_quietly
 from .state import PER_WORKER, SchedulerState
 
 

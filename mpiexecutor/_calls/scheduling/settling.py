@@ -1,4 +1,4 @@
-"""Settles futures, without the lock. What is to be settled is data, a list of steps that was made under the lock.
+"""Settles futures, and answers workers, without the lock. What is to be done is data, a list of steps made under the lock.
 
 Unpickling a result, and the callbacks of a future, run code of the user: it may submit, block, or raise anything.
 """
@@ -9,16 +9,19 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from pickle import PicklingError
 from typing import Any, NamedTuple
 
+from mpiexecutor._calls.bulk import BulkTransfer
 from mpiexecutor._calls.messages import Outcome, Wanted
-from mpiexecutor._calls.outcomes import BrokenWorkerError, Failure, error_from, with_cause
+from mpiexecutor._calls.outcomes import BrokenWorkerError, Failure, error_from, pickled, with_cause
 from mpiexecutor._liveness.monitor import WorkerFailure
+from mpiexecutor._script.main_module import NotAdmitted
+from mpiexecutor._script.state import Registry, State
 from mpiexecutor._util.pickling import loads
 from mpiexecutor._util.segments import SegmentName
 
 from .futures import CallFuture
-from .requests import Requests
 from .series import Block, Place, Raised, Run
 from .session import Session, Settled, Task
 from .state import SchedulerState
@@ -63,6 +66,57 @@ class GiveUp(NamedTuple):
 
 
 Step = Settle | Deliver | FailLost | Break | GiveUp | Wanted
+
+
+class Requests:
+    """Answers requests of workers for functions and for globals of the script, by bulk transfer. A worker waits for each answer."""
+
+    def __init__(self, state: SchedulerState, registry: Registry, bulk: BulkTransfer) -> None:
+        self._state = state
+        self._registry = registry
+        self._bulk = bulk
+        self._opened: dict[int, set[int]] = {}  # by rank: executors whose `__main__` the worker has
+
+    def refuse(self, request: Wanted) -> None:
+        """Refuse a request: the worker fails the call, whose outcome the root ignores."""
+        self._bulk.send(request.rank, None)
+
+    def answer(self, request: Wanted) -> None:
+        """Send what is wanted, or refuse if no call refers to it any more.
+
+        The lock is not held: this may pickle, or start a thread and wait for it, and finalizers may run meanwhile.
+        """
+        rank, executor, number, known = request
+        shared = self._registry.find(number)
+        if shared is None:
+            self.refuse(request)
+            return
+        with self._state.lock:
+            if isinstance(shared, State) and not self._admit(rank, executor):
+                self._bulk.send(rank, pickled(NotAdmitted()))
+                return
+            opened = self._opened.setdefault(rank, set())
+            ended = opened - self._state.sessions.keys()
+            opened -= ended
+            opened.add(executor)
+        try:
+            found = shared.pickled(known, sorted(ended))
+        except BaseException as error:  # noqa: BLE001 - raised by a global's own code: the worker raises it again
+            reason = PicklingError(f"the script's globals cannot be pickled: {type(error).__name__}: {error}")
+            found = pickled(with_cause(reason, self._state.location))
+        self._bulk.send(rank, found)
+
+    def _admit(self, rank: int, executor: int) -> bool:
+        """Whether a worker may run calls of an executor. The lock is held."""
+        state = self._state
+        session = state.sessions.get(executor)
+        if session is None:
+            return True
+        taken: set[int] = set()
+        for other in state.sessions.values():
+            taken |= other.ranks or set()
+        free = set(range(state.location.ranks)) - {state.location.rank} - state.lost - taken
+        return session.admit(rank, state.lost, others_are_free=bool(free) and rank in taken)
 
 
 class Settler:
