@@ -84,6 +84,13 @@ def die_once(mark: Path) -> str:
     return "done"
 
 
+def use_channel() -> None:
+    """Have what is long go through the channel, as between nodes."""
+    from mpiexecutor._util.segments import SegmentPool
+
+    SegmentPool.put = lambda *_: None
+
+
 def arm(name: str) -> bytes:
     """Have this worker die at a step, soon."""
     from mpiexecutor.channel._ring.consumer import Consumer
@@ -103,6 +110,7 @@ def arm(name: str) -> bytes:
         "in the middle of a long result": lambda: _after(Producer, "_publish"),
         "in the middle of a long call": lambda: _after(Consumer, "receive"),
     }[name]()
+    use_channel()
     # So long that no other call comes in the same message: another thread would send this result while that call ran, and was lost.
     time.sleep(ALONE)
     return bytes(LARGE if "long" in name else 1)
@@ -179,6 +187,7 @@ WORKERS = len(STEPS) + 5  # idle, in the middle of a long call, run again, and a
 
 
 def main() -> None:
+    use_channel()
     with RMAChannelExecutor(retries=0) as executor, RMAChannelExecutor(retries=1) as stubborn:
         for file in {file for found in executor.map(shared_files, range(CALLS)) for file in found}:
             say(f"file: {file}")
