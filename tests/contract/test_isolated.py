@@ -39,6 +39,10 @@ def die(how: int = signal.SIGKILL) -> None:
     signal.pause()
 
 
+def leave(status: int) -> None:
+    os._exit(status)
+
+
 class Fatal:
     """Kills the process that unpickles it, or the one that pickles it there."""
 
@@ -151,7 +155,7 @@ def test_a_death_may_come_while_a_call_or_its_result_is_pickled(isolated, at):
 
 def test_many_deaths_in_a_row_leave_all_workers(isolated):
     """Each fails one call. Calls behind them are not begun, however many deaths they see."""
-    futures = [isolated.submit(os._exit, 3) if number % 2 else isolated.submit(square, number) for number in range(60)]
+    futures = [isolated.submit(leave, 3) if number % 2 else isolated.submit(square, number) for number in range(60)]
     for number, future in enumerate(futures):
         if number % 2:
             error = future.exception(LIMIT)
