@@ -27,7 +27,7 @@ _TOKEN = "MPIEXECUTOR_TEST_JOB"
 _STACKS = "MPIEXECUTOR_TEST_STACKS"  # see harness/stacks
 _LOOK = 0.2  # seconds between two looks whether a job hangs
 _DUMPING = 3  # seconds in which ranks write their stacks
-_LEAVING = 3  # seconds in which processes of an ended job may still be on their way out
+_LEAVING = 20  # seconds for processes to go after the job: longer than twenty ranks need where other tests keep every core busy
 # One node, more ranks than cores, often root: what Open MPI refuses by default. Its osc/ucx complains when a window is made.
 _OPENMPI_FLAGS = ("--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "--mca", "osc", "^ucx")
 
