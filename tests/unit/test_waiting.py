@@ -95,22 +95,16 @@ def test_a_waiter_looks_a_while_before_it_sleeps(world):
     assert world.log == ["look"] * LOOKS
 
 
-def test_a_waiter_sleeps_at_once_while_all_processors_are_busy(world):
-    """To spin would take the processor from what computes. It does not tell other ranks that it spins, either."""
-    world.free = False
-    world.found_at = 3
-    assert world.waiter(may_spin=lambda _: pytest.fail("does not spin")).wait(world.look, None, 1) == "found"
-    assert world.log == ["look", "mark 1", "look", "sleep", "mark 1", "look", "mark 0"]
-
-
-def test_a_waiter_stops_spinning_when_the_last_processor_is_taken(world, monkeypatch):
-    """It checks while it spins, too."""
-    world.found_at = LOOKS + 1
-    free = iter([True, False])
-    monkeypatch.setattr(waiter, "one_is_free", lambda: next(free))
-    monkeypatch.setattr(waiter, "_SPIN", 10 * waiter._SPIN)
+@pytest.mark.parametrize("taken_after", [0, 5])
+def test_a_waiter_stops_spinning_while_all_processors_are_busy(world, monkeypatch, taken_after):
+    """To spin on would take the processor from what computes. One check in vain may be of a thread that soon sleeps."""
+    answers = itertools.chain([True, False] * taken_after, itertools.repeat(False))
+    monkeypatch.setattr(waiter, "one_is_free", lambda: next(answers))
+    monkeypatch.setattr(waiter, "release_gil", lambda: None)  # and no time goes by
+    looks = 1 + waiter._LOOKS * (2 * taken_after + waiter._CHECKS - bool(taken_after))
+    world.found_at = looks + 1
     assert world.waiter().wait(world.look, None, 1) == "found"
-    assert world.log == ["look"] * (1 + waiter._LOOKS) + ["mark 1", "look", "mark 0"]
+    assert world.log == ["look"] * looks + ["mark 1", "look", "mark 0"]
 
 
 def test_the_flag_is_set_before_the_last_look(world):
@@ -147,10 +141,8 @@ def test_a_ring_for_nothing_does_no_harm(world):
 
 def test_a_caller_that_has_looked_does_not_look_twice(world):
     """The first look is its own."""
-    world.free = False
-    world.found_at = 1
-    assert world.waiter().wait(world.look, None, 1, looked=True) == "found"
-    assert world.log == ["mark 1", "look", "mark 0"]
+    assert world.waiter().wait(world.look, world.now, 1, looked=True) is None
+    assert world.log == []
 
 
 def test_no_time_is_one_look(world):

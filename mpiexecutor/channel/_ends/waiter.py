@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 _SPIN = 500e-6  # seconds before a sleep: a rank that is still spinning answers in a third of the time
 _LOOKS = 8  # between two checks whether a processor is free
+_CHECKS = 4  # in vain, one after another, before a sleep: between two short calls threads of ours are runnable that soon sleep
 
 
 def release_gil() -> None:
@@ -64,8 +65,6 @@ class Waiter:
         found = None if looked else look()
         if found is not None or (deadline is not None and time.monotonic() >= deadline):
             return found
-        if not one_is_free():
-            return self._sleep(look, deadline, flag)
         if self._may_spin is None:
             found = self._spin(look, deadline)
         elif self._may_spin(flag):
@@ -84,13 +83,13 @@ class Waiter:
         until = time.monotonic() + _SPIN
         if deadline is not None:
             until = min(until, deadline)
-        while time.monotonic() < until:
+        checks = _CHECKS
+        while checks and time.monotonic() < until:
             for _ in range(_LOOKS):
                 release_gil()
                 if (found := look()) is not None:
                     return found
-            if not one_is_free():
-                break
+            checks = _CHECKS if one_is_free() else checks - 1
         return None
 
     def _sleep(self, look: Callable[[], T | None], deadline: float | None, flag: int) -> T | None:
