@@ -152,11 +152,10 @@ class CurrentBlock:
             has: As in `dumps_sized`.
 
         """
-        page, holds, clock, number = self._page, self._page.holds, time.monotonic, message.number
-        now = clock()
+        page, number, now = self._page, message.number, time.monotonic()
         self.begin(number, message.rows, now)
         find: Callable[[], Any] | None = None
-        function = arguments = keywords = alone = None
+        function = arguments = keywords = pickled = None
         while True:
             try:
                 row = self.rows.popleft()
@@ -174,33 +173,37 @@ class CurrentBlock:
                     row = ()
                     if message.called is not None:
                         function = find()
-                    now = clock()
+                    now = time.monotonic()
                     page.run(now)
                     value = function(*arguments, **keywords)
                     function = arguments = keywords = None
                 if not goes_as_it_is(value):
-                    alone, _ = dumps_sized(value, has=has)
-                    value = alone.data
+                    pickled, _ = dumps_sized(value, has=has)
+                    value = pickled.data
             except BaseException as error:  # noqa: BLE001 - it is the outcome of this call
                 function = arguments = keywords = None
-                alone = self._dump_failure(error)
-                value = (alone.data, *map(bytes, alone.buffers))
-            began, now = now, clock()
-            if alone is None or alone.size < OUT_OF_BAND:
-                self.values.append(value)  # before the page holds it, as the page is cleared when there are no values
-                self._until = now
-                if holds:
-                    data = dump_value((number, value))
-                    page.hold(data)
-                    self._size += len(data)
-                if now - self._since > HELD_OF_MAP or self._size > LARGE:
-                    page.finish()
-                    now = self.flush()
-            else:
-                now = self._finish_alone((number, now - began, type(value) is tuple, *alone), alone.size)
-            alone = None
+                pickled = self._dump_failure(error)
+                value = (pickled.data, *map(bytes, pickled.buffers))
+            now = self._finish(number, value, pickled, now)
+            pickled = None
             number += 1
         self.end()
+
+    def _finish(self, number: int, value: Value, pickled: Pickled | None, began: float) -> float:
+        """Note the outcome of the running call, and put it if it is long, or if those that wait are old. Return the time then."""
+        now = time.monotonic()
+        if pickled is not None and pickled.size >= OUT_OF_BAND:
+            return self._finish_alone((number, now - began, type(value) is tuple, *pickled), pickled.size)
+        self.values.append(value)  # before the page holds it, as the page is cleared when there are no values
+        self._until = now
+        if self._page.holds:
+            data = dump_value((number, value))
+            self._page.hold(data)
+            self._size += len(data)
+        if now - self._since > HELD_OF_MAP or self._size > LARGE:
+            self._page.finish()
+            return self.flush()
+        return now
 
     def _finish_alone(self, outcome: Outcome, size: int) -> float:
         """Put the outcome of the running call, which is long, behind the results that are there."""

@@ -41,9 +41,7 @@ class Submitter:
         self._script = script
         self._location = location
 
-    def submit(
-        self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], kind: object, function: Function | None
-    ) -> Future[T]:
+    def submit(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], kind: object) -> Future[T]:
         """Submit a call, and return its future. A call that cannot be pickled fails in its future.
 
         Args:
@@ -51,21 +49,20 @@ class Submitter:
             args: Its positional arguments.
             kwargs: Its keyword arguments.
             kind: Calls of one kind are expected to take equally long, see `kind_of`.
-            function: `fn` under a number, if a map has numbered it.
 
         """
         if self._session.closed or self._session.broken:
             self._scheduler.check_open(self._session)
         future = slim_future()
         try:
-            called, state, pickle, size = self.prepared(fn, args, kwargs, function)
+            call = self.prepared(fn, args, kwargs, None)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - raised by the pickling of the call
             future.set_running_or_notify_cancel()
             future.set_exception(self.refusal(error))
             return future
-        self._scheduler.submit(self._session, future, pickle, size, kind, called, state)
+        self.submit_prepared(future, call, kind)
         return future
 
     def submit_prepared(

@@ -67,53 +67,62 @@ class WorkerPool:
     def __init__(self, comm: "MPI.Intracomm", root: int, origin: Origin) -> None:
         """Make it, together with all workers. `origin`: where workers that were started with the script have it from."""
         self._origin = origin
-        remember_environment()
-        self._members = members = Root(comm, root)
-        self._monitor = monitor = members.monitor
-        with SERVING_RANKS.take_part():
-            self._links = links = Links(
-                members.comm,
-                root,
-                lambda rank: rank in monitor.dead and rank not in monitor.silent,
-                shares_memory=members.share_memory,
-            )
-        self._serving = [] if comm.size == 1 else _others_of_world(comm)
-        SERVING_RANKS.add(self._serving)
-        members.join()
         self.location = Location.here(comm.rank, comm.size)
         self.alone = comm.size == 1
         self.workers = max(1, comm.size - 1)
-        self._thread: threading.Thread | None = None
-        if self.alone:
-            fail = partial(self._give_up, "the worker has failed")
-            worker = Worker(*links.channels, links.bulk, self.location, StatusPage(), fail=fail, memory=links.memory)
-            self._thread = threading.Thread(target=worker.serve, name="mpiexecutor worker", daemon=True)
-            self._thread.start()
-        self.scheduler = Scheduler(*links.channels, links.bulk, self.workers, self.location, links.memory, monitor.cancel)
         self.closed = False
         self.ended_by = ""  # the method that has ended all workers
+        self._wedged = False  # the channels are of no use any more
+        self._job = PROCESS.job
+        remember_environment()
+        self._members = Root(comm, root)
+        self._monitor = self._members.monitor
+        self._links = self._connect(root)
+        self._serving = [] if self.alone else _others_of_world(comm)
+        SERVING_RANKS.add(self._serving)
+        self._members.join()
+        self._thread = self._start_own_worker() if self.alone else None
+        links = self._links
+        self.scheduler = Scheduler(*links.channels, links.bulk, self.workers, self.location, links.memory, self._monitor.cancel)
         self._needs = contextlib.ExitStack()
         # With --spmd the supervisors of its workers serve rank 0.
         self._needs.enter_context(FAILED_RANKS.all_needed("the service of an executor"))
-        self._wedged = False  # the channels are of no use any more
+        self._watch_failures()
+        self._members.await_supervisors()
+        PROCESS_END.add(self.close)
+        PROCESS_END.disown_in_child(self.forked)
+        PROCESS.joining = False
+
+    def _connect(self, root: int) -> Links:
+        """Make the connections, together with all workers."""
+        members, monitor = self._members, self._monitor
+        is_lost = lambda rank: rank in monitor.dead and rank not in monitor.silent  # noqa: E731
+        with SERVING_RANKS.take_part():
+            return Links(members.comm, root, is_lost, shares_memory=members.share_memory)
+
+    def _start_own_worker(self) -> threading.Thread:
+        """Start the worker of a rank that is alone, in a thread."""
+        links, fail = self._links, partial(self._give_up, "the worker has failed")
+        worker = Worker(*links.channels, links.bulk, self.location, StatusPage(), fail=fail, memory=links.memory)
+        thread = threading.Thread(target=worker.serve, name="mpiexecutor worker", daemon=True)
+        thread.start()
+        return thread
+
+    def _watch_failures(self) -> None:
+        """Have the scheduler told of workers that fail or return, and of a job that ends."""
         scheduler = self.scheduler
-        monitor.returned = scheduler.regain
+        self._monitor.returned = scheduler.regain
         PoolRecovery(
-            monitor,
-            links.channels,
+            self._monitor,
+            self._links.channels,
             renumber=scheduler.renumber,
             lose=scheduler.lose,
             give_up=self._give_up,
             note=self._note_failure,
         )
-        self._job = PROCESS.job
         if self._job is not None:
             self._job.entrust_files()
-            self._job.tell_of_end(monitor.attend, self._note_job_end)
-        members.await_supervisors()
-        PROCESS_END.add(self.close)
-        PROCESS_END.disown_in_child(self.forked)
-        PROCESS.joining = False
+            self._job.tell_of_end(self._monitor.attend, self._note_job_end)
 
     def forked(self) -> None:
         """In a forked child: leave the pool to the parent. The windows are shared memory, and must not be touched."""

@@ -7,7 +7,7 @@ Theory of operation
     Recovery takes a while, as the living first finish what they have begun. More ranks may fail meanwhile, so the thread that
     hears of failures goes on listening, and recovery has a thread of its own.
 
-    Recovery may never come back: a rank that has died inside MPI may hold a lock of the window for ever.
+    Recovery may never come back: between nodes, a rank that has died inside MPI may hold a lock of the window for ever.
     So each step has a limit. The watchdog is no third thread, but a deadline at which the listening thread looks.
 """
 

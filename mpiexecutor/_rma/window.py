@@ -5,6 +5,9 @@ Theory of operation
     on one node the window is shared memory, and every rank uses plain loads and stores, at a tenth of the cost of an MPI call. Else
     the host alone does, and the other ranks use Put, Get and Flush, which work in every MPI.
 
+    Atomic steps on one node avoid MPI, too. MPICH yields the processor in each Win.Flush, which costs milliseconds beside processes
+    that compute; an MPI call releases the GIL; and a rank that is killed inside MPI may keep a lock for ever.
+
 Invariants
     - An atomic step is the same on every rank: on one node a step under a lock in the window, where the system has such locks,
       else Compare_and_swap. The locked step is one store, so a holder that dies leaves nothing half done.

@@ -4,12 +4,12 @@ import enum
 
 
 class Flavour(enum.Enum):
-    """The MPI that a launcher belongs to; it decides the flags."""
+    """An MPI, which a launcher or a library belongs to."""
 
     MPICH = "MPICH"
     OPEN_MPI = "Open MPI"
     INTEL_MPI = "Intel MPI"
-    UNKNOWN = "an unknown MPI"  # without flags; it is taken to match the library
+    UNKNOWN = "an unknown MPI"  # its launcher gets no flags, and is taken to match the library
 
 
 def flavour_of(version: str) -> Flavour:

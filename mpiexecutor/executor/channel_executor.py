@@ -190,7 +190,7 @@ class RMAChannelExecutor(Executor):
             RuntimeError: The executor was shut down. BrokenProcessPool: No worker is left.
 
         """
-        return self._submitter.submit(fn, args, kwargs, kind_of(fn), None)
+        return self._submitter.submit(fn, args, kwargs, kind_of(fn))
 
     def map(
         self,

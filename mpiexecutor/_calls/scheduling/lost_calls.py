@@ -174,7 +174,7 @@ class LostCalls:
     @staticmethod
     def _divide_block(session: Session, loss: WorkerFailure, block: Block) -> list[Step]:
         """Do that with the calls of a map: the one that was begun is lost or sent again, alone, and so are the others, together."""
-        last = len(block.rows) - 1 if loss.begun is None else loss.begun - block.number  # None: nobody knows
+        last = len(block.rows) - 1 if loss.begun is None else loss.begun - block.number  # None: it is unknown
         begun = block.done <= last < len(block.rows)
         rest = block.split((last if begun else block.done) + 1)
         tried = block.split(block.done)  # if it was not begun it may have killed its receiver

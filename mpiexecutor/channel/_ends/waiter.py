@@ -6,11 +6,11 @@ Theory of operation
     sleeper  set my byte in the ring's memory; full fence; look at the ring again; block on my doorbell
     waker    change the ring; full fence; read the bytes of all ranks; clear those to be woken, and notify their doorbells
 
-    A spinning thread never yields the processor: beside processes that compute it would lose it for milliseconds. It spins only
-    while a processor is free for it.
-
     At least one of the two sees what the other has written. So a wake-up is lost only if the waker fails between the change and the
     notification, and the longest sleep bounds that delay. A notification carries no data: one too many costs a look.
+
+    A spinning thread keeps its processor: to yield it beside processes that compute costs milliseconds. It sleeps once several
+    checks in a row have found no free processor.
 
 Invariants
     - A rank's byte is 0 whenever `wait` is not under way, and while the rank spins without being counted on.
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 _SPIN = 500e-6  # seconds before a sleep: a rank that is still spinning answers in a third of the time
 _LOOKS = 8  # between two checks whether a processor is free
-_CHECKS = 4  # in vain, one after another, before a sleep: between two short calls threads of ours are runnable that soon sleep
+_CHECKS = 4  # in a row that find none, before a sleep: a single one may count threads of ours that are about to sleep
 
 
 def release_gil() -> None:
