@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 
 from mpiexecutor._rma.failed_ranks import FAILED_RANKS, CommFailedRanks
 from mpiexecutor._util.seconds import REST as _REST
+from mpiexecutor.channel._ends.rank_state import Phase
 from mpiexecutor.channel._ring.consumer import Consumer
 from mpiexecutor.channel._ring.recovery import Position, RingRecovery
 
@@ -54,7 +55,7 @@ class Losses(ChannelBase):
         """
         deadline = time.monotonic() + timeout
         with self._aside_lock:
-            if self._rank_state.gone:
+            if self._rank_state.phase is Phase.GONE:
                 raise ChannelClosed("the channel was freed")
             tail: Position = self._puts if self._only_host["put"] else self._aside
             head: Position = self._takes if self._only_host["take"] else Consumer(self._memory(), self._layout, self._rank)
@@ -84,7 +85,7 @@ class Losses(ChannelBase):
         dead, silent = frozenset(self._dead), frozenset(self._dead.silent)
         new = {(rank, rank in silent) for rank in dead} - self._taken_in
         self._rank_state.dead = dead - silent
-        if self._rank_state.gone or not new:
+        if self._rank_state.phase is Phase.GONE or not new:
             return True
         if self._host in dead:
             self._taken_in |= new
@@ -98,7 +99,8 @@ class Losses(ChannelBase):
                 return True
             except ChannelBroken as error:
                 if not self._rank_state.losses:  # or it would be raised as often as this is tried
-                    self._tell(error)
+                    self._rank_state.losses.append(error)
+                    self._interrupt()
                 return False
             told = {rank for rank, _ in self._taken_in} - {rank for rank, _ in new}
             last_claims = [claim for claim in last_claims if claim.rank not in told]
@@ -106,12 +108,11 @@ class Losses(ChannelBase):
             self._taken_in |= new
             ranks = sorted({rank for rank, _ in new})
             text = "; ".join([self._dead.ends(ranks), *map(str, last_claims)])
-            self._tell(ChannelBroken(f"{text}. The channel goes on", ranks, last_claims))
-        self._puts.interrupt()
-        self._takes.interrupt()
+            self._rank_state.losses.append(ChannelBroken(f"{text}. The channel goes on", ranks, last_claims))
+        self._interrupt()
         return True
 
-    def _tell(self, error: ChannelBroken) -> None:
-        self._rank_state.losses.append(error)
+    def _interrupt(self) -> None:
+        """Wake this rank's threads that wait at the channel."""
         self._puts.interrupt()
         self._takes.interrupt()

@@ -16,7 +16,7 @@ from mpiexecutor._rma.doorbell import Notifier
 from mpiexecutor._rma.failed_ranks import FAILED_RANKS, CommFailedRanks
 from mpiexecutor._rma.serving_ranks import SERVING_RANKS
 from mpiexecutor._util.process_end import PROCESS_END
-from mpiexecutor.channel._ends.rank_state import RankState
+from mpiexecutor.channel._ends.rank_state import Phase, RankState
 from mpiexecutor.channel._ring.layout import Layout
 
 from ._agreement import Arguments, agree, all_come
@@ -188,7 +188,7 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
 
         If a rank has failed the memory is freed when the job ends.
         """
-        if self._rank_state.freed:
+        if self._rank_state.phase:
             return
         self._stop()
         PROCESS_END.remove(self._at_exit)
@@ -215,23 +215,23 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
 
     def disown(self) -> None:
         """Leave the channel as it is: in a forked child it is the parent's. Every further operation raises ChannelClosed."""
-        self._rank_state.gone = self._rank_state.freed = True
+        self._rank_state.phase = Phase.GONE
         PROCESS_END.remove(self._at_exit)
 
     def _stop(self) -> None:
         """Begin no operation, and end those that wait."""
-        self._rank_state.freed = True
+        self._rank_state.phase = max(Phase.FREED, self._rank_state.phase)
         self._puts.stop()
         self._takes.stop()
 
     def _leave(self) -> None:
-        self._rank_state.gone = True
+        self._rank_state.phase = Phase.GONE
         if self._rank_state.remote is not None:
             self._rank_state.remote.leave()
 
     def _finish(self) -> None:
         """At exit, before MPI ends: finish the puts in the background, and give up the takes."""
-        if not self._rank_state.freed:
+        if not self._rank_state.phase:
             self._puts.background.join()
             if FAILED_RANKS.are_reported:
                 self._stop()  # other ranks may go on using its memory, and fail
@@ -245,10 +245,10 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Free the channel. After an error close it first, so that no other rank waits for this one."""
-        if error is not None and not self._rank_state.freed and (self._rank == self._host or not self._only_host["put"]):
+        if error is not None and not self._rank_state.phase and (self._rank == self._host or not self._only_host["put"]):
             self.close()
         self.free()
 
     def __repr__(self) -> str:
-        state = "freed" if self._rank_state.freed else f"{len(self)} messages in {self._layout.slots} slots"
+        state = "freed" if self._rank_state.phase else f"{len(self)} messages in {self._layout.slots} slots"
         return f"<RemoteChannel of {self._codec.name} on rank {self._host}: {state}>"

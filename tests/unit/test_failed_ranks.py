@@ -13,7 +13,7 @@ from mpiexecutor._rma.doorbell import Notifier
 from mpiexecutor._rma.failed_ranks import CommFailedRanks, FailedRanks
 from mpiexecutor.channel import ChannelBroken, ChannelClosed, RemoteChannel, Share, _losses, _remote
 from mpiexecutor.channel._codecs import codec_of
-from mpiexecutor.channel._ends.rank_state import RankState
+from mpiexecutor.channel._ends.rank_state import Phase, RankState
 from mpiexecutor.channel._ring.layout import Layout
 
 HOST = 0
@@ -238,11 +238,11 @@ def test_one_that_may_live_is_settled_for_unless_it_is_in_the_middle_of_a_messag
 def test_a_channel_that_is_freed_settles_nothing(job, deaths):
     """Nobody uses its memory any more."""
     host = job.channels[HOST]
-    host._rank_state.gone = True
+    host._rank_state.phase = Phase.GONE
     assert die(deaths, job, 2)
     with pytest.raises(ChannelClosed):
         host.settle([2])
-    host._rank_state.gone = False
+    host._rank_state.phase = Phase.OPEN
 
 
 # -- reports

@@ -59,8 +59,7 @@ class PutEnd(End):
             with self._moving:
                 return self.ring.put_short(parts, length)
         finally:
-            if self.ring.read_header():
-                self._rank_state.wake(self.ring, "take", self.ring.header().takers, begin=1)
+            self._wake(1)
 
     def _put(self, messages: Sequence[Parts], deadline: float | None, begin: Begin[Outgoing], *, whole: bool = False) -> int:
         lengths = [sum(map(len, parts)) for parts in messages]
@@ -82,14 +81,14 @@ class PutEnd(End):
         try:
             out.data = _gather(messages, out.lengths, self._rank_state.layout)
             while (progress := self._send(out, deadline)) is Progress.MOVED:
-                self._wake(out)
+                self._wake(len(out.lengths))
             if progress is None:  # out of time
                 self.ring.abort(out)
         except BaseException:
             self.ring.abort(out)
             raise
         finally:
-            self._wake(out)
+            self._wake(len(out.lengths))
         if progress is Progress.QUIESCENT:
             self._wait_for_resumption()
             done = len(out.lengths) - self.ring.unsent(out)
@@ -109,9 +108,9 @@ class PutEnd(End):
         room = self.ring.used(state) < self._rank_state.layout.slots
         self._rank_state.wake(self.ring, "put", state.putters, begin=int(room))
 
-    def _wake(self, out: Outgoing) -> None:
-        state = self.ring.state()
-        self._rank_state.wake(self.ring, "take", state.takers, begin=len(out.lengths))
+    def _wake(self, messages: int) -> None:
+        if self.ring.read_header():  # a rank sleeps
+            self._rank_state.wake(self.ring, "take", self.ring.header().takers, begin=messages)
 
 
 def _gather(messages: Sequence[Parts], lengths: Sequence[int], layout: Layout) -> Gather:

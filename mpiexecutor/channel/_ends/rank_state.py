@@ -1,6 +1,7 @@
 """What the two ends of a rank share, and how a rank wakes the others."""
 
 import contextlib
+import enum
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,14 @@ class RemoteNotifier(Protocol):
         """Free what it takes; together with every rank."""
 
 
+class Phase(enum.IntEnum):
+    """How far this rank has left the channel."""
+
+    OPEN = 0
+    FREED = 1  # no operation may begin; the host still recovers the ring
+    GONE = 2  # nor may the memory be used: freed by MPI, or left to others
+
+
 @dataclass(slots=True, eq=False)
 class RankState:
     """What both ends of one rank share: where the rank is, how it wakes others, and what it knows of failures."""
@@ -48,8 +57,7 @@ class RankState:
     nodes: Sequence[str]
     notifier: Notifier
     remote: RemoteNotifier | None  # if there are several nodes
-    freed: bool = False  # no operation may begin
-    gone: bool = False  # the memory may not be used: freed by MPI, or left to others
+    phase: Phase = Phase.OPEN
     dead: frozenset[int] = frozenset()  # failed ranks, as far as this rank knows; to send them a message crashes some MPIs
     host_lost: ChannelBroken | None = None
     losses: deque[ChannelBroken] = field(default_factory=deque)  # errors that the next operations of this rank raise, one each
@@ -81,14 +89,14 @@ class RankState:
 
     def check(self) -> None:
         """Raise the error if the channel cannot be used any more."""
-        if self.freed:
+        if self.phase:
             raise ChannelClosed("the channel was freed")
         if self.host_lost is not None:
             raise ChannelBroken(*self.host_lost.args)
 
     def check_losses(self) -> None:
         """Do the same, or raise the error of a loss, once. To be called before something begins."""
-        if self.freed or self.host_lost is not None:
+        if self.phase or self.host_lost is not None:
             self.check()
         while self.losses:
             with contextlib.suppress(IndexError):  # another thread raises it

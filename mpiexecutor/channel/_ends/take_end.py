@@ -6,7 +6,7 @@ from typing import Final, TypeVar
 
 from mpiexecutor._rma.memory import Memory
 from mpiexecutor.channel._ring.consumer import Consumer
-from mpiexecutor.channel._ring.participant import Progress, State
+from mpiexecutor.channel._ring.participant import Progress
 from mpiexecutor.channel._ring.receiver import Incoming
 
 from .background import ChannelFuture
@@ -39,7 +39,7 @@ class TakeEnd(End):
         try:
             self._rank_state.check_losses()
             if self._incoming is None and (incoming := self._receive_short(alone=most > 1)) is not None:
-                self._wake_sleepers()
+                self._wake()
                 return incoming
             return self._take(most, deadline, at_once, looked=self.ring.seen_empty and deadline is None)
         finally:
@@ -85,14 +85,10 @@ class TakeEnd(End):
 
     def _receive_short(self, *, alone: bool) -> Incoming | None:
         """Take a message at once if it has one slot, and is there."""
-        try:
-            with self._moving:
-                data = self.ring.take_short(alone=alone)
-            return None if data is None else Incoming(0, (len(data),), 1, data)
-        finally:
-            self._incoming, self.ring.interrupted = self.ring.interrupted, None
+        data = self._claimed(partial(self.ring.take_short, alone=alone))
+        return None if data is None else Incoming(0, (len(data),), 1, data)
 
-    def _claimed(self, claim: Callable[[], Incoming | None]) -> Incoming | None:
+    def _claimed(self, claim: Callable[[], T | None]) -> T | None:
         """Claim, and note at once what was claimed: the next call goes on with it after an interrupt."""
         try:
             with self._moving:
@@ -111,7 +107,7 @@ class TakeEnd(End):
             if incoming is None or incoming is NO_MORE:
                 return incoming
             if self._incoming is None:  # a short one, which is received already
-                self._wake_sleepers()
+                self._wake()
                 return incoming
             if self._has_received(incoming) and not incoming.skipped:
                 return incoming
@@ -122,7 +118,7 @@ class TakeEnd(End):
         self._incoming = incoming
         progress = self._receive(incoming)
         self._incoming = None
-        self._wake_sleepers()
+        self._wake()
         if progress is Progress.QUIESCENT:
             self._wait_for_resumption()
         return progress is Progress.DONE
@@ -151,15 +147,10 @@ class TakeEnd(End):
         assert progress is not None
         return progress
 
-    def _wake_sleepers(self) -> None:
-        """Do the same as `_wake`, in fewer steps while no rank sleeps."""
-        if self.ring.read_header():
-            self._wake_by(self.ring.header())
-
     def _wake(self) -> None:
-        self._wake_by(self.ring.state())
-
-    def _wake_by(self, state: State) -> None:
+        if not self.ring.read_header():  # no rank sleeps
+            return
+        state = self.ring.header()
         slots = self._rank_state.layout.slots
         room = slots - self.ring.used(state)
         self._rank_state.wake(self.ring, "put", state.putters, begin=room if room * _WORTH >= slots else 0)

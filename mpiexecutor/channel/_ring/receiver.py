@@ -96,11 +96,6 @@ class Receiver(Participant):
     def _release(self, incoming: Incoming, ready: int) -> None:
         """Free the next slots for the tickets a round later."""
         ticket = incoming.ticket + incoming.got
-        if incoming.span == 1:  # by far the most messages: the same without what only several slots need
-            published = ticket * STAMP + 2 * incoming.lengths[0] + PUBLISHED
-            free = (ticket + self._layout.slots) % self._layout.modulus * STAMP
-            self._memory.store_once(self._layout.stamp_at(ticket), (published,), (free,))
-            return
         stamps = self._published(incoming.ticket, incoming.lengths, incoming.got, ready)
         self._store_stamps(ticket, stamps, self._stamps(ticket + self._layout.slots, ready))
 

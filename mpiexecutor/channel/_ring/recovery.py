@@ -215,9 +215,6 @@ class RingRecovery:
                 unfinished.add(record.position)
         return len(unfinished)
 
-    def _aborters(self) -> list[int]:
-        return [rank for rank in range(self._layout.ranks) if self._memory.load(self._layout.records + LINE * rank + WORD * ABORT)]
-
     # -- what there will be ------------------------------------------------------------------------------------------------------
 
     def _read(self, ticket: int, length: int) -> bytes:
@@ -248,9 +245,10 @@ class RingRecovery:
     def _clear_records(self, failed: Collection[int], aborted: int) -> None:
         """Clear the records of failed and of quiescent ranks, and the bytes of failed sleepers."""
         layout, memory = self._layout, self._memory
-        for rank in self._aborters():
+        for rank in range(layout.ranks):
             at = layout.records + LINE * rank + WORD * ABORT
-            memory.store_once(at, (memory.load(at),), (0,))
+            if aborting := memory.load(at):
+                memory.store_once(at, (aborting,), (0,))
         for what in (RESERVING, CLAIMING):
             for record in self._records(what):
                 if record.rank in failed or record.state == QUIESCENT:
