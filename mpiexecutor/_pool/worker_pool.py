@@ -46,6 +46,7 @@ from mpiexecutor._script.surroundings import remember_environment
 from mpiexecutor._start.process import PROCESS, abort_job, comm_world, end_without_mpi
 from mpiexecutor._util.process_end import PROCESS_END
 from mpiexecutor._util.seconds import STUCK as _PATIENCE
+from mpiexecutor._util.watched import run_watched
 
 from .links import Links
 from .membership import Root
@@ -78,7 +79,8 @@ class WorkerPool:
         self._members = Root(comm, root)
         self._monitor = self._members.monitor
         self._links = self._connect(root)
-        self._serving = [] if self.alone else _others_of_world(comm)
+        world = comm.group.Translate_ranks(None, comm_world().group)
+        self._serving = [rank for index, rank in enumerate(world) if index != comm.rank]
         SERVING_RANKS.add(self._serving)
         self._members.join()
         self._thread = self._start_own_worker() if self.alone else None
@@ -238,20 +240,13 @@ class WorkerPool:
     def _give_up(self, reason: str) -> None:
         """Fail all calls, for good. If a thread is stuck inside MPI with the scheduler's lock, end the job instead."""
         self._wedged = True
-        given_up = threading.Event()
 
-        def give_up() -> None:
-            self.scheduler.give_up(reason)
-            given_up.set()
-
-        try:
-            threading.Thread(target=give_up, name="mpiexecutor end", daemon=True).start()
-        except RuntimeError:  # a process that is ending starts no thread any more
-            give_up()
-        while not given_up.wait(_PATIENCE):
+        def check() -> None:
             if self.scheduler.is_stuck(_PATIENCE):
                 logger.critical("%s; this process is stuck inside MPI, too: the job is ended", reason)
                 end_without_mpi()
+
+        run_watched(partial(self.scheduler.give_up, reason), check, _PATIENCE)
 
     def _abort(self) -> None:
         """End the workers at once, though calls are running."""
@@ -299,12 +294,6 @@ def _without_workers(reason: str) -> BrokenProcessPool:
         f"this script has no workers any more, as {reason}; MPI can start no others in a running process: start the script again "
         "(in a notebook, restart the kernel)"
     )
-
-
-def _others_of_world(comm: "MPI.Intracomm") -> list[int]:
-    """Return the ranks of MPI.COMM_WORLD that the other ranks of a communicator are."""
-    ranks = comm.group.Translate_ranks(None, comm_world().group)
-    return [rank for index, rank in enumerate(ranks) if index != comm.rank]
 
 
 def has_pool(comm: "MPI.Intracomm") -> bool:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -10,23 +11,21 @@ T = TypeVar("T")
 def run_watched(step: Callable[[], T], check: Callable[[], object], every: float) -> T:
     """Run a step in a thread of its own, and return what it returns, or raise its error.
 
-    `check` is called every so many seconds meanwhile. If it raises, or Ctrl-C is pressed, the thread is left where it is.
+    `check` is called every so many seconds meanwhile. If it raises, or Ctrl-C is pressed, the thread is left where it is. A process
+    that is ending starts no thread: there the step runs without checks.
     """
-    done = threading.Event()
-    results: list[T] = []
-    errors: list[BaseException] = []
+    future: Future[T] = Future()
 
     def run() -> None:
         try:
-            results.append(step())
+            future.set_result(step())
         except BaseException as error:  # noqa: BLE001 - raised below
-            errors.append(error)
-        finally:
-            done.set()
+            future.set_exception(error)
 
-    threading.Thread(target=run, name="mpiexecutor start", daemon=True).start()
-    while not done.wait(every):
+    try:
+        threading.Thread(target=run, name="mpiexecutor watched", daemon=True).start()
+    except RuntimeError:
+        run()
+    while not wait((future,), every).done:
         check()
-    if errors:
-        raise errors.pop()
-    return results[0]
+    return future.result()
