@@ -7,10 +7,14 @@ A hello carries the descriptor of the rank's status page. The monitor answers it
 A Spawn carries the child's end of its connection with the rank.
 """
 
+import hmac
+import json
+import os
 import socket
+import struct
 from array import array
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 # Of the root, as bytes.
 KILL: Final = b"kill"  # kill the rank
@@ -50,6 +54,22 @@ class Spawn:
 
     spawn: str  # the module whose `main` the child runs
     arguments: list[int]  # of that, behind its connection and the status page
+
+
+def check_user(connection: socket.socket) -> None:
+    """Raise PermissionError if the other side is of another user, where the system tells."""
+    if hasattr(socket, "SO_PEERCRED"):
+        _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+        if uid != os.geteuid():
+            raise PermissionError
+
+
+def hello_of(data: bytes | bytearray, token: str) -> dict[str, Any]:
+    """Return the first message of a process, without its token. PermissionError if it does not know ours."""
+    hello: dict[str, Any] = json.loads(data)
+    if not hmac.compare_digest(str(hello.pop("token")), token):
+        raise PermissionError
+    return hello
 
 
 def receive(line: socket.socket, flags: int = 0) -> bytes:

@@ -6,13 +6,11 @@ For the whole path of a failure see recovery.py.
 """
 
 import contextlib
-import hmac
 import json
 import logging
 import os
 import selectors
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -29,7 +27,7 @@ from mpiexecutor._util.seconds import HELLO as _HELLO
 from mpiexecutor._util.seconds import LEAVING as _LEAVING
 from mpiexecutor._util.seconds import SILENT as _SILENT
 
-from .commands import BYE, CANCEL, KILL, LEAVE, LONGEST, receive
+from .commands import BYE, CANCEL, KILL, LEAVE, check_user, hello_of, receive, receive_with_descriptors
 from .status_page import Signs, StatusPage
 from .supervised import possible
 
@@ -303,15 +301,11 @@ class FailureMonitor:
 
     def _hello(self, connection: socket.socket) -> tuple[dict[str, Any], StatusPage]:
         """Receive the first message of a supervisor, and its rank's page. Raise any error if the peer is none of ours."""
-        _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-        if uid != os.geteuid():
-            raise PermissionError
+        check_user(connection)
         connection.settimeout(_HELLO)
-        data, descriptors, _, _ = socket.recv_fds(connection, LONGEST, 1)
+        data, descriptors = receive_with_descriptors(connection)
         try:
-            hello: dict[str, Any] = json.loads(data)
-            if not hmac.compare_digest(str(hello.pop("token")), self._token):
-                raise PermissionError
+            hello = hello_of(data, self._token)
             page = StatusPage(*descriptors)
         finally:
             for descriptor in descriptors:

@@ -83,6 +83,13 @@ def take_leave(descriptor: int | None, library: str | None, *, initialise: bool)
             _finalize_pmix(library, initialise=initialise)
 
 
+def leave_without_mpi(descriptor: int | None) -> None:
+    """End in this process what MPI_Finalize would end: tell the process manager, and remove MPI's files."""
+    library, files = mapped()
+    remove(files)
+    take_leave(descriptor, library, initialise=False)
+
+
 def end_launcher() -> None:
     """Have mpiexec killed if it still runs some time after this process has ended: it would wait for a lost host for ever."""
     launcher = _launcher()

@@ -31,7 +31,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from mpiexecutor._rma.recovery_thread import RecoveryThread
+from mpiexecutor._rma.recovery_thread import start_recovery_thread
 from mpiexecutor._util.seconds import WEDGED as _WEDGED
 from mpiexecutor.channel import ChannelBroken, ChannelClosed, RemoteChannel, Share
 
@@ -60,13 +60,15 @@ class PoolRecovery:
         self._give_up = give_up
         self._note = note  # called first
         self._shares: dict[int, Share] = {}  # last claims of work, by rank: of failures that are still in the queue
-        self.thread = RecoveryThread(monitor.failures, self._recover).thread
+        self.thread = start_recovery_thread(monitor.failures, self._recover)
 
     def _recover(self, failure: WorkerFailure) -> bool:
-        logger.log(logging.INFO if self._monitor.is_expected(failure.rank) else logging.WARNING, "%s", failure)
+        monitor = self._monitor
+        logger.log(logging.INFO if monitor.is_expected(failure.rank) else logging.WARNING, "%s", failure)
         self._note()
         try:
-            self._settle(failure)
+            self._recover_channel(failure, self._recover_work)
+            self._recover_channel(failure, lambda: self._replies.settle(monitor.dead, silent=monitor.silent))
         except ChannelClosed:  # freed
             return True
         except Exception as error:
@@ -76,20 +78,17 @@ class PoolRecovery:
         self._lose(failure, self._shares.pop(failure.rank, None))
         return True
 
-    def _settle(self, failure: WorkerFailure) -> None:
-        self._settle_channel(failure, lambda: self._shares.update({share.rank: share for share in self._settle_work()}))
-        self._settle_channel(failure, lambda: self._replies.settle(self._monitor.dead, silent=self._monitor.silent))
+    def _recover_work(self) -> None:
+        for share in self._work.settle(self._monitor.dead, renumber=self._renumber, silent=self._monitor.silent):
+            self._shares[share.rank] = share
 
-    def _settle_work(self) -> list[Share]:
-        return self._work.settle(self._monitor.dead, renumber=self._renumber, silent=self._monitor.silent)
-
-    def _settle_channel(self, failure: WorkerFailure, settle: Callable[[], object]) -> None:
+    def _recover_channel(self, failure: WorkerFailure, recover: Callable[[], object]) -> None:
         """Recover a channel. Kill workers that live and do not come to rest: the channel is of no use meanwhile."""
         why = f"{failure}, inside MPI, where it holds a lock that no rank can take any more"
         while True:
             try:
                 with self._monitor.watchdog.limit(_WEDGED, partial(self._give_up, why)):
-                    settle()
+                    recover()
             except ChannelBroken as error:
                 if not [rank for rank in error.ranks if self._monitor.kill(rank)]:
                     raise

@@ -183,13 +183,10 @@ class Supervisor:
         """Tell the monitor how the rank ended."""
         assert self._monitor is not None
         assert self._status is not None
+        end = f"was killed, as its call ran longer than {self._overdue:g} s" if self._overdue else how(self._status)
+        failure = {"end": end, "begun": self._page.begun, "overdue": self._overdue}
         with contextlib.suppress(OSError):
-            self._monitor.send(json.dumps(self._last_of_rank(self._status)).encode())
-
-    def _last_of_rank(self, status: int) -> dict[str, Any]:
-        """Describe how the rank ended: fields of a WorkerFailure."""
-        end = f"was killed, as its call ran longer than {self._overdue:g} s" if self._overdue else how(status)
-        return {"end": end, "begun": self._page.begun, "overdue": self._overdue}
+            self._monitor.send(json.dumps(failure).encode())
 
     def _enforce_limit(self) -> None:
         """Kill the process whose call is overdue, the rank or its child."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from mpiexecutor._liveness.commands import KILL
 from mpiexecutor._liveness.monitor import FailureMonitor, address_of
-from mpiexecutor._liveness.process_manager import connection, mapped, remove, take_leave
+from mpiexecutor._liveness.process_manager import connection, leave_without_mpi
 from mpiexecutor._liveness.supervised import Supervised
 from mpiexecutor._start.process import PROCESS, comm_world
 from mpiexecutor._util.seconds import LATE as _LATE
@@ -182,7 +182,5 @@ def _go(supervisor: Supervised | None) -> NoReturn:
     """End this process without MPI, with success."""
     if supervisor is not None:
         supervisor.dismiss()
-    library, files = mapped()
-    remove(files)
-    take_leave(connection(), library, initialise=False)
+    leave_without_mpi(connection())
     os._exit(0)

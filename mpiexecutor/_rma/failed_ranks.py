@@ -20,7 +20,7 @@ from typing import Final, Protocol
 from mpiexecutor._util.inbox import Inbox
 from mpiexecutor._util.seconds import WEDGED as _WEDGED
 
-from .recovery_thread import RecoveryThread, Watchdog
+from .recovery_thread import Watchdog, start_recovery_thread
 
 logger = logging.getLogger("mpiexecutor")
 
@@ -51,7 +51,7 @@ class FailedRanks:
         """Start the recovery thread: every failure will be reported. Called on all ranks, before any channel is made."""
         self._end_job = end_job
         self.are_reported = True
-        RecoveryThread(self._news, self._recover)
+        start_recovery_thread(self._news, self._recover)
 
     def report(self, rank: int, end: str, silent: bool = False) -> None:
         """Note that a rank of MPI.COMM_WORLD has failed. `end` is a text with its host, pid and how it ended.

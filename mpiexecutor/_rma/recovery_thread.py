@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from queue import Empty
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from mpiexecutor._util.inbox import Inbox
 
@@ -55,22 +55,20 @@ class Watchdog:
         return None
 
 
-class RecoveryThread(Generic[F]):
-    """Recovers from one failure after another."""
+def start_recovery_thread(failures: Inbox[F | None], recover: Callable[[F], bool]) -> threading.Thread:
+    """Start the thread, which recovers from one failure after another. None in `failures` ends it.
 
-    def __init__(self, failures: Inbox[F | None], recover: Callable[[F], bool]) -> None:
-        """Start it. `recover` returns False if it is to be called again; it raises nothing. None in `failures` ends the thread.
+    `recover` returns False if it is to be called again; it raises nothing. The thread is started before there is a failure: a
+    process that is ending starts no thread any more.
+    """
 
-        It is started before there is a failure: a process that is ending starts no thread any more.
-        """
-        self._failures = failures
-        self._recover = recover
-        self.thread = threading.Thread(target=self._run, name="mpiexecutor recovery", daemon=True)
-        self.thread.start()
-
-    def _run(self) -> None:
-        failure = self._failures.get()
+    def run() -> None:
+        failure = failures.get()
         while failure is not None:
-            done = self._recover(failure)
+            done = recover(failure)
             with contextlib.suppress(Empty):
-                failure = self._failures.get(timeout=None if done else _AGAIN)
+                failure = failures.get(timeout=None if done else _AGAIN)
+
+    thread = threading.Thread(target=run, name="mpiexecutor recovery", daemon=True)
+    thread.start()
+    return thread

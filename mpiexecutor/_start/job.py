@@ -149,11 +149,7 @@ class Job:
         if self._placeholder is not None:
             for output in self._outputs:
                 output.mute()  # mpiexec reports the death of rank 0
-            # The job sees this as the death of this process.
-            self._placeholder.close()
-            self._placeholder = None
-            for descriptor in self._descriptors:
-                os.close(descriptor)
+            self._disconnect()  # the job sees this as the death of this process
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_NOTICE)
         _kill(self._process)
@@ -205,7 +201,7 @@ class Job:
         self._descriptors = descriptors
         self._placeholder = socket.socket(fileno=os.dup(placeholder.fileno()))
         placeholder.close()  # the placeholder ends when the last of them is closed: `abort` waits for that
-        PROCESS_END.disown_in_child(self._close_in_child)
+        PROCESS_END.disown_in_child(self._disconnect)
         for connection in connections.values():
             connection.send(b"!")
         for shortage in self._shortages:  # an MPI that fails may end this process
@@ -248,11 +244,8 @@ class Job:
             why = f"the workers have not come in time: {TIMEOUT_VARIABLE} says how many seconds they have"
         else:
             return
-        raise StartError("; ".join([why, *self._shortages]) + self._printed())
-
-    def _printed(self) -> str:
-        text = "".join(output.tail() for output in self._outputs).strip()
-        return f"; they said:\n{text}" if text else ""
+        printed = "".join(output.tail() for output in self._outputs).strip()
+        raise StartError("; ".join([why, *self._shortages]) + (f"; they said:\n{printed}" if printed else ""))
 
     def _check_match(self, library: str) -> None:
         """Check that mpi4py loads the MPI of mpiexec: with another one each rank would be alone in its MPI.COMM_WORLD.
@@ -268,8 +261,8 @@ class Job:
                 "put the mpiexec of that MPI first on the PATH, or install one MPI only"
             )
 
-    def _close_in_child(self) -> None:
-        """Close the connections in a forked child: the job ends when the last process that has them ends."""
+    def _disconnect(self) -> None:
+        """Close the connections; in a forked child, too: the job ends when the last process that has them closes them, or ends."""
         if self._placeholder is not None:
             self._placeholder.close()
             self._placeholder = None

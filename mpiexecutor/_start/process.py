@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from mpiexecutor._liveness.monitor import FailureMonitor
-from mpiexecutor._liveness.process_manager import connection, end_launcher, end_step, mapped, remove, take_leave
+from mpiexecutor._liveness.process_manager import connection, end_launcher, end_step, leave_without_mpi, mapped, remove
 from mpiexecutor._liveness.supervised import Supervised, start_supervisor
 from mpiexecutor._liveness.supervisor import end_children
 from mpiexecutor._util.flavour import Flavour, flavour_of
@@ -112,11 +112,9 @@ def _end(job: Job | None) -> None:
     if PROCESS.to_shut_down:
         for monitor in PROCESS.to_shut_down:
             monitor.shut_down_supervisors()
-        library, files = mapped()
-        remove(files)
         if any(monitor.silent and monitor.spans_job for monitor in PROCESS.to_shut_down):
             end_launcher()
-        take_leave(connection() if job is None else job.connection, library, initialise=False)
+        leave_without_mpi(connection() if job is None else job.connection)
     elif not _is_finalized():
         from mpi4py import MPI  # noqa: PLC0415
 

@@ -4,9 +4,7 @@ Security. The address is random, and closed once all processes have connected. T
 """
 
 import contextlib
-import hmac
 import json
-import os
 import secrets
 import socket
 import struct
@@ -14,6 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from mpiexecutor._liveness.commands import check_user, hello_of
 
 
 def connect(address: str, hello: dict[str, Any], descriptors: list[int]) -> socket.socket:
@@ -39,22 +39,18 @@ def connect(address: str, hello: dict[str, Any], descriptors: list[int]) -> sock
 def receive(connection: socket.socket, token: str) -> tuple[dict[str, Any] | None, list[int]]:
     """Return what a process of the job sends first, and its descriptors; None if the process is not of this job."""
     connection.settimeout(10)
-    if hasattr(socket, "SO_PEERCRED"):
-        _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-        if uid != os.geteuid():
-            return None, []
     try:
+        check_user(connection)
         head, descriptors, _, _ = socket.recv_fds(connection, 4, 1)
         (left,) = struct.unpack("!I", head)
         data = bytearray()
         while len(data) < left and (piece := connection.recv(left - len(data))):
             data += piece
-        hello = json.loads(data)
-        known = hmac.compare_digest(str(hello["token"]), token)
+        hello = hello_of(data, token)
     except (OSError, ValueError, KeyError, struct.error):
         return None, []
     connection.settimeout(None)
-    return (hello, descriptors) if known else (None, [])
+    return hello, descriptors
 
 
 @contextlib.contextmanager

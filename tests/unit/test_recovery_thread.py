@@ -6,7 +6,7 @@ import pytest
 from fakes import LIMIT, FakeClock
 
 from mpiexecutor._rma import recovery_thread
-from mpiexecutor._rma.recovery_thread import RecoveryThread, Watchdog
+from mpiexecutor._rma.recovery_thread import Watchdog, start_recovery_thread
 from mpiexecutor._util.inbox import Inbox
 
 
@@ -58,7 +58,7 @@ def recover_from(failures, recover):
     inbox = Inbox()
     for failure in (*failures, None):
         inbox.put(failure)
-    thread = RecoveryThread(inbox, recover).thread
+    thread = start_recovery_thread(inbox, recover)
     thread.join(LIMIT)
     assert not thread.is_alive()
 
@@ -82,7 +82,7 @@ def test_what_cannot_be_recovered_yet_is_tried_again(monkeypatch):
             done.set()
         return answers.pop(0)
 
-    thread = RecoveryThread(inbox, recover).thread
+    thread = start_recovery_thread(inbox, recover)
     inbox.put(1)
     assert done.wait(LIMIT)
     inbox.put(None)

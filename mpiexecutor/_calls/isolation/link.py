@@ -15,6 +15,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from mpiexecutor._liveness.commands import receive_with_descriptors
 from mpiexecutor._rma.memory import mapped
 
 CALLS: Final = b"c"  # rank to child: a message of calls
@@ -28,8 +29,6 @@ FORGOTTEN: Final = b"f"  # executors have ended; the child has read so in a bulk
 DONE: Final = b"d"  # the child is done with the message of calls
 
 _INLINE: Final = 48 << 10  # bytes of a packet: any socket buffer has room for several
-_LONGEST: Final = 60 << 10  # bytes of a packet at the most
-_ROOM: Final = socket.CMSG_LEN(array("i").itemsize)
 _KEPT: Final = 64 << 20  # bytes of a file that is used again
 _SIZE: Final = array("q").itemsize
 _LINE: Final = 64  # bytes: parts begin at multiples
@@ -63,13 +62,10 @@ class Link:
 
     def receive(self) -> Packet:
         """Wait for a message."""
-        try:
-            packet, beside, _, _ = self._line.recvmsg(_LONGEST, _ROOM)
-        except ConnectionResetError:  # the other side has gone, and had not read everything; what it has sent comes now
-            packet, beside, _, _ = self._line.recvmsg(_LONGEST, _ROOM)
-        if not beside:
+        packet, descriptors = receive_with_descriptors(self._line)
+        if not descriptors:
             return Packet(packet[:1], memoryview(packet)[1:], [])
-        (descriptor,) = array("i", beside[0][2])
+        (descriptor,) = descriptors
         start, end, count = array("q", packet[1:])
         try:
             file = memoryview(mapped(descriptor, end - start, offset=start))
