@@ -21,12 +21,12 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from types import BuiltinFunctionType, CellType, FunctionType, ModuleType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 from cloudpickle.cloudpickle import list_registry_pickle_by_value
 
-from mpiexecutor._script.names import MAIN, MISSING, NAMED_KINDS, main_dict, name_of
+from mpiexecutor._script.names import MAIN, MISSING, NAMED_KINDS, content_of, held_by, main_dict, name_of
 from mpiexecutor._script.pickling import dumps
 from mpiexecutor._script.state import Registry
 from mpiexecutor._util.pickling import Pickled, loads
@@ -181,13 +181,12 @@ class Dependencies:
                 continue
             if function.__dict__ or function.__globals__ is not main_dict():
                 return None
-            part = _Part(function)
-            found._parts.append(part)
-            for value in part.values(function):
+            found._parts.append(_Part(function))
+            for value in held_by(function):
                 if isinstance(value, FunctionType) and value not in seen:
                     seen.add(value)
                     waiting.append(value)
-                elif not isinstance(value, FunctionType):
+                elif not isinstance(value, FunctionType) and value is not MISSING:
                     if not _never_changes(value):
                         return None
                     found._note_names(value)
@@ -217,14 +216,7 @@ class _Part:
         self._code = fn.__code__
         self._defaults = fn.__defaults__
         self._keywords = fn.__kwdefaults__
-        self._contents = [_reference(_content(cell)) for cell in fn.__closure__ or ()]
-
-    @staticmethod
-    def values(fn: FunctionType) -> list[object]:
-        """Return the values of closure and defaults."""
-        contents = [_content(cell) for cell in fn.__closure__ or ()]
-        defaults = [*(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).values()]
-        return [value for value in (*contents, *defaults) if value is not MISSING]
+        self._contents = [_reference(content_of(cell)) for cell in fn.__closure__ or ()]
 
     def unchanged(self) -> bool:
         fn = self._fn()
@@ -237,7 +229,7 @@ class _Part:
         ):
             return False
         return not self._contents or all(
-            _content(cell) is held() for cell, held in zip(fn.__closure__ or (), self._contents, strict=True)
+            content_of(cell) is held() for cell, held in zip(fn.__closure__ or (), self._contents, strict=True)
         )
 
 
@@ -260,13 +252,6 @@ def _goes_by_name(value: Any) -> bool:
     for name in value.__qualname__.split("."):
         found = getattr(found, name, None)
     return found is value
-
-
-def _content(cell: CellType) -> object:
-    try:
-        return cell.cell_contents
-    except ValueError:  # empty
-        return MISSING
 
 
 class FunctionCache:

@@ -5,11 +5,12 @@ from concurrent.futures import Future
 from functools import partial
 from itertools import islice
 from pickle import PicklingError
-from types import CellType, FunctionType, MethodType
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import FunctionType, MethodType
+from typing import Any, TypeVar
 
-from mpiexecutor._script.names import name_of, top_of
+from mpiexecutor._script.names import held_by, name_of, top_of
 from mpiexecutor._script.root.script import Script
+from mpiexecutor._script.state import State
 from mpiexecutor._util.pickling import Pickled
 
 from .functions import Function, FunctionRegistry
@@ -19,9 +20,6 @@ from .scheduling.futures import CallFuture, slim_future
 from .scheduling.scheduler import Scheduler
 from .scheduling.series import Series
 from .scheduling.session import Session
-
-if TYPE_CHECKING:
-    from mpiexecutor._script.state import State
 
 T = TypeVar("T")
 
@@ -66,7 +64,7 @@ class Submitter:
         return future
 
     def submit_prepared(
-        self, future: CallFuture, call: tuple[Function | str | None, "State | None", Pickled, int], kind: object
+        self, future: CallFuture, call: tuple[Function | str | None, State | None, Pickled, int], kind: object
     ) -> None:
         """Submit what `prepared` has returned."""
         called, state, pickle, size = call
@@ -80,7 +78,7 @@ class Submitter:
         """Note that calls of a map were cancelled."""
         self._scheduler.note_cancelled(self._session)
 
-    def target(self, fn: Callable[..., Any], function: Function | None) -> tuple[Function | str | None, "State | None"]:
+    def target(self, fn: Callable[..., Any], function: Function | None) -> tuple[Function | str | None, State | None]:
         """Return what the message of a call has for its function, None if that is in the pickle, and the state for it.
 
         `function` is `fn` under a number, if a map has numbered it.
@@ -98,7 +96,7 @@ class Submitter:
 
     def prepared(
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], function: Function | None
-    ) -> tuple[Function | str | None, "State | None", Pickled, int]:
+    ) -> tuple[Function | str | None, State | None, Pickled, int]:
         """Pickle a call. Return also what its message has for the function, and the state that it needs, and its size."""
         called, state = self.target(fn, function)
         names: set[str] = set()
@@ -173,20 +171,12 @@ def _work_of(fn: Any) -> object:
 def _held(fn: Any) -> Iterable[Any]:
     """Return what a function, or another object that can be called, may call."""
     if type(fn) is FunctionType:
-        contents = () if fn.__closure__ is None else map(_content, fn.__closure__)
-        return (*contents, *(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).values())
+        return held_by(fn)
     if isinstance(fn, partial):
         return (fn.func, *fn.args, *fn.keywords.values())
     if type(fn) is MethodType:
         return (fn.__func__, *_attributes(fn.__self__))
     return _attributes(fn)
-
-
-def _content(cell: CellType) -> object:
-    try:
-        return cell.cell_contents
-    except ValueError:  # empty
-        return None
 
 
 def _attributes(thing: Any) -> Iterable[Any]:

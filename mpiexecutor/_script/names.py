@@ -10,7 +10,7 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Iterable
-from types import CodeType, FunctionType, ModuleType
+from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any, Final
 
 MAIN: Final = "__main__"
@@ -135,6 +135,20 @@ def expanded(names: Iterable[str], main: dict[str, Any]) -> set[str]:
         names |= {name for name in list(main) if not _OF_PROMPTS.match(name)}
         names.discard(ANY)
     return {name for name in names if not (name.startswith("__") and name.endswith("__"))}
+
+
+def held_by(function: FunctionType) -> list[object]:
+    """Return the values in the closure of a function, MISSING for an empty cell, and its defaults."""
+    contents = [content_of(cell) for cell in function.__closure__ or ()]
+    return [*contents, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+
+
+def content_of(cell: CellType) -> object:
+    """Return the value in a cell of a closure; MISSING if it is empty."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return MISSING
 
 
 def main_modules() -> dict[str, ModuleType]:

@@ -43,7 +43,7 @@ class Surroundings:
         return cls(
             import_path(),
             list(getattr(sys, "argv", ())),
-            _folder(),
+            working_directory(),
             dict(os.environ),
             {name: value for before in _BEFORE for name, value in _changes(before, os.environ).items() if name != _YIELDS},
             sys.getrecursionlimit(),
@@ -60,9 +60,7 @@ class Surroundings:
         """
         sys.path[:] = self.path
         sys.argv = list(self.arguments)
-        if self.folder is not None:
-            with contextlib.suppress(OSError):
-                os.chdir(self.folder)
+        set_working_directory(self.folder)
         for name in _changes(os.environ if before is None else before, os.environ):
             _set_variable(name, self.environment.get(name))
         for name, value in self.changed.items():
@@ -127,11 +125,19 @@ def set_filters(filters: list[Any]) -> None:
     warnings.filters[:] = filters  # type: ignore[index]
 
 
-def _folder() -> str | None:
+def working_directory() -> str | None:
+    """Return the working directory; None if it was removed."""
     try:
         return str(Path.cwd())
-    except OSError:  # removed
+    except OSError:
         return None
+
+
+def set_working_directory(folder: str | None) -> None:
+    """Change the working directory, if the folder exists here."""
+    if folder is not None:
+        with contextlib.suppress(OSError):
+            os.chdir(folder)
 
 
 _AT_IMPORT = dict(os.environ)

@@ -21,6 +21,7 @@ from types import CodeType, ModuleType
 from typing import IO, Any, Final
 
 from .names import MAIN
+from .surroundings import set_working_directory, working_directory
 
 
 class TopLevelEnd(BaseException):
@@ -107,12 +108,8 @@ def _first_arguments(file: str | None) -> list[str]:
 
 def _set_folder_and_arguments(folder: str | None, arguments: list[str]) -> str | None:
     """Set working directory, if it exists, and sys.argv; return the working directory before."""
-    before = None
-    with contextlib.suppress(OSError):
-        before = str(Path.cwd())
-    if folder is not None:
-        with contextlib.suppress(OSError):
-            os.chdir(folder)
+    before = working_directory()
+    set_working_directory(folder)
     sys.argv = list(arguments)
     return before
 

@@ -22,8 +22,6 @@ _complete: "weakref.WeakSet[type]" = weakref.WeakSet()  # local classes that thi
 def reduce_class(kind: type, reduced: Any, *, is_local: bool) -> Any:
     make, arguments, state, *_ = reduced
     *arguments, tracker, extra = arguments
-    if make is _cloudpickle._make_skeleton_class:  # noqa: SLF001 - that of an enum has it
-        arguments[3] = {**arguments[3], "__qualname__": kind.__qualname__}
     if is_local:
         _complete.add(kind)
     else:

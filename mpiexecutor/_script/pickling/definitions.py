@@ -66,12 +66,6 @@ class DefinitionPickler(CallPickler):
         super().__init__(file, keep, names, always, whole)
         self._identities = identities
 
-    def _is_whole_object(self, obj: Any) -> bool:
-        return self._identities.get(id(obj)) in self._whole
-
-    def _is_held(self, obj: Any) -> bool:
-        return id(obj) in self._identities
-
     def persistent_id(self, obj: Any) -> str | None:
         """Return the name of another global, which is pickled in its place."""
         name = self._identities.get(id(obj))
@@ -83,14 +77,11 @@ class DefinitionPickler(CallPickler):
 
     def reducer_override(self, obj: Any) -> Any:
         if not isinstance(obj, NAMED_KINDS):
-            reduced = reduce_kind(obj) or reduce_weak(obj, self._is_held if self._is_whole_object(obj) else _never)
+            is_whole = self._identities.get(id(obj)) in self._whole
+            reduced = reduce_kind(obj) or reduce_weak(obj, lambda part: is_whole and id(part) in self._identities)
             if reduced is not None:
                 return reduced
         return super().reducer_override(obj)
-
-
-def _never(_obj: object) -> bool:
-    return False
 
 
 class _Unpickler(pickle.Unpickler):

@@ -2,6 +2,7 @@
 
 import functools
 import typing
+from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
@@ -20,12 +21,12 @@ def reduce_named(obj: Any) -> tuple[Any, ...] | None:
         others = [(kind, function) for kind, function in implementations.items() if kind is not object]
         return _make_singledispatch, (implementations[object], others)
     if isinstance(obj, typing.NewType):
-        return _make_newtype, (obj.__name__, obj.__supertype__, obj.__module__)
+        return _make_in_module, (obj.__module__, typing.NewType, obj.__name__, obj.__supertype__)
     if isinstance(obj, type) and obj.__module__ == "ctypes" and obj.__name__ == "CFunctionType":
         kind: Any = obj
         return _make_prototype, (kind._restype_, kind._argtypes_, kind._flags_)
     if isinstance(obj, typing.ParamSpec):
-        return _make_parameters, (obj.__name__, obj.__module__)
+        return _make_in_module, (obj.__module__, typing.ParamSpec, obj.__name__)
     return None
 
 
@@ -54,13 +55,7 @@ def _make_prototype(restype: Any, argtypes: tuple[Any, ...], flags: int) -> Any:
     return make(restype, *argtypes, **errors if make is ctypes.CFUNCTYPE else {})
 
 
-def _make_newtype(name: str, supertype: Any, module: str) -> Any:
-    made = typing.NewType(name, supertype)  # type: ignore[misc]
-    made.__module__ = module
-    return made
-
-
-def _make_parameters(name: str, module: str) -> Any:
-    made = typing.ParamSpec(name)  # type: ignore[misc]
+def _make_in_module(module: str, make: Callable[..., Any], *arguments: Any) -> Any:
+    made = make(*arguments)
     made.__module__ = module  # the constructor takes it from its caller's frame
     return made

@@ -102,15 +102,6 @@ def _open_again(name: str, mode: str, text: tuple[str, str] | None, position: in
     return file
 
 
-def _reduce_local(local: threading.local) -> Reduced:
-    return type(local), ()
-
-
-def _reduce_temporary_file(file: Any) -> Reduced | None:
-    """Open a temporary file by its name: only the script deletes it."""
-    return _reduce_file(file.file) if hasattr(file, "file") else None
-
-
 def _reduce_ctypes(obj: Any) -> Reduced | None:
     import ctypes  # noqa: PLC0415 - loaded by the script
 
@@ -137,9 +128,8 @@ def _function_of(library: Any, name: str, argtypes: Any, restype: Any) -> Any:
 
 def _open_library(kind: type, name: str | None, prototypes: dict[str, Any]) -> Any:
     library = kind(name)
-    for function, (argtypes, restype) in prototypes.items():
-        found = getattr(library, function)
-        found.argtypes, found.restype = argtypes, restype
+    for function, prototype in prototypes.items():
+        _function_of(library, function, *prototype)
     return library
 
 
@@ -160,7 +150,7 @@ def _make_weak(kind: type, items: list[tuple[Any, Any]]) -> Any:
 _KINDS: Final[dict[type, Callable[[Any], Reduced | None]]] = {
     _Lock: lambda _: (threading.Lock, ()),
     _RLock: lambda _: (threading.RLock, ()),
-    threading.local: _reduce_local,
+    threading.local: lambda local: (type(local), ()),
     contextvars.ContextVar: _reduce_context_variable,
     io.IOBase: _reduce_file,
     queue.SimpleQueue: lambda _: (queue.SimpleQueue, ()),
@@ -175,5 +165,5 @@ _BY_MODULE: Final[dict[str, Callable[[Any], Reduced | None]]] = {
     "ctypes": _reduce_ctypes,
     "numpy.random": reduce_numpy_generator,
     "numpy": reduce_array,
-    "tempfile": _reduce_temporary_file,
+    "tempfile": lambda file: _reduce_file(file.file) if hasattr(file, "file") else None,  # by its name: only the script deletes it
 }

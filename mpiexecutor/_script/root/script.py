@@ -2,9 +2,8 @@
 
 import sys
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from types import FunctionType
-from typing import Any
 
 from mpiexecutor._script.filters import dump_filters
 from mpiexecutor._script.names import MAIN, is_definition, name_of, top_of
@@ -76,7 +75,8 @@ class Script:
         scan = Scan(self.registry, self._globals, compares=self._compares)
         needs = scan.find(names | self._always, lambda each: each.needs)
         if not self._compares and not self._globals:  # calls may find functions and classes by pickle, or by multiprocessing
-            scan.find(_functions_and_classes(scan.main), lambda each: each.references)
+            definitions = [name for name, value in list(scan.main.items()) if is_definition(name, value)]
+            scan.find(definitions, lambda each: each.references)
         if scan.new:
             scan.merge_cycles()
             scan.repickle_references()
@@ -96,8 +96,3 @@ class Script:
         state = State(self.registry.next(), versions, dict(self._payloads), self._setup)
         self.registry.add(state.number, state)
         return state
-
-
-def _functions_and_classes(main: Mapping[str, Any]) -> frozenset[str]:
-    """Return the names of all functions and classes that the script has defined."""
-    return frozenset(name for name, value in list(main.items()) if is_definition(name, value))
