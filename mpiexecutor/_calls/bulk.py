@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from queue import Empty
 from typing import TYPE_CHECKING
 
-from mpiexecutor._rma.memory import mapped
+from mpiexecutor._rma.memory import WORD, Memory, mapped
 from mpiexecutor._util.inbox import Inbox
 from mpiexecutor._util.pickling import Pickled
 from mpiexecutor._util.polling import intervals
@@ -36,12 +36,10 @@ from mpiexecutor._util.polling import intervals
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-    from mpiexecutor._rma.memory import Memory
-
 _PIECE, _LEAST_PIECE = 128 << 10, 4 << 10  # bytes, at the most and at the least
 _MOST = 32 << 20  # bytes of all pieces, unless they are of the least size
 _SLOTS = 2
-_WORD, _LINE = 8, 64  # bytes
+_LINE = 64  # bytes
 _FILLED, _HAD, _PIECES = 0, _LINE, 2 * _LINE  # where they are
 _SHORTEST, _LONGEST = 20e-6, 2e-3  # seconds between two looks at a counter
 
@@ -52,11 +50,10 @@ class Pages:
     _file = -1
 
     def __init__(self, size: int) -> None:
-        self._size = size
         self._file = os.memfd_create("mpiexecutor") if hasattr(os, "memfd_create") else -1
         if self._file >= 0:
             os.ftruncate(self._file, size)
-        self._view = memoryview(mapped(self._file, size))
+        self.view = memoryview(mapped(self._file, size))
 
     @classmethod
     def of(cls, data: memoryview) -> "Pages":
@@ -66,18 +63,13 @@ class Pages:
         return pages
 
     def __len__(self) -> int:
-        return self._size
-
-    @property
-    def view(self) -> memoryview:
-        """The memory itself."""
-        return self._view
+        return len(self.view)
 
     def copy(self) -> memoryview:
         """Return a private copy."""
         if self._file < 0:
-            return memoryview(bytearray(self._view))
-        return memoryview(mapped(self._file, self._size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE))
+            return memoryview(bytearray(self.view))
+        return memoryview(mapped(self._file, len(self), flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE))
 
     def __del__(self) -> None:
         if self._file >= 0:
@@ -154,12 +146,12 @@ class BulkTransfer:
         if self._bells is not None:
             self._bells.free()
 
-    def _memory(self) -> "Memory":
+    def _memory(self) -> Memory:
         """Return a handle on the window, for one thread."""
         memory = self._window.memory()
         return memory if self._bells is None else self._bells.with_progress(memory)
 
-    def _serve(self, memory: "Memory") -> None:
+    def _serve(self, memory: Memory) -> None:
         """Put pieces for all workers that wait, until `leave`."""
         under_way: dict[int, Iterator[memoryview]] = {}
         pauses = intervals(_SHORTEST, _LONGEST)
@@ -182,10 +174,10 @@ class BulkTransfer:
                     if self._is_lost(rank):
                         del under_way[rank]
 
-    def _has_room(self, memory: "Memory", rank: int) -> bool:
+    def _has_room(self, memory: Memory, rank: int) -> bool:
         return self._filled[rank] - memory.load(rank * self._share + _HAD) < _SLOTS
 
-    def _put(self, memory: "Memory", rank: int, piece: memoryview) -> None:
+    def _put(self, memory: Memory, rank: int, piece: memoryview) -> None:
         share, count = rank * self._share, self._filled[rank]
         memory.write(share + _PIECES + count % _SLOTS * self._piece, piece)
         memory.flush()
@@ -193,11 +185,11 @@ class BulkTransfer:
         memory.store(share + _FILLED, count + 1)
         memory.flush()
 
-    def _fetch(self, memory: "Memory", part: memoryview) -> None:
+    def _fetch(self, memory: Memory, part: memoryview) -> None:
         for start in range(0, len(part), self._piece):
             self._fetch_piece(memory, part[start : start + self._piece])
 
-    def _fetch_piece(self, memory: "Memory", piece: memoryview) -> None:
+    def _fetch_piece(self, memory: Memory, piece: memoryview) -> None:
         share, count = self._rank * self._share, self._had
         pauses = intervals(_SHORTEST, _LONGEST)
         while memory.load(share + _FILLED) <= count:
@@ -208,8 +200,8 @@ class BulkTransfer:
         memory.store(share + _HAD, count + 1)
         memory.flush()
 
-    def _fetch_words(self, memory: "Memory", count: int) -> "array[int]":
-        words = array("q", bytes(_WORD * count))
+    def _fetch_words(self, memory: Memory, count: int) -> "array[int]":
+        words = array("q", bytes(WORD * count))
         self._fetch(memory, memoryview(words).cast("B"))
         return words
 

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
 from functools import partial
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+from mpiexecutor._script.state import State
 from mpiexecutor._util.pickling import OUT_OF_BAND
 
 from .functions import Function
@@ -19,9 +20,6 @@ from .scheduling.futures import slim_future
 from .scheduling.series import Raised, Runs, Series
 from .submission import Submitter, kind_of
 from .worker import run_chunk
-
-if TYPE_CHECKING:
-    from mpiexecutor._script.state import State
 
 T = TypeVar("T")
 
@@ -160,7 +158,7 @@ class Feed:
             self.count += 1
             submitter.submit_prepared(future, call, self._kind)
 
-    def _series_for(self, called: Function | str | None, state: "State | None", calls: int) -> Series:
+    def _series_for(self, called: Function | str | None, state: State | None, calls: int) -> Series:
         """Return the series for the next calls."""
         series = self._series
         if series is None or series.function != called or series.state is not state or self._series_end != self.count:

@@ -15,13 +15,14 @@ them into a segment instead, whose name then takes their place: see _util/segmen
 Calls and outcomes are plain tuples: a message has up to 256, and objects of a class would take as long as all the rest. Calls of a
 map have less than that: see Row and Value.
 
-To add a kind of message, add its class here and to `_KINDS`, and handle it in the collector (a reply) or in Worker (work).
+To add a kind of message, add its class here and to `Reply`, and handle it in the collector; one of work to `Message`, and handle it
+in Worker.
 """
 
 import io
 import marshal
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, get_args
 
 from mpiexecutor._liveness.status_page import LARGE
 from mpiexecutor._util.pickling import OUT_OF_BAND
@@ -165,18 +166,7 @@ class Encoded(NamedTuple):
 Reply = Results | MapResults | GivenBack | Wanted | InitializerFailed | TopLevelFailed | ChildDied | Barrier
 Message = Calls | MapCalls | Reply
 
-_KINDS: Final[tuple[type[Message], ...]] = (
-    Calls,
-    MapCalls,
-    Results,
-    MapResults,
-    GivenBack,
-    Wanted,
-    InitializerFailed,
-    TopLevelFailed,
-    ChildDied,
-    Barrier,
-)
+_KINDS: Final[tuple[type[Message], ...]] = get_args(Message)
 OF_MAP: Final = 2  # parts of what is held of a call of a map
 _KIND_OF: Final = {each: kind for kind, each in enumerate(_KINDS)}
 

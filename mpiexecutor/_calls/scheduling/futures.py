@@ -1,16 +1,14 @@
 """The futures of calls."""
 
+from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from typing import Any
 
 
 class CallFuture(Future[Any]):
     """A future that can be cancelled while its call runs, if that runs in a child process."""
 
-    end: "Callable[[CallFuture], bool] | None" = None  # ends the call and cancels the future; None: the call cannot be ended
+    end: Callable[["CallFuture"], bool] | None = None  # ends the call and cancels the future; None: the call cannot be ended
 
     def cancel(self) -> bool:
         """Cancel the call if it was not sent, or if a child process runs it, which is killed. Return False if it is not ended."""

@@ -12,11 +12,10 @@ from mpiexecutor._calls.functions import Function
 from mpiexecutor._calls.messages import Calls, MapCalls, Reply, Row, SharedMemory
 from mpiexecutor._calls.options import Options
 from mpiexecutor._calls.outcomes import Location
-from mpiexecutor._liveness.monitor import WorkerFailure
 from mpiexecutor._liveness.status_page import MOST_CANCELLED
 from mpiexecutor._script.state import Registry, State
 from mpiexecutor._util.pickling import Pickled
-from mpiexecutor.channel import RemoteChannel, Share
+from mpiexecutor.channel import RemoteChannel
 
 from .collector import Collector
 from .dispatcher import Dispatcher
@@ -50,10 +49,11 @@ class Scheduler:
         self._state = SchedulerState(workers, location)
         memory = memory or SharedMemory()
         requests = Requests(self._state, self.registry, bulk)
-        self._lost_calls = LostCalls(self._state, replies)
-        self._settler = Settler(self._state, requests)
-        self._dispatcher = Dispatcher(self._state, work, memory, self._lost_calls.queue_postponed)
-        self._collector = Collector(self._state, replies, memory, self._dispatcher, self._lost_calls, requests, self._settler)
+        lost_calls = LostCalls(self._state, replies)
+        settler = Settler(self._state, requests)
+        self._dispatcher = Dispatcher(self._state, work, memory, lost_calls.queue_postponed)
+        self._collector = Collector(self._state, replies, memory, self._dispatcher, lost_calls, requests, settler)
+        self.sessions, self.lose, self.give_up = self._state.open_sessions, lost_calls.lose, settler.give_up
 
     @property
     def workers(self) -> int:
@@ -218,10 +218,6 @@ class Scheduler:
             self._dispatcher.dispatch()  # a submit may have been interrupted between queueing and sending
             self._state.changed.wait_for(lambda: session.idle)
 
-    def sessions(self) -> list[Session]:
-        """Return the sessions that are open, or not idle."""
-        return self._state.open_sessions()
-
     def disown(self, reason: str) -> None:
         """In a forked child: forget all calls. The lock may be held by a thread that the child does not have."""
         self._state.renew_lock()
@@ -236,14 +232,6 @@ class Scheduler:
         self._dispatcher.stop()
 
     # -- what the recovery of failed workers calls ------------------------------------------------------------------------------
-
-    def lose(self, loss: WorkerFailure, share: Share | None) -> None:
-        """Note that a worker has died, and what it claimed last. Replies that it had put before are collected first."""
-        self._lost_calls.lose(loss, share)
-
-    def give_up(self, reason: str) -> None:
-        """Fail everything, for good."""
-        self._settler.give_up(reason)
 
     def regain(self, rank: int) -> None:
         """Note that a worker lives that was counted as lost."""
