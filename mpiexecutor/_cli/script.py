@@ -14,7 +14,7 @@ from types import ModuleType, TracebackType
 
 from mpiexecutor._liveness.supervised import start_supervisor
 from mpiexecutor._pool.serve import serve
-from mpiexecutor._pool.worker_pool import release_workers
+from mpiexecutor._pool.worker_pool import NO_CHANNEL, release_workers
 from mpiexecutor._rma.serving_ranks import SERVING_RANKS
 from mpiexecutor._start.job import StartError
 from mpiexecutor._start.mpiexec import rank_in_environment, yield_when_idle
@@ -43,7 +43,7 @@ def run_as_rank(program: list[str], *, spmd: bool) -> None:
         run_everywhere(comm, partial(run, program))
     elif comm.rank == _ROOT:
         PROCESS.runs_alone = True
-        SERVING_RANKS.add(range(1, comm.size))
+        SERVING_RANKS.add(range(1, comm.size), NO_CHANNEL)
         PROCESS_END.add(partial(release_workers, comm, _ROOT), Stage.PARTING)  # if the script never makes an executor
         run(program)
     else:

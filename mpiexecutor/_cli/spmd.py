@@ -73,7 +73,7 @@ class _Root:
         """Wait until all others are done, and part from them."""
         sys.stdout.flush()
         self._members.await_leavers("wait")
-        with contextlib.nullcontext() if self._monitor.dead else FAILED_RANKS.all_needed("the end of the job"):
+        with contextlib.nullcontext() if self._monitor.failed else FAILED_RANKS.all_needed("the end of the job"):
             if self._members.part():
                 self._members.comm.Barrier()  # none has a supervisor that would take the monitor's end for the root's
                 self._members.leave()
@@ -101,7 +101,7 @@ class _Root:
                 logger.warning("%s", end)
                 told.append((failure.rank, end, failure.silent))
                 FAILED_RANKS.report(*told[-1])
-            for rank in self._members.registrations.keys() - self._monitor.dead:
+            for rank in self._members.registrations.keys() - self._monitor.failed:
                 self._monitor.tell(rank, NEWS + json.dumps(told[-_MOST:]).encode())
 
     def _tell_returned(self, rank: int) -> None:

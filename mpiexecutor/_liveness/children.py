@@ -53,11 +53,11 @@ class Children:
         self._poll = poll
         self._handlers = handlers
         self._living: dict[int, _Child] = {}  # by descriptor of the process
-        self._dead: dict[int, _Child] = {}  # by descriptor of the connection: their end is not told yet
+        self._ended: dict[int, _Child] = {}  # by descriptor of the connection: their end is not told yet
 
     def spawn(self, spawn: Spawn, line: socket.socket, of_supervisor: Iterable[int]) -> None:
         """Start a child. It does not get these descriptors of the supervisor."""
-        own = [*of_supervisor, *self._living, *(child.line.fileno() for child in (*self._living.values(), *self._dead.values()))]
+        own = [*of_supervisor, *self._living, *(child.line.fileno() for child in (*self._living.values(), *self._ended.values()))]
         supervisor = os.getpid()
         main = importlib.import_module(spawn.spawn).main  # here, once for all children
         with warnings.catch_warnings():
@@ -75,12 +75,12 @@ class Children:
         for descriptor in ready:
             if descriptor in self._living:
                 self._bury(descriptor)
-            elif descriptor in self._dead:
-                self._tell_end(self._dead.pop(descriptor))
+            elif descriptor in self._ended:
+                self._tell_end(self._ended.pop(descriptor))
 
     @property
     def running(self) -> int | None:
-        """Process id of the child that runs the calls of the current message; None if the rank does, or the child is dead."""
+        """Process id of the child that runs the calls of the current message; None if the rank does, or the child has ended."""
         runner = self._page.runner
         return runner if any(child.pid == runner for child in self._living.values()) else None
 
@@ -113,7 +113,7 @@ class Children:
         try:
             child.line.send(child.last, socket.MSG_DONTWAIT)
         except BlockingIOError:
-            self._dead[child.line.fileno()] = child
+            self._ended[child.line.fileno()] = child
             self._poll.register(child.line, select.POLLOUT)
             return
         except OSError:  # the rank wants to hear no more

@@ -23,7 +23,7 @@ from typing import Any
 
 from mpi4py import MPI
 
-from mpiexecutor._rma.notifier import has_come, marks_instead, senders_instead, unless_dead
+from mpiexecutor._rma.notifier import has_come, marks_instead, senders_instead, unless_failed
 from mpiexecutor._rma.progress import progress_threads
 from mpiexecutor._util.seconds import ASLEEP as _ASLEEP
 from mpiexecutor._util.seconds import PULSE
@@ -97,7 +97,7 @@ class Forwarder:
         if command != LEAVE:
             self._monitor.tell(rank, command)
             return
-        self._monitor.shut_down_supervisors(self._monitor.dead)
+        self._monitor.shut_down_supervisors(self._monitor.failed)
         self._comm.ssend(("gone", None), self._root, _NEWS)
         self._leave()
 
@@ -123,7 +123,7 @@ class ControlChannel:
         return True
 
     def _send(self, command: tuple[int, bytes], rank: int) -> None:
-        with unless_dead():
+        with unless_failed():
             request = self.comm.isend(command, rank, _COMMANDS)
             with self._sending:
                 self._on_their_way = [each for each in self._on_their_way if not _is_over(each)]
@@ -158,9 +158,9 @@ class ForwarderRoot:
         self._looked = time.monotonic()
         self._heard = dict.fromkeys(workers, self._looked)  # when the last news of each worker came
         self._there = set(workers)  # ranks that may still send something
-        self._pieces: dict[tuple[int, int], bytes] = {}  # of held outcomes, by the rank that sends them and the dead rank
+        self._pieces: dict[tuple[int, int], bytes] = {}  # of held outcomes, by the rank that sends them and the failed rank
         self._holding = threading.Lock()
-        self._held: list[tuple[int, bytes]] = []  # for ranks whose monitor is dead, until another tells of them
+        self._held: list[tuple[int, bytes]] = []  # for ranks whose monitor is gone, until another tells of them
         progress_threads().serve(self.look)
         monitor.hear_by(self.look)
 
@@ -168,7 +168,7 @@ class ForwarderRoot:
         """Receive what has come, and give up silent workers. Return False: the progress thread need not look more often."""
         status = MPI.Status()
         while has_come(self._comm, _NEWS):
-            with unless_dead():
+            with unless_failed():
                 message = self._comm.improbe(MPI.ANY_SOURCE, _NEWS, status)
                 if message is not None:
                     self._hear(status.source, *message.recv())
@@ -221,8 +221,8 @@ class ForwarderRoot:
             self._send(source, command)
 
     def _send(self, to: int, command: tuple[int, bytes]) -> None:
-        """Send a command, and never wait: the receiver may be dead or cut off. Hold it if that is known."""
-        if to in self._monitor.dead or not self._control.send(command, to):
+        """Send a command, and never wait: the receiver may have failed, or be cut off. Hold it if that is known."""
+        if to in self._monitor.failed or not self._control.send(command, to):
             with self._holding:
                 self._held.append(command)
 

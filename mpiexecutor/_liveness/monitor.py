@@ -58,7 +58,7 @@ class WorkerFailure:
 class WorkerStatus:
     """The status of one worker at one moment: an element of what `RMAChannelExecutor.workers` returns.
 
-    A worker on another node is given up, and counts as dead, after ``MPIEXECUTOR_LOST_AFTER`` seconds (30) without a sign of
+    A worker on another node is given up, and counts as lost, after ``MPIEXECUTOR_LOST_AFTER`` seconds (30) without a sign of
     life. Set the variable to more than the longest call that holds the GIL. If the worker was in the middle of a message, which
     no other rank can complete, all pending calls fail with BrokenProcessPool. If its node comes back, the worker is used again.
 
@@ -105,8 +105,8 @@ class FailureMonitor:
         """Listen under a name that is hard to guess, and admit supervisors that know the token."""
         self._token = token
         self.failures: Inbox[WorkerFailure | None] = Inbox()  # None: no more will come
-        self.dead: set[int] = set()  # ranks
-        self.doomed: set[int] = set()  # ranks that were told to end: they live, die soon, or are dead
+        self.failed: set[int] = set()  # ranks
+        self.ending: set[int] = set()  # ranks that were told to end: they live, end soon, or have ended
         self.silent: set[int] = set()  # those of them that perhaps live
         self.returned: Callable[[int], object] = lambda _rank: None  # called if a silent rank is heard of again
         self.first_lost: WorkerFailure | None = None  # the first whose supervisor has vanished: its process manager ends the job
@@ -137,15 +137,15 @@ class FailureMonitor:
 
     def kill(self, rank: int) -> bool:
         """Have a worker killed. Return False if it has no supervisor."""
-        if rank in self.dead or rank not in self._supervisors:
+        if rank in self.failed or rank not in self._supervisors:
             return False
-        self.doomed.add(rank)
+        self.ending.add(rank)
         self.tell(rank, KILL)
         return True
 
     def kill_on_connect(self, rank: int, how: bytes) -> None:
         """Have a worker end, by KILL or TERMINATE; if its supervisor has not connected yet, as soon as it does."""
-        self.doomed.add(rank)
+        self.ending.add(rank)
         self._expected[rank] = how  # before it is looked for; admit does so the other way round
         self.tell(rank, how)
 
@@ -168,7 +168,7 @@ class FailureMonitor:
 
     def state_of(self, rank: int) -> tuple[Literal["idle", "running", "silent", "lost", "unknown"], float | None]:
         """Return what a worker does, and since when: see WorkerStatus."""
-        if rank in self.dead:
+        if rank in self.failed:
             return "lost", None
         page = self._pages.get(rank)
         if page is None:
@@ -197,7 +197,7 @@ class FailureMonitor:
         """Return whether a worker gives no signs of life, though its node is heard of."""
         page = self._pages.get(rank)
         now = time.monotonic()
-        if page is None or rank in self.dead or (isinstance(page, Signs) and now - page.told > _SILENT):
+        if page is None or rank in self.failed or (isinstance(page, Signs) and now - page.told > _SILENT):
             return False
         return now - page.seen > _SILENT
 
@@ -209,7 +209,7 @@ class FailureMonitor:
     def signs(self) -> Iterator[tuple[int, Signs]]:
         """Yield the signs of life of the living workers, with their ranks."""
         for rank, page in list(self._pages.items()):
-            if rank not in self.dead:
+            if rank not in self.failed:
                 yield rank, Signs(page.running_since, page.seen, time.monotonic(), page.runner, page.calls, page.deaths)
 
     def admit(self, rank: int, supervisor: Line, page: StatusPage | Signs) -> None:
@@ -226,14 +226,14 @@ class FailureMonitor:
 
     def lose(self, failure: WorkerFailure) -> None:
         """Note a failure, once for each rank."""
-        if failure.rank not in self.dead:
-            self.dead.add(failure.rank)
+        if failure.rank not in self.failed:
+            self.failed.add(failure.rank)
             self.failures.put(failure)
 
     def take_back(self, rank: int, supervisor: Line) -> None:
         """Note that a silent worker lives."""
         logger.warning("the worker on rank %d was heard of again", rank)
-        self.dead.discard(rank)  # first: a rank in `dead` alone has died for sure
+        self.failed.discard(rank)  # first: a rank in `failed` alone has died for sure
         self.silent.discard(rank)
         self._supervisors[rank] = supervisor
         self.returned(rank)

@@ -1,7 +1,7 @@
 """The process manager, as a rank sees it without MPI: how a rank leaves it.
 
 A process manager takes a rank that ends without a message for a failure, and ends the job. MPI_Finalize sends that message, but
-waits for all ranks, and so for ever once one has died. After a failure each rank, or the supervisor of a dead one, sends it
+waits for all ranks, and so for ever once one has failed. After a failure each rank, or the supervisor of a failed one, sends it
 without MPI.
 
 With Hydra, the mpiexec of MPICH and Intel MPI, the message is a line of the PMI-1 protocol. Open MPI's process manager expects
@@ -26,7 +26,7 @@ from mpiexecutor._util.seconds import WAITING as _WAITING
 logger = logging.getLogger("mpiexecutor")
 
 _LAUNCHERS = "mpiexec", "mpirun", "prterun", "orterun"  # the name of its process begins so,
-_BETWEEN = "hydra_", "sh", "bash", "dash"  # and the names of processes between it and the ranks on its host
+_BETWEEN = "hydra_", "sh", "bash", "dash"  # and the names of processes between it and the ranks on its node
 _PATIENT_KILLER = """
 import select, signal, sys
 process = int(sys.argv[1])
@@ -91,7 +91,7 @@ def leave_without_mpi(descriptor: int | None) -> None:
 
 
 def end_launcher() -> None:
-    """Have mpiexec killed if it still runs some time after this process has ended: it would wait for a lost host for ever."""
+    """Have mpiexec killed if it still runs some time after this process has ended: it would wait for a lost node for ever."""
     launcher = _launcher()
     if launcher is None:
         return
@@ -99,7 +99,7 @@ def end_launcher() -> None:
         descriptor = os.pidfd_open(launcher)
     except (AttributeError, OSError):
         return
-    logger.warning("mpiexec is killed if it still waits for a lost host %g s after the script", _WAITING)
+    logger.warning("mpiexec is killed if it still waits for a lost node %g s after the script", _WAITING)
     nothing: Any = subprocess.DEVNULL  # a reader of this process's output would wait for its end
     command = [sys.executable, "-I", "-S", "-c", _PATIENT_KILLER, str(descriptor), str(_WAITING)]
     subprocess.Popen(command, pass_fds=(descriptor,), start_new_session=True, stdin=nothing, stdout=nothing, stderr=nothing)  # noqa: S603
@@ -114,7 +114,7 @@ def end_step() -> None:
 
 
 def _launcher() -> int | None:
-    """Return the process id of this job's mpiexec, if it is an ancestor of this process: only on mpiexec's own host."""
+    """Return the process id of this job's mpiexec, if it is an ancestor of this process: only on mpiexec's own node."""
     above = os.getppid()
     with contextlib.suppress(OSError):
         while True:

@@ -1,4 +1,4 @@
-"""What the root of a pool does when a worker has failed: both channels are recovered, then the worker's calls are settled.
+"""What the root of a pool does when a worker has failed: it recovers both channels, then the scheduler settles the worker's calls.
 
 The path of a failure, from the kill to the error in the future:
 
@@ -22,7 +22,7 @@ The path of a failure, from the kill to the error in the future:
                v
            ChannelBroken from the host's next operation                                channel/
 
-There are two sets of failed ranks. From those in FailureMonitor.dead the root expects no answer: a silent rank that is heard of
+There are two sets of failed ranks. From those in FailureMonitor.failed the root expects no answer: a silent rank that is heard of
 again leaves that set. From those in FailedRanks (--spmd) channels were recovered, so they stay failed, on all ranks alike.
 """
 
@@ -55,7 +55,7 @@ class PoolRecovery:
     ) -> None:
         self._monitor = monitor
         self._work, self._replies = channels
-        self._renumber = renumber  # called with the new numbers of messages: see RemoteChannel.settle
+        self._renumber = renumber  # called with the new numbers of messages: see RemoteChannel.recover
         self._lose = lose  # called after recovery, with the worker's last claim of work
         self._give_up = give_up
         self._note = note  # called first
@@ -68,18 +68,18 @@ class PoolRecovery:
         self._note()
         try:
             self._recover_channel(failure, self._recover_work)
-            self._recover_channel(failure, lambda: self._replies.settle(monitor.dead, silent=monitor.silent))
+            self._recover_channel(failure, lambda: self._replies.recover(monitor.failed, silent=monitor.silent))
         except ChannelClosed:  # freed
             return True
         except Exception as error:
-            logger.exception("what a dead worker has left behind was not settled")
-            self._give_up(f"{failure}, and what it has left behind cannot be settled: {error}")
+            logger.exception("the channels of a pool were not recovered after a failure")
+            self._give_up(f"{failure}, and the channels cannot be recovered: {error}")
             return True
         self._lose(failure, self._shares.pop(failure.rank, None))
         return True
 
     def _recover_work(self) -> None:
-        for share in self._work.settle(self._monitor.dead, renumber=self._renumber, silent=self._monitor.silent):
+        for share in self._work.recover(self._monitor.failed, renumber=self._renumber, silent=self._monitor.silent):
             self._shares[share.rank] = share
 
     def _recover_channel(self, failure: WorkerFailure, recover: Callable[[], object]) -> None:

@@ -90,7 +90,7 @@ class Supervised:
         self._say(DISMISSED)
 
     def stay(self) -> NoReturn:
-        """Wait to be killed when the root is done: MPI_Finalize would wait for the dead."""
+        """Wait to be killed when the root is done: MPI_Finalize would wait for the failed ranks."""
         self._say(STAYING)
         while True:
             signal.pause()

@@ -80,14 +80,14 @@ class Root:
         "warn" in the log, if it does; "wait", if it may still be busy.
         """
         see_to = partial(self._see_to_stopped, kill=stopped == "kill")
-        await_leavers(self.comm, self.monitor.dead, *(() if stopped == "wait" else (see_to,)))
+        await_leavers(self.comm, self.monitor.failed, *(() if stopped == "wait" else (see_to,)))
 
     def part(self) -> bool:
         """Part from the living members. Return whether all live, so that MPI can be finalised; then `leave` is the next step."""
-        dead, doomed = self.monitor.dead, self.monitor.doomed
-        self.of_all = not dead | doomed
-        self.of_all = not dead | doomed  # again: a failure before the first assignment may have been noted since
-        part(self.comm, dead | doomed, whole=self.of_all)
+        failed, ending = self.monitor.failed, self.monitor.ending
+        self.of_all = not failed | ending
+        self.of_all = not failed | ending  # again: a failure before the first assignment may have been noted since
+        part(self.comm, failed | ending, whole=self.of_all)
         if not self.of_all:
             self.stay()
         elif self._forwarder_root is not None:

@@ -129,9 +129,9 @@ def register(comm: "MPI.Intracomm", root: int) -> WorkerConfiguration | None:
 
 
 def await_leavers(
-    comm: "MPI.Intracomm", dead: AbstractSet[int], see_to: Callable[[AbstractSet[int]], object] = lambda _late: None
+    comm: "MPI.Intracomm", failed: AbstractSet[int], see_to: Callable[[AbstractSet[int]], object] = lambda _late: None
 ) -> None:
-    """On the root: wait until all workers but the dead have left their loops. `dead` may grow meanwhile.
+    """On the root: wait until all living workers have left their loops. `failed` may grow meanwhile.
 
     `see_to` is called again and again with the ranks that are late.
     """
@@ -139,7 +139,7 @@ def await_leavers(
     patient_until = time.monotonic() + _PATIENCE
 
     def all_came() -> bool:
-        missing.difference_update(dead)
+        missing.difference_update(failed)
         if _all_came(comm, missing, {}):
             return True
         if time.monotonic() > patient_until:
@@ -149,9 +149,9 @@ def await_leavers(
     wait_for_ranks(all_came)
 
 
-def part(comm: "MPI.Intracomm", dead: AbstractSet[int], *, whole: bool) -> None:
+def part(comm: "MPI.Intracomm", failed: AbstractSet[int], *, whole: bool) -> None:
     """On the root: tell the living workers whether they are all of them (`whole`), so that MPI can be finalised."""
-    for rank in _others(comm) - dead:
+    for rank in _others(comm) - failed:
         comm.send(whole, rank, _TAG)
 
 
@@ -169,11 +169,11 @@ def _others(comm: "MPI.Intracomm") -> set[int]:
 
 def _all_came(comm: "MPI.Intracomm", missing: set[int], said: dict[int, Any]) -> bool:
     """Receive the messages of missing ranks that have come. Return whether no rank is missing any more."""
-    from mpiexecutor._rma.notifier import unless_dead  # noqa: PLC0415 - it knows MPI
+    from mpiexecutor._rma.notifier import unless_failed  # noqa: PLC0415 - it knows MPI
 
     came = set()
     for rank in missing:
-        with unless_dead():
+        with unless_failed():
             if (message := comm.improbe(rank, _TAG)) is not None:  # taken out: its sender may die now
                 said[rank] = message.recv()
                 came.add(rank)

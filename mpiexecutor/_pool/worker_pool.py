@@ -30,7 +30,7 @@ import sys
 import threading
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from mpiexecutor._calls.outcomes import Location
 from mpiexecutor._calls.scheduling.scheduler import Scheduler
@@ -58,6 +58,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("mpiexecutor")
 
+# The text of an error.
+NO_CHANNEL: Final = (
+    "every rank of a communicator makes a RemoteChannel, but only this one runs the script, the others run its calls: "
+    "start it with 'python -m mpiexecutor --spmd', which has every rank run it, and make no executor"
+)
 _making = threading.Lock()  # pools are made one at a time
 _LAUNCHER_END = 1.0  # seconds for mpiexec to end after its ranks
 
@@ -81,7 +86,7 @@ class WorkerPool:
         self._links = self._connect(root)
         world = comm.group.Translate_ranks(None, comm_world().group)
         self._serving = [rank for index, rank in enumerate(world) if index != comm.rank]
-        SERVING_RANKS.add(self._serving)
+        SERVING_RANKS.add(self._serving, NO_CHANNEL)
         self._members.join()
         self._thread = self._start_own_worker() if self.alone else None
         links = self._links
@@ -98,7 +103,7 @@ class WorkerPool:
     def _connect(self, root: int) -> Links:
         """Make the connections, together with all workers."""
         members, monitor = self._members, self._monitor
-        is_lost = lambda rank: rank in monitor.dead and rank not in monitor.silent  # noqa: E731
+        is_lost = lambda rank: rank in monitor.failed and rank not in monitor.silent  # noqa: E731
         with SERVING_RANKS.take_part():
             return Links(members.comm, root, is_lost, shares_memory=members.share_memory)
 

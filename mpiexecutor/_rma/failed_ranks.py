@@ -28,7 +28,7 @@ logger = logging.getLogger("mpiexecutor")
 class Listener(Protocol):
     """An object that has to know which ranks have failed."""
 
-    def lose(self) -> bool:
+    def note_failures(self) -> bool:
         """Recover from the ranks that have failed since the last call; return False if that has to be tried again."""
 
 
@@ -95,15 +95,15 @@ class FailedRanks:
         self._kept.append(listener)
 
     @contextlib.contextmanager
-    def all_needed(self, what: str, dead: "CommFailedRanks | None" = None) -> Iterator[None]:
+    def all_needed(self, what: str, failed: "CommFailedRanks | None" = None) -> Iterator[None]:
         """Run a collective operation: if a rank fails meanwhile, the job is ended, as the others would wait for ever.
 
-        `dead` are failed ranks of its communicator: if there are any already, the job is ended, too.
+        `failed` are failed ranks of its communicator: if there are any already, the job is ended, too.
         """
         with self._lock:
             self._needed.append(what)
-        if dead:
-            self._end_for(dead.ends(dead), what)
+        if failed:
+            self._end_for(failed.ends(failed), what)
         try:
             yield
         finally:
@@ -126,10 +126,10 @@ class FailedRanks:
     def _call(self, one: Listener) -> bool:
         try:
             with self.watchdog.limit(_WEDGED, self._end_if_stuck):
-                return one.lose()
+                return one.note_failures()
         except Exception as error:
-            logger.exception("what a dead rank has left behind was not settled")
-            self._end_job(f"what a dead rank has left behind cannot be settled: {error}")
+            logger.exception("a channel was not recovered after a failure")
+            self._end_job(f"a channel cannot be recovered after a failure: {error}")
             return True
 
     def _end_if_stuck(self) -> None:

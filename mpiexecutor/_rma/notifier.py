@@ -39,16 +39,16 @@ Which = Literal["put", "take", "progress"]
 _TAGS: Final[dict[Which, int]] = {"put": 0, "take": 1, "progress": 2}
 _REQUEST = 0.02  # seconds between two progress requests of a rank that goes on using the host's memory
 _NOTHING: Final = [None, 0, MPI.BYTE]
-_DEATHS: Final = {MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING} - {MPI.ERR_UNKNOWN}  # of other ranks, where MPI tells of them
+_FAILURES: Final = {MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING} - {MPI.ERR_UNKNOWN}  # of other ranks, where MPI tells of them
 
 
 @contextlib.contextmanager
-def unless_dead() -> Iterator[None]:
+def unless_failed() -> Iterator[None]:
     """Ignore that another rank has failed, where MPI says so."""
     try:
         yield
     except MPI.Exception as error:
-        if error.Get_error_class() not in _DEATHS:
+        if error.Get_error_class() not in _FAILURES:
             raise
 
 
@@ -61,7 +61,7 @@ def has_come(comm: MPI.Intracomm, tag: int) -> bool:
     try:
         return comm.Iprobe(MPI.ANY_SOURCE, tag) or comm.Iprobe(MPI.ANY_SOURCE, tag)
     except MPI.Exception as error:
-        if error.Get_error_class() not in _DEATHS:
+        if error.Get_error_class() not in _FAILURES:
             raise
         comm.Ack_failed()  # or every further look would fail, too
         return False
@@ -188,7 +188,7 @@ class _Messages:
         self._comm.Free()
 
     def _send(self, rank: int, which: Which) -> None:
-        with unless_dead():
+        with unless_failed():
             self._on_their_way.append(self._comm.Isend(_NOTHING, rank, _TAGS[which]))
         self._clear_away()
 
@@ -197,7 +197,7 @@ class _Messages:
         for _ in range(len(self._on_their_way)):
             with contextlib.suppress(IndexError):  # another thread does so, too
                 request = self._on_their_way.popleft()
-                with unless_dead():
+                with unless_failed():
                     if not request.Test():
                         self._on_their_way.append(request)
 
@@ -206,7 +206,7 @@ class _Messages:
         if not has_come(self._comm, tag):
             return False
         self._received += 1  # before an interrupt can come: the message is there
-        with unless_dead():
+        with unless_failed():
             message = self._comm.Improbe(MPI.ANY_SOURCE, tag)
             if message is not None:
                 message.Recv(_NOTHING)

@@ -11,11 +11,16 @@ class ServingRanks:
 
     def __init__(self) -> None:
         self._ranks: Counter[int] = Counter()
+        self._reason = ""
         self._take_part = False
 
-    def add(self, ranks: Iterable[int]) -> None:
-        """Note that these ranks serve from now on: as they may do twice, in two communicators."""
+    def add(self, ranks: Iterable[int], reason: str) -> None:
+        """Note that these ranks serve from now on: as they may do twice, in two communicators.
+
+        `reason` is the text of the error if this process then makes a channel with one of them.
+        """
         self._ranks.update(ranks)
+        self._reason = reason
 
     def remove(self, ranks: Iterable[int]) -> None:
         """Note that these ranks have stopped serving."""
@@ -33,10 +38,7 @@ class ServingRanks:
     def check(self, ranks: Callable[[], Iterable[int]]) -> None:
         """Raise RuntimeError if one of these ranks serves, and so does not come to make a channel."""
         if self._ranks and not self._take_part and any(self._ranks[rank] > 0 for rank in ranks()):
-            raise RuntimeError(
-                "every rank of a communicator makes a RemoteChannel, but only this one runs the script, the others run its calls: "
-                "start it with 'python -m mpiexecutor --spmd', which has every rank run it, and make no executor"
-            )
+            raise RuntimeError(self._reason)
 
 
 SERVING_RANKS: Final = ServingRanks()  # of this process

@@ -80,7 +80,7 @@ class Mpiexec:
                 flags += ["--mca", "osc", "^ucx"]
             if here:
                 flags += ["--host", "localhost:9999"]
-            if hostfile is not None and self._major >= _WITH_ULFM:  # else the death of a worker on another host ends the job
+            if hostfile is not None and self._major >= _WITH_ULFM:  # else the death of a worker on another node ends the job
                 flags += ["--with-ft", "ulfm"]
             return flags + (["--hostfile", hostfile] if hostfile else [])
         if here and self.flavour is not Flavour.UNKNOWN:

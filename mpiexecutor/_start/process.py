@@ -4,8 +4,8 @@
 becomes their rank 0.
 
 The end has one order, that of _util/process_end.py: pools and raw channels, parting, progress threads, MPI. After a failure MPI is
-not finalised, as MPI_Finalize would wait for the dead: each living rank, and the supervisor of each dead one, tells the process
-manager that all is well instead (see _liveness/process_manager.py).
+not finalised, as MPI_Finalize would wait for failed ranks. Instead each living rank, and the supervisor of each failed one, tells
+the process manager that all is well (see _liveness/process_manager.py).
 """
 
 import ctypes

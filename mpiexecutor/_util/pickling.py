@@ -97,7 +97,7 @@ def dumps(obj: Any) -> tuple[bytes, list[memoryview]]:
     if is_plain(obj):
         return pickle.dumps(obj, PROTOCOL), []
     buffers: list[memoryview] = []
-    keep = keeper_of(buffers)
+    keep = buffer_callback(buffers)
     if not list_registry_pickle_by_value():
         try:
             return _dump(_PlainPickler, obj, keep), buffers
@@ -106,7 +106,7 @@ def dumps(obj: Any) -> tuple[bytes, list[memoryview]]:
     return _dump(KeepingFilenames, obj, keep), buffers
 
 
-def keeper_of(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
+def buffer_callback(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
     """Return a buffer callback that appends large buffers to this list, so that they are no part of the pickle."""
 
     def keep(buffer: pickle.PickleBuffer) -> bool:

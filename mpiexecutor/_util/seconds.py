@@ -34,7 +34,7 @@ LEAVING: Final = 10 * _SCALE  # to end, all of them
 # Of mpiexec and its process managers.
 NOTICE: Final = 1 * _SCALE  # for mpiexec to end by itself after rank 0: rarely it does not notice, but obeys SIGTERM
 GRACE: Final = 5 * _SCALE  # for mpiexec to end its ranks
-WAITING: Final = 10 * _SCALE  # for mpiexec to end after the script, when it waits for a lost host
+WAITING: Final = 10 * _SCALE  # for mpiexec to end after the script, when it waits for a lost node
 ANSWER: Final = 1 * _SCALE  # for the process manager to acknowledge
 
 

@@ -57,12 +57,12 @@ def _memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def all_come(comm: "MPI.Intracomm", dead: CommFailedRanks, complaint: Callable[[], str] | None = None) -> None:
+def all_come(comm: "MPI.Intracomm", failed: CommFailedRanks, complaint: Callable[[], str] | None = None) -> None:
     """Wait until all ranks have come here. If one is known to have failed, return at once: some MPIs crash if they send to it."""
-    if dead:
+    if failed:
         return
     come = comm.Ibarrier()
-    wait_for_ranks(lambda: bool(dead) or come.Test(), complaint)
+    wait_for_ranks(lambda: bool(failed) or come.Test(), complaint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Agreement:
     nodes: tuple[str, ...]  # by rank
 
 
-def agree(comm: "MPI.Intracomm", arguments: Arguments, dead: CommFailedRanks) -> Agreement:
+def agree(comm: "MPI.Intracomm", arguments: Arguments, failed: CommFailedRanks) -> Agreement:
     """Compare the arguments of all ranks. ValueError on every rank if they are wrong, or differ; ChannelBroken if a rank failed."""
     codec, error = None, None
     try:
@@ -84,10 +84,10 @@ def agree(comm: "MPI.Intracomm", arguments: Arguments, dead: CommFailedRanks) ->
         text, error = f"{arguments}", caught
     # Ranks that wait for others say so here; inside allgather they could not.
     complaint = f"rank {comm.rank} still waits for others to make a RemoteChannel: every rank of the communicator has to"
-    all_come(comm, dead, lambda: complaint)
-    if dead:
-        raise ChannelBroken(f"{dead.ends(dead)}: a channel is made by all ranks of a communicator", tuple(dead))
-    with FAILED_RANKS.all_needed("the making of a channel", dead):
+    all_come(comm, failed, lambda: complaint)
+    if failed:
+        raise ChannelBroken(f"{failed.ends(failed)}: a channel is made by all ranks of a communicator", tuple(failed))
+    with FAILED_RANKS.all_needed("the making of a channel", failed):
         everyone = comm.allgather((text, "" if error is None else str(error), secrets.token_hex(8), node_name()))
     if error is not None:
         raise error

@@ -22,7 +22,7 @@ class ChannelBase:
     """The parts of a channel, as one rank has them.
 
     Threads. Each end has one lock, held by the thread that is at work there; operations on the two ends do not hold each other up.
-    A third handle on the ring, under a lock of its own, serves close, claim, statistics and settle: they never wait for a blocked
+    A third handle on the ring, under a lock of its own, serves close, claim, statistics and recover: they never wait for a blocked
     put.
     """
 

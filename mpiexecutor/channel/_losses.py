@@ -1,10 +1,11 @@
 """What a channel does when ranks have failed: the host recovers the ring, and the next operation raises an error.
 
 The channel does not notice failures: the program that started the ranks reports them, by FAILED_RANKS of failed_ranks.py, or calls
-`settle` itself.
+`recover` itself.
 """
 
 import time
+import warnings
 from collections.abc import Callable, Collection
 
 from mpiexecutor._rma.failed_ranks import FAILED_RANKS, CommFailedRanks
@@ -22,14 +23,14 @@ _BREATH = 1e-3  # seconds between two looks whether the living have come to a re
 class Losses(ChannelBase):
     """A channel's operations after a failure."""
 
-    def _begin_losses(self, dead: CommFailedRanks) -> None:
+    def _begin_losses(self, failed: CommFailedRanks) -> None:
         """Set which ranks have failed; they may become more."""
-        self._dead = dead
+        self._failed = failed
         self._taken_in: set[tuple[int, bool]] = set()  # failed ranks that the channel has dealt with; whether each perhaps lives
 
-    def settle(
+    def recover(
         self,
-        dead: Collection[int],
+        failed: Collection[int],
         timeout: float = _REST,
         renumber: Callable[[list[int], int], None] = lambda _kept, _first: None,
         *,
@@ -38,11 +39,11 @@ class Losses(ChannelBase):
         """On the host: recover the ring after ranks have failed. No rank can put or take meanwhile.
 
         Args:
-            dead: All ranks that have failed so far: they will never touch the channel again. It may grow meanwhile.
+            failed: All ranks that have failed so far: they will never touch the channel again. It may grow meanwhile.
             timeout: Seconds that the living ranks have to finish what they are in the middle of.
             renumber: Is called at the end, before any rank can put or take, with the numbers of the messages that are kept, and the
                 new number of the first; they differ only if a message among them was aborted.
-            silent: Ranks of `dead` that perhaps live: they count as failed only if they are not in the middle of a message.
+            silent: Ranks of `failed` that perhaps live: they count as failed only if they are not in the middle of a message.
 
         Returns:
             What each of the failed ranks claimed last, if it claimed anything.
@@ -62,8 +63,8 @@ class Losses(ChannelBase):
             recovery = RingRecovery(self._memory(), self._layout, tail, head)
             recovery.quiesce()
             known: frozenset[int] = frozenset()
-            while (busy := recovery.at_work((now := frozenset(dead)) - frozenset(silent))) or now != known:
-                self._rank_state.dead = now - frozenset(silent)
+            while (busy := recovery.at_work((now := frozenset(failed)) - frozenset(silent))) or now != known:
+                self._rank_state.failed = now - frozenset(silent)
                 if now != known:
                     self._wake_all()  # only now can they see which ranks have failed
                     known = now
@@ -75,26 +76,27 @@ class Losses(ChannelBase):
             self._wake_all()
         return last_claims
 
-    def lose(self) -> bool:
+    def note_failures(self) -> bool:
         """Deal with ranks that have failed since: on the host, recover the ring, and have the next operation raise an error.
 
         Returns:
             False if living ranks have not come to a rest: to be tried again.
 
         """
-        dead, silent = frozenset(self._dead), frozenset(self._dead.silent)
-        new = {(rank, rank in silent) for rank in dead} - self._taken_in
-        self._rank_state.dead = dead - silent
+        failed, silent = frozenset(self._failed), frozenset(self._failed.silent)
+        new = {(rank, rank in silent) for rank in failed} - self._taken_in
+        self._rank_state.failed = failed - silent
         if self._rank_state.phase is Phase.GONE or not new:
             return True
-        if self._host in dead:
+        if self._host in failed:
             self._taken_in |= new
-            self._rank_state.host_lost = ChannelBroken(f"{self._dead.ends([self._host])}: it was the channel's host", [self._host])
+            text = f"{self._failed.ends([self._host])}: it was the channel's host"
+            self._rank_state.host_lost = ChannelBroken(text, [self._host])
             if self._rank_state.remote is not None:
                 FAILED_RANKS.end_job(f"{self._rank_state.host_lost}, and ranks on other nodes may wait for its memory for ever")
         elif self._rank == self._host:
             try:
-                last_claims = self.settle(self._dead, silent=self._dead.silent)  # more may die meanwhile
+                last_claims = self.recover(self._failed, silent=self._failed.silent)  # more may die meanwhile
             except ChannelClosed:  # freed meanwhile
                 return True
             except ChannelBroken as error:
@@ -104,13 +106,30 @@ class Losses(ChannelBase):
                 return False
             told = {rank for rank, _ in self._taken_in} - {rank for rank, _ in new}
             last_claims = [claim for claim in last_claims if claim.rank not in told]
-            new |= {(claim.rank, False) for claim in last_claims if claim.rank not in dead}
+            new |= {(claim.rank, False) for claim in last_claims if claim.rank not in failed}
             self._taken_in |= new
             ranks = sorted({rank for rank, _ in new})
-            text = "; ".join([self._dead.ends(ranks), *map(str, last_claims)])
+            text = "; ".join([self._failed.ends(ranks), *map(str, last_claims)])
             self._rank_state.losses.append(ChannelBroken(f"{text}. The channel goes on", ranks, last_claims))
         self._interrupt()
         return True
+
+    def settle(
+        self,
+        dead: Collection[int],
+        timeout: float = _REST,
+        renumber: Callable[[list[int], int], None] = lambda _kept, _first: None,
+        *,
+        silent: Collection[int] = (),
+    ) -> list[Share]:
+        """Do the same as `recover`, which is the new name; deprecated."""
+        warnings.warn("RemoteChannel.settle is called recover now", DeprecationWarning, stacklevel=2)
+        return self.recover(dead, timeout, renumber, silent=silent)
+
+    def lose(self) -> bool:
+        """Do the same as `note_failures`, which is the new name; deprecated."""
+        warnings.warn("RemoteChannel.lose is called note_failures now", DeprecationWarning, stacklevel=2)
+        return self.note_failures()
 
     def _interrupt(self) -> None:
         """Wake this rank's threads that wait at the channel."""

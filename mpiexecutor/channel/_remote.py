@@ -117,11 +117,11 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
 
         comm = MPI.COMM_WORLD if comm is None else comm
         SERVING_RANKS.check(lambda: comm.group.Translate_ranks(None, MPI.COMM_WORLD.group))
-        dead = CommFailedRanks(comm.group.Translate_ranks(None, MPI.COMM_WORLD.group) if FAILED_RANKS.are_reported else ())
-        agreement = agree(comm, Arguments(buff_size, message_size, dtype, host, producers, consumers), dead)
+        failed = CommFailedRanks(comm.group.Translate_ranks(None, MPI.COMM_WORLD.group) if FAILED_RANKS.are_reported else ())
+        agreement = agree(comm, Arguments(buff_size, message_size, dtype, host, producers, consumers), failed)
         buff_size, host = index(buff_size), index(host)
         layout = Layout(buff_size, agreement.codec.slot_size, comm.size)
-        with FAILED_RANKS.all_needed("the making of a channel", dead):
+        with FAILED_RANKS.all_needed("the making of a channel", failed):
             self._window = Window(comm, host, layout.size)
             remote = RemoteNotifier(comm, host) if len(set(agreement.nodes)) > 1 else None
             self._parting = comm.Dup() if FAILED_RANKS.are_reported else None  # for a barrier of all ranks that free the channel
@@ -131,7 +131,7 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
         rank_state = RankState(layout, comm.rank, agreement.token, agreement.nodes, Notifier(), remote)
         memory = self._window.memory if remote is None else lambda: remote.with_progress(self._window.memory())
         self._begin(agreement.codec, rank_state, memory, host, only_host={"put": producers == "host", "take": consumers == "host"})
-        self._begin_losses(dead)
+        self._begin_losses(failed)
         self._threads = MPI.Query_thread() == MPI.THREAD_MULTIPLE
         finish = weakref.WeakMethod(self._finish)  # at exit, the background threads end before MPI does
         self._at_exit = lambda: (method := finish()) and method()
@@ -193,11 +193,11 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
         self._stop()
         PROCESS_END.remove(self._at_exit)
         if self._parting is not None:
-            all_come(self._parting, self._dead)
-        if self._dead:
+            all_come(self._parting, self._failed)
+        if self._failed:
             FAILED_RANKS.keep(self)  # other ranks may go on using its memory, and fail
             return
-        with FAILED_RANKS.all_needed("the freeing of a channel", self._dead), self._puts.lock, self._takes.lock, self._aside_lock:
+        with FAILED_RANKS.all_needed("the freeing of a channel", self._failed), self._puts.lock, self._takes.lock, self._aside_lock:
             self._leave()
             self._window.free()
             if self._rank_state.remote is not None:

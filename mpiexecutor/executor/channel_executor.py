@@ -263,7 +263,7 @@ class RMAChannelExecutor(Executor):
             self._scheduler.wait(self._session)
 
     def workers(self) -> list[WorkerStatus]:
-        """Return the status of every worker at this moment, dead ones included, in the order of their ranks."""
+        """Return the status of every worker at this moment, lost ones included, in the order of their ranks."""
         return self._pool.workers_now()
 
     def terminate_workers(self) -> None:

@@ -156,7 +156,7 @@ def test_garbage_in_the_memory_of_a_dead_worker_does_no_harm(tmp_path):
     script.write_text(SCRIBBLES)
     job = run_job(4, ["-m", "mpiexecutor", str(script)])
     assert job.stdout.splitlines() == ["True", "True", "7 1"]
-    assert job.stderr.count("not all of what a dead worker had run can be read") == 2
+    assert job.stderr.count("not all of what a failed worker had run can be read") == 2
 
 
 # The module is not imported here: it initialises MPI, after which there are no supervisors.

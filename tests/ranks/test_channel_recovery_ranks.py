@@ -22,7 +22,7 @@ def test_a_message_that_a_dead_rank_had_claimed_is_named_and_its_slot_is_free_ag
             assert channel.take()[0] == 1
             COMM.Barrier()
             COMM.Barrier()
-            assert channel.settle({LAST}, 10) == [Share(LAST, range(1, 2), received=False)]
+            assert channel.recover({LAST}, 10) == [Share(LAST, range(1, 2), received=False)]
             assert channel.take()[0] == 3
             for number in range(4):
                 channel.put_nowait((number,))
@@ -52,7 +52,7 @@ def test_a_receiver_of_a_dead_ranks_message_takes_the_next_one():
             COMM.Barrier()
             if RANK == 0:
                 until(lambda: 2 in asleep(channel, "take"))
-                assert channel.settle({1}, 10) == []
+                assert channel.recover({1}, 10) == []
                 channel.put("the next one")
         COMM.Barrier()
 
@@ -77,7 +77,7 @@ def test_a_message_whose_consumer_died_before_all_of_it_was_there_is_put_anew():
             COMM.Barrier()
             COMM.Barrier()
             if RANK == 0:
-                assert channel.settle({1}, 10) == []
+                assert channel.recover({1}, 10) == []
                 assert channel.take() == LONG
         COMM.Barrier()
 
@@ -91,8 +91,8 @@ def test_one_that_is_stopped_in_the_middle_of_a_message_holds_the_others_up():
             COMM.Barrier()
             COMM.Barrier()
             with pytest.raises(ChannelBroken, match="not come to a rest within 0.1 s"):
-                channel.settle({1}, 0.1)
-            assert len(channel.settle({1, 2}, 10)) == 2
+                channel.recover({1}, 0.1)
+            assert len(channel.recover({1, 2}, 10)) == 2
         else:
             COMM.Barrier()
             if RANK <= 2:

@@ -50,7 +50,7 @@ class Comm:
     def __init__(self, rank: int, boxes: list[deque[tuple[int, int, bytes]]], changed: threading.Condition) -> None:
         self.rank = rank
         self.size = len(boxes)
-        self.dead: set[int] = set()  # ranks; what is done with them raises
+        self.failed: set[int] = set()  # ranks; what is done with them raises
         self.freed = False
         self._boxes = boxes
         self._changed = changed
@@ -62,7 +62,7 @@ class Comm:
         self.freed = True
 
     def send(self, message: Any, rank: int, tag: int = 0) -> None:
-        if rank in self.dead:
+        if rank in self.failed:
             raise Died
         with self._changed:
             self._boxes[rank].append((self.rank, tag, pickle.dumps(message)))

@@ -128,7 +128,7 @@ class Job:
         self.taken: dict[int, list[Message]] = {rank: [] for rank in CONSUMERS[:consumers]}
         self.producers = PRODUCERS[:1] if single else PRODUCERS
         self.going = {*self.producers, *self.taken}
-        self.dead: set[int] = set()
+        self.failed: set[int] = set()
         self.settled: set[int] = set()
         self.shares: list[Share] = []
         self.closed = False
@@ -175,7 +175,7 @@ class Job:
             try:
                 body(rank, channel, operations)
             except Death:
-                self.dead.add(rank)
+                self.failed.add(rank)
             self.going.discard(rank)
 
         return run
@@ -221,10 +221,10 @@ class Job:
 
     def attend(self, channel: Channel) -> None:
         """Settle after each death, and close the channel when all who put are done."""
-        while self.turnstile.until(lambda: self.dead != self.settled or self.is_done() or not self.going or None):
-            if self.dead != self.settled:
-                known = set(self.dead)
-                self.shares += [share for share in channel.settle(self.dead, AGES) if share.rank not in self.settled]
+        while self.turnstile.until(lambda: self.failed != self.settled or self.is_done() or not self.going or None):
+            if self.failed != self.settled:
+                known = set(self.failed)
+                self.shares += [share for share in channel.recover(self.failed, AGES) if share.rank not in self.settled]
                 self.settled |= known
             elif self.is_done():
                 channel.close()

@@ -56,8 +56,8 @@ class Job:
         memory = partial(FakeMemory, self._shared, self._turnstile, self.lives[rank])
         channel._begin(codec_of(object, 64), rank_state, memory, HOST, only_host={"put": False, "take": False})
         channel._begin_losses(CommFailedRanks(range(len(self.lives))))
-        settle = channel.settle
-        channel.settle = lambda dead, **how: settle(dead, timeout=self.patience, **how)
+        settle = channel.recover
+        channel.recover = lambda dead, **how: settle(dead, timeout=self.patience, **how)
         return channel
 
     def stop_in_the_middle(self, rank, operation):
@@ -86,8 +86,8 @@ def die(deaths, job, rank, how="was killed by SIGKILL", *, silent=False):
     """Have all channels of the job be told of a death; give what the host's says."""
     deaths.report(rank, f"rank {rank}, host host, pid 7, {how}", silent)
     for channel in job.channels[1:]:
-        channel.lose()
-    return job.channels[HOST].lose()
+        channel.note_failures()
+    return job.channels[HOST].note_failures()
 
 
 OPERATIONS = {
@@ -114,7 +114,7 @@ def test_the_host_is_told_once_by_what_it_does_next(job, deaths, operation):
     assert str(raised.value) == "rank 2, host host, pid 7, was killed by SIGKILL. The channel goes on"
     assert len(host) == 1
     OPERATIONS[operation](host)
-    assert host.lose()
+    assert host.note_failures()
 
 
 def test_the_host_is_told_while_it_waits(job, deaths):
@@ -205,7 +205,7 @@ def test_one_that_lives_and_is_in_the_middle_of_a_message_keeps_the_host_told(jo
     job.stop_in_the_middle(1, lambda: job.channels[1].put("a"))
     job.patience = 0.0
     assert not die(deaths, job, 2)
-    assert not host.lose()
+    assert not host.note_failures()
     with pytest.raises(ChannelBroken, match="live, or may, and have not come to a rest within") as raised:
         host.take()
     assert raised.value.ranks == [1]
@@ -235,13 +235,24 @@ def test_one_that_may_live_is_settled_for_unless_it_is_in_the_middle_of_a_messag
     assert host.take() == "b"
 
 
-def test_a_channel_that_is_freed_settles_nothing(job, deaths):
+def test_the_older_names_of_the_operations_after_a_failure_work(job, deaths):
+    """With a warning that says the new ones."""
+    host = job.channels[HOST]
+    del host.recover  # the fixture's
+    assert die(deaths, job, 2)
+    with pytest.warns(DeprecationWarning, match="is called recover now"):
+        assert host.settle([2]) == []
+    with pytest.warns(DeprecationWarning, match="is called note_failures now"):
+        assert host.lose()
+
+
+def test_a_channel_that_is_freed_recovers_nothing(job, deaths):
     """Nobody uses its memory any more."""
     host = job.channels[HOST]
     host._rank_state.phase = Phase.GONE
     assert die(deaths, job, 2)
     with pytest.raises(ChannelClosed):
-        host.settle([2])
+        host.recover([2])
     host._rank_state.phase = Phase.OPEN
 
 
@@ -255,7 +266,7 @@ class Listener:
         self.answers = list(answers)
         self.times = 0
 
-    def lose(self):
+    def note_failures(self):
         self.times += 1
         answer = self.answers.pop(0) if self.answers else True
         if isinstance(answer, Exception):
@@ -320,8 +331,8 @@ def test_a_fault_of_ours_ends_the_job(told, ended, caplog):
     told.add_listener(listener)
     told.report(2, "rank 2 was killed")
     until(lambda: ended)
-    assert ended == ["what a dead rank has left behind cannot be settled: a fault of ours"]
-    assert "what a dead rank has left behind was not settled" in caplog.text
+    assert ended == ["a channel cannot be recovered after a failure: a fault of ours"]
+    assert "a channel was not recovered after a failure" in caplog.text
 
 
 def test_a_process_that_is_stuck_ends_the_job(told, ended, monkeypatch):

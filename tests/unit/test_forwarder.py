@@ -42,7 +42,7 @@ class FakeMonitor:
 
     def __init__(self):
         self.failures = Inbox()
-        self.dead, self.silent = set(), set()
+        self.failed, self.silent = set(), set()
         self.lost, self.forgotten, self.shut_down = [], [], []
         self.pages = {}
         self.lines = {}
@@ -54,15 +54,15 @@ class FakeMonitor:
 
     # of the root
     def lose(self, failure):
-        if failure.rank not in self.dead:
-            self.dead.add(failure.rank)
+        if failure.rank not in self.failed:
+            self.failed.add(failure.rank)
             self.lost.append(failure)
 
     def admit(self, rank, line, page):
         self.lines[rank], self.pages[rank] = line, page
 
     def take_back(self, rank, line):
-        self.dead.discard(rank)
+        self.failed.discard(rank)
         self.silent.discard(rank)
         self.lines[rank] = line
         self.returned.append(rank)
@@ -77,7 +77,7 @@ class FakeMonitor:
         return frozenset(self.pages)
 
     def signs(self):
-        return [(rank, sign) for rank, sign in self.pages.items() if rank not in self.dead]
+        return [(rank, sign) for rank, sign in self.pages.items() if rank not in self.failed]
 
     def tell(self, rank, wish):
         self.told.append((rank, wish))
@@ -251,7 +251,7 @@ def test_what_others_tell_of_one_that_was_given_up_is_no_reason_to_take_it_back(
     scene.look()
     assert set(scene.monitor.pages) == {2}
     assert scene.monitor.returned == []
-    assert scene.monitor.dead == {3}
+    assert scene.monitor.failed == {3}
 
 
 # -- wishes
@@ -272,7 +272,7 @@ def test_nothing_is_sent_to_a_rank_that_is_known_to_be_dead_and_the_command_wait
     """Until another tells of the worker: MPI may wait for ever if there is nobody."""
     scene.tell_of_living(2, 3)
     scene.look()
-    scene.monitor.dead.add(2)
+    scene.monitor.failed.add(2)
     line = scene.monitor.lines[3]
     line.send(KILL)
     scene.look()
@@ -289,7 +289,7 @@ def test_a_command_without_a_receiver_is_no_error(scene):
     """MPI knows of the death before anybody else does."""
     scene.tell_of_living(2, 3)
     scene.look()
-    scene.comms[0].dead.add(2)
+    scene.comms[0].failed.add(2)
     scene.monitor.lines[3].send(KILL)
     assert scene.wishes(2) == []
 
@@ -394,7 +394,7 @@ def test_what_a_post_tells_is_what_the_root_hears(relay, clock, progress, mpi, m
 
 def test_a_forwarder_that_is_to_leave_shuts_down_the_supervisors_of_its_dead(forwarder):
     """Then it says that it is gone, and its process ends."""
-    forwarder.monitor.dead.add(3)
+    forwarder.monitor.failed.add(3)
     forwarder.root.send((2, LEAVE), 2, COMMANDS)
     assert forwarder.news({"alive"}) == ("gone", None)
     until(lambda: forwarder.left)

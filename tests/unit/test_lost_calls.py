@@ -92,7 +92,7 @@ def test_garbage_on_its_status_page_does_no_harm(crew, held, caplog):
     futures, worker = crew.send_together("a", "b")
     worker.die(begun="a", held=held)
     assert type(futures[0].exception(LIMIT)) is BrokenWorkerError
-    assert "not all of what a dead worker had run can be read" in caplog.text
+    assert "not all of what a failed worker had run can be read" in caplog.text
     crew.settle()
     assert crew.take_all() == [["b"]]
 

@@ -176,7 +176,7 @@ def test_a_death_is_told_with_all_that_is_known_of_it(monitor, welcomed):
     assert failure == WorkerFailure(1, "host", 1001, "was killed by SIGSEGV", 42, 0.0, held=supervisor.page.held)
     assert failure.held
     assert str(failure) == "the worker on rank 1, host host, pid 1001, was killed by SIGSEGV"
-    assert monitor.dead == {1}
+    assert monitor.failed == {1}
     assert monitor.state_of(1) == ("lost", None)
 
 
@@ -207,7 +207,7 @@ def test_a_supervisor_that_takes_its_leave_has_lost_no_rank(monitor, welcomed):
     supervisor.line.send(BYE)
     until(lambda: not monitor._supervisors)
     no_more_failures(monitor)
-    assert not monitor.dead
+    assert not monitor.failed
     assert not monitor.tell(1, KILL)
 
 
@@ -266,7 +266,7 @@ def test_one_that_is_to_end_is_told_so_even_if_its_supervisor_is_still_to_come(m
     assert early.hears() == how
     late = welcomed(2)
     assert late.hears() == how
-    assert monitor.doomed == {1, 2}
+    assert monitor.ending == {1, 2}
     assert [monitor.is_expected(rank) for rank in (1, 2, 3)] == [True, True, False]
 
 
@@ -290,7 +290,7 @@ def test_supervisors_are_seen_off_and_waited_for(monitor, welcomed):
         supervisor.line.send(BYE)
         supervisor.go()
     seeing.result(LIMIT)
-    assert not monitor.dead
+    assert not monitor.failed
 
 
 def test_only_some_are_shut_down(monitor, welcomed):
@@ -382,7 +382,7 @@ def test_one_that_was_given_up_may_live(monitor, caplog):
     assert next_failure(monitor).silent
     line = FakeLine()
     monitor.take_back(1, line)
-    assert (monitor.dead, monitor.silent, returned) == (set(), set(), [1])
+    assert (monitor.failed, monitor.silent, returned) == (set(), set(), [1])
     assert monitor.kill(1)
     assert line.said == [KILL]
     assert "the worker on rank 1 was heard of again" in caplog.text

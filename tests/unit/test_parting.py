@@ -37,7 +37,7 @@ def clock(monkeypatch):
 
 class FakeMonitor:
     def __init__(self):
-        self.dead, self.doomed, self.stopped = set(), set(), set()
+        self.failed, self.ending, self.stopped = set(), set(), set()
         self.expected, self.told = [], []
         self.failures = Inbox()
         self.looks = 0
@@ -48,7 +48,7 @@ class FakeMonitor:
 
     def kill_on_connect(self, rank, how):
         self.expected.append((rank, how))
-        self.doomed.add(rank)
+        self.ending.add(rank)
 
     def tell(self, rank, wish):
         self.told.append((rank, wish))
@@ -106,12 +106,12 @@ def test_all_part_when_all_have_left_their_loops(comms, monitor, parting):
 
 def test_the_dead_are_not_waited_for(comms, monitor, parting):
     """Also if they die meanwhile. The others learn that MPI is not to be finalised; the dead are sent nothing."""
-    monitor.dead.add(1)
+    monitor.failed.add(1)
     leave(comms, 2)
     ending = part(parting)
     until(lambda: not comms[0].Iprobe())
     assert not ending.done()
-    monitor.dead.add(3)
+    monitor.failed.add(3)
     assert ending.result(LIMIT) is False
     assert [told(comms, rank) for rank in (1, 2, 3)] == [None, False, None]
     assert not parting.of_all
@@ -120,7 +120,7 @@ def test_the_dead_are_not_waited_for(comms, monitor, parting):
 
 def test_one_that_is_about_to_be_killed_does_not_count_as_alive(comms, monitor, parting):
     """It has left its loop, and `kill_workers` has asked for its end: no collective step waits for it, and it is sent nothing."""
-    monitor.doomed.add(2)
+    monitor.ending.add(2)
     leave(comms, 1, 2, 3)
     assert part(parting).result(LIMIT) is False
     assert [told(comms, rank) for rank in (1, 2, 3)] == [False, None, False]
@@ -143,7 +143,7 @@ def test_one_that_is_stopped_is_killed_in_the_end(comms, monitor, clock, caplog,
     assert caplog.messages == [warning]
     clock.now += 100
     monitor.wait_for_looks()
-    monitor.dead.add(2)
+    monitor.failed.add(2)
     leave(comms, 3)
     assert ending.result(LIMIT) is False
     assert monitor.expected == [(2, KILL)]
@@ -225,7 +225,7 @@ class Telling:
         self._monitor = monitor
 
     def lose(self, rank, end, *, silent=False):
-        self._monitor.dead.add(rank)
+        self._monitor.failed.add(rank)
         self._monitor.failures.put(WorkerFailure(rank, "host", 1000 + rank, end, None, silent=silent))
 
     def end(self):

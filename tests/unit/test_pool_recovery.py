@@ -24,15 +24,15 @@ def share_of(rank, message):
 
 
 class ScriptedChannel:
-    """Settles as a test says: by giving shares, raising something, or calling something."""
+    """Recovers as a test says: by giving shares, raising something, or calling something."""
 
     def __init__(self, name, log):
         self._name = name
         self._log = log
         self.script = []
 
-    def settle(self, dead, *, renumber=None, silent=()):
-        self._log.append((self._name, set(dead), set(silent)))
+    def recover(self, failed, *, renumber=None, silent=()):
+        self._log.append((self._name, set(failed), set(silent)))
         step = self.script.pop(0) if self.script else []
         if isinstance(step, Exception):
             raise step
@@ -48,7 +48,7 @@ class FakeMonitor:
 
     def __init__(self, log):
         self.failures = Inbox()
-        self.dead, self.silent = set(), set()
+        self.failed, self.silent = set(), set()
         self.expected = set()
         self.supervised = {1, 2, 3}  # those who have supervisors
         self.watchdog = Watchdog()
@@ -56,7 +56,7 @@ class FakeMonitor:
 
     def lose(self, *ranks, silent=False):
         for rank in ranks:
-            self.dead.add(rank)
+            self.failed.add(rank)
             if silent:
                 self.silent.add(rank)
         for rank in ranks:
@@ -64,7 +64,7 @@ class FakeMonitor:
 
     def kill(self, rank):
         self._log.append(("killed", rank))
-        return rank in self.supervised - self.dead
+        return rank in self.supervised - self.failed
 
     def is_expected(self, rank):
         return rank in self.expected
@@ -106,7 +106,7 @@ def scene():
     scene.end()
 
 
-def test_both_channels_are_settled_before_the_scheduler_is_told(scene):
+def test_both_channels_are_recovered_before_the_scheduler_is_told(scene):
     """First the failure is noted. The scheduler learns the last claims of work, and which numbers its messages have."""
     scene.work.script = [[share_of(2, 17)]]
     scene.replies.script = [[share_of(2, 99)]]
@@ -145,7 +145,7 @@ def test_the_channels_are_told_which_ranks_perhaps_live(scene):
 
 
 @pytest.mark.parametrize("which", ["work", "replies"])
-def test_a_living_worker_that_keeps_a_channel_from_being_settled_is_killed(scene, which):
+def test_a_living_worker_that_keeps_a_channel_from_being_recovered_is_killed(scene, which):
     """It was stopped in the middle of a message: nobody can do anything meanwhile. Then it is tried again."""
     getattr(scene, which).script = [ChannelBroken("ranks [1, 3] live", [1, 3])]
     scene.monitor.lose(2)
@@ -168,7 +168,7 @@ def test_if_no_worker_can_be_killed_everything_is_given_up(scene):
     scene.work.script = [ChannelBroken("ranks [7] live", [7])]
     scene.monitor.lose(2)
     log = scene.end()
-    reason = f"{failure_of(2)}, and what it has left behind cannot be settled: ranks [7] live"
+    reason = f"{failure_of(2)}, and the channels cannot be recovered: ranks [7] live"
     assert log[-1] == ("given up", reason)
     assert scene.monitor.watchdog.left() is None
 
@@ -180,13 +180,13 @@ def test_a_fault_of_ours_is_given_up_for_too(scene, caplog):
     scene.monitor.lose(2)
     log = scene.end()
     assert [each for each in log if each[0] in {"given up", "lost"}] == [
-        ("given up", f"{failure_of(1)}, and what it has left behind cannot be settled: a fault of ours"),
+        ("given up", f"{failure_of(1)}, and the channels cannot be recovered: a fault of ours"),
         ("lost", 2, None),
     ]
-    assert "what a dead worker has left behind was not settled" in caplog.text
+    assert "the channels of a pool were not recovered after a failure" in caplog.text
 
 
-def test_after_the_end_there_is_nothing_to_settle(scene):
+def test_after_the_end_there_is_nothing_to_recover(scene):
     """The channels are freed: nobody's calls are looked for, and nothing is given up."""
     scene.work.script = [ChannelClosed("the channel was freed")]
     scene.monitor.lose(2)

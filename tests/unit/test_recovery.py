@@ -48,7 +48,7 @@ class Job:
         self.taken: dict[int, list[bytes]] = {2: [], 3: []}
         self.skipped: list[int] = []  # their numbers
         self.going = {0, 1, 2, 3}
-        self.dead: set[int] = set()
+        self.failed: set[int] = set()
         self.shares: list[Share] = []
         self.recovered: set[int] = set()
         self.closed = False
@@ -67,7 +67,7 @@ class Job:
             try:
                 body(rank)
             except Death:
-                self.dead.add(rank)
+                self.failed.add(rank)
             self.going.discard(rank)
 
         return party
@@ -142,8 +142,8 @@ class Job:
         """Be the host: recover the ring after each death, and close the ring when all who put are done."""
         memory = self.memory(HOST)
         tail, head = Producer(memory, self.layout, HOST), Consumer(memory, self.layout, HOST)
-        while self.turnstile.until(lambda: self.dead != self.recovered or self.is_to_be_closed() or not self.going or None):
-            if self.dead != self.recovered:
+        while self.turnstile.until(lambda: self.failed != self.recovered or self.is_to_be_closed() or not self.going or None):
+            if self.failed != self.recovered:
                 self.recover_once(RingRecovery(memory, self.layout, tail, head))
             elif self.is_to_be_closed():
                 tail.close()
@@ -156,8 +156,8 @@ class Job:
 
     def recover_once(self, recovery: RingRecovery) -> None:
         recovery.quiesce()
-        self.turnstile.until(lambda: not recovery.at_work(self.dead) or None)
-        dead = set(self.dead)
+        self.turnstile.until(lambda: not recovery.at_work(self.failed) or None)
+        dead = set(self.failed)
         self.shares += [share for share in recovery.recover(dead, ignore) if share.rank not in self.recovered]
         self.recovered = dead
 
@@ -166,7 +166,7 @@ class Job:
         return None if progress is Progress.STALLED else progress
 
     def nobody(self, ranks: set[int]) -> bool:
-        return self.dead == (self.dead & {0, 1, 2, 3}) and not (ranks & self.going)
+        return self.failed == (self.failed & {0, 1, 2, 3}) and not (ranks & self.going)
 
     # -- what must be true -------------------------------------------------------------------------------------------------------
 
@@ -174,7 +174,7 @@ class Job:
         taken = Counter(itertools.chain(*self.taken.values()))
         assert not [message for message, count in taken.items() if count > 1], "doubled"
         put = Counter(itertools.chain(*self.put))
-        unsure = {self.tried[rank] for rank in self.dead & {0, 1}}
+        unsure = {self.tried[rank] for rank in self.failed & {0, 1}}
         assert not [message for message in taken if message not in put and message not in unsure], "out of nothing"
         lost = put - taken
         shared = {number for share in self.shares for number in share.messages}
@@ -188,7 +188,7 @@ class Job:
                 assert numbers == sorted(numbers), "messages of one producer overtook each other"
 
     def nobody_took(self) -> bool:
-        return {2, 3} <= self.dead
+        return {2, 3} <= self.failed
 
     def check_whole(self) -> None:
         """Each slot is free for the next round, unless nobody was left to empty the ring."""

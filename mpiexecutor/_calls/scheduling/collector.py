@@ -165,7 +165,7 @@ class Collector:
         elif isinstance(reply, TopLevelFailed):
             self._note_top_level_failed(reply)
         elif isinstance(reply, ChildDied):
-            steps += self._lost_calls.bury_child(reply)
+            steps += self._lost_calls.lose_child(reply)
         elif isinstance(reply, Barrier):
             steps += self._lost_calls.next()
         else:

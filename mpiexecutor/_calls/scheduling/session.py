@@ -164,7 +164,7 @@ class Session:
     def take_values(self, block: Block, position: int, values: list[Value], seconds: float, expected: dict[object, float]) -> Run:
         """Note outcomes of calls of a block, from a position on, as `take_outcomes` does. Return those that are new.
 
-        The status page of a dead worker may have told some of them before.
+        The status page of a failed worker may have told some of them before.
         """
         new = values[block.done - position :] if position < block.done else values
         run = Run(block.series.runs, block.index + block.done, new)
@@ -172,7 +172,7 @@ class Session:
         return run
 
     def take_held(self, held: Sequence[tuple[int, Value]], expected: dict[object, float]) -> list[Run]:
-        """Note outcomes of calls of maps that a dead worker held, by their numbers."""
+        """Note outcomes of calls of maps that a failed worker held, by their numbers."""
         runs: list[Run] = []
         for number, value in held:
             block = self._block_with(number)

@@ -47,7 +47,7 @@ class FailLost(NamedTuple):
     """Fail tasks that are lost with a worker."""
 
     session: Session
-    loss: WorkerFailure
+    failure: WorkerFailure
     tasks: list[Task | Block]
 
 
@@ -137,7 +137,7 @@ class Settler:
             elif isinstance(step, Wanted):
                 self._requests.answer(step)
             elif isinstance(step, FailLost):
-                self._fail_lost(step.session, step.loss, step.tasks)
+                self._fail_lost(step.session, step.failure, step.tasks)
             elif isinstance(step, Break):
                 self._break(step.session, step.reason, step.cause)
             else:
@@ -193,15 +193,15 @@ class Settler:
             self._state.forget_done()
             self._state.changed.notify_all()
 
-    def _fail_lost(self, session: Session, loss: WorkerFailure, tasks: list[Task | Block]) -> None:
-        text = f"{loss} while it ran this call, or before the result was there"
+    def _fail_lost(self, session: Session, failure: WorkerFailure, tasks: list[Task | Block]) -> None:
+        text = f"{failure} while it ran this call, or before the result was there"
         for task in tasks:
             if task.future.cancelled():
                 continue
-            if loss.overdue and task.number == loss.begun:
-                error: Exception = TimeoutError(f"this call ran longer than task_timeout: {loss}")
+            if failure.overdue and task.number == failure.begun:
+                error: Exception = TimeoutError(f"this call ran longer than task_timeout: {failure}")
             else:
-                error = BrokenWorkerError(text, loss.rank, loss.host, loss.pid, loss.end)
+                error = BrokenWorkerError(text, failure.rank, failure.host, failure.pid, failure.end)
             quietly(task.future.set_exception, error)
         self._note_settled(session, sum(task.count for task in tasks))
 

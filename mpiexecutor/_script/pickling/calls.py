@@ -15,7 +15,7 @@ from typing import Any, Final
 from cloudpickle import cloudpickle as _cloudpickle
 
 from mpiexecutor._script.names import MAIN, NAMED_KINDS, by_name, globals_of, main_dict, name_of, top_of
-from mpiexecutor._util.pickling import PROTOCOL, KeepingFilenames, NeedsCloudpickle, is_plain, keeper_of, writable
+from mpiexecutor._util.pickling import PROTOCOL, KeepingFilenames, NeedsCloudpickle, buffer_callback, is_plain, writable
 
 from .classes import reduce_class
 from .named_objects import reduce_named
@@ -49,7 +49,7 @@ def dumps(obj: Any, names: set[str], has: Has = always) -> tuple[bytes, Buffers]
         plain_names: set[str] = set()
         file = io.BytesIO()
         try:
-            _PlainPickler(file, keeper_of(buffers), plain_names, has).dump(obj)
+            _PlainPickler(file, buffer_callback(buffers), plain_names, has).dump(obj)
         except Exception:  # noqa: BLE001, S110 - cloudpickle pickles it, or raises the error
             pass
         else:
@@ -57,7 +57,7 @@ def dumps(obj: Any, names: set[str], has: Has = always) -> tuple[bytes, Buffers]
             return file.getvalue(), buffers
     buffers = []
     file = io.BytesIO()
-    CallPickler(file, keeper_of(buffers), names, has).dump(obj)
+    CallPickler(file, buffer_callback(buffers), names, has).dump(obj)
     return file.getvalue(), buffers
 
 

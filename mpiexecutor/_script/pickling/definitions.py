@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from mpiexecutor._script.names import NAMED_KINDS, by_name
-from mpiexecutor._util.pickling import keeper_of
+from mpiexecutor._util.pickling import buffer_callback
 
 from .calls import Buffers, CallPickler, always
 from .reducers import reduce_kind, reduce_weak
@@ -33,7 +33,7 @@ def dump_definitions(values: Mapping[str, Any], names: set[str], identities: Map
     """
     buffers: Buffers = []
     file = io.BytesIO()
-    pickler = DefinitionPickler(file, keeper_of(buffers), names, tuple(values), identities)
+    pickler = DefinitionPickler(file, buffer_callback(buffers), names, tuple(values), identities)
     pickler.dump(dict(values))
     return file.getvalue(), buffers, pickler.references
 

@@ -58,7 +58,7 @@ class RankState:
     notifier: Notifier
     remote: RemoteNotifier | None  # if there are several nodes
     phase: Phase = Phase.OPEN
-    dead: frozenset[int] = frozenset()  # failed ranks, as far as this rank knows; to send them a message crashes some MPIs
+    failed: frozenset[int] = frozenset()  # failed ranks, as far as this rank knows; to send them a message crashes some MPIs
     host_lost: ChannelBroken | None = None
     losses: deque[ChannelBroken] = field(default_factory=deque)  # errors that the next operations of this rank raise, one each
 
@@ -83,7 +83,7 @@ class RankState:
     def _notify(self, side: Side, rank: int) -> None:
         if self.remote is None or self.nodes[rank] == self.nodes[self.rank]:
             self.notifier.notify(self.address(side, rank))
-        elif rank not in self.dead:
+        elif rank not in self.failed:
             self.remote.notify(rank, side)
             self.remote.request_progress()
 
