@@ -86,6 +86,8 @@ class Receiver(Participant):
             left = min(incoming.span - incoming.got, self._layout.slots)
             incoming.got += self._count_past(incoming.ticket + incoming.got, left, published=True)
             incoming.ready = incoming.read = 0
+        else:
+            self._memory.flush()  # or the next step would store a stamp a second time, perhaps over a later one
 
     def _read(self, incoming: Incoming, ready: int) -> None:
         size = self._layout.slot_size
