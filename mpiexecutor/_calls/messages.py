@@ -12,8 +12,8 @@ out of band: the channel copies them once, from where they are into the ring. A 
 everything else about a long message is in its first slot: see `replacement`. If root and workers share memory the sender copies
 them into a segment instead, whose name then takes their place: see _util/segments.
 
-Calls and outcomes are plain tuples: a message has up to 256, and objects of a class would take as long as all the rest. Calls of a
-map have less than that: see Row and Value.
+Calls and outcomes are plain tuples: a message has up to 256. To write, load and use 256 calls takes 45 us. With a NamedTuple, which
+marshal refuses, it would take 115 us; with a subclass of tuple that names the fields, 89 us. For calls of a map see Row and Value.
 
 To add a kind of message, add its class here and to `Reply`, and handle it in the collector; one of work to `Message`, and handle it
 in Worker.

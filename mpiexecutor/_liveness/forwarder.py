@@ -25,8 +25,7 @@ from mpi4py import MPI
 
 from mpiexecutor._rma.notifier import has_come, marks_instead, senders_instead, unless_failed
 from mpiexecutor._rma.progress import progress_threads
-from mpiexecutor._util.seconds import ASLEEP as _ASLEEP
-from mpiexecutor._util.seconds import PULSE
+from mpiexecutor._util.seconds import ASLEEP, PULSE
 
 from .commands import LEAVE
 from .monitor import FailureMonitor, WorkerFailure
@@ -173,7 +172,7 @@ class ForwarderRoot:
                 if message is not None:
                     self._hear(status.source, *message.recv())
         now = time.monotonic()
-        if now - self._looked < _ASLEEP:
+        if now - self._looked < ASLEEP:
             for rank in [rank for rank, heard in self._heard.items() if now - heard > self._lost_after]:
                 self._give_up(rank)
         else:

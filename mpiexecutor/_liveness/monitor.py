@@ -22,10 +22,7 @@ from mpiexecutor._rma.recovery_thread import Watchdog
 from mpiexecutor._util.inbox import Inbox
 from mpiexecutor._util.polling import wait_for_ranks
 from mpiexecutor._util.process_end import PROCESS_END
-from mpiexecutor._util.seconds import COMING as _COMING
-from mpiexecutor._util.seconds import HELLO as _HELLO
-from mpiexecutor._util.seconds import LEAVING as _LEAVING
-from mpiexecutor._util.seconds import SILENT as _SILENT
+from mpiexecutor._util.seconds import COMING, HELLO, LEAVING, SILENT
 
 from .commands import BYE, CANCEL, KILL, LEAVE, check_user, hello_of, receive, receive_with_descriptors
 from .status_page import Signs, StatusPage
@@ -132,7 +129,7 @@ class FailureMonitor:
 
     def await_supervisors(self, ranks: Collection[int]) -> None:
         """Wait until the supervisors of these ranks have connected, as they are about to."""
-        until = time.monotonic() + _COMING
+        until = time.monotonic() + COMING
         wait_for_ranks(lambda: self._pages.keys() >= set(ranks) or time.monotonic() > until)
 
     def kill(self, rank: int) -> bool:
@@ -174,7 +171,7 @@ class FailureMonitor:
         if page is None:
             return "unknown", None
         now, wall = time.monotonic(), time.time()
-        if now - (seen := page.seen) > _SILENT:
+        if now - (seen := page.seen) > SILENT:
             return "silent", wall - now + seen
         since = page.running_since
         return ("idle", None) if since is None else ("running", wall - now + since)
@@ -197,9 +194,9 @@ class FailureMonitor:
         """Return whether a worker gives no signs of life, though its node is heard of."""
         page = self._pages.get(rank)
         now = time.monotonic()
-        if page is None or rank in self.failed or (isinstance(page, Signs) and now - page.told > _SILENT):
+        if page is None or rank in self.failed or (isinstance(page, Signs) and now - page.told > SILENT):
             return False
-        return now - page.seen > _SILENT
+        return now - page.seen > SILENT
 
     @property
     def known(self) -> frozenset[int]:
@@ -257,7 +254,7 @@ class FailureMonitor:
         leaving = set(self._supervisors if ranks is None else ranks)
         for rank in leaving:
             self.tell(rank, LEAVE)
-        until = time.monotonic() + _LEAVING
+        until = time.monotonic() + LEAVING
         while leaving & self._supervisors.keys() and time.monotonic() < until:
             self._look()
             time.sleep(_LOOK)
@@ -302,7 +299,7 @@ class FailureMonitor:
     def _hello(self, connection: socket.socket) -> tuple[dict[str, Any], StatusPage]:
         """Receive the first message of a supervisor, and its rank's page. Raise any error if the peer is none of ours."""
         check_user(connection)
-        connection.settimeout(_HELLO)
+        connection.settimeout(HELLO)
         data, descriptors = receive_with_descriptors(connection)
         try:
             hello = hello_of(data, self._token)

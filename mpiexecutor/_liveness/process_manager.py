@@ -20,8 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mpiexecutor._util.seconds import ANSWER as _ANSWER
-from mpiexecutor._util.seconds import WAITING as _WAITING
+from mpiexecutor._util.seconds import ANSWER, WAITING
 
 logger = logging.getLogger("mpiexecutor")
 
@@ -76,7 +75,7 @@ def take_leave(descriptor: int | None, library: str | None, *, initialise: bool)
     if descriptor is not None:
         with contextlib.suppress(OSError):
             os.write(descriptor, b"cmd=finalize\n")
-            if select.select((descriptor,), (), (), _ANSWER)[0]:
+            if select.select((descriptor,), (), (), ANSWER)[0]:
                 os.read(descriptor, 256)
     if library is not None:
         with contextlib.suppress(OSError, AttributeError):
@@ -99,9 +98,9 @@ def end_launcher() -> None:
         descriptor = os.pidfd_open(launcher)
     except (AttributeError, OSError):
         return
-    logger.warning("mpiexec is killed if it still waits for a lost node %g s after the script", _WAITING)
+    logger.warning("mpiexec is killed if it still waits for a lost node %g s after the script", WAITING)
     nothing: Any = subprocess.DEVNULL  # a reader of this process's output would wait for its end
-    command = [sys.executable, "-I", "-S", "-c", _PATIENT_KILLER, str(descriptor), str(_WAITING)]
+    command = [sys.executable, "-I", "-S", "-c", _PATIENT_KILLER, str(descriptor), str(WAITING)]
     subprocess.Popen(command, pass_fds=(descriptor,), start_new_session=True, stdin=nothing, stdout=nothing, stderr=nothing)  # noqa: S603
     os.close(descriptor)
 
@@ -110,7 +109,7 @@ def end_step() -> None:
     """Have Slurm end all processes that srun has started with this one. If only one of them ends, srun waits for the others."""
     step = f"{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}"
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        subprocess.run(["scancel", "--signal=KILL", step], stdin=subprocess.DEVNULL, check=False, timeout=_WAITING)  # noqa: S603, S607
+        subprocess.run(["scancel", "--signal=KILL", step], stdin=subprocess.DEVNULL, check=False, timeout=WAITING)  # noqa: S603, S607
 
 
 def _launcher() -> int | None:

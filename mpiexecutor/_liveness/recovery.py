@@ -32,7 +32,7 @@ from functools import partial
 from typing import Any
 
 from mpiexecutor._rma.recovery_thread import start_recovery_thread
-from mpiexecutor._util.seconds import WEDGED as _WEDGED
+from mpiexecutor._util.seconds import WEDGED
 from mpiexecutor.channel import ChannelBroken, ChannelClosed, RemoteChannel, Share
 
 from .monitor import FailureMonitor, WorkerFailure
@@ -87,7 +87,7 @@ class PoolRecovery:
         why = f"{failure}, inside MPI, where it holds a lock that no rank can take any more"
         while True:
             try:
-                with self._monitor.watchdog.limit(_WEDGED, partial(self._give_up, why)):
+                with self._monitor.watchdog.limit(WEDGED, partial(self._give_up, why)):
                     recover()
             except ChannelBroken as error:
                 if not [rank for rank in error.ranks if self._monitor.kill(rank)]:

@@ -32,7 +32,7 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mpiexecutor._util.seconds import WELCOME as _WELCOME
+from mpiexecutor._util.seconds import WELCOME
 
 from . import process_manager
 from .children import Children, how, stopped
@@ -145,7 +145,7 @@ class Supervisor:
     def _connect(self, address: str, service: Service) -> bool:
         monitor = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            monitor.settimeout(_WELCOME if service.far else None)
+            monitor.settimeout(WELCOME if service.far else None)
             monitor.connect(address)
             hello = {"token": service.token, "rank": service.rank, "pid": self._rank, "host": socket.gethostname()}
             socket.send_fds(monitor, [json.dumps(hello).encode()], [self._descriptor])

@@ -18,7 +18,7 @@ from mpiexecutor._liveness.monitor import FailureMonitor, address_of
 from mpiexecutor._liveness.process_manager import connection, leave_without_mpi
 from mpiexecutor._liveness.supervised import Supervised
 from mpiexecutor._start.process import PROCESS, comm_world
-from mpiexecutor._util.seconds import LATE as _LATE
+from mpiexecutor._util.seconds import LATE
 
 from .registration import (
     WorkerConfiguration,
@@ -111,7 +111,7 @@ class Root:
         now = time.monotonic()
         stopped = {rank for rank in late - self._killed if self.monitor.is_stopped(rank)}
         self._stopped_since = {rank: self._stopped_since.get(rank, now) for rank in stopped}
-        for rank in [rank for rank, since in self._stopped_since.items() if now - since > _LATE]:
+        for rank in [rank for rank, since in self._stopped_since.items() if now - since > LATE]:
             member = f"rank {rank}, host {self.registrations[rank].host}, pid {self.registrations[rank].pid}"
             what = "it is killed" if kill else "continue it, or kill it"
             logger.warning("the worker on %s, gives no signs of life, and keeps this job from its end: %s", member, what)

@@ -21,8 +21,7 @@ from mpiexecutor._start.process import PROCESS
 from mpiexecutor._util.pickling import Pickled
 from mpiexecutor._util.polling import wait_for_ranks
 from mpiexecutor._util.process_end import flush_output
-from mpiexecutor._util.seconds import PATIENCE as _PATIENCE
-from mpiexecutor._util.seconds import positive
+from mpiexecutor._util.seconds import PATIENCE, positive
 from mpiexecutor._util.segments import is_within_reach, pid_namespace
 
 if TYPE_CHECKING:
@@ -102,7 +101,7 @@ def await_registrations(comm: "MPI.Intracomm") -> dict[int, Registration]:
             "it, or must be started as a worker with 'python -m mpiexecutor'"
         )
 
-    wait_for_ranks(lambda: _all_came(comm, missing, registrations), complaint, _PATIENCE)
+    wait_for_ranks(lambda: _all_came(comm, missing, registrations), complaint, PATIENCE)
     return {rank: Registration(*said) for rank, said in registrations.items()}
 
 
@@ -123,7 +122,7 @@ def register(comm: "MPI.Intracomm", root: int) -> WorkerConfiguration | None:
     """Register this rank with the root, and wait for the answer; None if it is not to serve."""
     comm.send(tuple(Registration.of_this_process(supervised=own_supervisor() is not None)), root, _TAG)
     complaint = f"worker rank {comm.rank} still waits for rank {root} to make an executor"
-    wait_for_ranks(lambda: comm.Iprobe(root, _TAG), lambda: complaint, 6 * _PATIENCE)
+    wait_for_ranks(lambda: comm.Iprobe(root, _TAG), lambda: complaint, 6 * PATIENCE)
     configuration = Pickled(comm.recv(source=root, tag=_TAG)).load()
     return configuration if isinstance(configuration, WorkerConfiguration) else None
 
@@ -136,7 +135,7 @@ def await_leavers(
     `see_to` is called again and again with the ranks that are late.
     """
     missing = _others(comm)
-    patient_until = time.monotonic() + _PATIENCE
+    patient_until = time.monotonic() + PATIENCE
 
     def all_came() -> bool:
         missing.difference_update(failed)

@@ -45,7 +45,7 @@ from mpiexecutor._script.state import Origin
 from mpiexecutor._script.surroundings import remember_environment
 from mpiexecutor._start.process import PROCESS, abort_job, comm_world, end_without_mpi
 from mpiexecutor._util.process_end import PROCESS_END
-from mpiexecutor._util.seconds import STUCK as _PATIENCE
+from mpiexecutor._util.seconds import STUCK
 from mpiexecutor._util.watched import run_watched
 
 from .links import Links
@@ -247,11 +247,11 @@ class WorkerPool:
         self._wedged = True
 
         def check() -> None:
-            if self.scheduler.is_stuck(_PATIENCE):
+            if self.scheduler.is_stuck(STUCK):
                 logger.critical("%s; this process is stuck inside MPI, too: the job is ended", reason)
                 end_without_mpi()
 
-        run_watched(partial(self.scheduler.give_up, reason), check, _PATIENCE)
+        run_watched(partial(self.scheduler.give_up, reason), check, STUCK)
 
     def _abort(self) -> None:
         """End the workers at once, though calls are running."""

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Final, Protocol
 
 from mpiexecutor._util.inbox import Inbox
-from mpiexecutor._util.seconds import WEDGED as _WEDGED
+from mpiexecutor._util.seconds import WEDGED
 
 from .recovery_thread import Watchdog, start_recovery_thread
 
@@ -125,7 +125,7 @@ class FailedRanks:
 
     def _call(self, one: Listener) -> bool:
         try:
-            with self.watchdog.limit(_WEDGED, self._end_if_stuck):
+            with self.watchdog.limit(WEDGED, self._end_if_stuck):
                 return one.note_failures()
         except Exception as error:
             logger.exception("a channel was not recovered after a failure")

@@ -23,7 +23,7 @@ from typing import Final
 from mpi4py import MPI
 
 from mpiexecutor._util.process_end import PROCESS_END, Stage
-from mpiexecutor._util.seconds import LOOK as _PATIENCE
+from mpiexecutor._util.seconds import LOOK
 
 from .doorbell import Doorbell, Notifier, address_of
 
@@ -70,7 +70,7 @@ class ProgressThreads:
         If it is under way and does not return for long it is stuck inside MPI, after a failure, and is left there.
         """
         if os.getpid() == self._process:  # a forked child has none of the threads, and maybe their lock
-            looking = self._looking.acquire(timeout=_PATIENCE)
+            looking = self._looking.acquire(timeout=LOOK)
             if requested in self._hosted:
                 self._hosted.remove(requested)
             if looking:
@@ -87,7 +87,7 @@ class ProgressThreads:
             self._hosted.clear()
             self.request()
             for thread in self._threads:
-                thread.join(_PATIENCE)
+                thread.join(LOOK)
 
     def _run_cold(self) -> None:
         try:

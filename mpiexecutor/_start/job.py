@@ -34,9 +34,7 @@ from mpiexecutor._liveness.process_manager import mapped, remove
 from mpiexecutor._script.surroundings import import_path
 from mpiexecutor._util.flavour import Flavour, flavour_of
 from mpiexecutor._util.process_end import PROCESS_END
-from mpiexecutor._util.seconds import GRACE as _GRACE
-from mpiexecutor._util.seconds import NOTICE as _NOTICE
-from mpiexecutor._util.seconds import positive
+from mpiexecutor._util.seconds import GRACE, NOTICE, positive
 from mpiexecutor._util.watched import run_watched
 
 from .limits import shortages
@@ -137,7 +135,7 @@ class Job:
         """Let the job end with success, after MPI was finalised, once all output has come. Do nothing if it was aborted."""
         if self._placeholder is not None:
             for output in self._outputs:
-                output.wait(self._workers, 0 if self._lost else _GRACE)
+                output.wait(self._workers, 0 if self._lost else GRACE)
             with contextlib.suppress(OSError):
                 self._placeholder.send(b".")
             # Left open, for the kernel to close: MPICH's library uses the process manager until this process ends.
@@ -151,7 +149,7 @@ class Job:
                 output.mute()  # mpiexec reports the death of rank 0
             self._disconnect()  # the job sees this as the death of this process
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_NOTICE)
+            self._process.wait(NOTICE)
         _kill(self._process)
 
     def _start(self, address: str) -> "subprocess.Popen[bytes]":
@@ -289,5 +287,5 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_GRACE)
+            process.wait(GRACE)
             return

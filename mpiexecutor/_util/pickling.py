@@ -1,5 +1,6 @@
 """Objects to bytes: by pickle if that is possible, else by cloudpickle. Large buffers stay outside of the pickle (PEP 574)."""
 
+import contextlib
 import io
 import linecache
 import pickle
@@ -96,18 +97,16 @@ def dumps(obj: Any) -> tuple[bytes, list[memoryview]]:
     """
     if is_plain(obj):
         return pickle.dumps(obj, PROTOCOL), []
-    buffers: list[memoryview] = []
-    keep = buffer_callback(buffers)
     if not list_registry_pickle_by_value():
-        try:
-            return _dump(_PlainPickler, obj, keep), buffers
-        except Exception:  # noqa: BLE001 - cloudpickle pickles it, or raises the error
-            buffers.clear()
-    return _dump(KeepingFilenames, obj, keep), buffers
+        with contextlib.suppress(Exception):  # cloudpickle pickles it, or raises the error
+            return dumps_by(_PlainPickler, obj)
+    return dumps_by(KeepingFilenames, obj)
 
 
-def buffer_callback(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
-    """Return a buffer callback that appends large buffers to this list, so that they are no part of the pickle."""
+def dumps_by(pickler: Callable[..., pickle.Pickler], obj: Any) -> tuple[bytes, list[memoryview]]:
+    """Pickle an object by this kind of pickler; return also the large buffers, which are no part of the pickle."""
+    buffers: list[memoryview] = []
+    file = io.BytesIO()
 
     def keep(buffer: pickle.PickleBuffer) -> bool:
         view = buffer.raw()
@@ -116,7 +115,8 @@ def buffer_callback(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer]
         buffers.append(view)
         return False
 
-    return keep
+    pickler(file, PROTOCOL, buffer_callback=keep).dump(obj)
+    return file.getvalue(), buffers
 
 
 def is_plain(obj: Any, depth: int = _DEEP) -> bool:
@@ -136,9 +136,3 @@ def is_plain(obj: Any, depth: int = _DEEP) -> bool:
 def loads(data: bytes | memoryview, buffers: Sequence[memoryview] = ()) -> Any:
     """Rebuild an object from its pickle and the buffers that belong to it."""
     return pickle.loads(data, buffers=buffers)  # noqa: S301 - the ranks of a job trust each other: see RMAChannelExecutor
-
-
-def _dump(pickler: Callable[..., pickle.Pickler], obj: Any, keep: Callable[[pickle.PickleBuffer], bool]) -> bytes:
-    file = io.BytesIO()
-    pickler(file, PROTOCOL, buffer_callback=keep).dump(obj)
-    return file.getvalue()

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from .seconds import PATIENCE as _PATIENCE
+from .seconds import PATIENCE
 
 logger = logging.getLogger("mpiexecutor")
 
@@ -22,7 +22,7 @@ def intervals(shortest: float = SHORTEST, longest: float = LONGEST) -> Iterator[
         interval = min(interval * GROWTH, longest)
 
 
-def wait_for_ranks(done: Callable[[], bool], complaint: Callable[[], str] | None = None, patience: float = _PATIENCE) -> None:
+def wait_for_ranks(done: Callable[[], bool], complaint: Callable[[], str] | None = None, patience: float = PATIENCE) -> None:
     """Wait until `done` returns True. After `patience` seconds log a warning once, with the text that `complaint` returns."""
     since, pauses = time.monotonic(), intervals()
     while not done():

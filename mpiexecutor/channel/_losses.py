@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Collection
 
 from mpiexecutor._rma.failed_ranks import FAILED_RANKS, CommFailedRanks
-from mpiexecutor._util.seconds import REST as _REST
+from mpiexecutor._util.seconds import REST
 from mpiexecutor.channel._ends.rank_state import Phase
 from mpiexecutor.channel._ring.consumer import Consumer
 from mpiexecutor.channel._ring.recovery import Position, RingRecovery
@@ -31,7 +31,7 @@ class Losses(ChannelBase):
     def recover(
         self,
         failed: Collection[int],
-        timeout: float = _REST,
+        timeout: float = REST,
         renumber: Callable[[list[int], int], None] = lambda _kept, _first: None,
         *,
         silent: Collection[int] = (),
@@ -117,7 +117,7 @@ class Losses(ChannelBase):
     def settle(
         self,
         dead: Collection[int],
-        timeout: float = _REST,
+        timeout: float = REST,
         renumber: Callable[[list[int], int], None] = lambda _kept, _first: None,
         *,
         silent: Collection[int] = (),

@@ -519,7 +519,7 @@ LATE = """
 
     logging.getLogger("mpiexecutor").addHandler(Tell())
     logging.getLogger("mpiexecutor").addHandler(logging.{shown})
-    mpiexecutor._pool.registration._PATIENCE = {patience} if rank == {patient} else 1000
+    mpiexecutor._pool.registration.PATIENCE = {patience} if rank == {patient} else 1000
     come = [pathlib.Path(sys.argv[1], f"come {{each}}") for each in range(MPI.COMM_WORLD.size)]
     if rank in {late}:
         while not told.exists():

@@ -337,7 +337,7 @@ def test_a_fault_of_ours_ends_the_job(told, ended, caplog):
 
 def test_a_process_that_is_stuck_ends_the_job(told, ended, monkeypatch):
     """The dead has a lock of the window, and nobody can take it any more. The thread that tells of deaths looks at the time."""
-    monkeypatch.setattr(failed_ranks, "_WEDGED", 0.01)
+    monkeypatch.setattr(failed_ranks, "WEDGED", 0.01)
     over = threading.Event()
     listener = Listener(lambda: over.wait(LIMIT))
     told.add_listener(listener)

@@ -122,7 +122,7 @@ def test_a_supervisor_that_comes_is_welcomed_and_known(monitor, welcomed):
 
 def test_supervisors_that_never_come_are_not_waited_for_for_ever(monitor, come, monkeypatch):
     """Nothing is known of their workers, and nobody can tell them anything."""
-    monkeypatch.setattr(its_module, "_COMING", 0.0)
+    monkeypatch.setattr(its_module, "COMING", 0.0)
     monitor.await_supervisors([1])
     assert monitor.state_of(1) == ("unknown", None)
     assert not monitor.kill(1)
@@ -157,9 +157,9 @@ def test_a_stranger_is_sent_away(monitor, welcomed, come, stranger):
 
 def test_one_that_says_nothing_is_sent_away_after_a_while(monitor, welcomed, come, monkeypatch):
     """Others do not wait for it for ever; nor for one that has gone again."""
-    monkeypatch.setattr(its_module, "_HELLO", 0.01)
+    monkeypatch.setattr(its_module, "HELLO", 0.01)
     assert come(7, hello=b"").hears() == b""
-    monkeypatch.setattr(its_module, "_HELLO", LIMIT)
+    monkeypatch.setattr(its_module, "HELLO", LIMIT)
     come(7, hello=b"").go()
     welcomed(1)
 
@@ -306,7 +306,7 @@ def test_only_some_are_shut_down(monitor, welcomed):
 
 def test_one_that_does_not_go_is_not_waited_for_for_ever(monitor, welcomed, monkeypatch):
     """It has been told."""
-    monkeypatch.setattr(its_module, "_LEAVING", 0.0)
+    monkeypatch.setattr(its_module, "LEAVING", 0.0)
     supervisor = welcomed()
     monitor.shut_down_supervisors()
     assert supervisor.hears() == LEAVE

@@ -31,7 +31,7 @@ def clock(monkeypatch):
     """The patience of the root is over from the start, and the time is the test's."""
     clock = FakeClock()
     monkeypatch.setattr(membership, "time", clock)
-    monkeypatch.setattr(registration, "_PATIENCE", 0.0)
+    monkeypatch.setattr(registration, "PATIENCE", 0.0)
     return clock
 
 

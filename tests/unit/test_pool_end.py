@@ -46,7 +46,7 @@ class Scene:
         patch.setattr(its_module, "_script_failed", lambda: failed)
         patch.setattr(its_module, "abort_job", lambda: self.log.append(("abort_job",)))
         patch.setattr(its_module, "end_without_mpi", lambda: self.exit(1))
-        patch.setattr(its_module, "_PATIENCE", patience)
+        patch.setattr(its_module, "STUCK", patience)
         patch.setattr(its_module, "os", SimpleNamespace(_exit=self.exit))
         self.pool = pool = WorkerPool.__new__(WorkerPool)
         pool.closed = pool._wedged = False

@@ -212,7 +212,7 @@ def test_if_this_process_is_stuck_inside_mpi_everything_is_given_up(which, monke
     scene = Scene(monitor)
 
     def wait_for(seconds):
-        monkeypatch.setattr(recovery, "_WEDGED", seconds)
+        monkeypatch.setattr(recovery, "WEDGED", seconds)
 
     def be_stuck():
         assert scene.given_up.wait(LIMIT)

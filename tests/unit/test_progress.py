@@ -165,7 +165,7 @@ def test_a_rank_that_leaves_waits_for_a_look(scene):
 
 def test_a_rank_that_leaves_does_not_wait_for_ever(scene, progress, monkeypatch):
     """A look may be stuck inside MPI, after a death."""
-    monkeypatch.setattr(progress, "_PATIENCE", 0.01)
+    monkeypatch.setattr(progress, "LOOK", 0.01)
     requests = Stuck()
     scene.progress.serve(requests)
     assert requests.looking.wait(LIMIT)

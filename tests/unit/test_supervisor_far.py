@@ -143,7 +143,7 @@ class NoTimeAtFirst:
 
 def test_a_monitor_that_does_not_welcome_it_is_passed_over(scene, monkeypatch):
     """Its worker is stopped, say."""
-    monkeypatch.setattr(supervisor, "_WELCOME", NoTimeAtFirst())
+    monkeypatch.setattr(supervisor, "WELCOME", NoTimeAtFirst())
     scene.serve()
     scene.monitors[0].accept()
     scene.monitors[1].welcome()

@@ -4,18 +4,19 @@ What goes by value gets the globals of the `__main__` in which it is loaded. Eac
 there.
 """
 
+import contextlib
 import copyreg
-import io
 import pickle
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, Final
 
 from cloudpickle import cloudpickle as _cloudpickle
 
 from mpiexecutor._script.names import MAIN, NAMED_KINDS, by_name, globals_of, main_dict, name_of, top_of
-from mpiexecutor._util.pickling import PROTOCOL, KeepingFilenames, NeedsCloudpickle, buffer_callback, is_plain, writable
+from mpiexecutor._util.pickling import PROTOCOL, KeepingFilenames, NeedsCloudpickle, dumps_by, is_plain, writable
 
 from .classes import reduce_class
 from .named_objects import reduce_named
@@ -45,27 +46,19 @@ def dumps(obj: Any, names: set[str], has: Has = always) -> tuple[bytes, Buffers]
     if is_plain(obj):
         return pickle.dumps(obj, PROTOCOL), []
     if not _cloudpickle.list_registry_pickle_by_value():
-        buffers: Buffers = []
         plain_names: set[str] = set()
-        file = io.BytesIO()
-        try:
-            _PlainPickler(file, buffer_callback(buffers), plain_names, has).dump(obj)
-        except Exception:  # noqa: BLE001, S110 - cloudpickle pickles it, or raises the error
-            pass
-        else:
+        with contextlib.suppress(Exception):  # cloudpickle pickles it, or raises the error
+            found = dumps_by(partial(_PlainPickler, plain_names, has), obj)
             names |= plain_names
-            return file.getvalue(), buffers
-    buffers = []
-    file = io.BytesIO()
-    CallPickler(file, buffer_callback(buffers), names, has).dump(obj)
-    return file.getvalue(), buffers
+            return found
+    return dumps_by(partial(CallPickler, names, set(), (), has), obj)
 
 
 class _PlainPickler(pickle.Pickler):
     """The C pickler: pickles what belongs to the script by name, and refuses what only cloudpickle can pickle."""
 
-    def __init__(self, file: io.BytesIO, keep: Callable[[pickle.PickleBuffer], bool], names: set[str], has: Has) -> None:
-        super().__init__(file, PROTOCOL, buffer_callback=keep)
+    def __init__(self, names: set[str], has: Has, file: Any, protocol: int, **options: Any) -> None:
+        super().__init__(file, protocol, **options)
         self._names = names
         self._has = has
 
@@ -92,17 +85,23 @@ class CallPickler(KeepingFilenames):
     """Cloudpickle, but what belongs to the script is pickled by name."""
 
     def __init__(
-        self,
-        file: Any,
-        keep: Callable[[pickle.PickleBuffer], bool] | None,
-        names: set[str],
-        has: Has,
-        whole: Sequence[str] = (),
+        self, names: set[str], references: set[str], whole: Sequence[str], has: Has, file: Any, protocol: int, **options: Any
     ) -> None:
-        """Collect in `names` the globals that the pickle needs. `whole` are the qualified names of what is pickled by value."""
-        super().__init__(file, PROTOCOL, buffer_callback=keep)
+        """Collect names of globals.
+
+        Args:
+            names: Takes the globals that the pickle needs.
+            references: Takes those of them that must exist when the pickle is loaded.
+            whole: The qualified names of what is pickled by value.
+            has: As in `dumps`.
+            file: As in pickle.Pickler, like the others.
+            protocol: The same.
+            options: The same.
+
+        """
+        super().__init__(file, protocol, **options)
         self.names = names
-        self.references: set[str] = set()  # those of them that must exist when the pickle is loaded
+        self.references = references
         self._main = main_dict()
         self._has = has
         self._whole = whole

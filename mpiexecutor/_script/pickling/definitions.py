@@ -6,12 +6,13 @@ shared there, too.
 
 import io
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any, Final
 
 from mpiexecutor._script.names import NAMED_KINDS, by_name
-from mpiexecutor._util.pickling import buffer_callback
+from mpiexecutor._util.pickling import dumps_by
 
 from .calls import Buffers, CallPickler, always
 from .reducers import reduce_kind, reduce_weak
@@ -31,11 +32,8 @@ def dump_definitions(values: Mapping[str, Any], names: set[str], identities: Map
         The pickle, its large buffers, and the globals that it refers to: they must exist when it is loaded.
 
     """
-    buffers: Buffers = []
-    file = io.BytesIO()
-    pickler = DefinitionPickler(file, buffer_callback(buffers), names, tuple(values), identities)
-    pickler.dump(dict(values))
-    return file.getvalue(), buffers, pickler.references
+    references: set[str] = set()
+    return *dumps_by(partial(DefinitionPickler, names, references, tuple(values), identities), dict(values)), references
 
 
 def load_definitions(data: bytes | memoryview, buffers: Sequence[Any] = ()) -> dict[str, Any]:
@@ -56,14 +54,9 @@ class DefinitionPickler(CallPickler):
     """Pickles globals: those whose qualified names are `whole` by value, all others by name."""
 
     def __init__(
-        self,
-        file: Any,
-        keep: Callable[[pickle.PickleBuffer], bool] | None,
-        names: set[str],
-        whole: Sequence[str],
-        identities: Mapping[int, str],
+        self, names: set[str], references: set[str], whole: Sequence[str], identities: Mapping[int, str], *file: Any, **options: Any
     ) -> None:
-        super().__init__(file, keep, names, always, whole)
+        super().__init__(names, references, whole, always, *file, **options)
         self._identities = identities
 
     def persistent_id(self, obj: Any) -> str | None:

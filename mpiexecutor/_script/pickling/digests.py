@@ -13,6 +13,7 @@ from typing import Any
 
 from mpiexecutor._script.names import is_definition
 from mpiexecutor._script.random_generators import is_generator
+from mpiexecutor._util.pickling import PROTOCOL
 
 from .definitions import DefinitionPickler
 
@@ -32,14 +33,12 @@ def digest_of(name: str, value: Any, needs: set[str], identities: Mapping[int, s
 
     """
     file = _Hash()
-    pickler = DigestPickler(file, file.keep, needs, (name,), identities)
+    pickler = DigestPickler(needs, references, (name,), identities, file, PROTOCOL, buffer_callback=file.keep)
     try:
         # Without the name: a string in the value may be the same object as the name in one process, and not in another one.
         pickler.dump(_header_of(value) if is_definition(name, value) else value)
     except (Exception, SystemExit):  # noqa: BLE001 - the script's own code
         return type_digest(value)
-    finally:
-        references |= pickler.references
     return file.digest()
 
 

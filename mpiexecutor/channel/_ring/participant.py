@@ -131,14 +131,19 @@ class Participant:
     def _set_bit(self, bit: int) -> None:
         """Set a bit of the position."""
         while not self._position & bit:
-            position, new = self._position, self._position | bit
-            if self._single:
-                self._memory.store(self._position_at, new)
-                self._memory.flush()
-                self._position = new
-            else:
-                seen = self._memory.compare_swap(self._position_at, position, new)
-                self._position = new if seen == position else seen
+            self._is_replaced_by(self._position | bit)
+
+    def _is_replaced_by(self, new: int) -> bool:
+        """Set the position if it is as last seen; else see it anew, and return False."""
+        if self._single:
+            self._memory.store(self._position_at, new)
+            self._memory.flush()
+            seen = self._position
+        else:
+            seen = self._memory.compare_swap(self._position_at, self._position, new)
+        done = seen == self._position
+        self._position = new if done else seen
+        return done
 
     def quiesce(self) -> None:
         """Set the quiescing bit: no rank advances this position until the ring is resumed."""
@@ -147,15 +152,8 @@ class Participant:
     def resume(self, position: int) -> None:
         """Resume the ring at another position, by the rank that has quiesced it. A ring that is closed stays so."""
         self._refresh()
-        position |= self._position & CLOSED
-        if self._single:
-            self._memory.store(self._position_at, position)
-            self._memory.flush()
-        else:
-            while (seen := self._memory.compare_swap(self._position_at, self._position, position)) != self._position:
-                self._position = seen  # closed in between
-                position |= seen & CLOSED
-        self._position = position
+        while not self._is_replaced_by(position | self._position & CLOSED):  # closed in between
+            pass
 
     def _set_state(self, state: int) -> None:
         """Set the state of this record, by the next flush, if it is at work."""
