@@ -2,8 +2,8 @@
 
 A call enters these files in this order:
 
-    root     map_results (of a map), submission: pickled  ->  scheduling: waits, is sent, settles its future
-    both     messages: what root and workers say to each other, and its encoding
+    root     map_results (calls of a map), submission: pickles a call  ->  scheduling: queues it, sends it, settles its future
+    both     messages: the messages between root and workers, and their encoding
     worker   worker: the loop that takes messages and runs calls  ->  batch: the calls of one message, and their outcomes
 
 A map passes series of calls to the scheduler, without futures: see scheduling/series.py.

@@ -4,13 +4,13 @@ Theory of operation
     A message has single calls, a batch, or calls of a map, a block.
 
     Two threads work on the current batch, under its lock: the worker, which runs the calls one after another, and the flusher. An
-    outcome waits a millisecond at most for others, so that they travel in one message. If a call takes longer than expected the
-    flusher sends the outcomes that wait, and gives the calls behind it back to the root.
+    outcome waits a millisecond at most for others, so that one message carries several. If a call takes longer than expected the
+    flusher sends the outcomes that wait, and returns the calls behind that call to the root.
 
 Invariants
     A call is in `calls`, or `running`, or has an outcome, or was given back.
-    An outcome that is not sent yet is also on the status page, from where the root gets it if this worker dies, unless it is long.
-    The status page is cleared only when no outcome waits, and none that was taken away is still being sent.
+    An outcome that is not sent yet is also on the status page, unless it is long: the root gets it from there if this worker dies.
+    The status page is cleared only when no outcome waits, and no outcome that was taken away is still being sent.
 """
 
 import contextlib
@@ -99,8 +99,8 @@ class CurrentBatch:
 class CurrentBlock:
     """The calls of a map that came in the current message, and their results.
 
-    The worker takes the first calls, the flusher gives back the last ones, and results are appended: none of this takes the lock.
-    It is held from taking results away until they are put: so they are put in the order of the calls.
+    The worker takes the first calls, the flusher gives back the last ones, and results are appended: all without the lock. A thread
+    holds the lock from taking results away until they are put, so that they are put in the order of the calls.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class CurrentBlock:
         rows.clear()  # nothing here refers to arguments while a call runs
 
     def run(self, message: MapCalls, find_function: Callable[[], Callable[[], Any]], has: Has) -> None:
-        """Run the calls one by one, each as if it had come alone, and put their results.
+        """Run the calls one by one, each as if it were the only one, and put their results.
 
         Args:
             message: The calls; their arguments are removed from it.
@@ -224,7 +224,7 @@ class CurrentBlock:
         return self._since
 
     def end(self) -> None:
-        """Wait until all is put, what the flusher gives back, too."""
+        """Wait until all results are put, and all calls that the flusher gives back."""
         self.running = None
         self._page.finish()
         self.flush()
@@ -257,8 +257,8 @@ class CurrentBlock:
 class BatchFlusher:
     """A thread that sends outcomes that wait because of a long call, and gives back the calls behind it.
 
-    The root puts calls into one message only if it expects them to be short. The flusher acts where it was wrong. It looks every
-    2 ms while messages of several calls come, and sleeps otherwise.
+    The root puts calls into one message only if it expects them to be short. The flusher acts if they are not. It checks every 2 ms
+    while there are messages of several calls, and sleeps otherwise.
     """
 
     def __init__(

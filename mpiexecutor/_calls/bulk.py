@@ -2,7 +2,7 @@
 
 Theory of operation
     The root sends no MPI message: MPICH crashes, and Intel MPI aborts, if the receiver is on another node and dies meanwhile. The
-    worker fetches instead. It has two slots in the window, for a piece each, and two counters:
+    worker fetches the object instead. It has two slots in the window, each for one piece, and two counters:
 
         filled   pieces that the root has put, into the two slots in turn; written by the root only
         had      pieces that the worker has fetched; written by the worker only
@@ -14,8 +14,8 @@ Theory of operation
 
 Invariants
     had <= filled <= had + 2, and both only grow.
-    A counter is stored after a flush of what it counts.
-    If the worker dies `had` stays as it is. The root ends the transfer once it knows; no other rank uses these slots.
+    A counter is stored after a flush of the pieces that it counts.
+    If the worker dies `had` does not change any more. The root ends the transfer when it knows; no other rank uses these slots.
 """
 
 import contextlib
@@ -80,7 +80,7 @@ class BulkTransfer:
     """Sends objects, on the root, and receives them, on a worker. Collective to make and to free."""
 
     def __init__(self, comm: "MPI.Intracomm", root: int, is_lost: Callable[[int], bool] = lambda _rank: False) -> None:
-        """Make the window, together. `is_lost` is asked on the root whether a worker fetches nothing any more."""
+        """Make the window, together with all ranks. `is_lost` says on the root whether a worker has failed, and fetches nothing."""
         from mpiexecutor._rma.notifier import RemoteNotifier  # noqa: PLC0415 - they know MPI
         from mpiexecutor._rma.window import Window, on_one_node  # noqa: PLC0415
 
@@ -114,7 +114,7 @@ class BulkTransfer:
     def receive(self) -> tuple[memoryview, list[Pages]] | None:
         """Wait for the transfer that was requested. Return the pickle and the buffers of an object, or None if it was refused.
 
-        Raise MemoryError, or OSError if too many files are open: the transfer has been thrown away then.
+        Raise MemoryError, or OSError if too many files are open. Then the transfer was thrown away.
         """
         memory = self._memory()
         (count,) = self._fetch_words(memory, 1)

@@ -1,4 +1,4 @@
-"""Functions that many calls share go to each worker once: what a map calls, and closures that a script submits repeatedly.
+"""Functions that many calls share are sent to each worker once: those of maps, and closures that a script submits repeatedly.
 
 The root pickles such a function once, under a number, and calls carry the number. A worker that does not have the function asks for
 it, gets it by bulk transfer, and keeps it.
@@ -12,8 +12,8 @@ A function of the script has a name and needs no number: see _script. A function
 classes, by name: while one of these names is bound to something else, the function is pickled with every call.
 
 Sharing has the same effects as pickling the function with every call. On the root, submit sends only functions by number, and only
-while nothing has changed that the pickle depends on. On a worker calls share a plain function, as with multiprocessing. Anything
-else (a partial, a callable object) is rebuilt for every call, from copies of its buffers: no call sees what another did to it.
+while nothing has changed that their pickles depend on. On a worker calls share a plain function, as with multiprocessing. Any other
+object (a partial, a callable object) is rebuilt for every call, from copies of its buffers: no call sees changes by another one.
 """
 
 import sys
@@ -160,9 +160,9 @@ def _without(table: dict[int, Any], key: int) -> Callable[[object], object]:
 
 
 class Dependencies:
-    """What the pickle of a function depends on, if every change of that can be seen. Refers to functions weakly.
+    """The objects that the pickle of a function depends on, if every change of them can be detected. Refers to functions weakly.
 
-    Globals of the script are no part of its pickle: they have versions of their own.
+    Globals of the script are no part of the pickle: they have their own versions.
     """
 
     def __init__(self) -> None:
@@ -258,14 +258,14 @@ class FunctionCache:
     """The functions of a worker: the 64 that were used last, of 256 MiB together at most."""
 
     def __init__(self, bulk: BulkTransfer, ask: Callable[[int], bool]) -> None:
-        """Make an empty one. `ask` requests a function from the root; it returns False if the root answers no more."""
+        """Make an empty one. `ask` requests a function from the root; it returns False if the root does not answer any more."""
         self._bulk = bulk
         self._ask = ask
         self._kept: OrderedDict[int, _Kept] = OrderedDict()  # the last is the one used last
         self._executors: dict[int, int] = {}  # whose function it is, by number
 
     def get(self, number: int, executor: int = 0) -> Any:
-        """Return the function of an executor. Raise the error of unpickling it, or LookupError if the root has it no more."""
+        """Return the function of an executor. Raise the error of unpickling it, or LookupError if the root has dropped it."""
         kept = self._kept.get(number)
         if kept is None:
             kept = self._kept[number] = self._fetch(number)

@@ -103,14 +103,14 @@ class Feed:
         self.has_more = most is not None and self.count > before
 
     def _give_way(self) -> None:
-        """Let the collector have the GIL, which it else waits 5 ms for, and workers with it. Sleep a third of the time at most."""
+        """Let the collector have the GIL, which it would get after 5 ms otherwise. Sleep a third of the time at most."""
         now = time.monotonic()
         if 3 * self._slept < now - self._began:
             time.sleep(_GIVE_WAY)
             self._slept += time.monotonic() - now
 
     def cancel(self) -> None:
-        """Cancel the calls that were not sent. Their results are wanted no more."""
+        """Cancel the calls that were not sent, and drop the results of the others."""
         self.runs.close()
         for future in list(self._futures):
             Future.cancel(future)  # not one whose call runs, although a child process may run it
@@ -136,7 +136,7 @@ class Feed:
         return True
 
     def _add(self, arguments: tuple[Any, ...]) -> None:
-        """Submit a call. One that is long goes alone, as one of `submit`; one that cannot be pickled fails in its place."""
+        """Submit a call. A long one is sent alone, as by `submit`; one that cannot be pickled fails in its place."""
         if all(map(goes_as_it_is, arguments)) and self._add_plain([arguments]):
             return
         submitter = self._get_submitter()
@@ -168,7 +168,7 @@ class Feed:
         return series
 
     def _take(self, index: int, future: Future[Any]) -> None:
-        """Put the result of a call that went alone where it belongs."""
+        """Put the result of a call that was sent alone into its place."""
         self._futures.discard(future)
         error = CancelledError() if future.cancelled() else future.exception()
         self.runs.put(index, [future.result() if error is None else Raised(error)])

@@ -1,4 +1,4 @@
-"""The messages of root and workers to each other, a class for each kind, and their encoding.
+"""The messages between root and workers, a class for each kind, and their encoding.
 
     work channel   root to any worker   Calls, MapCalls
     reply channel  a worker to root     Results, MapResults, GivenBack, Wanted, InitializerFailed, TopLevelFailed,
@@ -69,7 +69,7 @@ class Calls(NamedTuple):
 
 
 class MapCalls(NamedTuple):
-    """Calls of one map, which one worker runs one after another, each as if it had come alone."""
+    """Calls of one map, which one worker runs one after another, each as if it were the only one."""
 
     executor: int
     initializer: int | None  # as in Calls, like the next
@@ -102,7 +102,7 @@ class MapResults(NamedTuple):
 
 
 class GivenBack(NamedTuple):
-    """Calls that the worker has not begun, and leaves to other workers; of the calls of a map the number of the first."""
+    """Calls that the worker has not begun, and returns for other workers; for calls of a map the number of the first."""
 
     rank: int
     executor: int
@@ -153,11 +153,11 @@ class ChildDied(NamedTuple):
 
 
 class Barrier(NamedTuple):
-    """The root to itself: all replies that were put before this are collected; see lost_calls.py."""
+    """The root to itself: when it arrives, all replies that were put before it are collected; see lost_calls.py."""
 
 
 class Encoded(NamedTuple):
-    """A message that is bytes already: a worker forwards it from its child to the root, which gets it as what it was."""
+    """A message in its encoding, which a worker forwards from its child to the root."""
 
     data: memoryview
     buffers: Sequence[memoryview]
@@ -252,9 +252,9 @@ class SharedMemory:
         self._reader = SegmentReader()
 
     def put(self, data: Buffer, buffers: Buffers, is_wanted: Callable[[], object] = lambda: True) -> tuple[Buffer, Buffers]:
-        """Put a pickle and its buffers into a segment, and return what takes their places; themselves if there is none for them.
+        """Put a pickle and its buffers into a segment, and return what replaces them; themselves if there is no segment for them.
 
-        `is_wanted` says whether the receiver may still come for them.
+        `is_wanted` says whether the receiver may still open the segment.
         """
         if isinstance(buffers, SegmentName):
             return data, buffers
@@ -269,11 +269,11 @@ class SharedMemory:
         return pickle, parts
 
     def await_readers(self) -> None:
-        """Wait until all that was put has been opened, as this process is about to end; but not for ever."""
+        """Wait until receivers have opened all segments, some seconds at most, as this process is about to end."""
         self._pool.await_readers()
 
     def close(self) -> None:
-        """Give back what is not in use."""
+        """Free all segments that are not in use."""
         self._pool.close()
         self._reader.close()
 

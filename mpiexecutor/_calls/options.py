@@ -57,7 +57,7 @@ def check_impossible(mp_context: object) -> None:
 
 
 def check_map(chunksize: int, buffersize: int | None) -> None:
-    """Raise TypeError or ValueError for options of a map that cannot be, in the words of the standard library where it has them."""
+    """Raise TypeError or ValueError for options of a map that are not possible; with the texts of the standard library, if any."""
     if not hasattr(chunksize, "__index__"):
         raise TypeError(f"chunksize is a number of calls, at least 1, not {chunksize!r}")
     if chunksize < 1:

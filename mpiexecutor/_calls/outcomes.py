@@ -43,7 +43,7 @@ class RemoteError(RuntimeError):
 
 
 class BrokenWorkerError(BrokenProcessPool):
-    """Raised by a future if a worker died while it ran the call, or before the whole result had arrived. Other workers go on.
+    """Raised by a future if a worker died while it ran the call, or before the whole result had arrived.
 
     With `retries` the call is run again first, on another worker. If the executor itself is broken, because no worker is left,
     futures raise the base class, BrokenProcessPool.
@@ -121,7 +121,7 @@ class Failure(NamedTuple):
 
 
 def failure_of(error: BaseException, location: Location, has: Has = always) -> Failure:
-    """Return the failure of an error that was caught one frame above the frame that raised it."""
+    """Return the Failure of an error. Its traceback leaves out the frame that caught it."""
     try:
         own: Pickled | None = pickled(error, has)
     except BaseException:  # noqa: BLE001 - raised by the error's own code: it still has a name and a text

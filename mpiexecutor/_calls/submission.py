@@ -159,7 +159,7 @@ def kind_of(fn: Callable[..., Any]) -> object:
 
 
 def _work_of(fn: Any) -> object:
-    """Return what says how long a call takes, apart from what `fn` holds: its code or its name; of a method the class."""
+    """Return what determines the duration of a call, apart from what `fn` holds: its code or its name; for a method the class."""
     if type(fn) is FunctionType:
         return fn.__code__
     what = type(fn.__self__) if type(fn) is MethodType else fn
@@ -169,7 +169,7 @@ def _work_of(fn: Any) -> object:
 
 
 def _held(fn: Any) -> Iterable[Any]:
-    """Return what a function, or another object that can be called, may call."""
+    """Return the objects that a callable may call."""
     if type(fn) is FunctionType:
         return held_by(fn)
     if isinstance(fn, partial):

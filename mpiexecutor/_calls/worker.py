@@ -1,6 +1,6 @@
-"""The worker's loop: take a message of calls, run them, reply what became of them.
+"""The worker's loop: take a message of calls, run them, put their outcomes.
 
-A call fails alone: an error while it is unpickled, runs, or has its result pickled, is the outcome of this call.
+A call fails alone: an error while it is unpickled, while it runs, or while its result is pickled is the outcome of this call.
 """
 
 import logging
@@ -78,13 +78,13 @@ class Worker:
         """Make a worker.
 
         Args:
-            work: Where messages of calls come from.
-            replies: Where what became of them goes.
-            bulk: Brings functions and globals of the script.
-            location: Where this worker runs, for tracebacks.
-            page: Where others read which call runs.
+            work: The channel of calls.
+            replies: The channel of outcomes.
+            bulk: Transfers functions and globals of the script.
+            location: Rank and process of this worker, for tracebacks.
+            page: The page on which other processes read which call runs.
             enforce_limit: Sets the seconds after which a running call is killed; 0: no limit. None if calls cannot be killed.
-            memory: That it shares with the root.
+            memory: Memory that it shares with the root.
             fail: Ends this worker as if it had been killed; called if a thread of it fails.
             isolation: Runs the calls of a message in a child process; None: this worker runs all calls itself.
             forgotten: Called with the executors that have ended.

@@ -1,6 +1,6 @@
-"""A rank that 'python -m mpiexecutor' is: rank 0 runs the script, and the others run its calls; with --spmd all run the script.
+"""One rank of 'python -m mpiexecutor': rank 0 runs the script, the others run its calls; with --spmd every rank runs the script.
 
-The script needs no guard, runs once, and makes executors wherever it likes.
+The script needs no guard, runs once, and may make executors anywhere.
 """
 
 import builtins

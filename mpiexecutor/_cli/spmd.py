@@ -1,7 +1,7 @@
 """python -m mpiexecutor --spmd: every rank runs the script, and survives the failure of others.
 
-Every rank but 0 has a supervisor. Rank 0 hears of a failure as the root of a pool does, and reports it to all others through their
-supervisors. For the whole path of a failure see _liveness/recovery.py.
+Every rank but 0 has a supervisor. A failure is reported to rank 0 as to the root of a pool, and rank 0 reports it to all others
+through their supervisors. For the whole path of a failure see _liveness/recovery.py.
 
 Two things end the job, with a message: the failure of rank 0; and an exception that a rank does not catch, or a status other
 than 0, because other ranks may wait for that rank: as with 'python -m mpi4py'.
@@ -58,7 +58,7 @@ def run_everywhere(comm: "MPI.Intracomm", run: Callable[[], None]) -> None:
 
 
 class _Root:
-    """Rank 0: it hears of all failures, and reports them."""
+    """Rank 0, which receives all reports of failures and forwards them."""
 
     def __init__(self, comm: "MPI.Intracomm") -> None:
         self._members = Root(comm, _ROOT)
@@ -81,7 +81,7 @@ class _Root:
     def _pass_on(self) -> None:
         """Report each failure to all living ranks, several times: the rank that forwards a report may have failed, too.
 
-        This goes on while the recovery thread is busy, and keeps its watchdog's time. So it is a thread of its own.
+        This has its own thread, as it goes on while the recovery thread is busy, and checks that thread's watchdog.
         """
         told: list[tuple[int, str, bool]] = []
         left = 0  # times to report again
@@ -105,14 +105,14 @@ class _Root:
                 self._monitor.tell(rank, NEWS + json.dumps(told[-_MOST:]).encode())
 
     def _tell_returned(self, rank: int) -> None:
-        """Tell a rank that was given up, and is heard of again, that it counts as failed."""
+        """Tell a rank that was given up, and gives signs of life again, that it counts as failed."""
         said = self._members.registrations[rank]
         end = f"rank {rank}, host {said.host}, pid {said.pid}, was not heard of for long"
         self._monitor.tell(rank, NEWS + json.dumps([(rank, end, True)]).encode())
 
 
 def _follow(comm: "MPI.Intracomm") -> Callable[[], None]:
-    """Have this rank, which is not 0, be monitored and hear of failures. Return what parts it from the others at the end."""
+    """Have this rank, which is not 0, be monitored and receive reports. Return the function that parts it from the others."""
     configuration = register(comm, _ROOT)
     assert configuration is not None
     member = Member(comm, configuration)
@@ -138,7 +138,7 @@ def _write_out() -> None:
 
 
 def _hear(supervisor: Supervised) -> None:
-    """Note the failures that rank 0 reports, and keep the watchdog's time."""
+    """Note the failures that rank 0 reports, and check the watchdog."""
     while (news := supervisor.news(_ONCE_MORE if FAILED_RANKS.any_known() else None)) != b"":
         FAILED_RANKS.watchdog.left()
         for death in json.loads(news or "[]"):

@@ -1,4 +1,4 @@
-"""What a rank, its supervisor and the root's failure monitor say to each other, over Unix sockets of type SOCK_SEQPACKET.
+"""The messages between a rank, its supervisor and the root's failure monitor, over Unix sockets of type SOCK_SEQPACKET.
 
     rank ── Service, Spawn, LIMIT, STAYING, DISMISSED ──> supervisor ── hello, how the rank has ended, BYE ──> monitor
          <──────────────────── NEWS ─────────────────────            <── KILL, TERMINATE, LEAVE, CANCEL, NEWS ──
@@ -65,7 +65,7 @@ def check_user(connection: socket.socket) -> None:
 
 
 def hello_of(data: bytes | bytearray, token: str) -> dict[str, Any]:
-    """Return the first message of a process, without its token. PermissionError if it does not know ours."""
+    """Return the first message of a process, without its token. PermissionError if the token is wrong."""
     hello: dict[str, Any] = json.loads(data)
     if not hmac.compare_digest(str(hello.pop("token")), token):
         raise PermissionError
@@ -80,8 +80,7 @@ def receive(line: socket.socket, flags: int = 0) -> bytes:
 def receive_with_descriptors(line: socket.socket, flags: int = 0) -> tuple[bytes, list[int]]:
     """Receive a message and the descriptors that it carries, one at most; empty if the other side has closed the connection.
 
-    If it closed the connection before it read everything, the kernel reports that first (ECONNRESET), and then delivers what it
-    said.
+    If the other side had not read everything, the kernel reports that first (ECONNRESET), and then delivers its messages.
     """
     room = socket.CMSG_LEN(array("i").itemsize)
     try:

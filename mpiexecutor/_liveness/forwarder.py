@@ -1,4 +1,4 @@
-"""Between nodes: how the root hears of workers whose supervisors cannot reach it, and how commands of the root reach these.
+"""Between nodes: how failures are reported to a root that supervisors cannot reach, and how its commands reach these supervisors.
 
     supervisor ──> monitor of another worker of its node ──> Forwarder ══ MPI ══> ForwarderRoot ──> monitor of the root
 
@@ -6,9 +6,9 @@ Each worker on another node than the root's has a failure monitor of its own and
 at once, and at intervals which workers have given signs of life. A supervisor connects to the monitor of another worker of its
 node, if there is one, so that a living worker forwards the failure.
 
-The root gives up a worker of which no forwarder has told anything for long: its node is cut off, or it was the last worker
-there and has died. That is a mistake if all workers of a node hold the GIL for that long. Such a worker may come back and does
-no harm, since it was not in the middle of a message: what it puts is ignored, and it runs what it takes. Until it comes back
+The root gives up a worker if no forwarder has reported that it lives for long: its node is cut off, or it was the last worker there
+and has died. That is a mistake if all workers of a node hold the GIL for that long. Such a worker may come back and does no harm,
+since it was not in the middle of a message: replies that it puts are ignored, and it runs calls that it takes. Until it comes back
 nothing is sent to it, as MPI may wait for ever, or fail, if no process receives.
 """
 
@@ -40,7 +40,7 @@ _SHORT = 4 << 10  # bytes of a message that any MPI sends at once
 
 
 class Forwarder:
-    """A worker's side: forwards what its monitor hears to the root, and obeys the root's commands."""
+    """A worker's side: forwards the reports of its monitor to the root, and carries out the root's commands."""
 
     def __init__(
         self, comm: MPI.Intracomm, root: int, monitor: FailureMonitor, lost_after: float, leave: Callable[[], None]
@@ -57,7 +57,7 @@ class Forwarder:
         self._thread.start()
 
     def stop(self) -> None:
-        """Pass on nothing any more: all workers live, and are done."""
+        """Stop forwarding: all workers live, and are done."""
         self._stopped = True
         self._thread.join()
         self._monitor.stop()
@@ -74,7 +74,7 @@ class Forwarder:
                 self._obey(*self._comm.recv(source=self._root, tag=_COMMANDS))
 
     def _tell_of(self, failure: WorkerFailure) -> None:
-        """Tell of a death, in messages so short that each has come as a whole once it is seen: this process may die, too."""
+        """Forward a failure, in messages so short that each arrives as a whole: this process may die, too."""
         for start in range(0, len(failure.held), _SHORT):
             self._comm.send(("held", (failure.rank, failure.held[start : start + _SHORT])), self._root, _NEWS)
         self._comm.send(("lost", asdict(replace(failure, held=b""))), self._root, _NEWS)
@@ -144,7 +144,7 @@ def _is_over(request: MPI.Request) -> bool:
 
 
 class ForwarderRoot:
-    """The root's side: tells its monitor what comes from other nodes, and which workers are silent."""
+    """The root's side: passes the reports of other nodes to its monitor, and gives up silent workers."""
 
     def __init__(
         self, control: ControlChannel, monitor: FailureMonitor, workers: dict[int, tuple[str, int]], lost_after: float
@@ -164,7 +164,7 @@ class ForwarderRoot:
         monitor.hear_by(self.look)
 
     def look(self) -> bool:
-        """Receive what has come, and give up silent workers. Return False: the progress thread need not look more often."""
+        """Receive all messages, and give up silent workers. Return False: the progress thread need not check more often."""
         status = MPI.Status()
         while has_come(self._comm, _NEWS):
             with unless_failed():
@@ -181,7 +181,7 @@ class ForwarderRoot:
         return False
 
     def stop(self) -> None:
-        """Hear the last of what comes: all workers live, and have said that they are gone, or will."""
+        """Receive the last messages: all workers live, and each of them sends that it is gone."""
         progress_threads().leave(self.look)
         while self._there:
             self.look()
@@ -237,7 +237,7 @@ class ForwarderRoot:
 
 
 class _FarLine:
-    """The way to a supervisor on another node: by the worker that monitors over it. To leave is for each worker itself."""
+    """The way to a supervisor on another node: through the worker that monitors it. LEAVE goes to each worker itself."""
 
     def __init__(self, send: Callable[[int, tuple[int, bytes]], None], rank: int, monitor: int) -> None:
         self._send = send
@@ -248,4 +248,4 @@ class _FarLine:
         self._send(self._rank if command == LEAVE else self._monitor, (self._rank, command))
 
     def close(self) -> None:
-        """Leave it as it is: there is nothing that would be its own."""
+        """Do nothing: it has no connection of its own."""

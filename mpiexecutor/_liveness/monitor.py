@@ -1,7 +1,7 @@
-"""Which workers live, as far as their supervisors say, and how the root tells these what to do.
+"""Which workers live, as their supervisors report, and how the root sends commands to these.
 
 A FailureMonitor listens to the supervisors of its own node and puts each failure into a queue, for a recovery thread. Its thread
-never enters MPI. So it goes on listening while others are stuck there, and keeps the watchdog's time (see _rma/recovery_thread.py).
+never enters MPI. So it goes on listening while others hang there, and checks the watchdog (see _rma/recovery_thread.py).
 For the whole path of a failure see recovery.py.
 """
 
@@ -96,7 +96,7 @@ def address_of(name: str) -> str:
 
 
 class FailureMonitor:
-    """Knows which workers live, and tells their supervisors what to do. Only supervisors can connect: see _start/rendezvous.py."""
+    """Knows which workers live, and sends commands to their supervisors. Only supervisors can connect: see `hello_of`."""
 
     def __init__(self, name: str, token: str) -> None:
         """Listen under a name that is hard to guess, and admit supervisors that know the token."""
@@ -164,7 +164,7 @@ class FailureMonitor:
         return rank in self._expected
 
     def state_of(self, rank: int) -> tuple[Literal["idle", "running", "silent", "lost", "unknown"], float | None]:
-        """Return what a worker does, and since when: see WorkerStatus."""
+        """Return the state of a worker, and since when: see WorkerStatus."""
         if rank in self.failed:
             return "lost", None
         page = self._pages.get(rank)
@@ -236,7 +236,7 @@ class FailureMonitor:
         self.returned(rank)
 
     def hear_by(self, look: Callable[[], object]) -> None:
-        """Have `look` called while supervisors of other nodes are awaited: see forwarder.py."""
+        """Have `look` called while this waits for supervisors of other nodes: see forwarder.py."""
         self._look = look
 
     def attend(self, descriptor: int, happened: Callable[[], None]) -> None:
@@ -260,7 +260,7 @@ class FailureMonitor:
             time.sleep(_LOOK)
 
     def stop(self) -> None:
-        """Stop listening. The ranks have told their supervisors before that this is no failure."""
+        """Stop listening. Supervisors have left before, so that this is no failure."""
         self._stopped = True
         self._there.send(b"!")
         self._thread.join()

@@ -90,7 +90,7 @@ def leave_without_mpi(descriptor: int | None) -> None:
 
 
 def end_launcher() -> None:
-    """Have mpiexec killed if it still runs some time after this process has ended: it would wait for a lost node for ever."""
+    """Have mpiexec killed if it still runs some seconds after this process has ended: it may wait for a lost node for ever."""
     launcher = _launcher()
     if launcher is None:
         return

@@ -1,4 +1,4 @@
-"""What the root of a pool does when a worker has failed: it recovers both channels, then the scheduler settles the worker's calls.
+"""What the root of a pool does after a failure: it recovers both channels, then the scheduler settles the worker's calls.
 
 The path of a failure, from the kill to the error in the future:
 
@@ -22,8 +22,8 @@ The path of a failure, from the kill to the error in the future:
                v
            ChannelBroken from the host's next operation                                channel/
 
-There are two sets of failed ranks. From those in FailureMonitor.failed the root expects no answer: a silent rank that is heard of
-again leaves that set. From those in FailedRanks (--spmd) channels were recovered, so they stay failed, on all ranks alike.
+There are two sets of failed ranks. The root expects no answer from those in FailureMonitor.failed: a silent rank that gives a sign
+of life again leaves that set. Channels were recovered from those in FailedRanks (--spmd): they stay failed, on all ranks.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""The rank's side of its supervisor: how a rank gets one, and what it tells it. See supervisor.py for the supervisor itself."""
+"""The rank's side of its supervisor: how a rank gets one, and sends it messages. For the supervisor itself see supervisor.py."""
 
 import ctypes
 import json
@@ -99,7 +99,7 @@ class Supervised:
         self._line.send(json.dumps(what).encode())
 
     def _pulse(self, resting: threading.Event) -> None:
-        """Write signs of life: none comes while a call holds the GIL or the process is stopped. So it is a thread of its own."""
+        """Write signs of life, in a thread of its own: there is none while a call holds the GIL or the process is stopped."""
         while not resting.is_set():
             self.page.pulse()
             resting.wait(PULSE)

@@ -1,4 +1,4 @@
-"""What the ranks of a pool are connected by: the work channel, the reply channel, and bulk transfer."""
+"""The connections between the ranks of a pool: the work channel, the reply channel, and bulk transfer."""
 
 import resource
 import sys
@@ -49,14 +49,14 @@ class Links:
         self.memory = SharedMemory(*self.share)
 
     def free(self) -> None:
-        """Give back what all have made together."""
+        """Free the connections, together with all ranks."""
         for channel in self.channels:
             channel.free()
         self.bulk.free()
         self.memory.close()
 
     def abandon(self) -> None:
-        """Leave it as it is, without the other ranks, which may be lost."""
+        """Stop using the connections without the other ranks, which may be lost."""
         for channel in self.channels:
             channel.abandon()
         self.bulk.leave()

@@ -1,7 +1,7 @@
-"""How root and members of a communicator join, hear of each other's failures, and part, whether all live or not.
+"""How root and members of a communicator join, monitor each other, and part, whether all live or not.
 
-The supervisors on the root's node connect to the root's failure monitor. Members on another node have a monitor each, and a
-forwarder that passes on to the root what it hears: see _liveness/forwarder.py. Executors and --spmd both use this.
+The supervisors on the root's node connect to the root's failure monitor. Each member on another node has its own monitor, and a
+forwarder that reports to the root: see _liveness/forwarder.py. Executors and --spmd both use this.
 """
 
 import logging
@@ -63,7 +63,7 @@ class Root:
         return len(self._configuration.sharing) == len(self.registrations)
 
     def join(self) -> None:
-        """Hear from other nodes, if there are any. Collective."""
+        """Receive reports from other nodes, if there are any. Collective."""
         from mpiexecutor._liveness.forwarder import ControlChannel, ForwarderRoot  # noqa: PLC0415 - they know MPI
 
         if far := {rank: (self.registrations[rank].host, self.registrations[rank].pid) for rank in self._configuration.far}:
@@ -137,7 +137,7 @@ class Member:
         self._forwarder: Forwarder | None = None
 
     def join(self) -> None:
-        """Have the root hear of this rank by its supervisor; on another node, forward what the supervisors there say."""
+        """Have the supervisor report this rank's failure to the root; on another node, forward the reports of supervisors."""
         from mpiexecutor._liveness.forwarder import ControlChannel, Forwarder  # noqa: PLC0415 - they know MPI
 
         configuration, rank = self._configuration, self.comm.rank
@@ -154,7 +154,7 @@ class Member:
             self.supervisor.serve(monitors, configuration.token, rank, far=far)
 
     def part(self, channels: "Sequence[RemoteChannel[Any, Any]]" = ()) -> None:
-        """Part from the root. If not all live, wait to be ended: MPI cannot be finalised, and to exit would end the job."""
+        """Part from the root. If not all live, wait to be ended: MPI cannot be finalised, and an exit would end the job."""
         if not part_from_root(self.comm, self._configuration.root):
             for channel in channels:
                 channel.abandon()

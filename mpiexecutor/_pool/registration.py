@@ -1,7 +1,8 @@
-"""What root and workers tell each other at the beginning and at the end: registrations, and the root's answers.
+"""The messages between root and workers at the beginning and at the end: registrations, and the root's answers.
 
-A worker registers with the root, which answers with its configuration. At the end both tell each other that they have left their
-loops. All of these are ordinary messages that the receiver polls for: waiting costs little, and a rank that never comes is noticed.
+A worker registers with the root, which answers with the worker's configuration. At the end a worker reports that it has left its
+loop, and the root answers. All of these are ordinary messages that the receiver polls for: waiting takes little CPU time, and a
+rank that never registers is named in a warning.
 """
 
 import logging

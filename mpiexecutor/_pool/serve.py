@@ -85,8 +85,8 @@ def serve(comm: "MPI.Intracomm", root: int) -> bool:
 
 @contextlib.contextmanager
 def serving() -> Iterator[None]:
-    """Have the surroundings of a worker, and restore them at the end: calls have surroundings of their own, and are no ranks."""
-    connection()  # while the environment still says
+    """Set the surroundings of a worker, and restore those of the rank at the end: programs that calls start are no ranks."""
+    connection()  # while the environment still has it
     main, surroundings, generators = main_modules(), Snapshot(), GeneratorStates()
     stdin = sys.stdin
     with _uninterrupted(), Path(os.devnull).open() as nothing:
@@ -119,7 +119,7 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def _fail(supervisor: Supervised | None) -> NoReturn:
-    """End as a worker does that was killed."""
+    """End this worker as if it had been killed."""
     flush_output()
     if supervisor is None:
         comm_world().Abort(1)

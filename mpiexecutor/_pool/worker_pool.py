@@ -1,7 +1,7 @@
 """The worker pool of a communicator, as its root has it: one root, which runs the script, and workers, which serve it.
 
 Every rank of the communicator takes part. A worker registers and waits for the root's answer; the root waits for all workers (see
-registration.py). Only then do they make their channels, which is collective: a rank that never comes is noticed before that.
+registration.py). Only then do they make their channels, which is collective. So the root can name a rank that does not register.
 
 All executors on a communicator share its pool, which lives as long as the communicator: it is an MPI attribute of it.
 
@@ -10,17 +10,17 @@ Service threads of the package, and why each is one of its own. The root has the
     collector      waits in the reply channel and settles futures: it runs callbacks of the script, which may block
     slow calls     a periodic check that redistributes calls although a callback blocks the collector; it sleeps while none waits
     bulk transfer  copies a large object piece by piece while the thread that submitted it goes on
-    monitor        never enters MPI: it hears of failures, and keeps the watchdog's time, while other threads are stuck there
-    recovery       enters MPI and waits until living workers are at rest; the monitor hears of further failures meanwhile.
-                   Each pool has its own: if it is stuck inside MPI, other pools still recover
+    monitor        never enters MPI: it receives reports of failures, and checks the watchdog, while other threads hang there
+    recovery       enters MPI and waits until living workers are at rest; the monitor receives further reports meanwhile.
+                   Each pool has its own: if it hangs inside MPI, other pools still recover
 
     output, 2      of a script that has started its workers: one blocks on each of their streams, and on that of the script
     progress, 2    of a host with ranks on other nodes: one blocks inside MPI, the other has it leave (see _rma/progress.py)
     putf, takef    of a channel of which the script uses these: they wait in the place of the script
-    reports        of --spmd: passes failures on, and keeps the watchdog's time, while the script and recovery are inside MPI
+    reports        of --spmd: forwards failures, and checks the watchdog, while the script and recovery are inside MPI
     flusher        of a worker: sends outcomes that wait while a call runs; it sleeps unless calls come in batches
     pulse          of a worker: shows by its silence that a call holds the GIL, or that the process is stopped
-    forwarder      of a worker on another node: enters MPI to pass on what its monitor, a thread as on the root, has heard
+    forwarder      of a worker on another node: enters MPI to forward the reports of its monitor, which is a thread as on the root
 """
 
 import contextlib
@@ -71,7 +71,7 @@ class WorkerPool:
     """The root's side of a pool."""
 
     def __init__(self, comm: "MPI.Intracomm", root: int, origin: Origin) -> None:
-        """Make it, together with all workers. `origin`: where workers that were started with the script have it from."""
+        """Make it, together with all workers. `origin`: where workers that were started with the script get its globals from."""
         self._origin = origin
         self.location = Location.here(comm.rank, comm.size)
         self.alone = comm.size == 1
@@ -116,7 +116,7 @@ class WorkerPool:
         return thread
 
     def _watch_failures(self) -> None:
-        """Have the scheduler told of workers that fail or return, and of a job that ends."""
+        """Have failures and returns of workers, and the end of the job, reported to the scheduler."""
         scheduler = self.scheduler
         self._monitor.returned = scheduler.regain
         PoolRecovery(
@@ -155,7 +155,7 @@ class WorkerPool:
         return [0] if self.alone else [rank for rank, said in self._members.registrations.items() if not said.supervised]
 
     def workers_now(self) -> list[WorkerStatus]:
-        """Return what each worker does."""
+        """Return the status of each worker."""
         here = self.location
         workers = {rank: (said.host, said.pid) for rank, said in sorted(self._members.registrations.items())}
         return [

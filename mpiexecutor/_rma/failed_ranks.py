@@ -1,13 +1,13 @@
-"""Which ranks of the job have failed, as far as they are reported to this process, and what its channels make of that.
+"""The ranks of the job that were reported to this process as failed, and how its channels recover.
 
     a reporter ──> FailedRanks.report ──> recovery thread: recovers every channel that this rank hosts ──> its next operation raises
 
-A channel itself notices no failure: without a reporter, MPI ends the job at the first one. The reporter is the supervisor of each
-rank, for a script that 'python -m mpiexecutor --spmd' runs (see _cli/spmd.py). It reports every failure to every rank.
+A channel itself detects no failure: without a reporter, MPI ends the job at the first one. With 'python -m mpiexecutor --spmd' the
+supervisors report every failure to every rank (see _cli/spmd.py).
 
-A channel cannot be recovered while a living rank is stopped in the middle of a message: the host is told so, and it is tried again.
-The job is ended if that will never succeed: if a rank failed inside MPI, perhaps with a lock of the window; if a rank fails in the
-middle of a collective operation; or if the host of a channel fails and ranks on other nodes use it.
+A channel cannot be recovered while a living rank is stopped in the middle of a message: the host's next operation raises an error,
+and the recovery is tried again. The job is ended if recovery can never succeed: if a rank failed inside MPI, perhaps with a lock of
+the window; if a rank fails during a collective operation; or if the host of a channel fails and ranks on other nodes use it.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ class Listener(Protocol):
 
 
 class FailedRanks:
-    """The ranks that were reported to this process. It never becomes fewer: see _liveness/recovery.py."""
+    """The ranks that were reported to this process. None is ever removed: see _liveness/recovery.py."""
 
     def __init__(self) -> None:
         self.are_reported = False  # there is a reporter
@@ -56,7 +56,7 @@ class FailedRanks:
     def report(self, rank: int, end: str, silent: bool = False) -> None:
         """Note that a rank of MPI.COMM_WORLD has failed. `end` is a text with its host, pid and how it ended.
 
-        `silent`: it was given up, and perhaps lives. A second report changes nothing, unless it says that a silent rank has died.
+        `silent`: it was given up, and perhaps lives. A second report has no effect, unless it reports the death of a silent rank.
         """
         with self._lock:
             if rank in self._ends and (silent or rank not in self._silent):
@@ -76,7 +76,7 @@ class FailedRanks:
         return bool(self._ends)
 
     def end_of(self, rank: int) -> str | None:
-        """Return the text about a rank of MPI.COMM_WORLD that has failed, None if it lives as far as is reported."""
+        """Return the text about a failed rank of MPI.COMM_WORLD; None if no failure of it was reported."""
         return self._ends.get(rank)
 
     def is_silent(self, rank: int) -> bool:
@@ -96,9 +96,9 @@ class FailedRanks:
 
     @contextlib.contextmanager
     def all_needed(self, what: str, failed: "CommFailedRanks | None" = None) -> Iterator[None]:
-        """Run a collective operation: if a rank fails meanwhile, the job is ended, as the others would wait for ever.
+        """Run a collective operation. If a rank fails meanwhile the job is ended, as the others would wait for ever.
 
-        `failed` are failed ranks of its communicator: if there are any already, the job is ended, too.
+        `failed` are the failed ranks of its communicator: if there are any already, the job is ended, too.
         """
         with self._lock:
             self._needed.append(what)

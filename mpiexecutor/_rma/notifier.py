@@ -1,14 +1,14 @@
 """Between nodes: how a rank is notified, and how the host of a window is asked for progress.
 
-A notification is an empty message, which does what a datagram does on one node. It waits until its receiver looks for it, so none
-is missed. To look costs a microsecond, needs no other rank, and makes progress.
+A notification is an empty message, as it is a datagram on one node. It waits until its receiver checks for messages, so none is
+missed. A check takes a microsecond, needs no other rank, and makes progress.
 
-A message to a rank of another node that has failed does harm, and the sender may not know of the failure yet:
+A message to a failed rank of another node does harm, and the sender may not know of the failure yet:
 
     MPICH, up to 5.0 at least, crashes: MPID_Isend uses a request that its network module has not made. A Put is an error
     instead. There each rank has a few bytes in a window, which the others set.
 
-    Intel MPI, over TCP, tries for ever to connect again, whatever is called. There threads send, and no rank waits for them.
+    Intel MPI, over TCP, tries for ever to connect again, in any call. There threads send, and no rank waits for them.
 """
 
 import _thread
@@ -93,7 +93,7 @@ class RemoteNotifier:
             self._progress.serve(self._progress_requested)
 
     def notify(self, rank: int, which: Which) -> None:
-        """Notify a rank, which finds that when it looks; never wait."""
+        """Notify a rank, which finds the notification at its next check. Never wait."""
         self._carrier.send(rank, which)
 
     def was_notified(self, which: Which) -> bool:

@@ -2,14 +2,14 @@
 
 One-sided calls between nodes advance only while the host is inside MPI, unless the network itself carries them out. A rank that is
 about to make such calls sends a progress request (see notifier.py). Each process has one pair of progress threads for all windows
-that it hosts. It is either
+that it hosts. The pair is either
 
-    cold    one thread looks now and then for requests: that alone is some progress, too;
+    cold    one thread checks for requests now and then, which makes some progress, too;
     hot     the other thread blocks inside MPI, without the GIL, which is progress at the speed of the network. That takes a core,
             and so ends soon after the last request.
 
-It blocks, because beside a busy Python thread any other one gets the GIL every 5 ms only: a loop of looks would make one in that
-time. Both threads are started once: a process that is ending starts no thread, and may still have calls to wait for.
+The hot thread blocks, because beside a busy Python thread another one gets the GIL every 5 ms only: a loop of checks would make one
+in that time. Both threads are started once: a process that is ending starts no thread, and may still have calls to wait for.
 """
 
 import functools

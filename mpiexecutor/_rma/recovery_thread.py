@@ -1,14 +1,14 @@
-"""The thread that recovers what failed ranks have left behind, and its watchdog.
+"""The thread that recovers from failures of ranks, and its watchdog.
 
-    a thread that hears of failures ──> queue ──> recovery thread: enters MPI
-                 └──── looks at the watchdog while it waits ────┘
+    a thread that receives reports of failures ──> queue ──> recovery thread: enters MPI
+                 └──── checks the watchdog while it waits ────┘
 
 Theory of operation
-    Recovery takes a while, as the living first finish what they have begun. More ranks may fail meanwhile, so the thread that
-    hears of failures goes on listening, and recovery has a thread of its own.
+    Recovery takes a while, as living ranks first finish the messages that they have begun. More ranks may fail meanwhile, so the
+    thread that receives the reports goes on listening, and recovery has a thread of its own.
 
-    Recovery may never come back: between nodes, a rank that has died inside MPI may hold a lock of the window for ever.
-    So each step has a limit. The watchdog is no third thread, but a deadline at which the listening thread looks.
+    Recovery may never return: between nodes, a rank that has died inside MPI may hold a lock of the window for ever. So each step
+    has a limit. The watchdog is no third thread, but a deadline that the listening thread checks.
 """
 
 import contextlib
@@ -22,20 +22,20 @@ from mpiexecutor._util.inbox import Inbox
 
 F = TypeVar("F")  # a failure
 
-_AGAIN = 0.1  # seconds until the next try, if the living have not come to a rest
+_AGAIN = 0.1  # seconds until the next try, if living ranks are not at rest
 
 
 class Watchdog:
-    """A limit for what may get stuck, kept by a thread that has something else to wait for."""
+    """A time limit for a step that may hang. A thread that waits for something else checks it."""
 
     def __init__(self, wake: Callable[[], object] = lambda: None) -> None:
-        """`wake` has that thread call `left`, unless it does so now and then."""
+        """`wake` has that thread call `left`; not needed if the thread calls it regularly."""
         self._wake = wake
         self._limit: tuple[float, Callable[[], object]] | None = None
 
     @contextlib.contextmanager
     def limit(self, seconds: float, stuck: Callable[[], object]) -> Iterator[None]:
-        """Have `stuck` called, by the thread that keeps the limit, if what is done here takes longer."""
+        """Have that thread call `stuck` if the with-block takes longer than so many seconds."""
         self._limit = time.monotonic() + seconds, stuck
         self._wake()
         try:
@@ -44,7 +44,7 @@ class Watchdog:
             self._limit = None
 
     def left(self) -> float | None:
-        """Return the seconds until the limit, None if there is none. If it is over see to that, once."""
+        """Return the seconds until the limit; None if there is none. If the limit is over, call `stuck`, once."""
         if (limit := self._limit) is None:
             return None
         until, stuck = limit

@@ -1,4 +1,4 @@
-"""The ranks that run calls for this one: they take part in nothing else that ranks do together, such as making a channel."""
+"""The ranks that run calls for this one: they take part in no other collective operation, such as making a channel."""
 
 import contextlib
 from collections import Counter
@@ -15,7 +15,7 @@ class ServingRanks:
         self._take_part = False
 
     def add(self, ranks: Iterable[int], reason: str) -> None:
-        """Note that these ranks serve from now on: as they may do twice, in two communicators.
+        """Note that these ranks serve from now on. A rank may serve in two communicators, and then is added twice.
 
         `reason` is the text of the error if this process then makes a channel with one of them.
         """
@@ -28,7 +28,7 @@ class ServingRanks:
 
     @contextlib.contextmanager
     def take_part(self) -> Iterator[None]:
-        """Have them take part: they make with this rank what connects them."""
+        """Have them take part: they make with this rank the channels that connect them."""
         self._take_part = True
         try:
             yield
@@ -36,7 +36,7 @@ class ServingRanks:
             self._take_part = False
 
     def check(self, ranks: Callable[[], Iterable[int]]) -> None:
-        """Raise RuntimeError if one of these ranks serves, and so does not come to make a channel."""
+        """Raise RuntimeError if one of these ranks serves: it would not take part in making a channel."""
         if self._ranks and not self._take_part and any(self._ranks[rank] > 0 for rank in ranks()):
             raise RuntimeError(self._reason)
 

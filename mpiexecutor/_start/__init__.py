@@ -2,9 +2,9 @@
 
 process    MPI of this process: how it is initialised, and how it is finalised
 job        a script that no mpiexec has started starts a job, and becomes its rank 0
-rank_zero  how it becomes that
-rendezvous how the processes of a job find the script
-limits     what a machine may have too little of for a job
+rank_zero  how it becomes rank 0
+rendezvous how the processes of a job connect to the script
+limits     resources that the machine may lack for a job
 mpiexec    the mpiexec that belongs to this MPI, and its options
-output     the output of such a job appears in that of the script
+output     the output of the job's processes is copied to that of the script
 """

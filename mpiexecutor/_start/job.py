@@ -9,9 +9,9 @@ until the process of the script ends, so that the process manager sees a living 
 initialises MPI: it is rank 0 then.
 
 The end. The connection to the placeholder stays open while the process of the script lives. When the kernel closes it, the
-placeholder ends: with success if the script has sent a full stop last. Else it removes the files of shared memory that the script
-has named, since no process of MPI may have time for that, and ends with an error, upon which mpiexec ends the workers. The job has
-a session of its own, so that Ctrl-C at the terminal reaches the script alone.
+placeholder ends: with success if the last byte from the script was a full stop. Otherwise it removes the files of shared memory
+that the script has named, since no process of MPI may have time for that, and ends with an error. Then mpiexec ends the workers.
+The job has a session of its own, so that Ctrl-C at the terminal reaches only the script.
 """
 
 import contextlib
@@ -103,7 +103,7 @@ class Job:
         return self._descriptors[0] if self._descriptors else None
 
     def tell_of_end(self, attend: Callable[[int, Callable[[], None]], None], happened: Callable[[], None]) -> None:
-        """Have `happened` called if the job ends before this process: mpiexec ends the placeholder then, like all ranks.
+        """Have `happened` called if the job ends before this process: then mpiexec ends the placeholder, as it ends all ranks.
 
         Args:
             attend: Has a function called when a descriptor becomes readable.
@@ -119,7 +119,7 @@ class Job:
             attend(self._placeholder.fileno(), note)
 
     def entrust_files(self) -> None:
-        """Have the placeholder remove MPI's files of shared memory if this process is killed: those that it has mapped by now."""
+        """Have the placeholder remove the MPI files of shared memory that this process has mapped by now, if it is killed."""
         if self._placeholder is not None:
             self._placeholder.sendall("".join(f"{file}\n" for file in mapped()[1]).encode())
 

@@ -1,4 +1,4 @@
-"""What a machine may have too little of for the processes of a job: an MPI may then hang, or be killed, without a word."""
+"""Resources that a machine may lack for the processes of a job: an MPI may then hang, or be killed, without a message."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ _FILES, _FILES_PER_RANK = 28, 2  # that the root opens
 
 
 def shortages(ranks: int, flavour: Flavour) -> list[str]:
-    """Return a clause for each thing of which there may be too little for so many ranks on this machine, and what to do."""
+    """Return a clause for each resource that this machine may lack for so many ranks, with a remedy."""
     memory = ranks * (_MPICH_MEMORY if flavour is Flavour.MPICH else _MEMORY)
     return [*_of_memory(memory, ranks), *_of_files(_FILES + _FILES_PER_RANK * ranks, ranks)]
 

@@ -1,4 +1,4 @@
-"""What the processes of a job print appears in the output of the script that has started the job."""
+"""The output of a job's processes is copied to the output of the script that has started the job."""
 
 import os
 import threading
@@ -12,9 +12,9 @@ def end_of_output(token: str) -> bytes:
 
 
 class Output:
-    """Copies what a job prints from a pipe to a descriptor of this process, in a thread, and keeps the last part of it.
+    """Copies the output of a job from a pipe to a descriptor of this process, in a thread, and keeps the last part of it.
 
-    Each worker prints a mark at its end, which is not copied: once all marks have come, so has all other output.
+    Each worker prints a mark at its end, which is not copied: when all marks have arrived, so has all other output.
     """
 
     def __init__(self, source: int, target: int, mark: bytes) -> None:
@@ -32,7 +32,7 @@ class Output:
         return bytes(self._last).decode(errors="replace")
 
     def mute(self) -> None:
-        """Copy nothing any more."""
+        """Stop copying."""
         self._muted = True
 
     def wait(self, marks: int, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""How the processes of a job find the script that has started it: at an address that only they know, with a token.
+"""How the processes of a job connect to the script that has started it: at an address that only they know, with a token.
 
 Security. The address is random, and closed once all processes have connected. They must send the token, and be of the same user.
 """
@@ -37,7 +37,7 @@ def connect(address: str, hello: dict[str, Any], descriptors: list[int]) -> sock
 
 
 def receive(connection: socket.socket, token: str) -> tuple[dict[str, Any] | None, list[int]]:
-    """Return what a process of the job sends first, and its descriptors; None if the process is not of this job."""
+    """Return the first message of a process of the job, and its descriptors; None if the process is not of this job."""
     connection.settimeout(10)
     try:
         check_user(connection)

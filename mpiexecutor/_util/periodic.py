@@ -1,4 +1,4 @@
-"""A thread that checks something at intervals while that is needed, and sleeps otherwise."""
+"""A thread that calls a function at intervals while that is needed, and sleeps otherwise."""
 
 import logging
 import threading
@@ -49,7 +49,7 @@ class PeriodicCheck:
     def _look_on(self) -> None:
         """Call the function until it is not needed, then clear the flag and call it once more.
 
-        `watch` before the flag is cleared has no effect, but then this last call sees what it was for.
+        A call of `watch` before the flag is cleared has no effect, but then this last call of the function sees its reason.
         """
         vain = 0
         while vain < self._times and not self._stopped.wait(self._every):

@@ -1,4 +1,4 @@
-"""What this process does when it ends, in one order, and what a forked child does at once.
+"""The actions of this process at its end, in one order; and those of a forked child at its start.
 
     when_used   executors' pools finish their calls, raw channels their background puts: the one made last comes first,
                 in the order of Python's other exit handlers
@@ -6,10 +6,10 @@
     PROGRESS    the progress threads end: until here ranks on other nodes may need them
     MPI         MPI is finalised, or the process manager is told without it; a job that this process has started ends
 
-PARTING, PROGRESS and MPI share one exit handler. It is registered with the first of their actions, and does not depend on the
-order in which the others are added.
+PARTING, PROGRESS and MPI share one exit handler, which is registered with the first of their actions. So their order does not
+depend on the order in which they are added.
 
-A forked child is no rank: it has nothing to end. Its copies of the parent's objects are disowned instead.
+A forked child is no rank: it ends nothing. Its copies of the parent's objects are disowned instead.
 """
 
 import atexit
@@ -55,7 +55,7 @@ class ProcessEnd:
             atexit.register(self.run_last)
 
     def remove(self, action: Action) -> None:
-        """Have an action that was added without a stage not called."""
+        """Remove an action that was added without a stage."""
         atexit.unregister(action)
         with contextlib.suppress(ValueError):
             self._when_used.remove(action)
@@ -66,7 +66,7 @@ class ProcessEnd:
         self._in_child.append(weakref.WeakMethod(method))
 
     def run_last(self) -> None:
-        """Take the last steps, also those that one of them adds. If one fails the others are taken all the same."""
+        """Take the last steps, and those that one of them adds. If one fails, the others are still taken."""
         if self._last:
             step = min(reversed(self._last), key=lambda added: added[0])
             self._last.remove(step)
@@ -76,7 +76,7 @@ class ProcessEnd:
                 self.run_last()
 
     def forget(self) -> None:
-        """In a forked child: nothing is to be ended."""
+        """In a forked child: drop all actions, and disown the parent's objects."""
         for action in self._when_used:
             atexit.unregister(action)
         self._when_used.clear()

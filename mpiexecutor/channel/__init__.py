@@ -2,12 +2,12 @@
 
 Layout, top to bottom. Its MPI side is the room _rma.
 
-    _remote     RemoteChannel: made, claimed, closed and freed
-    _putting    its operations that put,
-    _taking     that take,
-    _losses     and what it does when ranks have failed
-    _base       the parts that these have in common
-    _agreement  what the ranks check together before they make one
+    _remote     RemoteChannel: the constructor, claim, close, free
+    _putting    its operations that put messages
+    _taking     its operations that take messages
+    _losses     its operations after ranks have failed
+    _base       the parts that these operations share
+    _agreement  what all ranks check together before they make a channel
     _ends       a rank's two ends: how they wait, and which ranks they wake
     _codecs     messages <-> bytes, by dtype
     _ring       the ring itself: its theory and its layout

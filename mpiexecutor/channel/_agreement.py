@@ -58,7 +58,7 @@ def _memory() -> int:
 
 
 def all_come(comm: "MPI.Intracomm", failed: CommFailedRanks, complaint: Callable[[], str] | None = None) -> None:
-    """Wait until all ranks have come here. If one is known to have failed, return at once: some MPIs crash if they send to it."""
+    """Wait until all ranks have called this. If one is known to have failed, return at once: some MPIs crash if they send to it."""
     if failed:
         return
     come = comm.Ibarrier()

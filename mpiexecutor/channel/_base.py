@@ -1,4 +1,4 @@
-"""What the operations of a channel have in common: its parts, and the checks before anything is done."""
+"""What the operations of a channel have in common: its parts, and the checks before each operation."""
 
 import contextlib
 import threading
@@ -21,9 +21,8 @@ T = TypeVar("T")
 class ChannelBase:
     """The parts of a channel, as one rank has them.
 
-    Threads. Each end has one lock, held by the thread that is at work there; operations on the two ends do not hold each other up.
-    A third handle on the ring, under a lock of its own, serves close, claim, statistics and recover: they never wait for a blocked
-    put.
+    Threads. Each end has one lock, which the thread that works there holds: puts do not wait for takes, nor takes for puts. A third
+    handle on the ring, with its own lock, serves close, claim, statistics and recover: they never wait for a blocked put.
     """
 
     def _begin(
@@ -61,7 +60,7 @@ class ChannelBase:
 
 
 def deadline_of(timeout: float | None) -> float | None:
-    """Return when a time-out of so many seconds is over, as time.monotonic tells it; None if never."""
+    """Return the time, as of time.monotonic, at which a time-out of so many seconds is over; None if there is no time-out."""
     if timeout is None:
         return None
     if not timeout >= 0:
@@ -70,7 +69,7 @@ def deadline_of(timeout: float | None) -> float | None:
 
 
 def result_of(future: ChannelFuture[T], deadline: float | None) -> T:
-    """Wait for a future of our own; when out of time, or interrupted, cancel it, unless its message has begun."""
+    """Wait for a future of this channel. On a time-out or an interrupt cancel it, unless its message has begun."""
     try:
         return future.result(None if deadline is None else max(0.0, deadline - time.monotonic()))
     except TimeoutError:

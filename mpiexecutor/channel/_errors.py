@@ -1,4 +1,4 @@
-"""The errors of a channel: by the caller (ChannelClosed), by another rank (ChannelBroken), no fault (ChannelEmpty, ChannelFull)."""
+"""Errors of a channel: the caller's fault (ChannelClosed), another rank's (ChannelBroken), no fault (ChannelEmpty, ChannelFull)."""
 
 import queue
 from collections.abc import Collection
@@ -18,7 +18,7 @@ class ChannelClosed(ChannelError):
 
 
 class ChannelEmpty(ChannelError, queue.Empty):
-    """``take_nowait`` found no message. ``take`` waits for one, and raises TimeoutError if that takes too long."""
+    """``take_nowait`` found no message. ``take`` waits for one instead, and raises TimeoutError after its time-out."""
 
 
 class ChannelMemoryError(ChannelError, MemoryError):
@@ -44,7 +44,7 @@ class ChannelMemoryError(ChannelError, MemoryError):
 
 
 class ChannelFull(ChannelError, queue.Full):
-    """``put_nowait`` found no room. ``put`` waits for room, and raises TimeoutError if that takes too long."""
+    """``put_nowait`` found no room. ``put`` waits for room instead, and raises TimeoutError after its time-out."""
 
 
 _HAD = {True: "received", False: "claimed, and not received,", None: "perhaps received"}
@@ -52,13 +52,13 @@ _HAD = {True: "received", False: "claimed, and not received,", None: "perhaps re
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The last claim of a failed rank: messages that it was receiving, or had received, or had thrown away.
+    """The last claim of a failed rank: messages that it was receiving, had received, or had thrown away.
 
     Attributes:
         rank: The failed rank, in the channel's communicator.
         messages: The numbers of the messages: how many came before each.
-        received: Whether the rank had received all of them. None if that is not known: perhaps it had, or perhaps another rank was
-            faster and had them.
+        received: Whether the rank had received all of them. None if that is not known: it is possible that another rank has
+            received them.
 
     """
 
@@ -75,14 +75,14 @@ class Share:
 class ChannelBroken(ChannelError):
     """A rank has failed; or the bytes in the channel are no message.
 
-    When a rank fails, the host's next put or take, or one that waits, raises this error once. It has done nothing, except that
-    put_many has put its first `count` messages. The channel goes on. When the host fails, every operation of every other rank
-    raises this error. Whether failures are reported at all: see RemoteChannel.
+    When a rank fails, the host's next put or take, or one that waits, raises this error once. That operation has no effect, except
+    that put_many has put its first `count` messages. The channel can still be used. When the host fails, every operation of every
+    other rank raises this error. For when failures are reported see RemoteChannel.
 
-    If the bytes are no message the text says what was found and what was expected. The bytes were not unpickled.
+    If the bytes are no message, the text says what was found and what was expected. The bytes were not unpickled.
 
     Attributes:
-        ranks: The failed ranks; or ranks that live, are in the middle of a message, and so keep the channel from going on.
+        ranks: The failed ranks; or living ranks that are in the middle of a message, so that the channel cannot be recovered.
         shares: The last claim of each failed rank, if it has claimed anything.
         count: Messages that put_many had put.
 
@@ -99,7 +99,7 @@ class ChannelBroken(ChannelError):
 
 
 class IncompletePut(TimeoutError):
-    """``put_many`` ran out of time. The first ``count`` of ``total`` messages were put, the others were not."""
+    """The time-out of ``put_many`` is over. The first ``count`` of ``total`` messages were put, the others were not."""
 
     def __init__(self, count: int, total: int) -> None:
         super().__init__(count, total)

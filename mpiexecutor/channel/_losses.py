@@ -1,7 +1,7 @@
-"""What a channel does when ranks have failed: the host recovers the ring, and the next operation raises an error.
+"""What a channel does after ranks have failed: the host recovers the ring, and the next operation raises an error.
 
-The channel does not notice failures: the program that started the ranks reports them, by FAILED_RANKS of failed_ranks.py, or calls
-`recover` itself.
+The channel does not detect failures. The program that started the ranks reports them to FAILED_RANKS (see failed_ranks.py), or
+calls `recover` itself.
 """
 
 import time
@@ -17,7 +17,7 @@ from mpiexecutor.channel._ring.recovery import Position, RingRecovery
 from ._base import ChannelBase
 from ._errors import ChannelBroken, ChannelClosed, Share
 
-_BREATH = 1e-3  # seconds between two looks whether the living have come to a rest
+_PAUSE = 1e-3  # seconds between two checks whether the living ranks are at rest
 
 
 class Losses(ChannelBase):
@@ -26,7 +26,7 @@ class Losses(ChannelBase):
     def _begin_losses(self, failed: CommFailedRanks) -> None:
         """Set which ranks have failed; they may become more."""
         self._failed = failed
-        self._taken_in: set[tuple[int, bool]] = set()  # failed ranks that the channel has dealt with; whether each perhaps lives
+        self._taken_in: set[tuple[int, bool]] = set()  # failed ranks that the channel has handled; whether each perhaps lives
 
     def recover(
         self,
@@ -39,18 +39,18 @@ class Losses(ChannelBase):
         """On the host: recover the ring after ranks have failed. No rank can put or take meanwhile.
 
         Args:
-            failed: All ranks that have failed so far: they will never touch the channel again. It may grow meanwhile.
-            timeout: Seconds that the living ranks have to finish what they are in the middle of.
-            renumber: Is called at the end, before any rank can put or take, with the numbers of the messages that are kept, and the
-                new number of the first; they differ only if a message among them was aborted.
+            failed: All ranks that have failed so far: they will never use the channel again. The collection may grow meanwhile.
+            timeout: Seconds for the living ranks to finish the messages that they have begun.
+            renumber: Called at the end, before any rank can put or take, with the numbers of the messages that are kept and the new
+                number of the first of them. The new numbers differ from the old ones only if a message was aborted.
             silent: Ranks of `failed` that perhaps live: they count as failed only if they are not in the middle of a message.
 
         Returns:
-            What each of the failed ranks claimed last, if it claimed anything.
+            The last claim of each failed rank that has claimed anything.
 
         Raises:
-            ChannelBroken: Living ranks have not come to a rest in time: one was stopped in the middle of a message. The channel is
-                of no use until this is called again, and succeeds.
+            ChannelBroken: Living ranks are not at rest after `timeout`: one was stopped in the middle of a message. No rank can use
+                the channel until this is called again and succeeds.
             ChannelClosed: The channel is freed.
 
         """
@@ -71,16 +71,16 @@ class Losses(ChannelBase):
                 elif time.monotonic() > deadline:
                     raise ChannelBroken(f"ranks {busy} live, or may, and have not come to a rest within {timeout} s", busy)
                 else:
-                    time.sleep(_BREATH)
+                    time.sleep(_PAUSE)
             last_claims = recovery.recover(known, renumber)
             self._wake_all()
         return last_claims
 
     def note_failures(self) -> bool:
-        """Deal with ranks that have failed since: on the host, recover the ring, and have the next operation raise an error.
+        """Handle new failures: on the host, recover the ring, and have the next operation raise an error.
 
         Returns:
-            False if living ranks have not come to a rest: to be tried again.
+            False if living ranks are not at rest: call it again later.
 
         """
         failed, silent = frozenset(self._failed), frozenset(self._failed.silent)

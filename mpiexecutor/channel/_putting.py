@@ -1,4 +1,4 @@
-"""How messages are put: the operations, over the end at which this rank puts."""
+"""The operations that put messages, over the put end of this rank."""
 
 from collections.abc import Iterable
 from concurrent.futures import Future
@@ -18,17 +18,17 @@ class Putting(ChannelBase, Generic[P]):
     """A channel's operations that put messages."""
 
     def put(self, message: P, timeout: float | None = None) -> None:
-        """Put a message at the end of the channel, and wait for room if there is none.
+        """Put a message into the channel; wait for room if there is none.
 
         Args:
             message: What the dtype of the channel says, see `RemoteChannel`.
             timeout: Seconds to wait at most; None waits without a limit.
 
         Raises:
-            TimeoutError: There was no room in time. The message was not put.
+            TimeoutError: There was no room before the time-out. The message was not put.
             ChannelClosed: The channel is closed, or freed.
             ChannelBroken: A rank has failed. The message was not put.
-            TypeError: The message is none of this channel's dtype.
+            TypeError: The message does not match the dtype of the channel.
             ValueError: The message is too long; or only the host may put, and this rank is not the host.
 
         """
@@ -76,15 +76,15 @@ class Putting(ChannelBase, Generic[P]):
         return self._puts.put_later([memoryview(bytes(part)) for part in parts] if copy else parts)
 
     def put_many(self, messages: Iterable[P], timeout: float | None = None) -> None:
-        """Put several messages, in order. This takes fewer steps than one `put` for each.
+        """Put several messages, in order. This is faster than one `put` for each.
 
         Args:
             messages: As for `put`.
             timeout: Seconds to wait at most for all of them; None waits without a limit.
 
         Raises:
-            IncompletePut: Time is over (it is a TimeoutError). Its `count` says how many messages were put.
-            ChannelBroken: A rank has failed. Its `count` says how many messages were put.
+            IncompletePut: The time-out is over (it is a TimeoutError). Its `count` is the number of messages that were put.
+            ChannelBroken: A rank has failed. Its `count` is the number of messages that were put.
 
         """
         deadline = deadline_of(timeout)
@@ -107,7 +107,7 @@ class Putting(ChannelBase, Generic[P]):
 
     @property
     def count(self) -> int:
-        """How many messages were put: for the host, if it alone puts. The next one has this number."""
+        """On the host, if only the host puts: the number of messages that were put, which is the number of the next one."""
         return self._puts.ring.count
 
     def _encode(self, message: P) -> Parts:

@@ -2,8 +2,8 @@
 
     put ──> codec ──> PutEnd  ══ RMA ══>  ring in the host's window  ══ RMA ══>  TakeEnd ──> codec ──> take
 
-Here is the channel as a whole: how it is made, claimed, closed and freed. Its other operations are in _putting.py and _taking.py;
-_losses.py has what it does when ranks have failed.
+This file has the constructor, claim, close and free. The other operations are in _putting.py and _taking.py, those after a failure
+in _losses.py.
 """
 
 import weakref
@@ -53,14 +53,14 @@ class Statistics:
 class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
     """A bounded queue of messages in an RMA window.
 
-    Every rank of a communicator makes it together, with the same arguments; then every rank, and every thread of it, may put and
-    take at any time. Messages of one rank stay in order for any other rank. Puts and takes are one-sided: no other rank has to
-    answer, and only the host's memory is used.
+    All ranks of a communicator make it together, with the same arguments. Then every thread of every rank may put and take at any
+    time. Any rank takes the messages of another one in their order. Puts and takes are one-sided: no other rank has to answer, and
+    only the host's memory is used.
 
     MPI ends the job when a rank fails, unless the program that started the ranks reports failures instead (see the README). Then
-    the other ranks go on: messages that the failed rank had not put, or taken, as a whole are lost, and the host's next operation
-    raises ChannelBroken. The job ends all the same if rank 0 of MPI.COMM_WORLD fails, or a host with ranks on other nodes, or any
-    rank while all together make or free a channel.
+    the other ranks go on. Messages that the failed rank was putting or taking are lost, and the host's next operation raises
+    ChannelBroken. The job still ends if the failed rank is rank 0 of MPI.COMM_WORLD, or a host with ranks on other nodes, or if it
+    fails while all ranks make or free a channel.
 
     Example, run as ``mpiexec -n 4 python example.py``; the ranks share eight tasks, each of three numbers::
 
@@ -89,8 +89,8 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
         """Make the channel, together with every rank of `comm`.
 
         Args:
-            buff_size: Messages that find room in the channel.
-            message_size: Elements of a message at most; for ``dtype=object`` the bytes of a slot.
+            buff_size: Number of messages that the channel has room for.
+            message_size: Maximum number of elements of a message; for ``dtype=object`` the bytes of a slot.
             dtype: What a message is:
 
                 - a typecode of the array module, ``"d"`` by default: numbers, taken as array.array;
@@ -104,7 +104,7 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
             consumers: "host" if only the host takes: its end is then faster.
 
         Raises:
-            ValueError: On every rank: the arguments make no channel, or differ between ranks.
+            ValueError: On every rank: an argument is not possible, or differs between ranks.
             ChannelBroken: A rank of `comm` has failed.
             RuntimeError: A rank of `comm` runs calls of an executor of this rank, and does not make the channel.
 
@@ -139,13 +139,13 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
         FAILED_RANKS.add_listener(self)
 
     def claim(self, count: int) -> None:
-        """Say that `count` more messages will come: once all that were claimed are taken, `take` returns None.
+        """Announce `count` more messages. Once all announced messages are taken, `take` returns None.
 
-        Every rank may call it, as scripts do that run the same lines everywhere. Only the host's calls count, but a rank that
-        has called it never sees None before that many messages were taken, even while the host's call is still to come.
+        Every rank may call it, so that scripts can run the same lines on every rank. Only the host's calls count. But `take` never
+        returns None to a rank that has called it before that number of messages was taken, even if the host calls it later.
 
         Args:
-            count: Messages, at least 0, besides those that were claimed before.
+            count: Number of messages, at least 0, in addition to earlier calls.
 
         """
         if count < 0:
@@ -159,7 +159,7 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
             self._wake_all()
 
     def close(self) -> None:
-        """Take no more messages: `put` raises ChannelClosed; `take` returns the messages still in the channel, and then None.
+        """Accept no more messages: `put` raises ChannelClosed; `take` returns the messages still in the channel, and then None.
 
         Any rank may call it, and again; with ``producers="host"`` only the host.
         """
@@ -180,7 +180,7 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
         return Statistics(put, taken, state.expected, max(0, put - taken), self._layout.slots, state.closed)
 
     def __len__(self) -> int:
-        """Return how many messages are in the channel, put and not taken."""
+        """Return the number of messages that were put and not taken."""
         return self.statistics().waiting
 
     def free(self) -> None:
@@ -209,17 +209,17 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
             self._rank_state.notifier.free()
 
     def abandon(self) -> None:
-        """Stop to use the channel without the other ranks, which may have failed: its memory is not freed."""
+        """Stop using the channel without the other ranks, which may have failed: its memory is not freed."""
         self._stop()
         self._leave()
 
     def disown(self) -> None:
-        """Leave the channel as it is: in a forked child it is the parent's. Every further operation raises ChannelClosed."""
+        """Stop using the channel in a forked child: it belongs to the parent. Every further operation raises ChannelClosed."""
         self._rank_state.phase = Phase.GONE
         PROCESS_END.remove(self._at_exit)
 
     def _stop(self) -> None:
-        """Begin no operation, and end those that wait."""
+        """Accept no operation, and end those that wait."""
         self._rank_state.phase = max(Phase.FREED, self._rank_state.phase)
         self._puts.stop()
         self._takes.stop()
@@ -230,7 +230,7 @@ class RemoteChannel(Putting[P], Taking[M], Losses, Generic[P, M]):
             self._rank_state.remote.leave()
 
     def _finish(self) -> None:
-        """At exit, before MPI ends: finish the puts in the background, and give up the takes."""
+        """At exit, before MPI ends: finish the puts in the background, and cancel the takes."""
         if not self._rank_state.phase:
             self._puts.background.join()
             if FAILED_RANKS.are_reported:

@@ -1,4 +1,4 @@
-"""How messages are taken: the operations, over the end at which this rank takes."""
+"""The operations that take messages, over the take end of this rank."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -19,22 +19,22 @@ class Taking(ChannelBase, Generic[M]):
     """A channel's operations that take messages."""
 
     def take(self, timeout: float | None = None) -> M | None:
-        """Take the next message, and wait for one if there is none.
+        """Take the next message; wait for one if there is none.
 
-        In a channel of objects None may be a message, too: `take_many` or a for loop tells it from the end.
+        In a channel of objects None may also be a message: use `take_many` or a for loop to tell it from the end.
 
         Args:
-            timeout: Seconds to wait at most until a message begins; None waits without a limit. A message that has begun is
-                received whole.
+            timeout: Seconds to wait at most until a message begins; None waits without a limit. There is no time-out for the rest
+                of a message that has begun.
 
         Returns:
-            The message. None if no message will come any more: as many as were claimed are taken, or the channel is closed and
-            empty. Before any claim, an open channel has no end: `take` waits.
+            The message. None at the end: all messages that were announced by `claim` are taken, or the channel is closed and empty.
+            Before the first `claim` an open channel has no end: `take` waits.
 
         Raises:
             TimeoutError: No message has begun in time. Nothing was taken.
             ChannelClosed: The channel is freed.
-            ChannelBroken: A rank has failed, or the next message is none of the channel's dtype.
+            ChannelBroken: A rank has failed, or the next message does not match the dtype of the channel.
             ChannelMemoryError: The next message does not fit into this rank's memory. It stays in the channel, see `skip`.
             ValueError: Only the host may take, and this rank is not the host.
 
@@ -46,10 +46,10 @@ class Taking(ChannelBase, Generic[M]):
         """Take the next message if one has come.
 
         Returns:
-            The message; None if no message will come any more.
+            The message; None at the end.
 
         Raises:
-            ChannelEmpty: No message has come yet, or other takes of this rank wait for one.
+            ChannelEmpty: There is no message yet, or other takes of this rank wait for one.
 
         """
         self._check_side("take")
@@ -82,7 +82,7 @@ class Taking(ChannelBase, Generic[M]):
             timeout: Seconds to wait at most for the first message; None waits without a limit.
 
         Returns:
-            The messages. Empty if no message will come any more.
+            The messages; an empty list at the end.
 
         Raises:
             TimeoutError: No message has begun in time. Nothing was taken.
@@ -100,16 +100,16 @@ class Taking(ChannelBase, Generic[M]):
         return self._decode(found)
 
     def skip(self, number: int) -> bool:
-        """Throw a message away unread, after a ChannelMemoryError has said that it does not fit into this rank's memory.
+        """Throw away a message that does not fit into this rank's memory, as a ChannelMemoryError has reported.
 
-        Waits for the rest of a message that is still being put, as `take` does.
+        Wait for the rest of the message if it is still being put, as `take` does.
 
         Args:
             number: The `number` of the ChannelMemoryError.
 
         Returns:
-            Whether the message was thrown away. If not, take again: it is not the next message any more, since it was taken or will
-            perhaps be put anew, or another thread of this rank is taking.
+            Whether the message was thrown away. If not, take again: another rank has taken the message, or it will be put again
+            after a recovery, or another thread of this rank is taking.
 
         """
         self._check_side("take")
@@ -119,16 +119,16 @@ class Taking(ChannelBase, Generic[M]):
     def head(error: ChannelMemoryError) -> memoryview:
         """Return the pickle of a message that does not fit into this rank's memory, without its large buffers (64 KiB and more).
 
-        It is true if `skip` throws the message away.
+        It is valid only if `skip` then throws the message away.
 
         Raises:
-            ChannelBroken: The pickle does not lie in the first slot as a whole, or this is no channel of objects.
+            ChannelBroken: The first slot does not have the whole pickle, or this is no channel of objects.
 
         """
         return pickle_of_frame(memoryview(error.head))
 
     def __iter__(self) -> Iterator[M]:
-        """Take messages until no message will come any more."""
+        """Take messages until the end."""
         while messages := self.take_many(1):
             yield messages.pop()
 

@@ -51,8 +51,8 @@ class RMAChannelExecutor(Executor):
             with RMAChannelExecutor() as executor:
                 print(sum(executor.map(square, range(1000))))
 
-    **Root and workers.** Every rank of the communicator makes the executor. On the root the constructor returns. The other ranks,
-    the workers, stay in it and run calls until the root ends. Executors on one communicator share its workers. ``python -m
+    **Root and workers.** Every rank of the communicator makes the executor. On the root the constructor returns. The other ranks
+    are the workers: they stay in it and run calls until the root ends. Executors on one communicator share its workers. ``python -m
     mpiexecutor --help`` lists the ways to start, and environment variables.
 
     **Names of the script.** Calls refer to functions, classes and other globals of ``__main__`` by name. Each worker has a
@@ -76,8 +76,9 @@ class RMAChannelExecutor(Executor):
     call, and returns True. The supervisor forks the children, so there are none without supervisors.
 
     **Trust.** Calls and results are pickles, so the ranks of a job trust each other, as in any MPI program: any rank can have
-    another one run any code. On one node, processes connect through UNIX sockets; those that carry more than a wake-up accept only
-    the same user with a secret of the job. This package opens no network port; encryption between nodes is up to MPI and mpiexec.
+    another one run any code. On one node, processes connect through UNIX sockets. Sockets for more than wake-ups accept only
+    processes of the same user that know a secret of the job. This package opens no network port; encryption between nodes is up to
+    MPI and mpiexec.
 
     """
 
@@ -210,7 +211,7 @@ class RMAChannelExecutor(Executor):
             chunksize: Number of consecutive calls that travel, run and fail as one. With 1, short calls travel together, as many as
                 take some milliseconds, but each is a call of its own.
             buffersize: Number of calls, or of chunks, that are submitted ahead of the results; None: all of them at once.
-            unordered: Yield results as they are ready, not in the order of the arguments; those of short calls up to 2 ms later.
+            unordered: Yield results in the order in which they are ready; results of short calls up to 2 ms later.
 
         Returns:
             The iterator. It raises what a call has raised, and TimeoutError if a result is not there in time. Then, or when it is

@@ -2,14 +2,14 @@
 
     submit ──> backlog ──dispatcher──> work channel ──> workers ──> reply channel ──collector──> settler ──> future
                   ^                                                                      |
-                  └───────────────── each message that is done makes room ───────────────┘
+                  └───────────────── each finished message makes room ───────────────────┘
 
-scheduler   what executors call: open, submit, close, wait
-dispatcher  sends calls, in the thread that made it possible: one that submits, or the collector
-collector   the thread that takes replies and notes what they say
-lost_calls  what becomes of the calls of workers that have died, and of calls that no worker could receive
-settling    what is left to do once the lock is released: settle futures, break executors, answer workers that wait
-state       what all of these share, and the one lock
+scheduler   the interface for executors: open, submit, close, wait
+dispatcher  sends calls, in a thread that submits, or in the collector
+collector   the thread that takes replies and notes their contents
+lost_calls  which calls of failed workers run again, and which fail
+settling    steps without the lock: settle futures, break executors, answer workers that wait
+state       the state that all of these share, and its lock
 session     the calls of one executor that have no outcome yet
 series      calls of maps, which have no futures: several are one entry here, and one message
 futures     futures whose calls can be cancelled while they run

@@ -1,4 +1,4 @@
-"""The thread that takes replies: notes what they say, under the lock, and does the steps that follow, without it."""
+"""The thread that takes replies. It notes their contents under the lock, and does the steps that follow without it."""
 
 import contextlib
 import logging
@@ -103,7 +103,7 @@ class Collector:
             return [replacement(self._replies.head(error), error.size, self._state.location)]
 
     def _note_all(self, replies: list[Reply], steps: deque[Step]) -> None:
-        """Note what replies say, append the steps that follow, and send what has room now."""
+        """Note the contents of replies, append the steps that follow, and send calls for which there is room now."""
         with self._state.lock:
             while replies:  # popped one by one: nothing here refers to results later
                 reply = replies.pop(0)
@@ -117,7 +117,7 @@ class Collector:
             self._dispatcher.dispatch()
 
     def _note_results(self, reply: Results, steps: deque[Step]) -> None:
-        """Note outcomes. A worker's status page may have told some of them before."""
+        """Note outcomes. Some of them may be known from the status page of the worker."""
         outcomes = reply.outcomes
         if isinstance(outcomes[-1][-1], SegmentName):
             outcomes = [*outcomes[:-1], *self._read(reply, outcomes[-1], steps)]

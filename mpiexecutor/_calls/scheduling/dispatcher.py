@@ -1,6 +1,6 @@
-"""Sends calls. It has no thread: a thread that submits sends, or the collector when there is room.
+"""Sends calls. It has no thread: a thread that submits sends them, or the collector when there is room.
 
-At most two messages for each worker are under way. So calls that wait can be cancelled, and messages carry several calls only when
+At most two messages for each worker are under way. So waiting calls can be cancelled, and a message carries several calls only if
 calls are submitted faster than they run.
 """
 
@@ -50,7 +50,7 @@ class Dispatcher:
         self._work = work
         self._memory = memory
         self._after_stream = after_stream
-        self._slow_check = PeriodicCheck("mpiexecutor slow calls", self._see_who_is_slow, every=_TICK, times=_TICKS)
+        self._slow_check = PeriodicCheck("mpiexecutor slow calls", self._see_slow_messages, every=_TICK, times=_TICKS)
         self.watch, self.stop = self._slow_check.watch, self._slow_check.stop
 
     def dispatch(self) -> None:
@@ -72,8 +72,8 @@ class Dispatcher:
     def limit(self, session: Session, kind: object, *, of_map: bool = False) -> int:
         """Return the most messages that may be under way while calls of this kind are next.
 
-        They keep as many workers busy as the root can feed. The shorter the calls, the fewer these are, and the more calls wait
-        here and make up a message together. Slow messages do not count, so that other calls do not wait for them.
+        They keep as many workers busy as the root can supply with calls. The shorter the calls, the fewer workers these are, and
+        the more calls wait here and share a message. Slow messages do not count, so that other calls do not wait for them.
         """
         most = min(session.limit, self._state.most_messages)
         seconds = self._state.seconds.get(kind)
@@ -82,13 +82,13 @@ class Dispatcher:
         feeding = _FEEDING_OF_MAP if of_map else _FEEDING
         return min(most, PER_WORKER * (2 + int(seconds / feeding)) + len(session.slow))
 
-    def _see_who_is_slow(self) -> bool:
+    def _see_slow_messages(self) -> bool:
         """Send calls that wait for slow messages. Return whether some still wait."""
         state = self._state
         with state.lock:
             sessions = [session for session in list(state.sessions.values()) if session.backlog]  # a finalizer: as in dispatch
             for session in sessions:
-                session.see_who_is_slow()
+                session.see_slow_messages()
             self.dispatch()
             return any(session.backlog and len(session.under_way) < min(session.limit, state.most_messages) for session in sessions)
 
@@ -111,7 +111,7 @@ class Dispatcher:
         return Calls(*_options_of(session, batch), calls)
 
     def _send_block(self, session: Session, kind: object, share: int) -> bool:
-        """Send calls of a map: their share, but for some time at least and at most. Without experience send one."""
+        """Send calls of a map: their share, within limits of their expected duration; one if the duration is not known."""
         expected = self._state.seconds.get(kind, _MOST_SECONDS_OF_MAP)
         least, most = int(_LEAST_SECONDS_OF_MAP / max(expected, _TINY)), int(_MOST_SECONDS_OF_MAP / max(expected, _TINY))
         most = min(most, session.per_child or MOST_ROWS, MOST_ROWS)

@@ -93,12 +93,12 @@ class LostCalls:
         return steps
 
     def lose_result(self, rank: int, pid: int, number: int) -> list[Step]:
-        """Return the steps for a call whose child has died when it had sent the result, and before that was read here."""
+        """Return the steps for a call whose child has died after it had sent the result, and before the root has read that."""
         # On this host: they share memory.
         return self._lose_unread(WorkerFailure(rank, self._state.location.host, pid, "has died", number))
 
     def _take_over(self, failure: WorkerFailure) -> list[Step]:
-        """Take the outcomes on the status page of a failed worker. Those that it had put, too, are known, and find no task."""
+        """Take the outcomes on the status page of a failed worker. Tasks whose outcomes it had put are gone already."""
         steps: list[Step] = []
         held: list[Outcome | tuple[int, Value]] = []
         try:

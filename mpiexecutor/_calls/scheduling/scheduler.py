@@ -129,7 +129,7 @@ class Scheduler:
                     self.check_open(session)
 
     def append(self, session: Session, series: Series, rows: Sequence[Row]) -> None:
-        """Queue calls of a map, and send what it is the turn of, as `submit` does. Raise and block as that does."""
+        """Queue calls of a map, and send them at once if it is their turn. Raise and block as `submit`."""
         if session.closed or session.broken:
             self.check_open(session)
         if session.max_pending is None or self._state.is_settling():

@@ -1,6 +1,6 @@
 """The calls of maps on the root: they wait in a series, are sent in blocks, and their results go to an iterator in runs.
 
-A map has no futures, and nothing here is done for each of its calls but to append its arguments to a deque.
+A map has no futures. The only step for each of its calls is to append the arguments to a deque.
 
 Invariants
     The backlog has a series as many times as it has calls that wait: calls of maps and others are sent in the order in which they
@@ -59,7 +59,7 @@ class Runs:
             raise TimeoutError from None
 
     def close(self) -> None:
-        """Drop what has come and what will come."""
+        """Drop all results, those to come, too."""
         self.closed = True
 
 

@@ -121,7 +121,7 @@ class Session:
         self.under_way.add(batch)
         return batch
 
-    def see_who_is_slow(self) -> None:
+    def see_slow_messages(self) -> None:
         """Look which messages are under way, and note those that were at the last look, too."""
         self.slow, self.seen = self.under_way & self.seen, frozenset(self.under_way)
 
@@ -164,7 +164,7 @@ class Session:
     def take_values(self, block: Block, position: int, values: list[Value], seconds: float, expected: dict[object, float]) -> Run:
         """Note outcomes of calls of a block, from a position on, as `take_outcomes` does. Return those that are new.
 
-        The status page of a failed worker may have told some of them before.
+        Some of them may be known from the status page of a failed worker.
         """
         new = values[block.done - position :] if position < block.done else values
         run = Run(block.series.runs, block.index + block.done, new)

@@ -1,6 +1,6 @@
-"""Settles futures, and answers workers, without the lock. What is to be done is data, a list of steps made under the lock.
+"""Settles futures, and answers workers, without the lock. The work is data: a list of steps, which was made under the lock.
 
-Unpickling a result, and the callbacks of a future, run code of the user: it may submit, block, or raise anything.
+Unpickling a result, and the callbacks of a future, run code of the user, which may submit, block, or raise anything.
 """
 
 import logging
@@ -220,12 +220,12 @@ class Settler:
 
 
 def _is_over(future: Future[Any] | Place) -> bool:
-    """Return whether a future was cancelled while its call ran, so that nothing is left to tell."""
+    """Return whether a future was cancelled while its call ran: its waiting threads know that already."""
     return isinstance(future, CallFuture) and future.is_over
 
 
 def quietly(settle: Callable[[Any], None], value: Any) -> None:
-    """Settle a future. Log what a callback raises that is no Exception, SystemExit say: the collector goes on."""
+    """Settle a future. Log an error of a callback that is no Exception, such as SystemExit: the collector goes on."""
     try:
         settle(value)
     except BaseException:

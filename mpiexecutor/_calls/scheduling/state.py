@@ -1,9 +1,9 @@
-"""What the parts of the scheduler share, and the lock that guards it.
+"""The state that the parts of the scheduler share, and its lock.
 
 Theory of operation
     Threads that submit, close and wait, the collector, and the recovery thread work on the sessions, under one lock. A reply
-    removes tasks from their session under the lock. To unpickle their results, and to settle their futures, are steps (see
-    settling.py) that the collector does after it has released the lock, in order.
+    removes tasks from their session under the lock. Unpickling their results and settling their futures are steps (see
+    settling.py), which the collector does in order, after it has released the lock.
 
 Invariants
     A task is in its session's backlog, or in its session's `sent`, or in one step of one thread.

@@ -6,16 +6,16 @@ reader  the receiver's mappings of them
 reach   which processes can use segments together, and how much memory is free
 
 Theory of operation
-    The first touch of fresh pages is what large data cost: 1 GB/s, where a copy runs at 10. So the sender keeps files in memory
-    (memfd), its *segments*, and both processes keep their mappings. The sender copies buffers into a free segment, and sends its
-    *name* in any message. The receiver opens the file through /proc, and gets the buffers as they lie. A segment has one receiver,
-    which may write to it.
+    Fresh pages make large data slow: their first touch runs at 1 GB/s, a copy at 10. So the sender keeps files in memory (memfd),
+    its *segments*, and both processes keep their mappings. The sender copies buffers into a free segment, and sends its *name* in
+    any message. The receiver opens the file through /proc, and uses the buffers in place. A segment has one receiver, which may
+    write to it.
 
     The kernel knows which segment is in use. The receiver holds a shared flock from `SegmentReader.open` until nothing refers to
     the buffers any more, or until it dies. A number in the head of the segment says that its name is under way: the sender sets
     it, and the receiver clears it once it has the lock. A segment is free if the number is 0 and the sender gets an exclusive lock.
 
-    Nothing is left behind: the memory goes with the last process that has it, and takes no room in /dev/shm.
+    The kernel frees the memory with the last process that has it. Segments take no room in /dev/shm.
 
 Invariants
     The sender writes to a segment only while it has the exclusive lock.

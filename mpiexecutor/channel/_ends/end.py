@@ -73,7 +73,7 @@ class End:
         self.background = Background(f"mpiexecutor {side}f", self.interrupt)
 
     def _wait_for_resumption(self) -> None:
-        """Wait until the ring is recovered. Nothing can be begun before, and nothing has to be given up."""
+        """Wait until the ring is recovered. No operation can begin before that, and none has to be aborted."""
 
         def look() -> bool | None:
             self._rank_state.check()
@@ -96,7 +96,7 @@ class End:
         self._rank_state.notifier.notify(self._rank_state.address(self._side, self._rank_state.rank))
 
     def acquire(self, deadline: float | None) -> bool:
-        """Acquire the lock, which another thread of this rank may hold while it waits. False if that was not possible in time."""
+        """Acquire the lock, which another thread of this rank may hold while it waits. Return False if the deadline is over."""
         return self.lock.acquire(timeout=-1 if deadline is None else max(0.0, deadline - time.monotonic()))
 
     def stop(self) -> None:

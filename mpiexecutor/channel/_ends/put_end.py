@@ -24,7 +24,7 @@ class PutEnd(End):
         super().__init__("put", rank_state, Producer(memory, rank_state.layout, rank_state.rank, single=single))
 
     def put(self, messages: Sequence[Parts], deadline: float | None, *, whole: bool = False) -> int:
-        """Wait for room for the first message, and put as many as have room; return how many, 0 when out of time."""
+        """Wait for room for the first message, and put as many as have room. Return their number; 0 when the deadline is over."""
         if not self.acquire(deadline):
             return 0
         try:

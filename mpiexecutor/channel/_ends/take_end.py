@@ -33,7 +33,7 @@ class TakeEnd(End):
         self._incoming: Incoming | None = None  # claimed, and not received yet: the next call goes on with it after an interrupt
 
     def take(self, most: int, deadline: float | None) -> Incoming | None:
-        """Take up to `most` messages that are there, and wait for the first of them; None when out of time."""
+        """Take up to `most` messages that are there, and wait for the first of them. Return None when the deadline is over."""
         if not self.acquire(deadline):
             return None
         try:

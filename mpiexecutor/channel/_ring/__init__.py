@@ -4,7 +4,7 @@ layout       the theory, and where everything lies
 records      what a rank notes before it reserves or claims
 participant  what producers and consumers have in common
 producer     reserves slots, writes and publishes messages
-consumer     claims messages,
-receiver     and reads them
-recovery     restores the order of a ring after a rank has died
+consumer     claims messages
+receiver     reads messages that were claimed
+recovery     restores a ring after a rank has failed
 """

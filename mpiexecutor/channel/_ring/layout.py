@@ -1,9 +1,9 @@
 """A bounded ring of messages in shared memory: no MPI, no waiting, no threads.
 
-Any number of producers and consumers. Each method takes one step, and says whether it got anywhere. The algorithm is the bounded
+Any number of producers and consumers. Each method takes one step, and returns whether it succeeded. The algorithm is the bounded
 MPMC queue of Dmitry Vyukov (https://www.1024cores.net/home/lock-free-algorithms/queues/bounded-mpmc-queue), which has a stamp in
 every slot; the closing bit in the tail is that of crossbeam-channel (https://github.com/crossbeam-rs/crossbeam). Messages of
-several slots, and batches, are our own.
+several slots, and batches, are additions of this package.
 
 Theory of operation
     The ring has N slots of equal size. Tickets are given out in order; ticket t is served by slot t mod N. A message of several

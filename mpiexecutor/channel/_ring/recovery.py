@@ -4,22 +4,21 @@ Theory of operation
     One party, on the host, quiesces the ring, waits until no rank touches it, puts it in order, and resumes it.
 
     quiesce  set the quiescing bit of TAIL and HEAD. Every swap under way fails, as it expects a position without that bit, and
-             no rank begins another. A rank that has reserved or claimed goes on as long as that gets anywhere. A producer that is
-             stalled becomes *quiescent* instead: the rank that was to make room may have failed, so it will put its message anew.
+             no rank begins another. A rank that has reserved or claimed continues as long as it makes progress. A producer that is
+             stalled becomes *quiescent* instead: the rank that was to make room may have failed, so it will put its message again.
              The host makes the failed ranks' records quiescent. A consumer becomes quiescent when the producer of its message is.
     wait     until no living rank's record says that it is at work. Now no rank touches the ring.
-    recover  keep the messages that are there as a whole and not claimed, and drop the others: the messages of failed ranks are lost
-             with them, and a living, quiescent rank puts its message once more. Write the ring anew, behind all tickets that there
-             were.
+    recover  keep the messages that are complete and not claimed, and drop the others: the messages of failed ranks are lost, and a
+             living, quiescent rank puts its message again. Write the ring again, behind all tickets that were in use.
     resume   count the generation up, which quiescent ranks look at; clear the quiescing bit.
 
 Invariants
     - All ranks that touch the ring are known: a record says that its rank is at work before the swap that makes it so, and until
       what that rank has stored is there. A rank that fails, before or after, leaves its record as it is.
-    - Nothing of a living rank is lost: messages that are there as a whole are kept, in order. The others are put again by their
-      producers; and a living rank that has claimed one has not returned any of it to its caller.
-    - Nothing is doubled: a message that was claimed and was there as a whole is received, or thrown away, by its consumer. The host
-      waits for that if the consumer lives; if it has failed, its last claim (`Share`) says so.
+    - No message of a living rank is lost: complete messages are kept, in order. Their producers put the others again; and a living
+      rank that has claimed one of these has not returned any of it to its caller.
+    - No message is doubled: its consumer receives, or throws away, a complete message that it has claimed. The host waits for that
+      if the consumer lives; if it has failed, its last claim (`Share`) reports the message.
 """
 
 from array import array
@@ -227,7 +226,7 @@ class RingRecovery:
         return bytes(data[:length])
 
     def _write(self, start: int, messages: Collection[bytes], olds: "array[int]") -> int:
-        """Write messages into the ring, from a ticket on whose slot is the first; give how many slots they take."""
+        """Write messages into the ring, from a ticket on whose slot is the first; return how many slots they take."""
         layout = self._layout
         stamps = stamps_of(start, layout.slots)
         used = 0
