@@ -1,8 +1,8 @@
-"""A channel of work and a channel of results: rank 0 puts the work, the others take it, and put what came of it.
+"""A channel of work and a channel of results: rank 0 puts the work, the others take it, and put the results.
 
     mpiexec -n 4 python examples/channel_tasks.py
 
-With one rank, it does both by itself.
+With one rank, rank 0 does both.
 """
 
 from mpi4py import MPI
@@ -14,10 +14,10 @@ TASKS = 1000
 comm = MPI.COMM_WORLD
 rank, size = comm.rank, comm.size
 
-# Every rank makes both channels. One message of work is one number, a result is two: the number, and what came of it.
+# Every rank makes both channels. One message of work is one number, a result is two: the number, and its square.
 # There is room for all results, so that the workers never wait for rank 0, which takes none before all work is put.
 with RemoteChannel(16 if size > 1 else TASKS, 1) as work, RemoteChannel(TASKS, 2) as results:
-    work.claim(TASKS)  # so many messages will come: take gives None after the last
+    work.claim(TASKS)  # announce the messages: take returns None after the last
     results.claim(TASKS)
 
     if rank == 0:

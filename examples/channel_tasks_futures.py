@@ -16,7 +16,7 @@ with RemoteChannel(16, 1) as work, RemoteChannel(16, 2) as results:
     results.claim(TASKS)
 
     if comm.rank == 0:
-        # Neither waits: what finds no room yet is put as soon as there is some, what has not come yet is taken when it does.
+        # Neither waits: a message is put as soon as there is room for it, and taken as soon as it arrives.
         for number in range(TASKS):
             work.putf((number,))
         collected = [results.takef() for _ in range(TASKS)]

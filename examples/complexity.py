@@ -24,10 +24,10 @@ def complexity(function):
 
 
 def functions_of(path):
-    """Give (complexity, file, line, name) for each function of a file; nothing if it is not Python that this Python can parse."""
+    """Return (complexity, file, line, name) for each function of a file; nothing if it is not Python that this Python can parse."""
     try:
         tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError, RecursionError):  # the library's own tests hold files that are meant to be wrong
+    except (SyntaxError, ValueError, RecursionError):  # files of the library's own tests that are wrong on purpose
         return []
     functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
     return [(complexity(node), str(path), node.lineno, node.name) for node in functions]

@@ -75,13 +75,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture
 def report(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
-    """Give a function that has a line shown when all tests are done."""
+    """Return a function that has a line shown when all tests are done."""
     return partial(record_property, _SHOWN)
 
 
 @pytest.fixture
 def keep_contract(request: pytest.FixtureRequest, report: Callable[[str], None]) -> Callable[..., Job]:
-    """Give a function that has the root of a job try the executor's contract; it takes what run_job does, but for the program."""
+    """Return a function that has the root of a job try the executor's contract; it takes what run_job does, but for the program."""
 
     def run(ranks: int | None, module: Sequence[str] = ("-m", "mpiexecutor"), *, deadline: float = 500, **how: Any) -> Job:
         options = ["-q", "--color=no", "-p", "no:cacheprovider", "-o", f"faulthandler_timeout={_DEADLINE}", "-o", "timeout=0"]
@@ -98,7 +98,7 @@ def keep_contract(request: pytest.FixtureRequest, report: Callable[[str], None])
 
 @pytest.fixture
 def run_on_ranks(request: pytest.FixtureRequest, report: Callable[[str], None]) -> Callable[..., Job]:
-    """Give a function that has so many ranks run the tests of a file in tests/ranks, together."""
+    """Return a function that has so many ranks run the tests of a file in tests/ranks, together."""
 
     def run(ranks: int, name: str, *, apart: bool = False, deadline: float = 500) -> Job:
         file = TESTS / "ranks" / name

@@ -86,7 +86,7 @@ class Field:
         self.mpi: str | None = None  # which MPI they say that they run on
 
     def entrant(self, contender: Contender, workers: int, *, far: bool) -> Entrant:
-        """Give a contender, started if it is not running; with `far`, on several hosts."""
+        """Return a contender, started if it is not running; with `far`, on several hosts."""
         key = contender.name, workers, far
         if key not in self._entrants:
             self._entrants[key] = Entrant(contender, workers, self._hosts if far else None)
@@ -109,7 +109,7 @@ class Field:
 
 
 def _measure(name: str, field: Field, options: argparse.Namespace):
-    """Have all contenders run a shape in turn; give the figures of each turn, and the errors, by contender."""
+    """Have all contenders run a shape in turn; return the figures of each turn, and the errors, by contender."""
     shape = SHAPES[name]
     places = dict(_line_up(shape, options))
     runs: dict[str, list[dict[str, float]]] = {}
@@ -133,7 +133,7 @@ def _measure(name: str, field: Field, options: argparse.Namespace):
 
 
 def _line_up(shape: Shape, options: argparse.Namespace) -> Iterator[tuple[str, tuple[Contender, int, bool]]]:
-    """Give who takes part: what each is called, the contender, its workers, whether they are far."""
+    """Yield who takes part: what each is called, the contender, its workers, whether they are far."""
     far = shape.kind == "hosts"
     for index, workers in enumerate(shape.workers):
         count = workers or options.workers

@@ -77,7 +77,7 @@ def be_a_rank(meter, file):
 
 
 def table(parts):
-    """Give the lines of the budget, in Markdown."""
+    """Yield the lines of the budget, in Markdown."""
     yield "| where | what | us | limit | which is |"
     yield "|---|---|---|---|---|"
     for part in parts:
@@ -96,11 +96,11 @@ class Meter:
         self._times = times  # steps a batch
 
     def us(self, step):
-        """Give the microseconds of a step."""
+        """Return the microseconds of a step."""
         return min(self.batch(step) for _ in range(self.batches))
 
     def batch(self, step):
-        """Give the microseconds of a step in one batch."""
+        """Return the microseconds of a step in one batch."""
         began = time.perf_counter()
         for _ in range(self._times):
             step()
@@ -113,7 +113,7 @@ class Meter:
 
 
 def measured(comm, meter):
-    """Give the parts in the order in which a call meets them, on the root."""
+    """Return the parts in the order in which a call meets them, on the root."""
     from mpiexecutor._util.pickling import dumps, loads
 
     us = meter.us
@@ -147,12 +147,12 @@ def measured(comm, meter):
 
 
 def summed(parts):
-    """Give the line for all of the parts."""
+    """Return the line for all of the parts."""
     return [Part("", "all of this", sum(part.us for part in parts), sum(part.limit for part in parts))]
 
 
 def whole(executor, meter):
-    """Give the lines for calls by the executor itself: one alone, and one of many."""
+    """Return the lines for calls by the executor itself: one alone, and one of many."""
     alone = min(median(there_and_back(executor) for _ in range(30)) for _ in range(meter.batches))
     of_many = min(1e6 / calls(executor)["rate"] for _ in range(min(10, meter.batches)))
     return [
@@ -191,7 +191,7 @@ def through_the_ring(comm, meter, message, putter):
 
 
 def woken_by_doorbell(comm, meter):
-    """Give what it takes until the other rank runs that sleeps on its doorbell: half of there and back."""
+    """Return what it takes until the other rank runs that sleeps on its doorbell: half of there and back."""
     from mpiexecutor._rma.doorbell import Doorbell, Notifier, address_of
 
     token = comm.bcast(secrets.token_hex(8))
@@ -226,7 +226,7 @@ def woken_by_pipe(meter):
 
 
 def woken_by_future(meter):
-    """Give what it takes until a thread runs that waits for a future, once that is settled by another thread."""
+    """Return what it takes until a thread runs that waits for a future, once that is settled by another thread."""
     asked = SimpleQueue()
 
     def settle():
@@ -247,7 +247,7 @@ def woken_by_future(meter):
 
 
 def woken_by_lock(meter):
-    """Give what it takes until a thread runs that waits for a lock, once another thread releases it: half of there and back."""
+    """Return what it takes until a thread runs that waits for a lock, once another thread releases it: half of there and back."""
     there, back = threading.Lock(), threading.Lock()
     there.acquire()
     back.acquire()

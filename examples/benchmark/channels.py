@@ -32,14 +32,14 @@ def streams(party, n=6_000, many=120_000):
 
 
 def timed(party, producers, consumers, n, put, take):
-    """Give the messages a second of `n` messages, or as many as few let expect in time."""
+    """Return the messages a second of `n` messages, or as many as few let expect in time."""
     expected = stream(party, producers, consumers, _FEW, put, take)
     n = party.broadcast(min(n, max(_FEW, int(_SECONDS * expected) // _FEW * _FEW)))
     return stream(party, producers, consumers, n, put, take)
 
 
 def stream(party, producers, consumers, n, put, take):
-    """Have `n` messages go from the producers to the consumers; give the messages a second, on rank 0."""
+    """Have `n` messages go from the producers to the consumers; return the messages a second, on rank 0."""
     channel = party.channel
     if hasattr(channel, "claim"):
         channel.claim(n)

@@ -44,7 +44,7 @@ class Contender:
         return self.module is None or find_spec(self.module) is not None
 
     def command(self, workers: int, hosts: str | None) -> list[str]:
-        """Give the command that starts it, with so many workers.
+        """Return the command that starts it, with so many workers.
 
         `hosts` starts ranks on several hosts: {ranks} of them, by {mpiexec} unless it names another.
         """
@@ -77,7 +77,7 @@ OUR_OWN = (OURS, CHANNEL)
 
 @functools.cache
 def mpiexec(ranks: int) -> Sequence[str]:
-    """Give the mpiexec of this Python's MPI with its flags: what ``python -m mpiexecutor -v`` shows that it runs."""
+    """Return the mpiexec of this Python's MPI with its flags: what ``python -m mpiexecutor -v`` shows that it runs."""
     command = [sys.executable, "-m", "mpiexecutor", "-v", "-n", str(ranks), "-c", "pass"]
     shown = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=True, timeout=120).stderr
     line = next(line for line in shown.splitlines() if "-m mpiexecutor" in line)

@@ -51,7 +51,7 @@ class Entrant:
             self._stack = stack.pop_all()
 
     def run(self, shape: str, *, tiny: bool) -> dict[str, float]:
-        """Run a shape once; give its figures."""
+        """Run a shape once; return its figures."""
         send(signal.SIGCONT, self._token)
         try:
             self._lines.write(json.dumps([shape, tiny]) + "\n")
@@ -109,5 +109,5 @@ class Entrant:
         self._process.wait()
 
     def _printed(self) -> str:
-        """Give the end of what it has printed."""
+        """Return the end of what it has printed."""
         return (self._folder / "log").read_text(errors="replace")[-_TAIL:]

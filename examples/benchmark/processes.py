@@ -10,22 +10,22 @@ TOKEN = "MPIEXECUTOR_BENCHMARK"  # in the environment of every process of a cont
 
 
 def resident_memory(pid: str) -> int:
-    """Give the bytes of a process that are in memory."""
+    """Return the bytes of a process that are in memory."""
     return _status(pid, "VmRSS")
 
 
 def peak_memory(pid: str) -> int:
-    """Give the most bytes of a process that ever were in memory."""
+    """Return the most bytes of a process that ever were in memory."""
     return _status(pid, "VmHWM")
 
 
 def cpu_seconds(pid: str) -> float:
-    """Give the time that all threads of a process have spent on a core, to the nanosecond."""
+    """Return the time that all threads of a process have spent on a core, to the nanosecond."""
     return sum(int((task / "schedstat").read_text().split()[0]) for task in Path("/proc", pid, "task").iterdir()) / 1e9
 
 
 def with_token(token: str) -> Iterator[int]:
-    """Give the processes that were started with this token."""
+    """Yield the processes that were started with this token."""
     needle = f"{TOKEN}={token}\0".encode()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

@@ -19,7 +19,7 @@ def label(name: str, workers: int | None) -> str:
 
 
 def ourselves(name: str) -> str:
-    """Give the contender whose goals these are."""
+    """Return the contender whose goals these are."""
     shape = SHAPES[name]
     return label(CHANNEL if shape.kind == "channel" else OURS, shape.workers[-1] if len(shape.workers) > 1 else None)
 
@@ -48,12 +48,12 @@ def compared(name: str, runs: dict[str, list[dict[str, float]]], failed: dict[st
 
 
 def _beside(goal: Goal, ours: str) -> str:
-    """Give the contender in whose row the goal is shown."""
+    """Return the contender in whose row the goal is shown."""
     return ours if goal.of is None or goal.figure is not None else goal.of
 
 
 def _ratio(runs, ours: str, figure: str, theirs: str, their_figure: str) -> float | None:
-    """Give the median of our figure to theirs, turn by turn; None if there is no turn that has both."""
+    """Return the median of our figure to theirs, turn by turn; None if there is no turn that has both."""
     pairs = zip(runs.get(ours, ()), runs.get(theirs, ()))
     ratios = [own[figure] / other[their_figure] for own, other in pairs if figure in own and other.get(their_figure)]
     return median(ratios) if ratios else None
@@ -79,7 +79,7 @@ def _reached(goal: Goal, found: float, mpi: str | None, *, more: bool) -> bool:
 
 
 def heading(result: dict[str, Any]) -> Iterator[str]:
-    """Give the lines above the table."""
+    """Yield the lines above the table."""
     for name, value in result["from"].items():
         yield f"{name}: {value}"
     if result["not installed"]:
@@ -92,7 +92,7 @@ def heading(result: dict[str, Any]) -> Iterator[str]:
 
 
 def table(name: str, shape: dict[str, Any]) -> Iterator[str]:
-    """Give the lines of a shape, in Markdown."""
+    """Yield the lines of a shape, in Markdown."""
     for figure_name, figure in shape["figures"].items():
         for row in figure["rows"]:
             ratio = row.get("ours to theirs")

@@ -231,14 +231,14 @@ def endless_map(executor, n=10**7, buffersize=1000, settled=10_000):
 
 
 def timed(step):
-    """Give the microseconds of a step."""
+    """Return the microseconds of a step."""
     began = time.perf_counter()
     step()
     return 1e6 * (time.perf_counter() - began)
 
 
 def there_and_back(executor):
-    """Give the microseconds of one no-op call."""
+    """Return the microseconds of one no-op call."""
     return timed(lambda: executor.submit(nothing).result())
 
 
@@ -248,7 +248,7 @@ def list_map(executor, n):
 
 
 def mapped(executor, n, chunksize):
-    """Give the calls a second of a map."""
+    """Return the calls a second of a map."""
     began = time.perf_counter()
     for _ in executor.map(nothing, range(n), chunksize=chunksize):
         pass
@@ -279,7 +279,7 @@ def an_array(mib):
 
 
 def carried(executor, mib):
-    """Give the MiB a second at which an array goes there, and comes back changed; both ways count once."""
+    """Return the MiB a second at which an array goes there, and comes back changed; both ways count once."""
     values = an_array(mib)
     began = time.perf_counter()
     result = executor.submit(plus_one, values).result()
@@ -289,7 +289,7 @@ def carried(executor, mib):
 
 
 def napped(executor, naps):
-    """Give the seconds that naps took, all submitted at once."""
+    """Return the seconds that naps took, all submitted at once."""
     began = time.perf_counter()
     wait([executor.submit(nap, seconds) for seconds in naps])
     return time.perf_counter() - began
@@ -311,7 +311,7 @@ def worker_pids(executor, seconds=1.0):
 
 @contextlib.contextmanager
 def gate() -> Iterator[tuple[str, Callable[[], None]]]:
-    """Give the path of a file that is not there, and what makes it; it is made in any case."""
+    """Yield the path of a file that is not there, and what makes it; it is made in any case."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "open")
         try:

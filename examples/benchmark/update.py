@@ -47,7 +47,7 @@ def measure(python: str, options: list[str]) -> None:
 
 
 def updated(readme: str) -> str:
-    """Give the README with its tables written anew, between the marks that it has for them."""
+    """Return the README with its tables written anew, between the marks that it has for them."""
     order = {"MPICH": 0, "Open": 1, "Intel": 2}
     results = [json.loads(file.read_text()) for file in RESULTS.glob("*.json")]
     results.sort(key=lambda result: order.get(result["mpi"].split()[0], len(order)))
@@ -61,7 +61,7 @@ def between(text: str, mark: str, lines: Iterator[str]) -> str:
 
 
 def shapes_table(results: list[dict[str, Any]]) -> Iterator[str]:
-    """Give the figures of all MPIs side by side, and where they come from."""
+    """Yield the figures of all MPIs side by side, and where they come from."""
     for result in results:
         source = result["from"]
         versions = f"commit {source['commit']}, Python {source['Python']}, {source['packages']}"
@@ -80,7 +80,7 @@ def shapes_table(results: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def rows(results: list[dict[str, Any]]) -> Iterator[tuple[str, str, str]]:
-    """Give each shape, figure and contender that any result has, once."""
+    """Yield each shape, figure and contender that any result has, once."""
     seen = {}
     for result in results:
         for shape, data in result["shapes"].items():
@@ -91,7 +91,7 @@ def rows(results: list[dict[str, Any]]) -> Iterator[tuple[str, str, str]]:
 
 
 def row_of(result: dict[str, Any], shape: str, figure: str, who: str) -> dict[str, Any] | None:
-    """Give what a result has there."""
+    """Return what a result has there."""
     part = result["shapes"].get(shape, {"figures": {}})["figures"].get(figure, {"rows": []})
     return next((row for row in part["rows"] if row["who"] == who), None)
 
@@ -106,7 +106,7 @@ def cell(row: dict[str, Any] | None) -> str:
 
 
 def budget_table(results: list[dict[str, Any]]) -> Iterator[str]:
-    """Give the budgets of all MPIs side by side; the limits are those of the first."""
+    """Yield the budgets of all MPIs side by side; the limits are those of the first."""
     yield f"| where | what | {' | '.join(result['mpi'] for result in results)} | limit | which is |"
     yield "|---" * (4 + len(results)) + "|"
     for parts in zip(*(result["budget"] for result in results)):

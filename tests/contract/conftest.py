@@ -34,7 +34,7 @@ def executor() -> Iterator[RMAChannelExecutor]:
 
 @pytest.fixture
 def gate(tmp_path: Path) -> Iterator[Gate]:
-    """Give a gate, open at the latest when the test has ended."""
+    """Yield a gate, open at the latest when the test has ended."""
     folder = tmp_path / "gate"
     folder.mkdir()
     gate = Gate(folder)

@@ -26,7 +26,7 @@ class Gate:
     folder: Path
 
     def wait(self, value: Any = None) -> Any:
-        """Arrive at the gate, wait until it is open, and give the value: this is what a worker runs."""
+        """Arrive at the gate, wait until it is open, and return the value: this is what a worker runs."""
         (self.folder / f"arrived-{uuid.uuid4()}").touch()
         until((self.folder / "open").exists)
         return value

@@ -49,7 +49,7 @@ ON_THE_ROOT = {"pickling the call", "unpickling the result"}
 
 
 def as_it_arrives(stage, kind):
-    """Give class and text of the error: what would end the script is none that pickling its own call may raise."""
+    """Return class and text of the error: what would end the script is none that pickling its own call may raise."""
     if stage == "pickling the call" and not issubclass(kind, Exception):
         return pickle.PicklingError, f"pickling this call raised {kind.__name__}: planned"
     return kind, "planned"

@@ -56,7 +56,7 @@ def one_with_array(name):
 
 @pytest.fixture
 def workers_free(executor):
-    """Give a check that no worker holds a thing of a name: the next call of each that answers is asked."""
+    """Return a check that no worker holds a thing of a name: the next call of each that answers is asked."""
 
     def check(name):
         others = executor.map(how_many_alive, [name] * (10 * executor.num_workers), timeout=LIMIT)

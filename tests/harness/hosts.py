@@ -70,7 +70,7 @@ class Hosts:
         self._end()
 
     def on(self, number: int) -> list[str]:
-        """Give what is to be put before a command so that it runs on the first host (0), or on the second (1)."""
+        """Return what is to be put before a command so that it runs on the first host (0), or on the second (1)."""
         return ["nsenter", "--target", str(self._holders[number].pid), "--net", "--uts", "--mount", "--wd=."]
 
     def cut(self) -> None:

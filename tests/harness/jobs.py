@@ -85,7 +85,7 @@ def run_job(
 
 
 def launcher(ranks: int | None) -> list[str]:
-    """Give the command that starts so many ranks; none for one process without mpiexec."""
+    """Return the command that starts so many ranks; none for one process without mpiexec."""
     if ranks is None:
         return []
     return [mpiexec(), *(_OPENMPI_FLAGS if mpi_name() == "openmpi" else ()), "-n", str(ranks)]
@@ -148,7 +148,7 @@ def _run(
 
 
 def _wait(process: "subprocess.Popen[bytes]", deadline: float, hangs: Callable[[], bool]) -> int | None:
-    """Give the status; None at the deadline, or when the job hangs."""
+    """Return the status; None at the deadline, or when the job hangs."""
     while time.monotonic() < deadline and not hangs():
         with contextlib.suppress(subprocess.TimeoutExpired):
             return process.wait(min(_LOOK, max(0, deadline - time.monotonic())))
@@ -164,7 +164,7 @@ def _left(token: str) -> list[str]:
 
 
 def _stacks(token: str, folder: Path) -> str:
-    """Have every Python process of the job write the stacks of all its threads; give them, those of a child with its parent's.
+    """Have every Python process of the job write the stacks of all its threads; return them, those of a child with its parent's.
 
     A process that was Python, and has become mpiexec, has a file, too; the signal would end it, and the job.
     """
@@ -195,7 +195,7 @@ def _end(process: "subprocess.Popen[bytes]", token: str) -> None:
 
 
 def _processes(token: str) -> Iterator[int]:
-    """Give the processes that carry the token, zombies left out: they have no environment any more."""
+    """Yield the processes that carry the token, zombies left out: they have no environment any more."""
     needle = f"{_TOKEN}={token}\0".encode()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

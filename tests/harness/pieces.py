@@ -58,7 +58,7 @@ def found_in(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def value_of(found: dict[str, dict[str, Any]], test: str) -> Any:
-    """Give what a test's piece has returned; AssertionError if it raised something, or was not come to."""
+    """Return what a test's piece has returned; AssertionError if it raised something, or was not come to."""
     assert test in found, f"the job has not come to this piece, but to {[*found]}"
     assert "error" not in found[test], found[test]["error"]
     return found[test]["value"]

@@ -72,16 +72,16 @@ class Slurm:
     environment: Mapping[str, str]  # in which its commands find it
 
     def ask(self, *command: str, env: Mapping[str, str] = MappingProxyType({})) -> str:
-        """Give what one of its commands prints."""
+        """Return what one of its commands prints."""
         env = {**os.environ, **self.environment, **env}
         return subprocess.run(command, env=env, text=True, capture_output=True, check=True, timeout=60).stdout
 
     def plugins(self) -> set[str]:
-        """Give what ``srun --mpi`` can be."""
+        """Return what ``srun --mpi`` can be."""
         return set(self.ask("srun", "--mpi=list").split())
 
     def jobs(self) -> list[str]:
-        """Give the numbers of the jobs that have not ended."""
+        """Return the numbers of the jobs that have not ended."""
         return self.ask("squeue", "--noheader", "--format=%i").split()
 
 

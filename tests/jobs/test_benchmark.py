@@ -26,7 +26,7 @@ def own_modules(monkeypatch):
 
 @pytest.fixture
 def compared(own_modules):
-    """Give the function that compares runs."""
+    """Return the function that compares runs."""
     from report import compared
 
     return compared

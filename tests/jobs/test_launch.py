@@ -26,7 +26,7 @@ AS_USERS = ["env", "-u", "PYTHONSAFEPATH"]
 
 @pytest.fixture
 def script(tmp_path: Path) -> Callable[..., Path]:
-    """Give a function that writes a script, and its path."""
+    """Return a function that writes a script, and its path."""
 
     def write(code: str, name: str = "script.py") -> Path:
         path = tmp_path / name
@@ -138,7 +138,7 @@ def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def found(shared: Shared, request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Give what the test's piece has returned."""
+    """Yield what the test's piece has returned."""
     try:
         yield value_of(shared.found, request.function.__name__)
     except AssertionError as error:

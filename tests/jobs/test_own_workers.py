@@ -39,7 +39,7 @@ def script(tmp_path: Path) -> Callable[[str], Path]:
 
 @pytest.fixture
 def alone(script: Callable[[str], Path], tmp_path: Path) -> Callable[..., Job]:
-    """Give a function that runs a script without mpiexec; afterwards the temporary folder has to be empty."""
+    """Return a function that runs a script without mpiexec; afterwards the temporary folder has to be empty."""
     temporary = tmp_path / "temporary"
     temporary.mkdir()
 

@@ -36,7 +36,7 @@ while squeue --noheader --jobs "$job" | grep -q .; do sleep 0.1; done
 
 @pytest.fixture(scope="module")
 def slurm():
-    """Give a Slurm through which this MPI can start ranks."""
+    """Yield a Slurm through which this MPI can start ranks."""
     if reason := missing():
         pytest.skip(reason)
     with one_node() as slurm:
@@ -48,13 +48,13 @@ def slurm():
 
 @pytest.fixture
 def env(slurm):
-    """Give what jobs need in their environment: Slurm, and no complaint of Open MPI about its osc/ucx."""
+    """Return what jobs need in their environment: Slurm, and no complaint of Open MPI about its osc/ucx."""
     return {**slurm.environment, "OMPI_MCA_osc": "^ucx"}
 
 
 @pytest.fixture
 def srun(env):
-    """Give a function that runs a program as so many tasks."""
+    """Return a function that runs a program as so many tasks."""
 
     def run(tasks, program, *, plugin=PLUGIN, **how):
         return run_job(None, program, flags=in_srun(tasks, plugin), env=env, **how)
@@ -64,7 +64,7 @@ def srun(env):
 
 @pytest.fixture
 def sbatch(env, tmp_path):
-    """Give a function that runs a program in a batch job that may have three tasks, and gives what it prints."""
+    """Return a function that runs a program in a batch job that may have three tasks, and gives what it prints."""
     (tmp_path / "submit.sh").write_text(SUBMIT)
     (tmp_path / "job.sh").write_text('#!/bin/sh\nexec "$@"\n')
 

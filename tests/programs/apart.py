@@ -52,7 +52,7 @@ def far(executor: RMAChannelExecutor) -> list[WorkerStatus]:
 
 
 def kill_one(executor: RMAChannelExecutor, victim: int, left: int) -> BaseException:
-    """Kill a worker in the middle of a call; give that call's error, which is the only one."""
+    """Kill a worker in the middle of a call; return that call's error, which is the only one."""
     with tempfile.TemporaryDirectory() as folder:
         begun = Path(folder)
         calls = [executor.submit(abs, -number) for number in range(CALLS)]

@@ -159,7 +159,7 @@ def slow(seconds: int) -> None:
 
 
 def payload(number: int) -> bytes:
-    """Give up to some slots full."""
+    """Return up to some slots full."""
     return bytes(37 * number % 5000)
 
 

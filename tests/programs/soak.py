@@ -69,7 +69,7 @@ def payload(seed: int, kind: str, size: int) -> Any:
 
 
 def digest(value: Any) -> str:
-    """Give the hash of data of any of those kinds."""
+    """Return the hash of data of any of those kinds."""
     if isinstance(value, dict):
         value = [value["text"].encode("latin-1"), value["nested"]["data"]]
     parts = value if isinstance(value, list) else [value]
@@ -171,14 +171,14 @@ class Soak:
         return {pid: resident(pid) for pid in pids}
 
     def growth(self) -> dict[int, tuple[int, int]]:
-        """Give each process's largest memory in the first third, and in the last, in bytes."""
+        """Return each process's largest memory in the first third, and in the last, in bytes."""
         third = len(self.memory) // 3
         first, last = self.memory[:third], self.memory[-third:]
         return {pid: tuple(max(found[pid] for _, found in part) for part in (first, last)) for pid in first[0][1]}
 
 
 def resident(pid: int) -> int:
-    """Give a process's memory that is its own, in bytes."""
+    """Return a process's memory that is its own, in bytes."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) << 10

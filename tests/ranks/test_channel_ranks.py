@@ -485,7 +485,7 @@ def test_random_objects_by_all_ranks_arrive_unharmed(host):
 
 
 def take_in_all_ways(channel, dice):
-    """Take until the end; give who put what."""
+    """Take until the end; return who put what."""
     found = []
     ways = [lambda: [channel.take()], lambda: channel.take_many(3), lambda: [channel.takef().result()]]
     while (some := dice.choice(ways)()) and some != [None]:

@@ -324,7 +324,7 @@ def mark_when_told(waiter: Any, mark: Callable[[int], None], flag: int) -> None:
 
 
 def give_up(channel: RemoteChannel[Any, Any], way: str) -> list[Any]:
-    """Wait in vain, in one of the ways that end; give what came all the same."""
+    """Wait in vain, in one of the ways that end; return what came all the same."""
     if way == "cancel":
         waiting = channel.takef()
         until(lambda: RANK in asleep(channel, "take"))

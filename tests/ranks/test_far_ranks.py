@@ -59,7 +59,7 @@ def test_a_worker_that_is_sent_something_holds_up_no_other():
 
 
 def pickle_of(rank):
-    """Give something large for a rank: parts of many pieces, of one, and of part of one."""
+    """Return something large for a rank: parts of many pieces, of one, and of part of one."""
     sizes = [3 * _PIECE + rank, _PIECE, 1]
     return Pickled(bytes([rank]) * 100, [memoryview(bytes([rank + index]) * size) for index, size in enumerate(sizes)])
 

@@ -34,7 +34,7 @@ def channel_of(*args: Any, **kwargs: Any) -> Iterator[RemoteChannel[Any, Any]]:
 
 @contextlib.contextmanager
 def threads(count: int = 1) -> Iterator[ThreadPoolExecutor]:
-    """Give threads of this rank. They are joined if the test has not failed: a thread that hangs would hide the failure."""
+    """Yield threads of this rank. They are joined if the test has not failed: a thread that hangs would hide the failure."""
     pool = ThreadPoolExecutor(count)
     try:
         yield pool
@@ -73,7 +73,7 @@ def spinning(channel: RemoteChannel[Any, Any]) -> set[int]:
 
 
 def exchange(channel: RemoteChannel[Any, Any], message: Any) -> list[Any]:
-    """Have every rank put a message and take one; give what was taken, on every rank."""
+    """Have every rank put a message and take one; return what was taken, on every rank."""
     put = channel.putf(message)
     taken = channel.take()
     put.result()

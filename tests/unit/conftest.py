@@ -12,7 +12,7 @@ from mpiexecutor._script.state import Origin
 
 @pytest.fixture(params=list(Origin), ids=lambda origin: origin.name.lower())
 def origin(request: pytest.FixtureRequest) -> Origin:
-    """Give where workers have their `__main__` from: each of the three, unless a test says which."""
+    """Return where workers have their `__main__` from: each of the three, unless a test says which."""
     found = request.param
     assert isinstance(found, Origin)
     return found
@@ -20,7 +20,7 @@ def origin(request: pytest.FixtureRequest) -> Origin:
 
 @pytest.fixture
 def pair(origin: Origin, tmp_path: Path) -> Iterator[Callable[[str], Pair]]:
-    """Give a way to make a script and its workers; see script_pair.py."""
+    """Yield a way to make a script and its workers; see script_pair.py."""
     with ExitStack() as stack:
 
         def make(text: str) -> Pair:

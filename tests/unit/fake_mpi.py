@@ -147,7 +147,7 @@ class FakeMPI:
         return [Comm(rank, boxes, changed) for rank in range(size)]
 
     def module(self, name: str) -> Any:
-        """Give a module of the product that knows no other MPI than this."""
+        """Return a module of the product that knows no other MPI than this."""
         return importlib.import_module(f"mpiexecutor.{name}")
 
 

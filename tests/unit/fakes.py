@@ -71,7 +71,7 @@ def until(condition: Callable[[], object]) -> None:
 
 
 def in_a_thread(function: Callable[..., Any], *arguments: Any, **options: Any) -> Future[Any]:
-    """Call in a thread; give the future of that."""
+    """Call in a thread; return the future of that."""
     future: Future[Any] = Future()
 
     def call() -> None:
@@ -211,7 +211,7 @@ class FakeChannel:
             future.set_exception(error)
 
     def renumber(self, first: int) -> list[int]:
-        """Have the messages that wait here have other numbers from now on; give those that they had."""
+        """Have the messages that wait here have other numbers from now on; return those that they had."""
         with self._changed:
             kept = [number for number, _ in self._waiting]
             self._waiting = deque((first + index, data) for index, (_, data) in enumerate(self._waiting))
@@ -258,7 +258,7 @@ class FakeBulkTransfer:
         return None if what is None else (memoryview(bytearray(what.data)), [])
 
     def of(self, rank: int) -> Any:
-        """Give them as a worker has them."""
+        """Return them as a worker has them."""
         return SimpleNamespace(receive=partial(self.receive, rank))
 
 
@@ -375,11 +375,11 @@ class FakeCrew:
         self.settle()
 
     def session_of(self, worker: "FakeWorker") -> Session:
-        """Give the session whose message a worker took last."""
+        """Return the session whose message a worker took last."""
         return next(session for session in self.scheduler.sessions() if session.number == worker.executor)
 
     def send_together(self, *names: Any, **options: Any) -> tuple[list[Future[Any]], "FakeWorker"]:
-        """Have these go in one message of an executor for one worker; give their futures, and the worker who has taken it."""
+        """Have these go in one message of an executor for one worker; return their futures, and the worker who has taken it."""
         self.teach("short", 0.0)
         session = self.open(1, **options)
         self.submit("goes before", session=session, kind="short")
@@ -401,7 +401,7 @@ class FakeCrew:
             self.scheduler._dispatcher._slow_check.look()
 
     def take_all(self, rank: int = 1) -> list[list[Any]]:
-        """Have one worker take every message that is there; give the names of their calls."""
+        """Have one worker take every message that is there; return the names of their calls."""
         worker = FakeWorker(self, rank)
         return [worker.take() for _ in range(len(self.work))]
 
@@ -439,7 +439,7 @@ class FakeWorker:
         self._numbers: dict[Any, int] = {}  # of calls, by name
 
     def take(self) -> list[Any]:
-        """Take the next message, which is there already; give the names of its calls."""
+        """Take the next message, which is there already; return the names of its calls."""
         assert len(self._crew.work), "nothing was sent"
         message = self._crew.work.next_number
         ((self.executor, self._initializer, self.task_timeout, _, _, calls),) = self._crew.work.take_many(1)
@@ -468,7 +468,7 @@ class FakeWorker:
         self._crew.replies.put(MapResults(self.rank, self.executor, self._block, first, seconds * len(found), found))
 
     def give_back_from(self, name: Any) -> None:
-        """Give back the calls of the map from this one on, as they wait behind a long one."""
+        """Return back the calls of the map from this one on, as they wait behind a long one."""
         self._crew.replies.put(GivenBack(self.rank, self.executor, True, (self._numbers[name],)))
 
     def answer(self, *names: Any, seconds: float = 0.0, value: Any = None) -> None:
@@ -480,7 +480,7 @@ class FakeWorker:
         self._results([(self._numbers[name], 0.0, True, *failure_of(error, self._location).dumps())])
 
     def give_back(self, *names: Any) -> None:
-        """Give calls back that wait behind a long one."""
+        """Return calls back that wait behind a long one."""
         self._crew.replies.put(GivenBack(self.rank, self.executor, True, tuple(self._numbers[name] for name in names)))
 
     def ask(self) -> None:

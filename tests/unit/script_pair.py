@@ -88,7 +88,7 @@ class _Side:
         self._generators.restore()
 
     def copy(self) -> "_Side":
-        """Give a process that begins as this one was, but for generators of random numbers: they have seeds of their own."""
+        """Return a process that begins as this one was, but for generators of random numbers: they have seeds of their own."""
         side = _Side()
         states = GeneratorStates()
         random.seed()
@@ -189,7 +189,7 @@ class Worker:
         self._wanted = 0
 
     def receive(self) -> tuple[memoryview, list[Pages]] | None:
-        """Give the function that the functions has asked for."""
+        """Return the function that the functions has asked for."""
         function = self._pair.registry.find(self._wanted)
         if function is None:
             return None
@@ -245,7 +245,7 @@ class Pair:
         exec(dedent(text), vars(self.main))
 
     def get(self, expression: str) -> Any:
-        """Give what the script has."""
+        """Return what the script has."""
         return eval(expression, vars(self.main))
 
     def executor(self) -> Executor:
@@ -273,7 +273,7 @@ class Pair:
         return self._scheduler.submitted.pop(future)
 
     def map(self, function: str, iterable: Iterable[Any], executor: Executor | None = None, **options: Any) -> list[Call]:
-        """Have calls submitted by map; give them."""
+        """Have calls submitted by map; return them."""
         results = (executor or self.default).real.map(self.get(function), iterable, **options)
         calls = [*self._scheduler.submitted.values()]
         self._scheduler.submitted.clear()
@@ -281,7 +281,7 @@ class Pair:
         return calls
 
     def call(self, call: str, worker: int = 1, executor: Executor | None = None) -> Any:
-        """Have a worker run a call; give its result, or raise its error, as the script has it."""
+        """Have a worker run a call; return its result, or raise its error, as the script has it."""
         return self.finish(self.submit(call, executor), worker)
 
     def finish(self, call: Call, worker: int = 1) -> Any:
@@ -292,7 +292,7 @@ class Pair:
         return value.load()
 
     def functions(self, worker: int = 1) -> FunctionCache:
-        """Give the functions that a worker keeps."""
+        """Return the functions that a worker keeps."""
         return self._workers[worker].functions
 
     def inside(self, expression: str, worker: int = 1, executor: Executor | None = None) -> Any:

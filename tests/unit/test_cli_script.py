@@ -28,7 +28,7 @@ print("main", sys.modules["__main__"].__dict__ is globals())
 
 @pytest.fixture
 def write(tmp_path: Path):
-    """Give a function that writes a file, and gives its path."""
+    """Return a function that writes a file, and gives its path."""
 
     def write(code: str, name: str = "script.py") -> str:
         path = tmp_path / name

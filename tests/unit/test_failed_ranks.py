@@ -83,7 +83,7 @@ def job(deaths):
 
 
 def die(deaths, job, rank, how="was killed by SIGKILL", *, silent=False):
-    """Have all channels of the job be told of a death; give what the host's says."""
+    """Have all channels of the job be told of a death; return what the host's says."""
     deaths.report(rank, f"rank {rank}, host host, pid 7, {how}", silent)
     for channel in job.channels[1:]:
         channel.note_failures()

@@ -120,7 +120,7 @@ class Scene:
         self.tell(source, "alive", dict.fromkeys(ranks, (None, 0.0)))
 
     def wishes(self, rank):
-        """Give the wishes that a rank has been sent."""
+        """Return the wishes that a rank has been sent."""
         found = []
         while self.comms[rank].Iprobe(0, COMMANDS):
             found.append(self.comms[rank].recv(0, COMMANDS))
@@ -329,7 +329,7 @@ class Forwarder:
         self.forwarder = relay.Forwarder(comms[2], 0, self.monitor, lost_after, lambda: self.left.append(True))
 
     def news(self, but_for=()):
-        """Give what it says next."""
+        """Return what it says next."""
         end = time.monotonic() + LIMIT
         while True:
             what, said = self.root.recv(2, NEWS)

@@ -21,7 +21,7 @@ from mpiexecutor._script.state import Registry
 
 @pytest.fixture
 def script():
-    """Run a script's lines as `__main__`; give its names."""
+    """Run a script's lines as `__main__`; yield its names."""
     with own_main():
         yield lambda text: vars(script_of(text))
 

@@ -12,7 +12,7 @@ from mpiexecutor._calls.isolation.link import CALLS, REPLY, Link
 
 @pytest.fixture
 def ends():
-    """Give the end of a rank and that of a child."""
+    """Yield the end of a rank and that of a child."""
     lines = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     rank, child = Link(lines[0], reuse=False), Link(lines[1], reuse=True)
     yield rank, child

@@ -12,7 +12,7 @@ from mpiexecutor._util.flavour import Flavour
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Give a function that sets what this machine has."""
+    """Return a function that sets what this machine has."""
 
     def has(memory=1 << 40, files=1 << 20, most_files=1 << 20):
         monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=memory >> 12, f_frsize=1 << 12))

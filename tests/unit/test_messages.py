@@ -31,7 +31,7 @@ CODEC = codec_of(messages, 1 << 14)
 
 
 def sent(message):
-    """Give a message as it arrives."""
+    """Return a message as it arrives."""
     return CODEC.decode(memoryview(bytearray().join(CODEC.encode(message))), shared=False)
 
 

@@ -39,7 +39,7 @@ class Supervisor:
         os.close(descriptor)
 
     def hears(self):
-        """Give what it is told next; nothing if it is sent away."""
+        """Return what it is told next; nothing if it is sent away."""
         return self.line.recv(100)
 
     def tell_end(self, end, begun=NOTHING):
@@ -65,7 +65,7 @@ def monitor(name):
 
 @pytest.fixture
 def come(name):
-    """Give a function that has a supervisor come."""
+    """Yield a function that has a supervisor come."""
     came = []
 
     def come(*arguments, **options):
@@ -79,7 +79,7 @@ def come(name):
 
 @pytest.fixture
 def welcomed(monitor, come):
-    """Give a function that has a supervisor come, and be known."""
+    """Return a function that has a supervisor come, and be known."""
 
     def welcomed(rank=1):
         supervisor = come(rank)

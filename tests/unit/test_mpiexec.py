@@ -15,7 +15,7 @@ ALONE = {**SRUN, "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}
 
 @pytest.fixture
 def started(monkeypatch):
-    """Give a function that has this process look as if it had been started in such an environment."""
+    """Return a function that has this process look as if it had been started in such an environment."""
     monkeypatch.setattr("mpiexecutor._start.mpiexec.os.environ", environment := {})
     return environment.update
 

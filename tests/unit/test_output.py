@@ -11,7 +11,7 @@ MARK = end_of_output("token")
 
 @pytest.fixture
 def pipes():
-    """Give an output, a function that prints, and one that reads what was copied."""
+    """Yield an output, a function that prints, and one that reads what was copied."""
     source, printed = os.pipe()
     copied, target = os.pipe()
     yield Output(source, target, MARK), lambda data: os.write(printed, data), lambda: os.read(copied, 1 << 16)

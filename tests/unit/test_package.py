@@ -15,7 +15,7 @@ import mpiexecutor.channel
 
 
 def python(code: str) -> str:
-    """Run a program in a fresh interpreter; give what it printed."""
+    """Run a program in a fresh interpreter; return what it printed."""
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout.strip()
 
 

@@ -58,7 +58,7 @@ def there_and_back(obj):
 
 @pytest.fixture
 def in_main(monkeypatch):
-    """Give a way to run source text as if it were the script's."""
+    """Return a way to run source text as if it were the script's."""
     main = types.ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", main)
 

@@ -72,7 +72,7 @@ class Scene:
 
 @pytest.fixture
 def scene():
-    """Give a function that makes one."""
+    """Yield a function that makes one."""
     with pytest.MonkeyPatch.context() as patch:
         yield lambda **how: Scene(patch, **how)
 

@@ -92,7 +92,7 @@ class Scene:
         self.given_up.set()
 
     def end(self):
-        """Have it do all that there is to do, and end; give what it has done."""
+        """Have it do all that there is to do, and end; return what it has done."""
         self.monitor.failures.put(None)
         self._recovery.thread.join(LIMIT)
         assert not self._recovery.thread.is_alive()

@@ -60,7 +60,7 @@ class Ended(Exception):
 
 @pytest.fixture
 def end(monkeypatch):
-    """Give a function that ends a process of this state, without MPI, and returns what was called."""
+    """Return a function that ends a process of this state, without MPI, and returns what was called."""
 
     def end(in_step=None, **state):
         log = []

@@ -26,7 +26,7 @@ class Bells:
 
 @pytest.fixture
 def woken():
-    """Give the ranks that are woken, in order, by rank 1."""
+    """Return the ranks that are woken, in order, by rank 1."""
 
     def wake(asleep, begin):
         bells = Bells()

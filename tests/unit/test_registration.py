@@ -8,7 +8,7 @@ from mpiexecutor._pool.registration import LOST_AFTER_VARIABLE, Registration, Wo
 
 
 def orders_of(*nodes: str) -> WorkerConfiguration:
-    """Give those of rank 0, with workers on these nodes."""
+    """Return those of rank 0, with workers on these nodes."""
     here = Registration.of_this_process(supervised=True)
     return WorkerConfiguration.of_this_process(
         0, {rank: here._replace(node=node or here.node) for rank, node in enumerate(nodes, 1)}

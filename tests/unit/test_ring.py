@@ -43,7 +43,7 @@ STARTS = st.sampled_from([0, 1, 2, 7])
 
 
 def text(producer: int, number: int, length: int) -> bytes:
-    """Give a message that says whose it is and which, and of which no two pieces are alike."""
+    """Return a message that says whose it is and which, and of which no two pieces are alike."""
     return (bytes([producer, number]) + bytes((50 * producer + 11 * number + 3 * i) % 251 for i in range(length)))[:length]
 
 
@@ -56,7 +56,7 @@ def gather(messages: Sequence[bytes], layout: Layout) -> Gather:
 
 
 def split(incoming: Incoming, layout: Layout) -> list[bytes]:
-    """Give the messages that were received."""
+    """Return the messages that were received."""
     found, start = [], 0
     for length in incoming.lengths:
         found.append(bytes(incoming.data[start : start + length]))

@@ -18,7 +18,7 @@ def crew():
 
 
 def work_off(crew, worker):
-    """Have a worker answer whatever is sent until nothing more is; give the names of the calls."""
+    """Have a worker answer whatever is sent until nothing more is; return the names of the calls."""
     taken = []
     while crew.work:
         taken += worker.take()

@@ -24,7 +24,7 @@ def crew():
 
 @pytest.fixture
 def script(crew):
-    """Give the globals of a script."""
+    """Return the globals of a script."""
     return new_script(crew)
 
 

@@ -67,7 +67,7 @@ def test_a_map_whose_functions_name_is_deleted_runs_it_all_the_same(pair):
 
 
 def submitted(this, call, worker=1):
-    """Submit a call, and have it run; give what it names, and what came of it."""
+    """Submit a call, and have it run; return what it names, and what came of it."""
     made = this.submit(call)
     return made.called, this.finish(made, worker)
 

@@ -198,7 +198,7 @@ def test_functions_of_an_executor_that_has_ended_are_let_go(pair):
 
 @pytest.fixture
 def finalised(monkeypatch):
-    """Give what objects with `__del__` note of themselves."""
+    """Return what objects with `__del__` note of themselves."""
     module = ModuleType("finalised")
     module.names = []
     monkeypatch.setitem(sys.modules, "finalised", module)

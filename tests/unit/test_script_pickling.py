@@ -38,7 +38,7 @@ def local():
 
 
 def there(obj, text=TEXT, has=pickling.always):
-    """Pickle an object here, and load it in another run of the script; give it, that run, and what it needs."""
+    """Pickle an object here, and load it in another run of the script; return it, that run, and what it needs."""
     needed = set()
     data, buffers = dumps(obj, needed, has)
     other = script_of(text)
@@ -188,7 +188,7 @@ def make():
 
 
 def digest(text, name="x"):
-    """Give a digest of a global of a script."""
+    """Return a digest of a global of a script."""
     script = script_of(text)
     return digest_of(name, getattr(script, name), set(), identities_of(vars(script)), set())
 

@@ -329,7 +329,7 @@ GENERATORS = {name: dedent(text) for name, text in GENERATORS.items()}
 
 
 def draw(pair, text):
-    """Give three numbers of each of two workers of two executors."""
+    """Return three numbers of each of two workers of two executors."""
     this = pair(text + "\ndef f(): return x()\n")
     this.run("import random, numpy\nrandom.seed(1)\nnumpy.random.seed(1)")
     executors = [this.executor(), this.executor()]
@@ -354,7 +354,7 @@ MODULES = {name: text for name, text in GENERATORS.items() if "generator" not in
 
 
 def draw_in_new_workers(pair, seed):
-    """Give numbers of a script that seeds the modules' generators in main()."""
+    """Return numbers of a script that seeds the modules' generators in main()."""
     numbers = {}
     for name, text in MODULES.items():
         this = pair(f"import random, numpy\n{text}\ndef f(): return x()\n")

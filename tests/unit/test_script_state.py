@@ -235,7 +235,7 @@ def test_threads_may_submit_at_once(pair):
 
 @pytest.fixture
 def script(main):
-    """Give a way to make a script that workers have nothing of, with its registry."""
+    """Return a way to make a script that workers have nothing of, with its registry."""
 
     def make(text):
         return script_of(text), Script(Registry(), Origin.NOTHING)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("main")
 
 @pytest.fixture
 def top(tmp_path):
-    """Give a way to have a text as the top level of this process's script."""
+    """Return a way to have a text as the top level of this process's script."""
 
     def describe(text, **attributes):
         file = tmp_path / "script.py"

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(not pid_namespace(), reason="this system has no 
 
 
 def some(size=LARGE, seed=0):
-    """Give a buffer whose bytes differ."""
+    """Return a buffer whose bytes differ."""
     return memoryview(bytearray((seed + index) % 251 for index in range(251)) * (-(-size // 251)))[:size]
 
 
@@ -52,7 +52,7 @@ def reader():
 
 
 def file_of(name):
-    """Give what says which segment a name is of."""
+    """Return what says which segment a name is of."""
     return name[:32]
 
 

@@ -18,7 +18,7 @@ from mpiexecutor._script.random_generators import STREAM
 
 
 def own_things():
-    """Give what belongs to this process, and calls may change."""
+    """Return what belongs to this process, and calls may change."""
     log = logging.getLogger("mpiexecutor.test_serve")
     return {
         "main": (sys.modules["__main__"], sys.modules.get("__mp_main__"), LOOKUP.bring, STREAM.key),

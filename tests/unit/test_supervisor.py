@@ -36,7 +36,7 @@ SERVES = (
 
 @contextmanager
 def rank_that(does: str, *arguments: str) -> Iterator[tuple["subprocess.Popen[bytes]", int]]:
-    """Start a rank that has a supervisor; give the supervisor, and the rank's process id."""
+    """Start a rank that has a supervisor; yield the supervisor, and the rank's process id."""
     process = subprocess.Popen([sys.executable, "-c", RANK + does, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         yield process, int(process.stdout.readline())
@@ -48,7 +48,7 @@ def rank_that(does: str, *arguments: str) -> Iterator[tuple["subprocess.Popen[by
 
 @contextmanager
 def root() -> Iterator[tuple[str, socket.socket]]:
-    """Listen for supervisors; give the address as an argument."""
+    """Listen for supervisors; yield the address as an argument."""
     address = "\0" + secrets.token_hex(8)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.settimeout(LIMIT)

@@ -30,7 +30,7 @@ supervised.page.send(pid, 0)
 
 @pytest.fixture
 def rank_with_child(tmp_path, monkeypatch):
-    """Give a function that starts a rank: it takes what a child does, what the rank does then, and the rank's arguments."""
+    """Return a function that starts a rank: it takes what a child does, what the rank does then, and the rank's arguments."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
     def start(child, does, *arguments):
@@ -42,7 +42,7 @@ def rank_with_child(tmp_path, monkeypatch):
 
 @pytest.fixture
 def listening():
-    """Give the address of a root, and a function that meets the supervisor and gives the connection with it."""
+    """Yield the address of a root, and a function that meets the supervisor and gives the connection with it."""
     connections = []
 
     def meet():

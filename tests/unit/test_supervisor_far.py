@@ -34,7 +34,7 @@ class FailureMonitor:
         self._stack = stack
 
     def accept(self):
-        """Give what a supervisor that comes says of itself; it still waits for a welcome."""
+        """Return what a supervisor that comes says of itself; it still waits for a welcome."""
         self.supervisor = self._stack.enter_context(self.listener.accept()[0])
         self.supervisor.settimeout(LIMIT)
         data, descriptors, _, _ = socket.recv_fds(self.supervisor, 1000, 1)
@@ -47,7 +47,7 @@ class FailureMonitor:
         return hello
 
     def hears(self):
-        """Give what the supervisor tells next; nothing if it has gone."""
+        """Return what the supervisor tells next; nothing if it has gone."""
         return self.supervisor.recv(1000)
 
     def hears_of_death(self):

@@ -221,7 +221,7 @@ def wait_at_gate(result):
 
 
 def together(crew, *calls):
-    """Submit calls that go in one message; give their futures, when the message is there."""
+    """Submit calls that go in one message; return their futures, when the message is there."""
     crew.teach("short", 0.0)
     session = crew.open(1)
     crew.submit("goes before", session=session, kind="short")
