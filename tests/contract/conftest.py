@@ -21,7 +21,7 @@ if not {"PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "MPIEXECUTOR_TEST_CONTR
 
 
 def pytest_configure() -> None:
-    """Start the workers, if nobody else has: an executor does so, before any test module imports MPI."""
+    """Start the workers, if that was not done: an executor does so, before any test module imports MPI."""
     if "MPIEXECUTOR_TEST_CONTRACT" in os.environ:
         RMAChannelExecutor().shutdown()
 

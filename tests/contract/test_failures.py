@@ -404,7 +404,7 @@ def test_an_error_whose_text_cannot_be_pickled_fails_alone(executor):
 
 
 class Proxy:
-    """What has any attribute, of a kind that nobody expects."""
+    """An object with any attribute, of an unexpected type."""
 
     def __getattr__(self, name):
         if name.startswith("__reduce") or name in {"__getstate__", "__setstate__"}:

@@ -1,4 +1,4 @@
-"""map and starmap: what they take, in which order they give it, how far ahead they go, how they end."""
+"""map and starmap: what they take, in which order they yield results, how far ahead they go, how they end."""
 
 import itertools
 import operator

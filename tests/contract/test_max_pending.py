@@ -13,7 +13,7 @@ def not_done(futures):
 
 @pytest.mark.parametrize("most", [1, 7])
 def test_never_more_futures_are_pending_than_were_asked_for(most):
-    """Counted by whoever submits; all have their results in the end."""
+    """Counted by each thread that submits; all have their results in the end."""
     with executor_of(max_pending=most) as executor:
         futures = []
         for number in range(300):
@@ -78,7 +78,7 @@ def test_a_callback_may_submit_though_the_executor_is_full():
 
 
 def test_cancelled_calls_make_room(gate):
-    """At once, for who submits next and for who waits already, though the others run on."""
+    """At once, for the next submit and for one that waits already, though the others run on."""
     with executor_of() as probe:
         busy = 3 * probe.num_workers
     with executor_of(max_pending=busy + 5) as executor:

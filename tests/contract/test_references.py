@@ -1,4 +1,4 @@
-"""What is kept, and for how long: arguments until the call is over, results as long as somebody holds them."""
+"""What is kept, and for how long: arguments until the call is over, results as long as a reference to them exists."""
 
 import gc
 import threading

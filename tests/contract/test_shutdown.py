@@ -230,7 +230,7 @@ def test_a_submit_that_comes_too_late_leaves_no_thread_waiting():
 
 
 def test_a_submit_that_is_interrupted_leaves_no_thread_waiting():
-    """Its call is queued, and nobody has sent it: whoever waits for the end does."""
+    """Its call is queued and not sent: the thread that waits for the end sends it."""
     executor = executor_of()
 
     class Backlog(deque):

@@ -1,4 +1,4 @@
-"""Shared memory as weak as the protocol allows, and a turnstile that says who moves: races without luck.
+"""Shared memory as weak as the protocol allows, and a turnstile that says which party moves: races without luck.
 
 A `Turnstile` runs each party in a thread of its own, and lets one of them run at a time. It changes hands only where a party
 touches the memory, and who goes next is written in a *schedule*, a few bytes that Hypothesis draws: the same bytes give the
@@ -26,7 +26,7 @@ _MOST_WAITS = 500
 
 
 class Stuck(AssertionError):
-    """The parties did not come to an end: a livelock, or a wake-up that nobody can give."""
+    """The parties did not come to an end: a livelock, or a wake-up that no party can send."""
 
 
 class _Abandoned(BaseException):

@@ -83,7 +83,7 @@ class Hosts:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What tells MPI how to reach the other host; and that the two are one machine, where who waits had better sleep."""
+        """What tells MPI how to reach the other host; and that the two are one machine, where a waiting rank should sleep."""
         agent = str(self._agent)
         return {
             "openmpi": {

@@ -127,7 +127,7 @@ def test_elsewhere_seven_tenths_of_a_goal_will_do(compared, mpi, ours, reached):
 
 
 def test_goals_are_absolute_or_against_another_figure_or_another_number_of_workers(compared):
-    """They are shown in our own row, but for those against somebody's same figure."""
+    """They are in our own row, except those against the same figure of another contender."""
     runs = {"mpiexecutor.channel": [{"1 to 1": 100.0, "1 to 3": 60.0, "1 to 1, many": 900.0}], "SimpleQueue": [{"1 to 1": 200.0}]}
     figures = compared("channel", runs, {}, None)["figures"]
     assert [goal["goal"] for goal in figures["1 to 3"]["rows"][0]["goals"]] == ["at least 0.7x 1 to 1"]

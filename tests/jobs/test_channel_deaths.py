@@ -20,7 +20,7 @@ def said_by(job):
 @pytest.mark.mpi
 @pytest.mark.parametrize("start", ["mpiexec", pytest.param("by hand", marks=pytest.mark.wide)])
 def test_the_others_go_on_and_the_host_is_told_of_what_is_lost(start, tmp_path):
-    """At each step, once by each channel; then a host dies, and whoever waits is told. At the end all channels are freed."""
+    """At each step, once by each channel; then a host dies, and each waiting rank is told. At the end all channels are freed."""
     own = ["-n", str(RANKS)] if start == "by hand" else []
     job = run_job(None if own else RANKS, [*SPMD, *own, BEREAVED, str(tmp_path)], deadline=120)
     said = said_by(job)
@@ -47,7 +47,7 @@ def job_of(tmp_path, lines, ranks=3, **options):
 
 @pytest.mark.mpi
 def test_every_rank_runs_the_script_and_the_status_is_its_own(tmp_path):
-    """With its arguments; nothing else is different while nobody dies."""
+    """With its arguments; nothing else is different while no rank dies."""
     lines = "channel = RemoteChannel(4, 1); channel.put([MPI.COMM_WORLD.rank]); print(sys.argv[1:]); channel.free()"
     assert job_of(tmp_path, lines).stdout.splitlines() == ["['an argument']"] * 3
 
@@ -117,7 +117,7 @@ except ChannelBroken as error:
 
 
 def test_the_host_is_told_while_it_waits_and_in_the_background(tmp_path):
-    """By the future of takef, or by put_many where nobody makes room any more, which says how many it has put."""
+    """By the future of takef, or by put_many if no rank makes room any more: it says how many it has put."""
     lines = """
 channel, full = RemoteChannel(4, 1), RemoteChannel(1, 1)
 if MPI.COMM_WORLD.rank == 1:
@@ -138,7 +138,7 @@ print(future.exception().ranks, len(full))
 
 @pytest.mark.mpi
 def test_a_host_that_frees_the_channel_settles_it_for_ranks_that_do_not_yet(tmp_path):
-    """What the dead rank was at is in the way of others, who go on; then all have freed it."""
+    """The message of the failed rank blocks the others, which go on; then all have freed it."""
     lines = """
 from mpiexecutor.channel._ring.producer import Producer
 channel = RemoteChannel(1, 1)

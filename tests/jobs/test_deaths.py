@@ -122,7 +122,7 @@ with RMAChannelExecutor() as executor:
 
 @pytest.mark.mpi
 def test_a_stopped_worker_that_keeps_a_death_from_being_settled_is_killed(tmp_path):
-    """In the middle of a message: nobody can put or take until the channel is settled, and nobody waits for that for ever.
+    """In the middle of a message: no rank can put or take until the channel is recovered, and none waits for that for ever.
 
     Its call had come to its end, and so is not lost.
     """

@@ -1,4 +1,4 @@
-"""More of everything than anybody would want."""
+"""More of everything than a script needs."""
 
 import re
 

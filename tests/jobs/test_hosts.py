@@ -59,7 +59,7 @@ def test_keeps_its_contract_while_the_main_thread_computes(hosts, request, repor
 
 
 def test_workers_on_another_host_may_die(hosts, tmp_path):
-    """One's call runs too long, which the other tells of; that is killed then, and nobody is left there who could: it is missed."""
+    """One's call runs too long, which the other reports. Then that one is killed, and no worker is left to report: it is missed."""
     program = [str(PROGRAMS / "far.py"), "5", str(tmp_path / "mark")]
     env = {"MPIEXECUTOR_LOST_AFTER": "6"}
     job = run_executor(hosts, *program, env=env, expect=5)

@@ -285,7 +285,7 @@ def test_nothing_can_be_submitted_when_the_interpreter_has_gone_so_far(shared):
 
 
 def test_the_status_of_the_script_is_that_of_the_job(shared):
-    """What sys.exit gives Python is what mpiexec gives; nobody is left, and there is no traceback."""
+    """The status of sys.exit is that of mpiexec; no process is left, and there is no traceback."""
     assert shared.job.status == 3
     assert not shared.job.left
     assert "Traceback (most recent call last)" not in shared.job.stderr
@@ -396,7 +396,7 @@ RAISES = """
 @both_ways
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_an_error_ends_the_job_at_once(script, tmp_path, way, ranks):
-    """A script that raises while a worker is in an endless call ends the job: its traceback once, a status, nobody left."""
+    """A script that raises while a worker is in an endless call ends the job: one traceback, a status, no process left."""
     job = run_job(ranks, [*way, str(script(RAISES)), str(tmp_path)], expect="failure")
     assert job.stderr.count("Traceback (most recent call last)") == 1
     assert job.stderr.count("LookupError: from the script") == 1
@@ -447,7 +447,7 @@ INTERRUPTED = """
     "how", ["executor = RMAChannelExecutor()\n    if True:", "with RMAChannelExecutor() as executor:"], ids=["plain", "with"]
 )
 def test_one_interrupt_ends_the_job(script, way, how, ranks):
-    """Ctrl-C ends a script that waits for an endless call, inside a with statement, too: one traceback, a status, nobody left."""
+    """Ctrl-C ends a script that waits for an endless call, also in a with block: one traceback, a status, no process left."""
     job = run_job(ranks, [*way, str(script(INTERRUPTED.format(how=how)))], expect="failure")
     assert job.stderr.count("Traceback (most recent call last)") == 1
     assert "KeyboardInterrupt" in job.stderr
@@ -491,7 +491,7 @@ def test_an_error_in_the_body_is_the_scripts_error(script, way):
 
 
 def test_another_root_is_refused_where_rank_0_alone_runs_the_script(script):
-    """Nobody else would submit, and all would wait for each other."""
+    """No other rank would submit, and all would wait for each other."""
     path = script("""
         from mpi4py import MPI
         from mpiexecutor import RMAChannelExecutor

@@ -234,7 +234,7 @@ def test_a_script_that_ends_leaves_nothing(alone, ending, status):
 
 @pytest.mark.parametrize("inside", [pytest.param("with executor:", marks=pytest.mark.mpi), "if True:"])
 def test_an_interrupt_ends_the_script(alone, inside):
-    """Ctrl-C, once: KeyboardInterrupt, the exit handlers, nobody left; the calls that run are not waited for."""
+    """Ctrl-C, once: KeyboardInterrupt, the exit handlers, no process left; it does not wait for calls that run."""
     job = alone(
         f"""
         import atexit, os, signal, time

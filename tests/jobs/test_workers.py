@@ -158,7 +158,7 @@ def test_a_call_that_runs_too_long_fails_alone(hang, isolate, tmp_path):
 
 
 def test_it_is_said_that_calls_cannot_be_ended_where_there_is_no_supervisor(tmp_path):
-    """A limit that nobody keeps is no silent one."""
+    """A limit that is not enforced is reported."""
     body = """
 import warnings
 warnings.simplefilter("error")
@@ -417,7 +417,7 @@ sys.exit(5)
 
 @pytest.mark.parametrize(("room", "errors"), [(3 << 18, {"NoneType", "MemoryError"}), (300_000, {"NoneType", "BrokenProcessPool"})])
 def test_a_result_that_just_does_not_fit_is_an_error(room, errors, tmp_path):
-    """Of its call, if it is long; with no room for those that travel together nothing can go on. Nobody waits for ever."""
+    """Of its call, if it is long; with no room for those that share a message nothing can go on. No thread waits for ever."""
     said = run(tmp_path, LITTLE_ROOM, str(room), expect=5).stdout
     assert ast.literal_eval(said) == errors
 

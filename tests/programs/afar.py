@@ -31,7 +31,7 @@ def next_victim(executor: RMAChannelExecutor) -> WorkerStatus:
 
 
 def die_idle(executor: RMAChannelExecutor, delay: float) -> None:
-    """Nothing is lost, whoever is woken for it."""
+    """Nothing is lost, whichever rank is woken for it."""
     until(lambda: all(worker.state in {"idle", "lost"} for worker in executor.workers()))
     left = executor.num_workers - 1
     os.kill(next_victim(executor).pid, signal.SIGKILL)

@@ -143,7 +143,7 @@ def end(rank: int, work: Channel, done: Channel, full: Channel, empty: Channel) 
 
 
 def lose_host(own: Channel) -> None:
-    """See that whoever waits is told that the host has died."""
+    """See that each waiting rank is told that the host has died."""
     if MPI.COMM_WORLD.rank == 0:
         give_turn(HOST)
     try:

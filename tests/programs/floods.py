@@ -1,4 +1,4 @@
-"""More of everything than anybody would want: each flood is a function here.
+"""More of everything than a script needs: each flood is a function here.
 
 python -m mpiexecutor -n 5 [--spmd] tests/programs/floods.py NAME [NUMBER]
 """

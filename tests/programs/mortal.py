@@ -63,7 +63,7 @@ def shared_files(_: int) -> list[str]:
 
 
 class Deadly:
-    """Kills whoever unpickles it."""
+    """Kills the process that unpickles it."""
 
     def __reduce__(self) -> Any:
         return die, ()

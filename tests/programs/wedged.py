@@ -55,7 +55,7 @@ def main(folder: Path) -> None:
 
 
 def give_up(executor: RMAChannelExecutor, errors: list[BaseException | None], seconds: float) -> None:
-    """See that whoever asks is told, once the window is of no use."""
+    """See that each caller gets an error once the window cannot be used."""
     assert isinstance(errors[0], BrokenProcessPool), errors[0]
     assert all(error is None or isinstance(error, BrokenProcessPool) for error in errors), errors
     try:

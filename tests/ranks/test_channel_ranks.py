@@ -149,7 +149,7 @@ def test_numbers_of_every_typecode_are_taken_as_arrays(typecode):
 
 @pytest.mark.parametrize("dtype", NUMPY_TYPES)
 def test_numbers_of_every_numpy_dtype_are_taken_as_ndarrays(dtype):
-    """An array arrives as a writable one of the same dtype that owns its memory or shares it with nobody."""
+    """An array arrives as a writable one of the same dtype that owns its memory, or is its only user."""
     values = np.arange(5).astype(dtype)
     with channel_of(2, 5, np.dtype(dtype)) as channel:
         for message in exchange(channel, values[RANK % 5 :]):
@@ -216,7 +216,7 @@ def test_long_messages_of_all_ranks_at_once_do_not_mix():
 @every_host
 @pytest.mark.parametrize("dtype", ["d", object])
 def test_every_rank_may_be_the_host(host, dtype):
-    """Whoever has the memory: every rank puts and takes, the host too."""
+    """On whichever rank the memory is: every rank puts and takes, the host too."""
     with channel_of(2, 16, dtype, host=host) as channel:
         for _ in range(10):
             assert sorted(m[0] for m in exchange(channel, (RANK,))) == list(range(SIZE))
@@ -335,7 +335,7 @@ def test_the_host_alone_may_consume(host, dtype):
 
 @every_host
 def test_the_host_alone_may_do_both(host):
-    """With both ends the host's own, its threads put and take; nobody else can."""
+    """With both ends the host's own, its threads put and take; no other rank can."""
     with channel_of(2, 1, "q", host, producers="host", consumers="host") as channel, threads() as pool:
         if RANK == host:
             putting = pool.submit(lambda: [channel.put((number,)) for number in range(200)])
@@ -485,7 +485,7 @@ def test_random_objects_by_all_ranks_arrive_unharmed(host):
 
 
 def take_in_all_ways(channel, dice):
-    """Take until the end; return who put what."""
+    """Take until the end; return which rank put what."""
     found = []
     ways = [lambda: [channel.take()], lambda: channel.take_many(3), lambda: [channel.takef().result()]]
     while (some := dice.choice(ways)()) and some != [None]:

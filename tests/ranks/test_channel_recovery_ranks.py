@@ -37,7 +37,7 @@ def test_a_message_that_a_dead_rank_had_claimed_is_named_and_its_slot_is_free_ag
 
 @needs_three
 def test_a_receiver_of_a_dead_ranks_message_takes_the_next_one():
-    """Rank 1 stops in the middle of a long message, which rank 2 receives; nobody else could tell it apart from a slow one."""
+    """Rank 1 stops in the middle of a long message, which rank 2 receives; no other rank could tell it apart from a slow one."""
     with channel_of(4, 64, object) as channel:
         if RANK == 1:
             ring = channel._puts.ring
@@ -84,7 +84,7 @@ def test_a_message_whose_consumer_died_before_all_of_it_was_there_is_put_anew():
 
 @needs_three
 def test_one_that_is_stopped_in_the_middle_of_a_message_holds_the_others_up():
-    """That is no death: whoever wants to settle is told, and can once it has gone on, or has died, too."""
+    """That is no death: recovery raises an error, and succeeds once the rank has gone on, or has died, too."""
     with channel_of(4, 1) as channel:
         if RANK == 0:
             channel.put_many([(1,), (2,)])

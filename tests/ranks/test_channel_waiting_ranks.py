@@ -63,7 +63,7 @@ def test_a_take_that_finds_no_message_in_time_has_taken_nothing(timeout):
 
 
 def test_a_time_out_holds_while_another_thread_waits():
-    """Threads of one rank take turns; who has no time for that gets TimeoutError, and takes nothing."""
+    """Threads of one rank take turns; one whose time-out is over gets TimeoutError, and takes nothing."""
     with channel_of(SIZE, 1) as channel, threads() as pool:
         waiting = pool.submit(channel.take)
         until(lambda: RANK in asleep(channel, "take"))
@@ -93,7 +93,7 @@ def test_nowait_says_full_or_empty_at_once():
 
 
 def test_put_nowait_refuses_what_is_longer_than_the_whole_channel():
-    """Such a message can only flow through while somebody takes: ChannelFull, even when the channel is empty."""
+    """Such a message can only flow through while a rank takes: ChannelFull, even when the channel is empty."""
     with channel_of(4, 64, object) as channel:
         with pytest.raises(ChannelFull, match="longer than the channel"):
             channel.put_nowait(b"x" * 1000)
@@ -215,7 +215,7 @@ def test_a_rank_that_waits_for_room_is_woken_when_there_is_some(actor):
 @needs_three
 @pytest.mark.parametrize("way", ["timeout", "cancel"])
 def test_a_rank_that_gives_up_does_not_keep_a_wake_up_to_itself(way):
-    """Rank 1 stops waiting just when rank 0 puts a message and wakes it, and nobody else: 1 or 2 gets the message all the same."""
+    """Rank 1 stops waiting just when rank 0 puts a message and wakes it, and no other rank: 1 or 2 still gets the message."""
     with channel_of(2, 1) as channel:
         waiter = channel._takes._waiter
         taken = []
@@ -237,7 +237,7 @@ def test_a_rank_that_gives_up_does_not_keep_a_wake_up_to_itself(way):
 @needs_three
 @needs_a_spinner
 def test_a_rank_that_gives_up_spinning_does_not_keep_a_message_from_others(monkeypatch):
-    """Rank 0 counts on rank 1, which spins, just when that is cancelled: one of those who sleep gets the message."""
+    """Rank 0 counts on rank 1, which spins, just when that is cancelled: one of those that sleep gets the message."""
     with channel_of(2, 1) as channel:
         waiter = channel._takes._waiter
         taken = []
@@ -264,7 +264,7 @@ def test_a_rank_that_gives_up_spinning_does_not_keep_a_message_from_others(monke
 @needs_three
 @needs_a_spinner
 def test_a_spinning_rank_that_was_counted_on_twice_wakes_another(monkeypatch):
-    """Rank 1 has found a message, and its byte still says that it spins, when rank 0 puts a second one, and wakes nobody."""
+    """Rank 1 has found a message, and its byte still says that it spins, when rank 0 puts a second one, and wakes no rank."""
     with channel_of(2, 1) as channel:
         waiter = channel._takes._waiter
         taken = []
@@ -724,7 +724,7 @@ def test_with_frees_the_channel():
 @needs_two
 @every_rank
 def test_an_error_on_one_rank_in_a_with_block_ends_the_waiting_of_the_others(actor):
-    """The block closes the channel before it is freed, so that nobody waits for the rank that failed; the error is kept."""
+    """The block closes the channel before it is freed, so that no rank waits for the one that failed; the error is kept."""
 
     def block() -> None:
         with RemoteChannel(1, 1) as channel:

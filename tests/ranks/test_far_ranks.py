@@ -86,7 +86,7 @@ def test_each_worker_gets_the_transfers_that_are_for_it(root):
 
 
 def test_a_lost_worker_is_sent_nothing_any_more():
-    """The root puts what there is room for, and gives up; whoever lives gets what it asks for, and all can be freed."""
+    """The root puts what there is room for, and gives up; each living rank gets what it asks for, and all can be freed."""
     lost = set()
     bulk = BulkTransfer(COMM.Dup(), 0, lost.__contains__)
     if RANK == 0 and OTHERS:

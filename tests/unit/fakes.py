@@ -105,7 +105,7 @@ def identity(name: Any) -> Any:
 
 
 class FakeChannel:
-    """A channel in this process: messages are pickled as in a real one, and wait in a deque until somebody takes them.
+    """A channel in this process: messages are pickled as in a real one, and wait in a deque until they are taken.
 
     A message has a number, as in a real one: how many came before.
     """
@@ -219,13 +219,13 @@ class FakeChannel:
             return kept
 
     def fail(self, error: BaseException) -> None:
-        """Have whoever takes or puts fail from now on."""
+        """Have every take and put fail from now on."""
         with self._changed:
             self.error = error
             self._changed.notify_all()
 
     def wait_until_read(self) -> None:
-        """Wait until everything has been taken, and whoever took it is back for more: it is done with it."""
+        """Wait until everything has been taken, and the taker is back for more: it has handled it."""
         with self._changed:
             assert self._changed.wait_for(lambda: self._takers and not self._waiting, LIMIT)
 
@@ -243,7 +243,7 @@ class FakeChannel:
 
 
 class FakeBulkTransfer:
-    """Notes what is sent to whom, and gives it to whom that is."""
+    """Notes what is sent to each rank, and delivers it."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[int, Pickled | None]] = []
@@ -379,7 +379,7 @@ class FakeCrew:
         return next(session for session in self.scheduler.sessions() if session.number == worker.executor)
 
     def send_together(self, *names: Any, **options: Any) -> tuple[list[Future[Any]], "FakeWorker"]:
-        """Have these go in one message of an executor for one worker; return their futures, and the worker who has taken it."""
+        """Send these in one message of an executor for one worker; return their futures, and the worker that has taken it."""
         self.teach("short", 0.0)
         session = self.open(1, **options)
         self.submit("goes before", session=session, kind="short")
@@ -565,7 +565,7 @@ def reply_nonsense(crew: FakeCrew) -> None:
 
 
 def bare_call(number: int) -> Call:
-    """Make a call as a worker has it in its batch, of which nobody looks at more than the number."""
+    """Make a call as a worker has it in its batch, of which only the number is read."""
     return number, None, None, b"", ()
 
 
@@ -603,7 +603,7 @@ def serve(worker: Worker, messages: int) -> None:
 
 
 def real_worker(crew: FakeCrew, messages: int = MANY, rank: int = 1, page: StatusPage | None = None, **how: Any) -> Worker:
-    """Make a real worker, who takes so many messages and then leaves."""
+    """Make a real worker, which takes so many messages and then leaves."""
     how.setdefault("fail", pytest.fail)
     location = Location(rank, crew.location.ranks, "host", 1000 + rank)
     return Worker(_Some(crew.work, messages), crew.replies, crew.bulk.of(rank), location, page or new_page(), **how)

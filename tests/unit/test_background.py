@@ -28,7 +28,7 @@ class Gate:
 
 @pytest.fixture
 def rings():
-    """Count how often the one who waits was woken."""
+    """Count how often the waiting thread was woken."""
     return []
 
 
@@ -98,7 +98,7 @@ def test_an_error_becomes_the_futures_and_the_next_goes_on(background, error, be
 
 
 def test_what_is_cancelled_before_it_begins_is_not_done(background, gate, rings):
-    """Its step is not taken, whoever waits is woken to see that, and the next one is carried out."""
+    """Its step is not taken, the waiting thread is woken to see that, and the next one is carried out."""
     log = []
     cancelled, after = background.submit(step_of(log, "cancelled")), background.submit(step_of(log, "after"))
     assert cancelled.cancel()
@@ -140,7 +140,7 @@ def test_a_step_that_came_to_nothing_leaves_the_future_cancellable():
 
 
 def test_no_cancel_between_a_step_and_the_note_of_it():
-    """Whoever cancels meanwhile waits for the step, and is then too late."""
+    """A cancel meanwhile waits for the step, and is then too late."""
     future, tried = ChannelFuture(), []
     canceller = threading.Thread(target=lambda: tried.append(future.cancel()))
 
@@ -197,7 +197,7 @@ def test_stop_ends_the_thread_and_wakes_what_waits(rings):
 
 
 def test_stop_leaves_no_future_undone():
-    """What was queued is done in the end, one way or another: nobody waits for it for ever."""
+    """What was queued is done in the end, one way or another: no thread waits for it for ever."""
     gate, log = Gate(), []
     background = Background("test", gate.end.set)
     background.submit(gate)

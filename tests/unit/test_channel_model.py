@@ -85,7 +85,7 @@ class Bell:
 
 
 class Lock:
-    """A lock; who waits for it lets others move."""
+    """A lock; a party that waits for it lets others move."""
 
     def __init__(self, turnstile: Turnstile) -> None:
         self._turnstile = turnstile
@@ -134,7 +134,7 @@ class Job:
         self.closed = False
 
     def run(self, puts: Sequence[Sequence[Put]], takes: Sequence[Sequence[Take]]) -> None:
-        """Have each rank do what it is to do; who takes does so again and again."""
+        """Have each rank do its part; ranks that take do so again and again."""
         lives = {rank: Life() for rank in range(RANKS)}
         with pytest.MonkeyPatch.context() as patch:
             self.fake(patch)
@@ -220,7 +220,7 @@ class Job:
             self.taken[rank] += found
 
     def attend(self, channel: Channel) -> None:
-        """Settle after each death, and close the channel when all who put are done."""
+        """Recover after each death, and close the channel when all producers are done."""
         while self.turnstile.until(lambda: self.failed != self.settled or self.is_done() or not self.going or None):
             if self.failed != self.settled:
                 known = set(self.failed)
@@ -233,7 +233,7 @@ class Job:
                 return
 
     def is_done(self) -> bool:
-        """Whether it is to be closed: all is put, and taken, unless somebody may die; closing wakes also who was forgotten."""
+        """Whether it is to be closed: all is put, and taken, unless a rank may die; closing also wakes a forgotten rank."""
         taken = sum(map(len, self.taken.values()))
         return not self.closed and not self.going & set(PRODUCERS) and (bool(self.deaths) or taken == self.put.total())
 
@@ -271,7 +271,7 @@ RUNS = settings(max_examples=400, deadline=None)
 @RUNS
 @given(*RUN)
 def test_a_channel_is_a_queue(slots, puts, takes, single, schedule, orders):
-    """Whatever is put, and however long anybody waits; no wake-up is lost."""
+    """For all messages and waiting times; no wake-up is lost."""
     Job(slots, len(takes), schedule, orders, {}, single=single).run(puts, takes)
 
 

@@ -28,7 +28,7 @@ def ended():
 
 @pytest.fixture
 def deaths(monkeypatch, ended):
-    """Those that this process is told of, by the test; nobody has a thread for that."""
+    """Those that the test reports to this process; there is no thread for that."""
     deaths = FailedRanks()
     deaths.are_reported = True
     deaths._end_job = ended.append
@@ -247,7 +247,7 @@ def test_the_older_names_of_the_operations_after_a_failure_work(job, deaths):
 
 
 def test_a_channel_that_is_freed_recovers_nothing(job, deaths):
-    """Nobody uses its memory any more."""
+    """Its memory is not used any more."""
     host = job.channels[HOST]
     host._rank_state.phase = Phase.GONE
     assert die(deaths, job, 2)
@@ -282,7 +282,7 @@ def told(deaths, ended):
 
 
 def test_a_death_is_told_to_all_listeners_that_are_there_or_come_later(told):
-    """Whoever attends later is told of those before, too."""
+    """A listener that is added later is told of earlier failures, too."""
     first, second = Listener(), Listener()
     told.add_listener(first)
     told.report(2, "rank 2 was killed")
@@ -326,7 +326,7 @@ def test_what_is_not_settled_is_tried_again(told, monkeypatch):
 
 
 def test_a_fault_of_ours_ends_the_job(told, ended, caplog):
-    """Nobody could be told any more what there is."""
+    """No operation could raise an error any more."""
     listener = Listener(ZeroDivisionError("a fault of ours"))
     told.add_listener(listener)
     told.report(2, "rank 2 was killed")
@@ -336,7 +336,7 @@ def test_a_fault_of_ours_ends_the_job(told, ended, caplog):
 
 
 def test_a_process_that_is_stuck_ends_the_job(told, ended, monkeypatch):
-    """The dead has a lock of the window, and nobody can take it any more. The thread that tells of deaths looks at the time."""
+    """The failed rank has a lock of the window, which no rank can take any more. The reporting thread checks the time."""
     monkeypatch.setattr(failed_ranks, "WEDGED", 0.01)
     over = threading.Event()
     listener = Listener(lambda: over.wait(LIMIT))

@@ -223,7 +223,7 @@ def test_a_worker_that_another_tells_of_is_not_silent(scene, clock):
 
 
 def test_a_root_that_had_no_time_gives_up_no_worker(scene, clock):
-    """It was stopped, or its script held the GIL: it cannot say who was silent meanwhile, and begins to count anew."""
+    """It was stopped, or its script held the GIL: it cannot say which workers were silent meanwhile, and begins to count again."""
     for _ in range(10):
         clock.now += LOST_AFTER
         scene.look()
@@ -258,7 +258,7 @@ def test_what_others_tell_of_one_that_was_given_up_is_no_reason_to_take_it_back(
 
 
 def test_a_command_goes_to_the_monitor_of_the_worker(scene):
-    """Who passes it on to the supervisor; but that a rank is to leave is its own affair."""
+    """Which forwards it to the supervisor; but LEAVE goes to the rank itself."""
     scene.tell_of_living(2, 3)
     scene.look()
     scene.monitor.lines[3].send(KILL)
@@ -269,7 +269,7 @@ def test_a_command_goes_to_the_monitor_of_the_worker(scene):
 
 
 def test_nothing_is_sent_to_a_rank_that_is_known_to_be_dead_and_the_command_waits(scene):
-    """Until another tells of the worker: MPI may wait for ever if there is nobody."""
+    """Until another one reports the worker: MPI may wait for ever if there is no receiver."""
     scene.tell_of_living(2, 3)
     scene.look()
     scene.monitor.failed.add(2)
@@ -286,7 +286,7 @@ def test_nothing_is_sent_to_a_rank_that_is_known_to_be_dead_and_the_command_wait
 
 
 def test_a_command_without_a_receiver_is_no_error(scene):
-    """MPI knows of the death before anybody else does."""
+    """MPI knows of the death before any other part does."""
     scene.tell_of_living(2, 3)
     scene.look()
     scene.comms[0].failed.add(2)
@@ -347,7 +347,7 @@ def forwarder(relay, mpi):
 
 
 def test_a_forwarder_tells_at_once_of_a_new_worker(clock, forwarder):
-    """And of nobody at first. No time goes by here."""
+    """And of none at first. No time goes by here."""
     assert forwarder.news() == ("alive", {})
     forwarder.monitor.pages[3] = Signs(None, 0.0, 0.0)
     what, said = forwarder.news()

@@ -273,7 +273,7 @@ class Root:
 
 
 def test_a_worker_that_cannot_ask_any_more_does_not_wait_for_an_answer():
-    """The call is not run: nobody wants its outcome."""
+    """The call is not run: its outcome is not needed."""
     root = Root(len)
     root.closed = True
     with pytest.raises(LookupError, match="wanted no more"):

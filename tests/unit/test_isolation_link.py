@@ -68,7 +68,7 @@ def test_what_was_sent_before_a_death_comes_before_the_end(ends):
 
 
 def test_threads_may_send_at_once(ends):
-    """A message is whole, whoever else sends."""
+    """A message is whole, whatever other threads send."""
     rank, child = ends
     sizes = [10, 60_000, 200_000] * 20
 

@@ -1,4 +1,4 @@
-"""What becomes of calls when workers die: which are lost, which are run again, who is told. No MPI: see fakes.py."""
+"""What becomes of calls when workers die: which are lost, which are run again, which futures are told. No MPI: see fakes.py."""
 
 from concurrent.futures.process import BrokenProcessPool
 
@@ -44,7 +44,7 @@ def test_what_it_had_not_begun_is_sent_again_before_all_others(crew):
 
 
 def test_only_what_it_had_begun_is_lost(crew):
-    """The error says who has died, and how: in one sentence, and one by one."""
+    """The error says which worker has died, and how: in one sentence, and attribute by attribute."""
     futures, worker = crew.send_together("a", "b", "c", "d")
     worker.answer("a")
     worker.die(begun="b")
@@ -137,7 +137,7 @@ def test_an_outcome_that_cannot_be_read_here_fails_its_call(crew, monkeypatch):
 
 
 def test_a_worker_that_is_given_up_may_have_begun_everything(crew):
-    """Nobody knows: none of its calls is run twice."""
+    """It is not known: none of its calls is run twice."""
     futures, worker = crew.send_together("a", "b")
     worker.die(begun=None)
     assert [type(future.exception(LIMIT)) for future in futures] == [BrokenWorkerError] * 2
@@ -185,7 +185,7 @@ def test_the_calls_of_other_workers_and_executors_go_on(crew):
 
 
 def test_the_message_of_a_dead_worker_is_not_on_its_way_any_more(crew):
-    """It makes room for others; but there is a worker less, too, who had two."""
+    """It makes room for others; but there is also a worker less, which had two."""
     futures = crew.submit(*range(20))
     victim, *others = [FakeWorker(crew, rank) for rank in (1, 2, 3, 4, 2, 3, 4, 2)]
     for worker in (victim, *others):
@@ -286,7 +286,7 @@ def test_a_worker_that_dies_of_its_initializer_breaks_the_executor(crew):
 
 
 def test_when_all_are_lost_everything_fails():
-    """What is sent, what waits, what comes later, and who would make another executor."""
+    """Calls that were sent, that wait, that come later; and another executor cannot be made."""
     with fake_crew(workers=2) as crew:
         futures = crew.submit(*range(10))
         other = crew.submit("other", session=crew.open())
@@ -365,7 +365,7 @@ def test_late_replies_of_a_worker_that_was_given_up_are_of_no_interest(crew):
 
 
 def test_messages_that_have_other_numbers_are_found_by_those(crew):
-    """Channels may give what is kept other numbers when they forget the dead."""
+    """A channel may renumber the messages that it keeps when it is recovered."""
     futures = crew.submit("a", "b", "c")
     first = FakeWorker(crew, 1)
     first.take()
@@ -386,7 +386,7 @@ def test_messages_that_have_other_numbers_are_found_by_those(crew):
 
 
 def test_a_death_is_looked_at_when_the_long_message_it_may_be_about_has_its_number(crew):
-    """Who died may have claimed what is still being put."""
+    """The failed worker may have claimed a message that is still being put."""
     crew.work.room = 0
     future = crew.submit_one("long")
     worker = FakeWorker(crew, 1)

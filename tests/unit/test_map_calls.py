@@ -370,7 +370,7 @@ def test_results_that_come_after_the_page_was_read_count_once(crew):
 
 
 def test_a_worker_that_is_given_up_may_have_begun_all_calls(crew):
-    """Nobody knows: none of them is run twice."""
+    """It is not known: none of them is run twice."""
     results, worker = mapped(crew, 1, 2, 3, unordered=True)
     worker.answer_map(1)
     worker.die(begun=None)

@@ -1,4 +1,4 @@
-"""The root's ear for supervisors: who gets in, what they are told, what they tell. Here the test is the supervisors."""
+"""The root's monitor of supervisors: which connect, what they are sent, what they report. Here the test is the supervisors."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ TOKEN = "token"
 
 
 class Supervisor:
-    """Somebody who comes to a monitor, and what it says of itself."""
+    """A process that connects to a monitor, and its first message."""
 
     def __init__(self, name, rank=1, *, token=TOKEN, hello=None):
         self.page, descriptor = StatusPage.new()
@@ -95,7 +95,7 @@ def next_failure(monitor):
 
 
 def no_more_failures(monitor):
-    """Have the monitor hear everything, and see that nobody else was lost."""
+    """Have the monitor receive everything, and see that no other worker was lost."""
     look, seen = os.pipe()
     heard = threading.Event()
     monitor.attend(look, heard.set)
@@ -111,7 +111,7 @@ def no_more_failures(monitor):
 
 
 def test_a_supervisor_that_comes_is_welcomed_and_known(monitor, welcomed):
-    """By its rank; whoever waits for it waits no more."""
+    """By its rank; a thread that waits for it goes on."""
     waiting = in_a_thread(monitor.await_supervisors, [1, 2])
     welcomed(1)
     assert not waiting.done()
@@ -121,7 +121,7 @@ def test_a_supervisor_that_comes_is_welcomed_and_known(monitor, welcomed):
 
 
 def test_supervisors_that_never_come_are_not_waited_for_for_ever(monitor, come, monkeypatch):
-    """Nothing is known of their workers, and nobody can tell them anything."""
+    """Nothing is known of their workers, and no command can be sent to them."""
     monkeypatch.setattr(its_module, "COMING", 0.0)
     monitor.await_supervisors([1])
     assert monitor.state_of(1) == ("unknown", None)
@@ -145,7 +145,7 @@ def open_files():
     ids=str,
 )
 def test_a_stranger_is_sent_away(monitor, welcomed, come, stranger):
-    """And those who come after it get in."""
+    """And those that connect after it are admitted."""
     files = open_files()
     supervisor = come(7, **stranger)
     assert supervisor.hears() == b""
@@ -168,7 +168,7 @@ def test_one_that_says_nothing_is_sent_away_after_a_while(monitor, welcomed, com
 
 
 def test_a_death_is_told_with_all_that_is_known_of_it(monitor, welcomed):
-    """Who, where, how, which call it had begun, and what it held."""
+    """Rank, host, how it ended, which call it had begun, and what it held."""
     supervisor = welcomed()
     supervisor.page.hold(b"outcome")
     supervisor.tell_end("was killed by SIGSEGV", 42)
@@ -271,14 +271,14 @@ def test_one_that_is_to_end_is_told_so_even_if_its_supervisor_is_still_to_come(m
 
 
 def test_when_the_job_is_ended_all_deaths_are_foreseen(monitor, welcomed):
-    """Of those who have come."""
+    """Of all that have connected."""
     welcomed()
     monitor.expect_failures()
     assert monitor.is_expected(1)
 
 
 def test_supervisors_are_seen_off_and_waited_for(monitor, welcomed):
-    """Each has its rank end, takes its leave, and goes. Whoever is heard through others is heard meanwhile."""
+    """Each has its rank end, leaves the process manager, and ends. Meanwhile reports of other nodes are received."""
     supervisors = [welcomed(rank) for rank in (1, 2)]
     heard = threading.Event()
     monitor.hear_by(heard.set)
@@ -313,7 +313,7 @@ def test_one_that_does_not_go_is_not_waited_for_for_ever(monitor, welcomed, monk
 
 
 def test_the_end_of_a_monitor_lets_its_supervisors_go(monitor, welcomed, name):
-    """They find that it is gone; whoever waits for failures learns that there will be none any more."""
+    """They find that it is gone; the thread that waits for failures learns that no more will come."""
     supervisor = welcomed()
     monitor.stop()
     assert supervisor.hears() == b""
@@ -356,7 +356,7 @@ def test_what_a_worker_does_is_known_from_its_slate(monitor, clock):
 
 
 def test_a_worker_on_another_node_is_stopped_only_if_a_forwarder_says_so(monitor, clock):
-    """If nobody has told of it for long, it may as well be that who tells has no time."""
+    """If there was no report about it for long, perhaps its forwarder had no time."""
     monitor.admit(1, FakeLine(), Signs(None, seen=clock.monotonic() - 100, told=clock.monotonic()))
     assert monitor.is_stopped(1)
     clock.now += 3 * PULSE + 0.1
@@ -365,7 +365,7 @@ def test_a_worker_on_another_node_is_stopped_only_if_a_forwarder_says_so(monitor
 
 
 def test_signs_of_life_are_of_those_that_live(monitor, clock):
-    """For who passes them on: when its call was begun, when it was seen, and that this is told now."""
+    """For the forwarder: when its call was begun, when it was seen, and when this is reported."""
     for rank in (1, 2):
         monitor.admit(rank, FakeLine(), Signs(3.0, seen=4.0, told=4.5))
     monitor.lose(WorkerFailure(2, "host", 1002, "was killed", None))
@@ -373,7 +373,7 @@ def test_signs_of_life_are_of_those_that_live(monitor, clock):
 
 
 def test_one_that_was_given_up_may_live(monitor, caplog):
-    """It is not dead any more, can be told something again, and whoever wants to know is told."""
+    """It does not count as failed any more, can be sent commands again, and its return is reported."""
     returned = []
     monitor.returned = returned.append
     monitor.silent.add(1)
@@ -403,7 +403,7 @@ class FakeLine:
 
 
 def test_it_keeps_the_time_of_what_may_get_stuck(monitor):
-    """Though nobody sends it anything."""
+    """Though nothing is sent to it."""
     stuck = threading.Event()
     with monitor.watchdog.limit(0.01, stuck.set):
         assert stuck.wait(LIMIT)

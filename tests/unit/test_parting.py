@@ -91,7 +91,7 @@ def told(comms, rank):
 
 
 def test_all_part_when_all_have_left_their_loops(comms, monitor, parting):
-    """And are told that MPI can be used as ever; nobody is told before."""
+    """And are told that MPI can be used as ever; none is told before."""
     leave(comms, 1, 3)
     ending = part(parting)
     until(lambda: not comms[0].Iprobe())
@@ -183,7 +183,7 @@ def test_one_that_has_something_else_to_do_later_is_not_killed(comms, monitor, c
 
 
 def test_one_that_may_still_be_busy_is_waited_for(comms, monitor, clock, caplog, parting):
-    """With --spmd it runs its script, which may hold the GIL for long: nothing is said, and nobody is killed."""
+    """With --spmd it runs its script, which may hold the GIL for long: nothing is logged, and no rank is killed."""
     monitor.stopped.add(2)
     ending = part(parting, "wait")
     clock.now += 100
@@ -254,7 +254,7 @@ def test_all_living_ranks_are_told_of_a_death_by_their_supervisors(monitor, deat
 
 
 def test_deaths_are_told_several_times(monitor, deaths, monkeypatch):
-    """Who was to pass it on may have died, too. But not for ever."""
+    """The rank that was to forward it may have died, too. But not for ever."""
     monkeypatch.setattr(spmd, "_ONCE_MORE", 0.0)
     telling = Telling(monitor)
     telling.lose(2, "was killed by SIGKILL")

@@ -46,7 +46,7 @@ def rests(check):
 
 
 def test_it_rests_after_some_looks_in_vain_and_one_more(scene, check):
-    """Those before something was seen do not count. Nobody looks before that is wanted."""
+    """Those before something was seen do not count. There is no look before one is wanted."""
     assert rests(check)
     assert not scene.looks._items
     check.watch()
@@ -57,7 +57,7 @@ def test_it_rests_after_some_looks_in_vain_and_one_more(scene, check):
 
 
 def test_what_comes_just_when_it_goes_to_rest_is_seen(scene, check):
-    """Whoever wanted a look then may have found it awake."""
+    """A thread that wanted a look then may have found it awake."""
     check.watch()
     scene.show(False, False, True, True, False, False, False)
     check.watch()

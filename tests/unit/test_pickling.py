@@ -283,7 +283,7 @@ def test_what_is_plain_is_seen_at_once(obj):
 
 @pytest.mark.parametrize("case", NOT_PLAIN)
 def test_what_may_need_care_is_not_plain(case):
-    """Nobody asks it whether it is true, or how long it is: only its class counts."""
+    """Its truth and its length are not asked for: only its class counts."""
     assert not is_plain(NOT_PLAIN[case])
 
 
@@ -338,7 +338,7 @@ def test_an_object_without_an_end_is_an_error():
 
 
 def test_pickling_does_not_import_mpi():
-    """Whoever only pickles does not start MPI."""
+    """A process that only pickles does not start MPI."""
     script = "import sys; from mpiexecutor._util import pickling; pickling.dumps(1); assert 'mpi4py.MPI' not in sys.modules"
     root = str(Path(mpiexecutor.__file__).parents[1])
     subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {root!r}); {script}"], check=True, timeout=60)

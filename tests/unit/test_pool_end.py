@@ -163,7 +163,7 @@ def test_a_worker_that_is_stopped_in_the_end_is_killed_if_it_has_nothing_else_to
 
 
 def test_if_the_scheduler_is_stuck_when_it_is_given_up_this_process_ends(scene, caplog):
-    """Inside MPI, where a dead worker holds a lock: nobody could be told anything."""
+    """Inside MPI, where a dead worker holds a lock: no future could be settled."""
     scene = scene(patience=0.0)
     over = threading.Event()
     scene.scheduler._answers |= {"give_up": lambda _: over.wait(LIMIT), "is_stuck": True}
@@ -189,7 +189,7 @@ def test_to_give_up_may_take_long(scene):
 
 @pytest.mark.parametrize(("of_all", "ends"), [(True, True), (False, False)])
 def test_a_death_while_all_part_ends_the_job(scene, of_all, ends):
-    """The others wait for it for ever. Before, and if somebody had died before, they do not."""
+    """The others wait for it for ever. Before, and if a worker had died before, they do not."""
     scene = scene()
     scene.pool._members = SimpleNamespace(of_all=of_all)
     with pytest.raises(Exited) if ends else contextlib.nullcontext():

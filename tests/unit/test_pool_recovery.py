@@ -146,7 +146,7 @@ def test_the_channels_are_told_which_ranks_perhaps_live(scene):
 
 @pytest.mark.parametrize("which", ["work", "replies"])
 def test_a_living_worker_that_keeps_a_channel_from_being_recovered_is_killed(scene, which):
-    """It was stopped in the middle of a message: nobody can do anything meanwhile. Then it is tried again."""
+    """It was stopped in the middle of a message: no rank can do anything meanwhile. Then it is tried again."""
     getattr(scene, which).script = [ChannelBroken("ranks [1, 3] live", [1, 3])]
     scene.monitor.lose(2)
     log = scene.end()
@@ -187,7 +187,7 @@ def test_a_fault_of_ours_is_given_up_for_too(scene, caplog):
 
 
 def test_after_the_end_there_is_nothing_to_recover(scene):
-    """The channels are freed: nobody's calls are looked for, and nothing is given up."""
+    """The channels are freed: no calls are looked for, and nothing is given up."""
     scene.work.script = [ChannelClosed("the channel was freed")]
     scene.monitor.lose(2)
     assert scene.end() == ["noted", ("work", {2}, set())]
@@ -207,7 +207,7 @@ def test_an_unexpected_death_is_a_warning_and_another_is_none(scene, caplog):
 
 @pytest.mark.parametrize("which", ["work", "replies"])
 def test_if_this_process_is_stuck_inside_mpi_everything_is_given_up(which, monkeypatch):
-    """A rank has died in there, and holds a lock. Whoever waits is told, though this thread does not come back."""
+    """A rank has died in there, and holds a lock. Waiting calls fail, though this thread does not return."""
     monitor = FailureMonitor(secrets.token_hex(8), "token")
     scene = Scene(monitor)
 

@@ -1,4 +1,4 @@
-"""Who is woken by a step at one end of a channel: the ring and the bells are fakes."""
+"""Which ranks are woken by a step at one end of a channel: the ring and the doorbells are fakes."""
 
 import pytest
 
@@ -9,7 +9,7 @@ RANKS = 5
 
 
 class Bells:
-    """Notes whose bytes are cleared, and who is rung after that."""
+    """Notes which ranks' bytes are cleared, and which are notified after that."""
 
     def __init__(self) -> None:
         self.cleared: list[int] = []
@@ -20,7 +20,7 @@ class Bells:
         self.cleared.append(at)
 
     def notify(self, address: str) -> None:
-        assert len(self.rung) < len(self.cleared), "cleared first: else who sleeps again at once would not be marked"
+        assert len(self.rung) < len(self.cleared), "cleared first: else a rank that sleeps again at once would not be marked"
         self.rung.append(address)
 
 
@@ -49,13 +49,13 @@ def test_as_many_are_woken_as_can_begin(woken):
 
 
 def test_all_ranks_are_woken_that_wait_in_the_middle_of_a_message(woken):
-    """And do not count among those who begin."""
+    """And do not count among those that begin."""
     assert woken([TO_GO_ON, AWAKE, TO_GO_ON, TO_BEGIN, AWAKE], 0) == [2, 0]
     assert woken([TO_GO_ON, AWAKE, TO_GO_ON, TO_BEGIN, AWAKE], 1) == [2, 3, 0]
 
 
 def test_a_spinning_rank_has_the_first_message_and_is_not_notified(woken):
-    """Nobody else is woken for that one."""
+    """No other rank is woken for that one."""
     asleep = [TO_BEGIN, AWAKE, TO_BEGIN, SPINNING, AWAKE]
     assert woken(asleep, 1) == []
     assert woken(asleep, 2) == [2]

@@ -139,7 +139,7 @@ class Job:
                 return
 
     def recover(self) -> None:
-        """Be the host: recover the ring after each death, and close the ring when all who put are done."""
+        """Be the host: recover the ring after each death, and close the ring when all producers are done."""
         memory = self.memory(HOST)
         tail, head = Producer(memory, self.layout, HOST), Consumer(memory, self.layout, HOST)
         while self.turnstile.until(lambda: self.failed != self.recovered or self.is_to_be_closed() or not self.going or None):
@@ -191,7 +191,7 @@ class Job:
         return {2, 3} <= self.failed
 
     def check_whole(self) -> None:
-        """Each slot is free for the next round, unless nobody was left to empty the ring."""
+        """Each slot is free for the next round, unless no party was left to empty the ring."""
         if self.nobody_took():
             return
         head, tail = (int.from_bytes(self.shared[at : at + 8], "little") for at in (self.layout.head, self.layout.tail))

@@ -24,7 +24,7 @@ def test_a_supervisor_turns_to_the_root_where_it_can():
 
 
 def test_elsewhere_it_turns_to_the_worker_after_its_own_and_to_its_own_last():
-    """Whoever tells of a death is to live; and the work is shared."""
+    """The rank that reports a death has to live; and the work is shared."""
     configuration = orders_of("b", "", "c", "b", "b")
     assert configuration.far == [1, 3, 4, 5]
     assert [configuration.monitoring_ranks(rank) for rank in configuration.far] == [[4, 5, 1], [3], [5, 1, 4], [1, 4, 5]]

@@ -65,7 +65,7 @@ def split(incoming: Incoming, layout: Layout) -> list[bytes]:
 
 
 class Ring:
-    """A ring in fake memory, those who use it, and what they saw."""
+    """A ring in fake memory, the parties that use it, and what they saw."""
 
     def __init__(
         self, slots: int = 3, *, schedule: bytes = b"", orders: bytes = b"", before_wrap: int = 0, slot_size: int = SLOT
@@ -138,7 +138,7 @@ class Ring:
         return put
 
     def reserve(self, ring: Producer, messages: Sequence[bytes], *, whole: bool = False) -> Outgoing | None:
-        """Reserve for the first of the messages; None once nobody will take it."""
+        """Reserve for the first of the messages; None once no party will take it."""
 
         def attempt() -> Outgoing | bool | None:
             closed = self.closed
@@ -555,7 +555,7 @@ def test_no_more_messages_are_taken_than_claimed(slots, claimed, surplus, most, 
 @FEW
 @given(SLOTS, st.integers(0, 5), st.integers(0, 5), SCHEDULES, ORDERS)
 def test_a_rank_that_has_claimed_more_itself_goes_by_that(slots, first, more, schedule, orders):
-    """The host's claim is on its way, in two steps; who knows of all of it sees no end before all of it was taken."""
+    """The host's claim is on its way, in two steps; a consumer that knows all of it sees no end before all of it was taken."""
     ring = Ring(slots, schedule=schedule, orders=orders)
     consumer, host = ring.consumer(), ring.producer(3)
     consumer.own_expected = first + more
@@ -599,7 +599,7 @@ def test_no_claim_is_not_a_claim_of_none():
 @RACES
 @given(SLOTS, st.tuples(BATCHES, BATCHES), st.tuples(st.integers(1, 4), st.integers(1, 4)), STARTS, SCHEDULES, ORDERS)
 def test_what_was_reserved_before_close_is_taken_and_nothing_is_reserved_after(slots, batches, most, before_wrap, schedule, orders):
-    """Somebody closes at any moment: producers get ChannelClosed, consumers all that has tickets, then all see the end."""
+    """A party closes at any moment: producers get ChannelClosed, consumers all that has tickets, then all see the end."""
     ring = Ring(slots, schedule=schedule, orders=orders, before_wrap=before_wrap)
 
     def put(rank: int) -> None:
@@ -614,7 +614,7 @@ def test_what_was_reserved_before_close_is_taken_and_nothing_is_reserved_after(s
 
 
 def test_a_closed_ring_says_so_however_full_it_is():
-    """ChannelClosed comes before None: nobody waits for room in a ring that takes nothing."""
+    """ChannelClosed comes before None: no producer waits for room in a ring that takes nothing."""
     ring = Ring(1)
     full, empty = ring.producer(0), ring.producer(1)
     ring.put_all(full, [[text(0, 0, 2)]])
@@ -852,7 +852,7 @@ def test_an_interrupted_take_of_a_short_message_can_be_resumed(place):
 @pytest.mark.parametrize("place", range(8))
 @pytest.mark.parametrize("lengths", [[5], [20], [5, 20], [0]], ids=str)
 def test_a_receive_that_was_interrupted_can_be_resumed_alone(lengths, place):
-    """Nobody else moves: each place where an interrupt may come, one by one."""
+    """No other party moves: each place where an interrupt may come, one by one."""
     ring = Ring(5)
     messages = messages_of(0, [lengths])
     ring.put_all(ring.producer(), messages)
@@ -876,7 +876,7 @@ def test_a_receive_that_was_interrupted_can_be_resumed_alone(lengths, place):
 
 @pytest.mark.parametrize("place", range(60))
 def test_a_cut_message_that_was_interrupted_is_passed_on_once(place):
-    """Nobody else moves: each place where an interrupt may come, one by one. A slot too few or a count too many would show."""
+    """No other party moves: each place where an interrupt may come, one by one. A slot too few or a count too many would show."""
     ring = Ring(2)
     producer, consumer = ring.producer(), ring.consumer()
     out = ring.reserve(producer, [text(0, 0, 7 * SLOT)])
@@ -1012,7 +1012,7 @@ def test_used_counts_tickets_across_the_wrap(slots, before_wrap):
 
 
 def test_sleepers_are_marked_a_byte_a_rank_and_end():
-    """Nobody's mark touches another's, and the state shows all."""
+    """No mark changes that of another rank, and the state shows all."""
     ring = Ring(1)
     handle, layout = ring.producer(), ring.layout
     for rank in range(RANKS):

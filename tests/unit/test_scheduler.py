@@ -154,7 +154,7 @@ def test_what_waits_behind_slow_messages_is_sent_after_two_looks():
 
 
 def test_a_slow_message_that_is_done_counts_no_more():
-    """It lets nobody through then."""
+    """Then it lets no call through."""
     with fake_crew(workers=100) as crew:
         crew.teach("short", 0.0)
         first = crew.submit(*range(4), kind="short")
@@ -207,7 +207,7 @@ def test_an_interrupt_while_a_message_is_put_loses_no_call(crew):
 
 
 def test_what_has_no_room_is_put_in_the_background_and_nothing_else_before_it(crew):
-    """Nobody waits for it here; the rest is sent, in order, when its put is over."""
+    """No thread waits for it here; the rest is sent, in order, when its put is over."""
     crew.work.room = 0
     futures = crew.submit("long", "b", "c")
     assert crew.take_all() == [["long"]]
@@ -229,7 +229,7 @@ def test_the_end_of_a_long_put_may_find_the_next_one_long(crew):
 
 
 def test_results_come_while_a_message_is_put(crew):
-    """The collector does not wait for room, or nobody would make any."""
+    """The collector does not wait for room, as only the collector makes room."""
     first = crew.submit_one("a")
     worker = FakeWorker(crew, 1)
     worker.take()
@@ -294,7 +294,7 @@ def test_a_result_that_cannot_be_unpickled_fails_alone(crew, kind):
 
 
 def test_an_outcome_that_comes_twice_counts_once(crew):
-    """The second finds nobody."""
+    """The second finds no call."""
     future = crew.submit_one("a")
     worker = FakeWorker(crew, 1)
     worker.take()
@@ -340,7 +340,7 @@ def test_a_call_that_is_given_back_and_has_an_outcome_is_of_no_batch_any_more(cr
 
 
 def test_a_function_is_sent_to_the_worker_that_asks_for_it(crew):
-    """As long as somebody may call it; then nothing, so that the worker does not wait."""
+    """As long as a call may need it; then nothing, so that the worker does not wait."""
     function = crew.function(abs)
     crew.submit("a", function=function)
     worker = FakeWorker(crew, 2)
@@ -433,7 +433,7 @@ def test_submit_waits_while_max_pending_is_reached(crew):
 
 
 def test_a_cancelled_call_makes_room(crew):
-    """For who waits to submit already."""
+    """For a thread that waits to submit already."""
     session = crew.open(1, max_pending=2)
     futures = crew.submit("a", "b", session=session)
     third = in_a_thread(crew.submit_one, "c", session=session)
@@ -444,7 +444,7 @@ def test_a_cancelled_call_makes_room(crew):
 
 
 def test_a_submit_that_waits_is_told_of_the_end(crew):
-    """As is who submits after it."""
+    """As is a submit after it."""
     session = crew.open(max_pending=1)
     crew.submit("a", session=session)
     second = in_a_thread(crew.submit_one, "b", session=session)

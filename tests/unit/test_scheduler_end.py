@@ -31,7 +31,7 @@ def work_off(crew, worker):
 
 
 def test_what_was_submitted_before_the_end_is_run(crew):
-    """Nothing else is taken; who waits for the end waits for all of it."""
+    """No other call is taken; a wait for the end waits for all of them."""
     futures = crew.submit(*range(10))
     crew.scheduler.close(crew.session, "this is the end")
     with pytest.raises(RuntimeError, match="this is the end"):
@@ -77,7 +77,7 @@ def test_what_was_sent_and_waits_again_is_not_cancelled(crew):
 
 
 def test_the_end_of_one_executor_is_not_that_of_another(crew):
-    """Who waits for it does not wait for others' calls."""
+    """A wait for it does not wait for others' calls."""
     first, second = crew.open(), crew.open()
     crew.submit("a", session=second)
     crew.scheduler.close(first, "this is the end")
@@ -116,7 +116,7 @@ def test_a_submit_that_comes_too_late_leaves_no_thread_waiting(crew):
 
 
 def test_a_submit_that_is_interrupted_leaves_no_thread_waiting(crew):
-    """Its call is queued, and nobody has sent it: whoever waits for the end does."""
+    """Its call is queued and not sent: the thread that waits for the end sends it."""
 
     class Backlog(deque):
         def append(self, task):
@@ -290,7 +290,7 @@ def test_a_submit_that_waits_for_room_is_told_that_the_executor_is_broken(crew):
 
 
 def test_a_fault_of_the_collector_fails_everything(crew):
-    """It says so, with its traceback; nobody waits for ever."""
+    """It says so, with its traceback; no thread waits for ever."""
     futures = crew.submit(*range(10))
     reply_nonsense(crew)
     for future in futures:
@@ -312,7 +312,7 @@ def test_a_take_that_fails_is_a_fault_of_the_collector(crew):
 
 
 def test_what_came_together_with_a_fault_is_settled(crew):
-    """What was taken off the lists is nobody else's."""
+    """No other thread knows the calls that were taken off the lists."""
     futures = crew.submit("a", "b")
     worker = FakeWorker(crew, 1)
     worker.take()

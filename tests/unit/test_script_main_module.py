@@ -147,7 +147,7 @@ def test_executors_that_have_ended_are_let_go(pair):
 
 @contextmanager
 def no_collection():
-    """Have what refers to itself stay until somebody collects it."""
+    """Have objects that refer to themselves stay until the garbage collector runs."""
     gc.collect()
     gc.disable()
     try:
@@ -159,7 +159,7 @@ def no_collection():
 @pytest.mark.parametrize("first_call", [True, False], ids=["first call of the next", "later"])
 @pytest.mark.parametrize("origin", [Origin.TOP_LEVEL, Origin.NOTHING])
 def test_a_large_global_of_an_executor_that_has_ended_is_let_go_at_once(pair, first_call):
-    """Its module and its functions refer to each other; nobody knows when such things are collected."""
+    """Its module and its functions refer to each other; it is not known when such objects are collected."""
     this = pair("import numpy\ntable = None\ndef total(): return float(table.sum())\ndef other(): pass\n")
     this.run("table = numpy.ones(100_000)")
     first, second = this.executor(), this.executor()
@@ -1074,7 +1074,7 @@ def test_pickle_inside_a_call_finds_the_scripts_names(pair):
 
 @ONLY_NOTHING
 def test_what_only_pickle_names_is_there_from_the_first_call_on(pair):
-    """All functions and classes are: nobody can see which of them a pickle names."""
+    """All functions and classes are: it cannot be seen which of them a pickle names."""
     this = pair(RESULTS)
     this.call("same(1)")
     assert this.inside("[name for name in ('Thing', 'Color', 'function', 'Outer') if name not in globals()]") == []

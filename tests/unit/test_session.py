@@ -74,7 +74,7 @@ def test_a_batch_has_a_limit_in_bytes(size, expected):
 
 
 def test_cancelled_calls_are_left_out():
-    """What was cancelled is dropped on the way, and who waits for it is told."""
+    """Cancelled calls are dropped on the way, and threads that wait for them are told."""
     tasks = [task(number) for number in range(6)]
     for number in (0, 2, 3):
         tasks[number].future.cancel()
@@ -116,7 +116,7 @@ def test_a_session_is_idle_without_calls():
 
 
 def test_all_are_dropped_sent_and_waiting():
-    """Sent ones first; all are unsettled until somebody settles them, and nothing is on its way."""
+    """Sent ones first; all are unsettled until they are settled, and nothing is on its way."""
     session = session_of(task(2), task(3))
     session.sent = {1: task(1)}
     session.unsettled = 1
@@ -155,7 +155,7 @@ def test_a_slim_future_takes_little_memory():
 
 
 def test_a_task_is_withdrawn_while_it_waits_only():
-    """Who has queued it learns whether it was sent, or dropped, meanwhile."""
+    """The thread that has queued it learns whether it was sent, or dropped, meanwhile."""
     first, second = task(1), task(2)
     session = session_of(first, second)
     assert session.withdraw(second)

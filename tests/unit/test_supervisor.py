@@ -95,7 +95,7 @@ def test_the_rank_does_not_outlive_its_supervisor():
 
 
 def test_tells_the_root_of_a_death_and_stays_until_it_may_leave():
-    """How it ended, which call it had begun, who it was; then, for the process manager, all is well."""
+    """How it ended, which call it had begun, which rank it was; then, for the process manager, all is well."""
     with root() as (address, listener), rank_that(SERVES + "time.sleep(60)", address) as (supervisor, rank):
         connection, hello, page = greet(listener)
         assert hello == {"token": "token", "rank": 7, "pid": rank, "host": socket.gethostname()}
@@ -184,7 +184,7 @@ def test_a_call_that_ends_at_the_last_moment_is_no_reason_to_kill():
 
 @pytest.mark.parametrize("does", ["time.sleep(60)", "supervised.stay()"], ids=["runs", "stays"])
 def test_ends_its_rank_when_the_root_is_gone(does):
-    """Nobody waits for this rank any more, and the job has failed."""
+    """No process waits for this rank any more, and the job has failed."""
     with root() as (address, listener), rank_that(SERVES + does, address) as (supervisor, rank):
         connection, _, _ = greet(listener)
         assert supervisor.stdout.readline() == b"serving\n"
@@ -212,7 +212,7 @@ UNTIL_NEWS = "import select; select.select([supervised._line], [], [], 20); os.k
 
 
 def test_is_dismissed_by_a_rank_that_has_not_read_all():
-    """News of deaths come at any time. The kernel tells of what is unread before it gives what was said."""
+    """News of deaths come at any time. The kernel reports that something is unread before it delivers the messages."""
     with (
         root() as (address, listener),
         rank_that(SERVES + UNTIL_NEWS + "supervised.dismiss(); os._exit(4)", address) as (supervisor, rank),

@@ -114,7 +114,7 @@ def test_it_comes_to_the_first_watch_and_tells_its_rank_so(scene):
 
 
 def test_it_turns_to_the_next_if_one_has_gone(scene):
-    """With its worker, who has died: the rank goes on, and its death is told there."""
+    """With its worker, which has died: the rank goes on, and its death is reported there."""
     scene.serve()
     scene.monitors[0].welcome()
     scene.monitors[0].go()
@@ -176,7 +176,7 @@ def test_the_supervisor_of_a_dead_rank_leaves_if_no_monitor_is_left(scene, tmp_p
 
 
 def test_a_rank_goes_on_without_a_monitor(scene):
-    """If it dies then nobody is told, but for the process manager, to whom all is well."""
+    """If it dies then only the process manager is told, that all is well."""
     scene.serve()
     scene.monitors[0].welcome()
     assert scene.line.recv(1) == b"!"

@@ -20,7 +20,7 @@ LOOKS = 9  # before sleeping, with a clock that moves by an eighth of the time f
 
 
 class World:
-    """A clock that moves only while somebody sleeps, or yields, and a log of all that happens."""
+    """A clock that moves only while a thread sleeps, or yields, and a log of all events."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -104,7 +104,7 @@ def test_a_waiter_stops_spinning_while_all_processors_are_busy(world, monkeypatc
 
 
 def test_the_flag_is_set_before_the_last_look(world):
-    """Whoever changes the ring after that look sees the flag: no wake-up is lost between look and sleep."""
+    """A rank that changes the ring after that look sees the flag: no wake-up is lost between look and sleep."""
     world.found_at = LOOKS + 3
     assert world.waiter().wait(world.look, None, 2) == "found"
     assert world.log[LOOKS:] == ["mark 2", "look", "sleep", "mark 2", "look", "sleep", "mark 2", "look", "mark 0"]
@@ -228,7 +228,7 @@ def test_a_ring_from_afar_ends_the_sleep(world):
 
 
 def test_a_near_ring_ends_the_naps_too(world):
-    """Whoever of the same node rings."""
+    """Any rank of the same node can notify it."""
     world.rung = {3}
     assert Bell(world, lambda: False).sleep(1.0)
     assert len(world.naps) == 3
@@ -275,14 +275,14 @@ def test_a_bell_that_is_not_rung_ends_its_sleep_itself(bell):
 
 
 def test_a_ring_before_the_sleep_is_kept(bell, notifier, address):
-    """Once the bell is there at all: who rings just before the sleep is not missed."""
+    """Once the doorbell exists: a notification just before the sleep is not missed."""
     bell.sleep(0)
     notifier.notify(address)
     assert bell.sleep(60) is True
 
 
 def test_each_ring_ends_one_sleep_at_most(bell, notifier, address):
-    """Who was rung several times looks in vain as often at most, and sleeps again."""
+    """A rank that was notified several times looks in vain as often at most, and sleeps again."""
     bell.sleep(0)
     for _ in range(5):
         notifier.notify(address)
@@ -308,7 +308,7 @@ def test_a_sleeper_is_woken(bell, notifier, address):
 
 
 def test_notifying_where_no_doorbell_is_does_no_harm(notifier, address):
-    """Nor does ringing more often than a socket can keep, or where somebody was."""
+    """Nor does notifying more often than a socket can keep, or where a rank was before."""
     notifier.notify(address)
     bell = Doorbell(address)
     bell.sleep(0)
@@ -349,7 +349,7 @@ def test_a_bell_that_is_a_file_is_removed(tmp_path, notifier):
 
 
 def test_a_node_has_one_name():
-    """The same for all its ranks, so that they know who can be rung."""
+    """The same for all its ranks, so that they know which ranks can be notified."""
     assert node_name() == node_name()
 
 
@@ -362,7 +362,7 @@ def test_an_inbox_keeps_its_time_however_short_that_is():
 
 
 def test_an_inbox_gives_what_was_put_in_order():
-    """Whoever waits is woken; one without a limit waits as long as it takes."""
+    """The waiting thread is woken; one without a limit waits as long as it takes."""
     inbox: Inbox[int] = Inbox()
     with ThreadPoolExecutor(1) as pool:
         taken = pool.submit(lambda: [inbox.get(), inbox.get(timeout=20), inbox.get()])

@@ -1,4 +1,4 @@
-"""Real workers at a real scheduler, over a channel made of a deque: what they say and keep, in which order, and who waits."""
+"""Real workers at a real scheduler, over a channel made of a deque: what they say and keep, in which order, and what waits."""
 
 import threading
 
