@@ -115,7 +115,7 @@ class Feed:
         for future in list(self._futures):
             Future.cancel(future)  # not one whose call runs, although a child process may run it
         if (submitter := self._submitter()) is not None:
-            submitter.note_cancelled()
+            submitter.scheduler.note_cancelled(submitter.session)
 
     def _add_all(self, calls: list[tuple[Any, ...]]) -> None:
         if all(map(goes_as_it_is, chain.from_iterable(calls))) and self._add_plain(calls):
@@ -132,7 +132,7 @@ class Feed:
             return False
         if called is None:
             return False
-        submitter.append(self._series_for(called, state, len(calls)), calls)
+        submitter.scheduler.append(submitter.session, self._series_for(called, state, len(calls)), calls)
         return True
 
     def _add(self, arguments: tuple[Any, ...]) -> None:
@@ -150,13 +150,13 @@ class Feed:
             return
         called, state, pickle, size = call
         if size < OUT_OF_BAND:
-            submitter.append(self._series_for(called, state, 1), [pickle.data])
+            submitter.scheduler.append(submitter.session, self._series_for(called, state, 1), [pickle.data])
         else:
             future = slim_future()
             self._futures.add(future)
             future.add_done_callback(partial(self._take, self.count))
             self.count += 1
-            submitter.submit_prepared(future, call, self._kind)
+            submitter.scheduler.submit(submitter.session, future, self._kind, *call)
 
     def _series_for(self, called: Function | str | None, state: State | None, calls: int) -> Series:
         """Return the series for the next calls."""

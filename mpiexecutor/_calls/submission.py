@@ -1,6 +1,6 @@
 """Pickles calls, in the thread that submits them, and passes them to the scheduler."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from functools import partial
 from itertools import islice
@@ -14,11 +14,9 @@ from mpiexecutor._script.state import State
 from mpiexecutor._util.pickling import Pickled
 
 from .functions import Function, FunctionRegistry
-from .messages import Row
 from .outcomes import Location, dumps_sized, with_cause
-from .scheduling.futures import CallFuture, slim_future
+from .scheduling.futures import slim_future
 from .scheduling.scheduler import Scheduler
-from .scheduling.series import Series
 from .scheduling.session import Session
 
 T = TypeVar("T")
@@ -33,8 +31,8 @@ class Submitter:
         self, scheduler: Scheduler, session: Session, functions: FunctionRegistry, script: Script | None, location: Location
     ) -> None:
         """Submit to this session. `script` is None if calls run in the script's own process, which has its globals."""
-        self._scheduler = scheduler
-        self._session = session
+        self.scheduler = scheduler
+        self.session = session
         self._functions = functions
         self._script = script
         self._location = location
@@ -49,8 +47,8 @@ class Submitter:
             kind: Calls of one kind are expected to take equally long, see `kind_of`.
 
         """
-        if self._session.closed or self._session.broken:
-            self._scheduler.check_open(self._session)
+        if self.session.closed or self.session.broken:
+            self.scheduler.check_open(self.session)
         future = slim_future()
         try:
             call = self.prepared(fn, args, kwargs, None)
@@ -60,23 +58,8 @@ class Submitter:
             future.set_running_or_notify_cancel()
             future.set_exception(self.refusal(error))
             return future
-        self.submit_prepared(future, call, kind)
+        self.scheduler.submit(self.session, future, kind, *call)
         return future
-
-    def submit_prepared(
-        self, future: CallFuture, call: tuple[Function | str | None, State | None, Pickled, int], kind: object
-    ) -> None:
-        """Submit what `prepared` has returned."""
-        called, state, pickle, size = call
-        self._scheduler.submit(self._session, future, pickle, size, kind, called, state)
-
-    def append(self, series: Series, rows: Sequence[Row]) -> None:
-        """Submit calls of a map."""
-        self._scheduler.append(self._session, series, rows)
-
-    def note_cancelled(self) -> None:
-        """Note that calls of a map were cancelled."""
-        self._scheduler.note_cancelled(self._session)
 
     def target(self, fn: Callable[..., Any], function: Function | None) -> tuple[Function | str | None, State | None]:
         """Return what the message of a call has for its function, None if that is in the pickle, and the state for it.
@@ -107,7 +90,7 @@ class Submitter:
 
     def refusal(self, error: BaseException) -> BaseException:
         """Return the error of a call that cannot be pickled. Raise as `check_open` of the scheduler."""
-        self._scheduler.check_open(self._session)
+        self.scheduler.check_open(self.session)
         return with_cause(_without_exit(error), self._location)
 
     def numbered(self, fn: Callable[..., Any]) -> Function | None:

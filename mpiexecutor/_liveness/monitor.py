@@ -32,6 +32,7 @@ logger = logging.getLogger("mpiexecutor")
 
 _MOST = 4096  # supervisors that may connect at once
 _LOOK = 1e-3  # seconds between two looks whether they have gone
+_NO_SIGNS = Signs(None, 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,14 +177,9 @@ class FailureMonitor:
         since = page.running_since
         return ("idle", None) if since is None else ("running", wall - now + since)
 
-    def process_of(self, rank: int) -> tuple[int, int, int]:
-        """Return three numbers of a worker.
-
-        These are the process id of the child that runs its calls, or 0; the calls that this process has begun, or the worker itself
-        if there is no child; and how many children have died.
-        """
-        page = self._pages.get(rank)
-        return (0, 0, 0) if page is None else (page.runner, page.calls, page.deaths)
+    def page_of(self, rank: int) -> StatusPage | Signs:
+        """Return the status page of a worker, or the signs of life that it has given."""
+        return self._pages.get(rank, _NO_SIGNS)
 
     def cancel(self, numbers: Sequence[int]) -> None:
         """Have no worker run these calls: children that do are killed."""

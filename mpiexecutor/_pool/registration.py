@@ -94,7 +94,7 @@ class WorkerConfiguration:
 def await_registrations(comm: "MPI.Intracomm") -> dict[int, Registration]:
     """Wait for the registrations of all other ranks, and return them by rank. Log which ranks are missing if that takes long."""
     missing = _others(comm)
-    registrations: dict[int, Any] = {}
+    registrations: dict[int, Registration] = {}
 
     def complaint() -> str:
         return (
@@ -103,7 +103,7 @@ def await_registrations(comm: "MPI.Intracomm") -> dict[int, Registration]:
         )
 
     wait_for_ranks(lambda: _all_came(comm, missing, registrations), complaint, PATIENCE)
-    return {rank: Registration(*said) for rank, said in registrations.items()}
+    return registrations
 
 
 def answer_registrations(comm: "MPI.Intracomm", configuration: WorkerConfiguration | None) -> None:
@@ -121,7 +121,7 @@ def own_supervisor() -> Supervised | None:
 
 def register(comm: "MPI.Intracomm", root: int) -> WorkerConfiguration | None:
     """Register this rank with the root, and wait for the answer; None if it is not to serve."""
-    comm.send(tuple(Registration.of_this_process(supervised=own_supervisor() is not None)), root, _TAG)
+    comm.send(Registration.of_this_process(supervised=own_supervisor() is not None), root, _TAG)
     complaint = f"worker rank {comm.rank} still waits for rank {root} to make an executor"
     wait_for_ranks(lambda: comm.Iprobe(root, _TAG), lambda: complaint, 6 * PATIENCE)
     configuration = Pickled(comm.recv(source=root, tag=_TAG)).load()

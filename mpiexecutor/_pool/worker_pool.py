@@ -159,9 +159,11 @@ class WorkerPool:
         here = self.location
         workers = {rank: (said.host, said.pid) for rank, said in sorted(self._members.registrations.items())}
         return [
-            WorkerStatus(rank, host, child or pid, *self._monitor.state_of(rank), self.scheduler.done_by(rank), calls, deaths)
+            WorkerStatus(
+                rank, host, page.runner or pid, *self._monitor.state_of(rank), self.scheduler.done_by(rank), page.calls, page.deaths
+            )
             for rank, (host, pid) in (workers or {here.rank: (here.host, here.pid)}).items()
-            for child, calls, deaths in [self._monitor.process_of(rank)]
+            for page in [self._monitor.page_of(rank)]
         ]
 
     def end_workers(self, how: bytes) -> None:

@@ -317,7 +317,7 @@ class FakeCrew:
         for name in names:
             future = slim_future()
             what, _ = dumps_sized((None if function else identity, (name,), {}))
-            self.scheduler.submit(session or self.session, future, what, size, kind, function, None)
+            self.scheduler.submit(session or self.session, future, kind, function, None, what, size)
             futures.append(future)
         return futures
 
@@ -350,7 +350,7 @@ class FakeCrew:
         """Submit a call of a function that the script has under a name; its result is whatever that returns."""
         future = slim_future()
         what, size = dumps_sized((None, (), {}))
-        self.scheduler.submit(session or self.session, future, what, size, UNKNOWN, name, script.state(frozenset({name})))
+        self.scheduler.submit(session or self.session, future, UNKNOWN, name, script.state(frozenset({name})), what, size)
         return future
 
     def submit_call(
@@ -359,7 +359,7 @@ class FakeCrew:
         """Submit a call of something else, for a real worker."""
         future = slim_future()
         what, size = dumps_sized((function, arguments, {}))
-        self.scheduler.submit(session or self.session, future, what, size, kind, None, None)
+        self.scheduler.submit(session or self.session, future, kind, None, None, what, size)
         return future
 
     def submit_one(self, name: Any, **how: Any) -> Future[Any]:

@@ -136,11 +136,11 @@ class Scheduler:
         self,
         session: Session,
         future: Future[Any],
-        arguments_pickle: Pickled,
-        _size: int,
         _kind: object,
         called: Function | str | None,
         state: State,
+        arguments_pickle: Pickled,
+        _size: int,
     ) -> None:
         self.submitted[future] = Call(session.number, state, called, arguments_pickle)
 

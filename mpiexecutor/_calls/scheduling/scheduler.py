@@ -90,11 +90,11 @@ class Scheduler:
         self,
         session: Session,
         future: CallFuture,
-        pickle: Pickled,
-        size: int,
         kind: object,
         function: Function | str | None,
         state: State | None,
+        pickle: Pickled,
+        size: int,
     ) -> None:
         """Queue a call, and send it at once if it is its turn. Raise as `check_open`.
 

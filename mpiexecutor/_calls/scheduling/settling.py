@@ -224,7 +224,7 @@ def _is_over(future: Future[Any] | Place) -> bool:
     return isinstance(future, CallFuture) and future.is_over
 
 
-def quietly(settle: Callable[[Any], None], value: Any) -> None:
+def quietly(settle: Callable[[Any], object], value: Any) -> None:
     """Settle a future. Log an error of a callback that is no Exception, such as SystemExit: the collector goes on."""
     try:
         settle(value)
@@ -234,9 +234,4 @@ def quietly(settle: Callable[[Any], None], value: Any) -> None:
 
 def cancel_quietly(future: Future[Any] | Place) -> None:
     """Cancel a future, and wake the threads that wait for it."""
-
-    def cancel(future: Future[Any] | Place) -> None:
-        if future.cancel():
-            future.set_running_or_notify_cancel()
-
-    quietly(cancel, future)
+    quietly(lambda _: future.cancel() and future.set_running_or_notify_cancel(), None)
