@@ -22,7 +22,7 @@ from mpiexecutor._start.process import PROCESS
 from mpiexecutor._util.pickling import Pickled
 from mpiexecutor._util.polling import wait_for_ranks
 from mpiexecutor._util.process_end import flush_output
-from mpiexecutor._util.seconds import PATIENCE, positive
+from mpiexecutor._util.seconds import PATIENCE, from_environment
 from mpiexecutor._util.segments import is_within_reach, pid_namespace
 
 if TYPE_CHECKING:
@@ -43,10 +43,6 @@ class Registration(NamedTuple):
     node: str
     supervised: bool  # it has a supervisor
     pid_namespace: int = 0  # 0: it cannot share memory
-
-    @classmethod
-    def of_this_process(cls, *, supervised: bool) -> "Registration":
-        return cls(socket.gethostname(), os.getpid(), node_name(), supervised, pid_namespace())
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +117,8 @@ def own_supervisor() -> Supervised | None:
 
 def register(comm: "MPI.Intracomm", root: int) -> WorkerConfiguration | None:
     """Register this rank with the root, and wait for the answer; None if it is not to serve."""
-    comm.send(Registration.of_this_process(supervised=own_supervisor() is not None), root, _TAG)
+    supervised = own_supervisor() is not None
+    comm.send(Registration(socket.gethostname(), os.getpid(), node_name(), supervised, pid_namespace()), root, _TAG)
     complaint = f"worker rank {comm.rank} still waits for rank {root} to make an executor"
     wait_for_ranks(lambda: comm.Iprobe(root, _TAG), lambda: complaint, 6 * PATIENCE)
     configuration = Pickled(comm.recv(source=root, tag=_TAG)).load()
@@ -182,11 +179,11 @@ def _all_came(comm: "MPI.Intracomm", missing: set[int], said: dict[int, Any]) ->
 
 
 def _lost_after() -> float:
-    text = os.environ.get(LOST_AFTER_VARIABLE, str(_LOST_AFTER))
-    if (seconds := positive(text)) is not None:
-        return seconds
-    logger.warning("%s is a number of seconds above 0, not %r: it is taken to be %g", LOST_AFTER_VARIABLE, text, _LOST_AFTER)
-    return _LOST_AFTER
+    try:
+        return from_environment(LOST_AFTER_VARIABLE, _LOST_AFTER)
+    except ValueError as error:
+        logger.warning("%s: it is taken to be %g", error, _LOST_AFTER)
+        return _LOST_AFTER
 
 
 def ranks_text(ranks: Collection[int]) -> str:

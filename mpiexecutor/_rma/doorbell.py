@@ -54,7 +54,7 @@ class Doorbell:
                 return False
         elif seconds != self._longest:
             # The kernel's own limit, in ticks of its clock: Python's would be a second system call each time.
-            bell.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(seconds))
+            bell.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", *divmod(round(seconds * 1e6), 1_000_000)))
             self._longest = seconds
         try:
             bell.recv(1)
@@ -100,11 +100,6 @@ def _is_notified(bell: socket.socket, seconds: float) -> bool:
     poll = select.poll()
     poll.register(bell, select.POLLIN)
     return bool(poll.poll(seconds * 1e3))
-
-
-def _timeval(seconds: float) -> bytes:
-    """Return the C struct."""
-    return struct.pack("@ll", *divmod(round(seconds * 1e6), 1_000_000))
 
 
 def address_of(token: str, rank: int, side: str) -> str:

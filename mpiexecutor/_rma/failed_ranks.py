@@ -125,15 +125,12 @@ class FailedRanks:
 
     def _call(self, one: Listener) -> bool:
         try:
-            with self.watchdog.limit(WEDGED, self._end_if_stuck):
+            with self.watchdog.limit(WEDGED, lambda: self._end_job("a rank has died inside MPI, holding a lock: the job is ended")):
                 return one.note_failures()
         except Exception as error:
             logger.exception("a channel was not recovered after a failure")
             self._end_job(f"a channel cannot be recovered after a failure: {error}")
             return True
-
-    def _end_if_stuck(self) -> None:
-        self._end_job("a rank has died inside MPI, holding a lock: the job is ended")
 
 
 class CommFailedRanks(Collection[int]):

@@ -34,7 +34,7 @@ from mpiexecutor._liveness.process_manager import mapped, remove
 from mpiexecutor._script.surroundings import import_path
 from mpiexecutor._util.flavour import Flavour, flavour_of
 from mpiexecutor._util.process_end import PROCESS_END
-from mpiexecutor._util.seconds import GRACE, NOTICE, positive
+from mpiexecutor._util.seconds import GRACE, NOTICE, from_environment
 from mpiexecutor._util.watched import run_watched
 
 from .limits import shortages
@@ -48,7 +48,7 @@ logger = logging.getLogger("mpiexecutor")
 T = TypeVar("T")
 
 TIMEOUT_VARIABLE: Final = "MPIEXECUTOR_START_TIMEOUT"
-_TIMEOUT = 60.0  # seconds until all processes must have connected
+TIMEOUT: Final = 60.0  # seconds until all processes must have connected
 _LOOK = 0.1  # seconds between two looks whether mpiexec still lives
 
 # What the processes of the job run, with the import path of the script.
@@ -81,7 +81,7 @@ class Job:
         self._token = secrets.token_hex(16)
         self._placeholder: socket.socket | None = None
         self._lost = False  # the job has ended before this process: there is no output to wait for
-        self._seconds = _timeout()
+        self._seconds = from_environment(TIMEOUT_VARIABLE, TIMEOUT)
         self._shortages = shortages(workers + 1, self._mpiexec.flavour)  # before MPI takes what there is
         with contextlib.ExitStack() as stack:
             server = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -266,19 +266,6 @@ class Job:
             self._placeholder = None
             for descriptor in self._descriptors:
                 os.close(descriptor)
-
-
-def _timeout() -> float:
-    """Return the seconds that the processes of a job have to connect.
-
-    Raises:
-        ValueError: The environment has something else than a positive number.
-
-    """
-    text = os.environ.get(TIMEOUT_VARIABLE, str(_TIMEOUT))
-    if (seconds := positive(text)) is not None:
-        return seconds
-    raise ValueError(f"{TIMEOUT_VARIABLE} is the number of seconds that workers have to start, above 0 and finite, not {text!r}")
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:

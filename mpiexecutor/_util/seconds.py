@@ -38,9 +38,10 @@ WAITING: Final = 10 * _SCALE  # for mpiexec to end after the script, when it wai
 ANSWER: Final = 1 * _SCALE  # for the process manager to acknowledge
 
 
-def positive(text: str) -> float | None:
-    """Return the seconds that an environment variable sets; None if that is no finite number above 0."""
+def from_environment(name: str, default: float) -> float:
+    """Return the seconds that an environment variable sets. ValueError if that is no finite number above 0."""
+    text = os.environ.get(name, str(default))
     with contextlib.suppress(ValueError):
         if 0 < (seconds := float(text)) < math.inf:
             return seconds
-    return None
+    raise ValueError(f"{name} is a number of seconds above 0 and finite, not {text!r}")

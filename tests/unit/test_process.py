@@ -38,17 +38,17 @@ def test_a_number_of_workers_that_makes_no_sense_is_refused(monkeypatch, wanted)
 def test_a_time_to_start_that_makes_no_sense_is_refused(monkeypatch, wanted):
     """The same."""
     monkeypatch.setenv("MPIEXECUTOR_START_TIMEOUT", wanted)
-    rule = f"MPIEXECUTOR_START_TIMEOUT is the number of seconds that workers have to start, above 0 and finite, not '{wanted}'"
+    rule = f"MPIEXECUTOR_START_TIMEOUT is a number of seconds above 0 and finite, not '{wanted}'"
     with pytest.raises(ValueError, match=rule):
-        job._timeout()
+        seconds.from_environment(job.TIMEOUT_VARIABLE, job.TIMEOUT)
 
 
 def test_workers_have_a_minute_to_start_unless_the_environment_says_otherwise(monkeypatch):
     """In seconds."""
     monkeypatch.delenv("MPIEXECUTOR_START_TIMEOUT", raising=False)
-    assert job._timeout() == 60
+    assert seconds.from_environment(job.TIMEOUT_VARIABLE, job.TIMEOUT) == 60
     monkeypatch.setenv("MPIEXECUTOR_START_TIMEOUT", "2.5")
-    assert job._timeout() == 2.5
+    assert seconds.from_environment(job.TIMEOUT_VARIABLE, job.TIMEOUT) == 2.5
 
 
 # -- the end without MPI

@@ -5,11 +5,12 @@ import logging
 import pytest
 
 from mpiexecutor._pool.registration import LOST_AFTER_VARIABLE, Registration, WorkerConfiguration
+from mpiexecutor._rma.doorbell import node_name
 
 
 def orders_of(*nodes: str) -> WorkerConfiguration:
     """Return those of rank 0, with workers on these nodes."""
-    here = Registration.of_this_process(supervised=True)
+    here = Registration("host", 7, node_name(), supervised=True)
     return WorkerConfiguration.of_this_process(
         0, {rank: here._replace(node=node or here.node) for rank, node in enumerate(nodes, 1)}
     )
@@ -41,5 +42,5 @@ def test_silence_has_a_limit_that_can_be_set(text, seconds, monkeypatch, caplog)
         monkeypatch.setenv(LOST_AFTER_VARIABLE, text)
     with caplog.at_level(logging.WARNING):
         assert orders_of("").lost_after == seconds
-    said = f"{LOST_AFTER_VARIABLE} is a number of seconds above 0, not {text!r}: it is taken to be 30"
+    said = f"{LOST_AFTER_VARIABLE} is a number of seconds above 0 and finite, not {text!r}: it is taken to be 30"
     assert caplog.messages == ([] if text in {None, "2.5"} else [said])

@@ -156,7 +156,7 @@ class Session:
                 found.append((task.future, outcome))
                 self._leave_batch(task)
                 _learn(expected, task.kind, seconds, 1)
-            elif (block := self._block_with(number)) is not None and number == block.number + block.done:
+            elif (block := self._block_due(number)) is not None:
                 found.append((block.future, outcome))  # of a call of a map that goes alone, as it is long
                 self._note_done(block, [None], seconds, expected)
         return found
@@ -175,15 +175,13 @@ class Session:
         """Note outcomes of calls of maps that a failed worker held, by their numbers."""
         runs: list[Run] = []
         for number, value in held:
-            block = self._block_with(number)
-            if block is not None and number == block.number + block.done:
+            if (block := self._block_due(number)) is not None:
                 runs.append(self.take_values(block, block.done, [value], expected.get(block.kind, 0.0), expected))
         return runs
 
     def set_aside(self, number: int) -> None:
         """Note that the outcome of a call of a map was lost with its worker. Those behind it may have outcomes."""
-        block = self._block_with(number)
-        if block is not None and number == block.number + block.done:
+        if (block := self._block_due(number)) is not None:
             self.unread[number] = Block(block.series, number, block.index + block.done, [block.rows[block.done]])
             block.done += 1
             if not block.count:
@@ -192,6 +190,11 @@ class Session:
     def _block_with(self, number: int) -> Block | None:
         """Return the block that was sent and has the call with this number."""
         return next((task for task in self.sent.values() if isinstance(task, Block) and task.has(number)), None)
+
+    def _block_due(self, number: int) -> Block | None:
+        """Return that block if the outcome of this call is its next one."""
+        block = self._block_with(number)
+        return block if block is not None and number == block.number + block.done else None
 
     def _note_done(self, block: Block, values: list[Value], seconds: float, expected: dict[object, float]) -> None:
         block.done += len(values)

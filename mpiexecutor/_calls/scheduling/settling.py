@@ -214,9 +214,7 @@ class Settler:
             error.__cause__ = cause
             if task.future.running() or (not _is_over(task.future) and task.future.set_running_or_notify_cancel()):
                 quietly(task.future.set_exception, error)
-        with self._state.changed:
-            session.note_settled(count)
-            self._state.changed.notify_all()
+        self._note_settled(session, count)
 
 
 def _is_over(future: Future[Any] | Place) -> bool:
