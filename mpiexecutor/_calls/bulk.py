@@ -163,7 +163,7 @@ class BulkTransfer:
                 rank, what = asked
                 under_way[rank] = _pieces_of(what, self._piece)
             for rank, pieces in list(under_way.items()):
-                while self._has_room(memory, rank):
+                while self._filled[rank] - memory.load(rank * self._share + _HAD) < _SLOTS:
                     pauses = intervals(_SHORTEST, _LONGEST)
                     piece = next(pieces, None)
                     if piece is None:
@@ -173,9 +173,6 @@ class BulkTransfer:
                 else:
                     if self._is_lost(rank):
                         del under_way[rank]
-
-    def _has_room(self, memory: Memory, rank: int) -> bool:
-        return self._filled[rank] - memory.load(rank * self._share + _HAD) < _SLOTS
 
     def _put(self, memory: Memory, rank: int, piece: memoryview) -> None:
         share, count = rank * self._share, self._filled[rank]

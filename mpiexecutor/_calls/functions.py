@@ -95,9 +95,9 @@ class FunctionRegistry:
         return known.numbered(self.add) if known.seen_before() else None
 
     def _known(self, fn: FunctionType) -> "_Known":
-        known = self._known_functions.get(id(fn))
-        if known is None:
-            known = self._known_functions[id(fn)] = _Known(weakref.ref(fn, _without(self._known_functions, id(fn))))
+        table, key = self._known_functions, id(fn)
+        if (known := table.get(key)) is None:
+            known = table[key] = _Known(weakref.ref(fn, lambda _: table.pop(key, None)))
         return known
 
 
@@ -153,10 +153,6 @@ class _Known:
         fn = self._reference()
         self.function = None
         self._dependencies = None if fn is None else Dependencies.of(fn)
-
-
-def _without(table: dict[int, Any], key: int) -> Callable[[object], object]:
-    return lambda _: table.pop(key, None)
 
 
 class Dependencies:

@@ -90,7 +90,9 @@ class Feed:
         if at_hand:
             size = _FIRST
             while chunk := list(islice(self._calls, size if most is None else min(size, most))):
-                self._add_all(chunk)
+                if not (all(map(goes_as_it_is, chain.from_iterable(chunk))) and self._add_plain(chunk)):
+                    for arguments in chunk:
+                        self._add(arguments)
                 if size == _MOST:
                     self._give_way()
                 size = min(2 * size, _MOST)
@@ -116,12 +118,6 @@ class Feed:
             Future.cancel(future)  # not one whose call runs, although a child process may run it
         if (submitter := self._submitter()) is not None:
             submitter.scheduler.note_cancelled(submitter.session)
-
-    def _add_all(self, calls: list[tuple[Any, ...]]) -> None:
-        if all(map(goes_as_it_is, chain.from_iterable(calls))) and self._add_plain(calls):
-            return
-        for arguments in calls:
-            self._add(arguments)
 
     def _add_plain(self, calls: list[tuple[Any, ...]]) -> bool:
         """Submit calls whose arguments go as they are. Return False if the function has to be pickled with each."""

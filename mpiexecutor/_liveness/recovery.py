@@ -70,12 +70,12 @@ class PoolRecovery:
             self._recover_channel(failure, self._recover_work)
             self._recover_channel(failure, lambda: self._replies.recover(monitor.failed, silent=monitor.silent))
         except ChannelClosed:  # freed
-            return True
+            pass
         except Exception as error:
             logger.exception("the channels of a pool were not recovered after a failure")
             self._give_up(f"{failure}, and the channels cannot be recovered: {error}")
-            return True
-        self._lose(failure, self._shares.pop(failure.rank, None))
+        else:
+            self._lose(failure, self._shares.pop(failure.rank, None))
         return True
 
     def _recover_work(self) -> None:

@@ -14,6 +14,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import IO, Any, Final
 
 from mpiexecutor._script.random_generators import reduce_numpy_generator, reduce_random
@@ -67,11 +68,7 @@ def _reduce_context_variable(variable: "contextvars.ContextVar[Any]") -> Reduced
         default = contextvars.Context().run(variable.get)
     except LookupError:
         return contextvars.ContextVar, (variable.name,)
-    return _make_context_variable, (variable.name, default)
-
-
-def _make_context_variable(name: str, default: Any) -> "contextvars.ContextVar[Any]":
-    return contextvars.ContextVar(name, default=default)
+    return partial(contextvars.ContextVar, default=default), (variable.name,)
 
 
 def _reduce_file(file: IO[Any]) -> Reduced | None:
