@@ -11,6 +11,7 @@ Theory of operation
            bytes, and set to 0 after the put. Read once the rank has died: some of them may have been put all the same
     RUNNER process id of the child that runs the calls of this message and writes BEGUN, SINCE, HELD and CALLS meanwhile (see
            children.py); 0: the rank does so itself. Written by the rank; set to 0 by the supervisor when the child has died
+    BEAT   when the child last had time for it, as SEEN; also written when it becomes the RUNNER
     CALLS  calls that this process has begun since its start
     DEATHS children that have died
     CANCELLED  how many of the words behind it are numbers of calls that are not to run: written by the supervisor
@@ -22,18 +23,34 @@ Theory of operation
 
 import mmap
 import os
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
+
+from mpiexecutor._util.seconds import PULSE
 
 NOTHING: Final = -1  # has been begun of the message that came last
 INITIALIZER: Final = -2  # is being run
 SENT: Final = -3  # to the child, which has not taken the message yet
 
-_BEGUN, _SINCE, _LIMIT, _SEEN, _HELD, _RUNNER, _CALLS, _DEATHS, _CANCELLED = range(9)
+_BEGUN, _SINCE, _LIMIT, _SEEN, _HELD, _RUNNER, _BEAT, _CALLS, _DEATHS, _CANCELLED = range(10)
 MOST_CANCELLED: Final = 256  # numbers that a page has room for
 LARGE: Final = 256 << 10  # bytes of outcomes that are put at once; a longer one is not held
 _ROOM = 2 * LARGE + (128 << 10)  # bytes: what is held, the last outcome, and what their pickles need besides
+
+
+def start_pulse(pulse: Callable[[], object]) -> threading.Event:
+    """Have signs of life written, by a thread, until this event is set: none while a call holds the GIL or the process is stopped."""
+    resting = threading.Event()
+
+    def run() -> None:
+        while not resting.is_set():
+            pulse()
+            resting.wait(PULSE)
+
+    threading.Thread(target=run, name="mpiexecutor pulse", daemon=True).start()
+    return resting
 
 
 class Signs(NamedTuple):
@@ -119,10 +136,20 @@ class StatusPage:
         """Give a sign of life."""
         self._times[_SEEN] = time.monotonic()
 
+    def pulse_of_child(self) -> None:
+        """Give a sign of life of this child, if it is the one that runs calls."""
+        if self._numbers[_RUNNER] == os.getpid():
+            self._times[_BEAT] = time.monotonic()
+
     def send(self, runner: int, calls: int) -> None:
         """Note that a message is sent to a child, which has begun so many calls before."""
         self._numbers[_BEGUN] = SENT
         self._numbers[_CALLS] = calls
+        self.expect(runner)
+
+    def expect(self, runner: int) -> None:
+        """Expect signs of life from this child, too; 0: from none."""
+        self._times[_BEAT] = time.monotonic()
         self._numbers[_RUNNER] = runner
 
     def run_here(self, calls: int) -> None:
@@ -172,7 +199,9 @@ class StatusPage:
 
     @property
     def seen(self) -> float:
-        return self._times[_SEEN]
+        """When there was a sign of life last: of the rank, and of the child that runs its calls."""
+        seen = self._times[_SEEN]
+        return min(seen, self._times[_BEAT]) if self._numbers[_RUNNER] else seen
 
     @property
     def most(self) -> float:

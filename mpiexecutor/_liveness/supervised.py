@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from mpiexecutor._util.process_end import flush_output
-from mpiexecutor._util.seconds import PULSE
 
 from . import process_manager
 from .children import PR_SET_PDEATHSIG
 from .commands import DISMISSED, LIMIT, LONGEST, NEWS, STAYING, Service, Spawn
-from .status_page import StatusPage
+from .status_page import StatusPage, start_pulse
 from .supervisor import be_supervisor
 
 logger = logging.getLogger("mpiexecutor")
@@ -50,8 +49,7 @@ class Supervised:
         self.page.pulse()
         self._say(asdict(Service(list(addresses), token, rank, far, *process_manager.mapped())))
         self._line.recv(1)  # the supervisor has connected: only now may this rank begin
-        self._resting = threading.Event()
-        threading.Thread(target=self._pulse, args=(self._resting,), name="mpiexecutor pulse", daemon=True).start()
+        self._resting = start_pulse(self.page.pulse)
 
     def news(self, timeout: float | None = None) -> bytes | None:
         """Wait for a message of the root to this rank; empty if the supervisor has gone.
@@ -97,12 +95,6 @@ class Supervised:
 
     def _say(self, what: Any) -> None:
         self._line.send(json.dumps(what).encode())
-
-    def _pulse(self, resting: threading.Event) -> None:
-        """Write signs of life, in a thread of its own: there is none while a call holds the GIL or the process is stopped."""
-        while not resting.is_set():
-            self.page.pulse()
-            resting.wait(PULSE)
 
 
 def start_supervisor(last_words: bytes = b"") -> Supervised | None:

@@ -19,7 +19,7 @@ Service threads of the package, and why each is one of its own. The root has the
     putf, takef    of a channel of which the script uses these: they wait in the place of the script
     reports        of --spmd: forwards failures, and checks the watchdog, while the script and recovery are inside MPI
     flusher        of a worker: sends outcomes that wait while a call runs; it sleeps unless calls come in batches
-    pulse          of a worker: shows by its silence that a call holds the GIL, or that the process is stopped
+    pulse          of a worker, and of its child: shows by its silence that a call holds the GIL, or that the process is stopped
     forwarder      of a worker on another node: enters MPI to forward the reports of its monitor, which is a thread as on the root
 """
 

@@ -53,7 +53,8 @@ def run(tmp_path, body, *arguments, ranks=4, **options):
 STATES = """
 import socket
 from mpiexecutor._util.seconds import SILENT
-with RMAChannelExecutor() as executor:
+isolated = len(sys.argv) > 2
+with RMAChannelExecutor(isolate=isolated) as executor:
     sum(executor.map(abs, range(100)))
     assert [(worker.rank, worker.host) for worker in executor.workers()] == [(rank, socket.gethostname()) for rank in (1, 2, 3)]
     assert sum(worker.done for worker in executor.workers()) == 100
@@ -83,16 +84,18 @@ with RMAChannelExecutor() as executor:
     assert call.result() == 1
     until(lambda: {worker.state for worker in executor.workers()} == {"idle"})
     os.kill(pid, signal.SIGKILL)
-    until(lambda: state_of(pid) == "lost")
+    until(lambda: pid not in {worker.pid for worker in executor.workers()} if isolated else state_of(pid) == "lost")
     assert sum(worker.done for worker in executor.workers()) == 103
 print("ok")
 """
 
 
-@pytest.mark.mpi
-def test_workers_says_what_each_worker_does(tmp_path):
+@pytest.mark.parametrize(
+    "isolated", [pytest.param((), marks=pytest.mark.mpi, id="worker"), pytest.param(("isolated",), id="child")]
+)
+def test_workers_says_what_each_worker_does(isolated, tmp_path):
     """Idle, running a call, stopped, holding the GIL, dead: since when, and how much it has done. To be silent is no death."""
-    assert run(tmp_path, STATES, env={SCALE_VARIABLE: "0.5"}).stdout == "ok\n"
+    assert run(tmp_path, STATES, *isolated, env={SCALE_VARIABLE: "0.5"}).stdout == "ok\n"
 
 
 def test_a_worker_without_supervisor_is_known_by_name(tmp_path):
@@ -222,12 +225,19 @@ with RMAChannelExecutor() as executor:
 
 
 STOPPED = """
-import os, signal, sys
+import os, signal, sys, time
 from mpiexecutor import RMAChannelExecutor
 
 executor = RMAChannelExecutor(2)
 ran = executor.submit(os.getpid).result()
-os.kill(next(worker.pid for worker in executor.workers() if worker.pid != ran), signal.SIGSTOP)  # asleep, not in MPI
+if sys.argv[1] == "its child":
+    isolated = RMAChannelExecutor(isolate=True)
+    ran = isolated.submit(os.getpid).result()
+    os.kill(ran, signal.SIGSTOP)
+    while ran in {worker.pid for worker in executor.workers()}:  # until its worker has run a call itself
+        list(executor.map(time.sleep, [0.01] * 4))
+else:
+    os.kill(next(worker.pid for worker in executor.workers() if worker.pid != ran), signal.SIGSTOP)  # asleep, not in MPI
 if sys.argv[1] == "terminated":
     executor.terminate_workers()
 sys.exit(5)
@@ -235,15 +245,15 @@ sys.exit(5)
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize(("ranks", "how"), [(None, "left alone"), (3, "left alone"), (3, "terminated")])
+@pytest.mark.parametrize(("ranks", "how"), [(None, "left alone"), (3, "left alone"), (3, "terminated"), (None, "its child")])
 def test_a_worker_that_is_stopped_does_not_keep_the_script_from_its_end(ranks, how, tmp_path):
-    """It is killed, as it would neither leave nor end by SIGTERM; the script has its own status."""
+    """It is killed, as it would neither leave nor end by SIGTERM; so is one whose child is. The script has its own status."""
     script = tmp_path / "script.py"
     script.write_text(STOPPED)
     module = ["-m", "mpiexecutor"] if ranks else []
     env = {"MPIEXECUTOR_MAX_WORKERS": "2", SCALE_VARIABLE: "0.2"}
     job = run_job(ranks, [*module, str(script), how], env=env, expect=5)
-    if how == "left alone":  # else mpiexec may have been faster
+    if how != "terminated":  # else mpiexec may have been faster
         assert ", gives no signs of life, and keeps this job from its end: it is killed" in job.stderr
 
 

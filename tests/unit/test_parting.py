@@ -46,6 +46,9 @@ class FakeMonitor:
         self.looks += 1
         return rank in self.stopped
 
+    def process_of(self, rank):
+        return 0, 0, 0
+
     def kill_on_connect(self, rank, how):
         self.expected.append((rank, how))
         self.ending.add(rank)

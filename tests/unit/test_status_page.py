@@ -5,6 +5,9 @@ import subprocess
 import sys
 import time
 
+from fakes import FakeClock
+
+from mpiexecutor._liveness import status_page
 from mpiexecutor._liveness.status_page import INITIALIZER, NOTHING, StatusPage
 
 WRITER = """
@@ -72,3 +75,24 @@ def test_says_how_long_there_is_nothing_to_enforce():
     assert page.left(14.0) == -1.0
     page.finish()
     assert page.left(14.0) == 3.0
+
+
+def test_a_rank_seems_to_be_as_silent_as_the_child_that_runs_its_calls(monkeypatch):
+    """It has one pulse, and the child another; what other children do is of no interest."""
+    clock = FakeClock()
+    monkeypatch.setattr(status_page, "time", clock)
+    page = StatusPage()
+    page.send(os.getpid(), 0)
+    sent = clock.monotonic()
+    clock.now += 5
+    page.pulse()
+    assert page.seen == sent
+    page.pulse_of_child()
+    assert page.seen == sent + 5
+    page.expect(os.getpid() + 1)
+    clock.now += 5
+    page.pulse_of_child()
+    page.pulse()
+    assert page.seen == sent + 5
+    page.expect(0)
+    assert page.seen == sent + 10

@@ -12,7 +12,7 @@ from mpiexecutor._calls.bulk import Pages
 from mpiexecutor._calls.messages import Calls, MapCalls, Reply, SharedMemory, Wanted
 from mpiexecutor._calls.outcomes import Location
 from mpiexecutor._calls.worker import Worker
-from mpiexecutor._liveness.status_page import StatusPage
+from mpiexecutor._liveness.status_page import StatusPage, start_pulse
 
 from .link import CALLS, DONE, FORGOTTEN, LIMIT, REPLY, TRANSFER, WANTED, Link
 
@@ -75,6 +75,7 @@ class _NoMPI:
 def run_calls(link: Link, page: StatusPage, location: Location, memory: SharedMemory) -> None:
     """Run the calls that come over the link, until the rank has no more."""
     os.register_at_fork(after_in_child=link.close)
+    start_pulse(page.pulse_of_child)
     sys.meta_path.insert(0, _NoMPI())
     work: Any = _Work(link)
     replies: Any = _Replies(link)

@@ -116,13 +116,15 @@ class Isolation:
                 self._end(child)
 
     def close(self) -> None:
-        """End all children, and wait for that."""
+        """End all children, and wait for that. If one is stopped, so this rank seems to be, and is killed with it."""
         for child in self._children.values():
             child.link.send(END)
         for child in self._children.values():
+            self._page.expect(child.pid)
             while child.link.receive().kind not in {ENDED, b""}:
                 pass
             child.link.close()
+        self._page.expect(0)
         self._children.clear()
 
     def _start(self) -> _Child:
