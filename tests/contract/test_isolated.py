@@ -8,6 +8,8 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import CancelledError, Future, as_completed, wait
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,10 @@ def leave(status: int) -> None:
     os._exit(status)
 
 
+def fail(why: str) -> None:
+    raise ValueError(why)
+
+
 class Fatal:
     """Kills the process that unpickles it, or the one that pickles it there."""
 
@@ -54,6 +60,19 @@ class Fatal:
             return die, ()
         die()
         return None
+
+
+class Waiting:
+    """Waits at a gate while it is unpickled, or while it is pickled there."""
+
+    def __init__(self, gate: Gate, at: str) -> None:
+        self.gate = gate
+        self.at = at
+
+    def __reduce__(self) -> Any:
+        if self.at == "pickling":
+            self.gate.wait()
+        return self.gate.wait, ()
 
 
 def count(name: str = "calls") -> int:
@@ -153,6 +172,17 @@ def test_a_death_may_come_while_a_call_or_its_result_is_pickled(isolated, at):
     assert isolated.submit(square, 3).result(LIMIT) == 9
 
 
+@pytest.mark.parametrize("how", [partial(die), partial(leave, 3), partial(fail, "no licence")], ids=["kill", "exit", "error"])
+def test_a_child_whose_initializer_fails_breaks_its_own_executor(isolated, how):
+    """Whether that raises or dies: no other child would fare better. Other executors have children of their own."""
+    with executor_of(isolate=True, initializer=how) as broken:
+        assert isinstance(broken.submit(square, 3).exception(LIMIT), BrokenProcessPool)
+        with pytest.raises(BrokenProcessPool, match="initializer"):
+            broken.submit(square, 3)
+    assert isolated.submit(square, 3).result(LIMIT) == 9
+    assert isolated.num_workers == len(isolated.workers())
+
+
 def test_many_deaths_in_a_row_leave_all_workers(isolated):
     """Each fails one call. Calls behind them are not begun, however many deaths they see."""
     futures = [isolated.submit(leave, 3) if number % 2 else isolated.submit(square, number) for number in range(60)]
@@ -235,13 +265,13 @@ def test_a_chunk_counts_as_one_call():
         assert Counter(Counter(executor.map(pid_of, range(40), chunksize=5)).values()) == {10: 4}
 
 
-def test_a_call_that_runs_too_long_costs_a_child_only():
-    """Its future raises TimeoutError; there are as many workers as before."""
+def test_a_call_that_runs_too_long_costs_a_child_only(gate):
+    """Its future raises TimeoutError; there are as many workers as before. To pickle the result takes time of the call."""
     with executor_of(task_timeout=0.3) as executor:
         before = executor.num_workers
-        for _ in range(3):
+        for call in (signal.pause, signal.pause, partial(Waiting, gate, "pickling")):
             with pytest.raises(TimeoutError, match=r"this call ran longer than .* 0\.3 s"):
-                executor.submit(signal.pause).result(LIMIT)
+                executor.submit(call).result(LIMIT)
         assert executor.submit(square, 4).result(LIMIT) == 16
         assert executor.num_workers == before
 
@@ -269,6 +299,16 @@ def test_a_call_that_runs_can_be_cancelled(isolated, gate):
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in running))
     assert isolated.submit(square, 5).result(LIMIT) == 25
     assert future.cancel()
+
+
+@pytest.mark.parametrize("at", ["unpickling", "pickling"])
+def test_a_call_can_be_cancelled_while_it_or_its_result_is_pickled(gate, at):
+    """It runs until its result is there, and from before it is unpickled."""
+    with executor_of(max_workers=1, isolate=True) as executor:
+        future = executor.submit(identity, Waiting(gate, at)) if at == "unpickling" else executor.submit(Waiting, gate, at)
+        gate.until_arrived(1)
+        assert future.cancel()
+        assert executor.submit(square, 5).result(LIMIT) == 25
 
 
 def test_calls_that_were_sent_and_not_begun_can_be_cancelled(isolated, gate, tmp_path):

@@ -144,9 +144,13 @@ def test_a_bounded_executor_leaves_the_other_workers_to_others(gate):
         assert [future.result(LIMIT) for future in busy] == list(range(len(busy)))
 
 
-def test_calls_of_a_busy_executor_do_not_starve_another_one(gate):
+def test_calls_of_a_busy_executor_do_not_starve_another_one(gate, tmp_path):
     """An executor with a long backlog and one with a single call take turns."""
     with executor_of() as first, executor_of() as second:
+        ready = Gate(tmp_path)
+        meeting = occupy(second, ready)  # all workers are ready for it: isolated calls need processes
+        ready.open()
+        assert [future.result(LIMIT) for future in meeting] == list(range(len(meeting)))
         busy = occupy(first, gate)
         backlog = [first.submit(square, number) for number in range(2000)]
         single = second.submit(square, 3)

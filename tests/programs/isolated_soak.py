@@ -22,7 +22,7 @@ from typing import Any
 
 from mpiexecutor import BrokenWorkerError, RMAChannelExecutor
 
-WORKERS = 2
+WORKERS = 2  # that are started, if no mpiexec has done so
 AHEAD = 30  # calls that are not done, at most
 SIGNALS = signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGTERM
 GROWTH, SLACK = 1.25, 16 << 20  # of a process's memory over what it had in the first third; bytes besides
@@ -199,17 +199,21 @@ def main(minutes: float, rate: float, pause: float, seed: int) -> None:
         RMAChannelExecutor(task_timeout=0.5) as timed,
         RMAChannelExecutor(max_tasks_per_child=5) as retiring,
     ):
+        workers = rank_only.num_workers
         assert len(set(rank_only.map(abs, range(10)))) == 10
         for what in "begun", "ended":
             (Path(folder) / what).touch()
         soak = Soak([plain, timed, retiring], folder, chance, rate)
         soak.run(60 * minutes, pause)
         soak.check_all()
-        deaths = sum(worker.deaths for worker in plain.workers())
-        assert plain.num_workers == WORKERS
+        deaths: Counter[str] = Counter()  # by host
+        for worker in plain.workers():
+            deaths[worker.host] += worker.deaths
+        assert all(deaths.values()), f"nothing was shown of a host: {deaths}"
+        assert plain.num_workers == workers
     for name, count in sorted(soak.counts.items()):
         sys.stdout.write(f"{name}: {count}\n")
-    sys.stdout.write(f"{len(soak.outcomes)} calls, {deaths} deaths\n")
+    sys.stdout.write(f"{len(soak.outcomes)} calls, {deaths.total()} deaths on {len(deaths)} hosts\n")
     if 60 * minutes >= LONG:
         soak.check_memory()
 
