@@ -199,7 +199,7 @@ def main(minutes: float, rate: float, pause: float, seed: int) -> None:
         RMAChannelExecutor(task_timeout=0.5) as timed,
         RMAChannelExecutor(max_tasks_per_child=5) as retiring,
     ):
-        workers = rank_only.num_workers
+        workers = plain.num_workers
         assert len(set(rank_only.map(abs, range(10)))) == 10
         for what in "begun", "ended":
             (Path(folder) / what).touch()
