@@ -124,6 +124,17 @@ SHAPES: dict[str, Shape] = {
         workers=(4,),
     ),
     "crowd": Shape(shapes.calls, {"rate": rate(Goal(0.8, OURS))}, {"n": 50}, only=(OURS, PROCESSES, LOKY), workers=(None, 32)),
+    "isolated": Shape(
+        shapes.isolated,
+        {
+            "one call": at_most("x the time", Goal(1.5)),
+            "calls": rate(Goal(0.7), unit="x the rate"),
+            "map": rate(Goal(0.7), unit="x the rate"),
+            "array": rate(Goal(0.7), unit="x the rate"),
+        },
+        {"rounds": 1, "n": 5},
+        only=(OURS,),
+    ),
     "pending": Shape(shapes.pending, {"memory": at_most("bytes/call", Goal(1500))}, {"n": 100}, once=True),
     "million-pending": Shape(
         shapes.pending,

@@ -227,6 +227,23 @@ def endless_map(executor, n=10**7, buffersize=1000, settled=10_000):
     return {"growth": max(0.0, resident_memory("self") - before) / MIB}
 
 
+def isolated(executor, rounds=5, n=300):
+    """Isolated calls and others, in turn, on the same workers: the figures of the isolated ones divided by those of the others."""
+    shapes = {
+        "one call": partial(one_call, n=n),
+        "calls": partial(calls, n=10 * n),
+        "map": partial(map_calls, n=10 * n),
+        "array": array,
+    }
+    found = {}
+    with type(executor)(isolate=True) as other:
+        for name, shape in shapes.items():
+            shape(other)  # its processes start
+            pairs = [(*shape(executor).values(), *shape(other).values()) for _ in range(rounds)]
+            found[name] = median(isolated / own for own, isolated in pairs)
+    return found
+
+
 # -- their parts -------------------------------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ BENCHMARK = ROOT / "examples" / "benchmark"
 SHAPES = {
     *("one-call-busy", "map-of-8", "map-of-8-busy", "long-map", "computing", "computing-busy", "computing-short"),
     *("calls", "map", "one-call", "after-idleness", "array", "common-array", "uneven", "suddenly-long", "busy-root"),
-    *("pending", "million-pending", "idle", "crowd", "large-array", "endless-map"),
+    *("pending", "million-pending", "idle", "crowd", "large-array", "endless-map", "isolated"),
     *("channel", "two-hosts-calls", "two-hosts-one-call"),
 }
 PEERS = ["ThreadPoolExecutor", "ProcessPoolExecutor", "SimpleQueue"]
