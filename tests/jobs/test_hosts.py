@@ -76,7 +76,7 @@ def test_workers_on_another_host_may_die_before_the_root_knows(hosts, tmp_path):
 
 def test_isolated_calls_lose_and_double_nothing_on_either_host(hosts):
     """Their children die at any moment, on both; by chance: see isolated_soak.py, which says with what seed."""
-    job = run_executor(hosts, str(PROGRAMS / "isolated_soak.py"), "0.2", "3")
+    job = run_executor(hosts, str(PROGRAMS / "isolated_soak.py"), "0.1", "3")
     assert job.stdout.endswith(" deaths on 2 hosts\n"), str(job)
 
 

@@ -10,7 +10,7 @@ SOAK = str(PROGRAMS / "isolated_soak.py")
 @pytest.mark.long
 def test_deaths_at_any_moment_lose_and_double_nothing():
     """By chance: see isolated_soak.py, which says with what seed."""
-    run_job(None, [SOAK, "0.2", "3"], deadline=150, env={"MPIEXECUTOR_MAX_WORKERS": "2"})
+    run_job(None, [SOAK, "0.1", "3"], deadline=150, env={"MPIEXECUTOR_MAX_WORKERS": "2"})
 
 
 @pytest.mark.wide
@@ -24,7 +24,7 @@ def test_deaths_at_any_moment_lose_and_double_nothing():
 )
 def test_deaths_at_any_moment_lose_and_double_nothing_however_it_was_started(ranks, module):
     """The same."""
-    run_job(ranks, [*module, SOAK, "0.1", "3"], deadline=150)
+    run_job(ranks, [*module, SOAK, "0.05", "3"], deadline=150)
 
 
 ROW = """
