@@ -110,9 +110,9 @@ class RMAChannelExecutor(Executor):
             comm: The communicator, all of whose ranks make the executor; default: MPI.COMM_WORLD.
             root: The rank that submits calls.
             retries: How many times a call is run again, on another worker, if its worker dies.
-            task_timeout: Seconds that a call, or a chunk of a map, may run. Then its future raises TimeoutError and the process
-                that runs it is killed, as nothing else can stop a call. It implies `isolate`, unless that is False: then the
-                worker is killed. Without supervisors it has no effect, and a RuntimeWarning says so.
+            task_timeout: Seconds that a call, or a chunk of a map, may run once it is unpickled. Then its future raises
+                TimeoutError and the process that runs it is killed, as nothing else can stop a call. It implies `isolate`, unless
+                that is False: then the worker is killed. Without supervisors it has no effect, and a RuntimeWarning says so.
             max_pending: `submit` blocks while this number of futures is not done. It does not block in a callback of a future.
             isolate: Run calls in child processes of the workers: see above. Default: only if `max_tasks_per_child` or
                 `task_timeout` is given.
