@@ -137,12 +137,15 @@ class TopLevelFailed(NamedTuple):
     trace: str
 
 
+NO_MESSAGE: Final = -1  # the serial of none
+
+
 class ChildDied(NamedTuple):
     """The child that ran isolated calls has died. The worker lives."""
 
     rank: int
     executor: int
-    serial: int  # of the message that the child had
+    serial: int  # of the message that the child had; NO_MESSAGE: another child has that now
     host: str
     pid: int
     end: str  # how it ended, and so on: see WorkerFailure

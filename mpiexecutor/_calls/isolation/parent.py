@@ -7,7 +7,7 @@ Theory of operation
     the child had begun and held.
 
     When the child has died the rank reads the page, and the root divides the calls of the message as for a dead worker: into lost
-    ones, and others that it sends again. A child that died before it took the message is replaced at once, and gets it then.
+    ones, and others that it sends again. A child that died before it took the message is replaced at once, and the new one gets it.
 
 Invariants
     What the child has sent comes before its end, so all of it is forwarded before `ChildDied`.
@@ -18,7 +18,7 @@ from typing import Any
 
 from mpiexecutor._calls import messages
 from mpiexecutor._calls.bulk import BulkTransfer
-from mpiexecutor._calls.messages import Calls, ChildDied, Encoded, GivenBack, MapCalls, Reply
+from mpiexecutor._calls.messages import NO_MESSAGE, Calls, ChildDied, Encoded, GivenBack, MapCalls, Reply
 from mpiexecutor._calls.outcomes import Location
 from mpiexecutor._liveness.children import how
 from mpiexecutor._liveness.commands import ENDED
@@ -87,7 +87,9 @@ class Isolation:
             del self._children[executor]
             child.link.close()
             self._page.note_death()
-            if self._page.begun != SENT or attempt == _VAIN:
+            if self._page.begun == SENT and attempt < _VAIN:
+                self._tell_death(executor, NO_MESSAGE, child.pid, end)
+            else:
                 self._tell_death(executor, message.serial, child.pid, end)
                 self.leave()
                 return
