@@ -13,12 +13,15 @@ CHILD = """
 import os, signal, time
 def main(line, page, rank, ranks):
     assert (rank, ranks) == (7, 9)
+    line.recv(1000)  # a child waits for the first message: what it says comes after what the supervisor says of its start
     {does}
 """
 HEARS = """
 def started():
     line = supervised.spawn("child_of_test", 7, 9)
-    return line, int(line.recv(1000)[1:])
+    pid = int(line.recv(1000)[1:])
+    line.send(b"go")
+    return line, pid
 def ended(line):
     while (said := line.recv(1000))[:1] != b"e":
         print(said.decode(), flush=True)
