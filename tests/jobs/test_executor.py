@@ -20,6 +20,14 @@ def test_keeps_its_contract_with_workers_that_it_has_started_itself(keep_contrac
     keep_contract(None, module=[], env={"MPIEXECUTOR_TEST_CONTRACT": "1", "MPIEXECUTOR_MAX_WORKERS": "2"})
 
 
+@pytest.mark.mpi
+@pytest.mark.wide
+@pytest.mark.long
+def test_keeps_its_contract_with_isolated_calls(keep_contract):
+    """Whatever an executor claims of its calls it claims of isolated ones, too."""
+    keep_contract(3, env={"MPIEXECUTOR_TEST_ISOLATED": "1"})
+
+
 MEETING = """
 import time
 from pathlib import Path
