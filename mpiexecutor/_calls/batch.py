@@ -167,7 +167,7 @@ class CurrentBlock:
                     page.begin(number, now)
                     value = find()(*row)
                 else:
-                    page.begin(number, 0.0)  # it runs from below on, as other calls do
+                    page.prepare(number, now)  # it runs from below on, as other calls do
                     find = find or find_function()
                     function, arguments, keywords = (None, row, {}) if isinstance(row, tuple) else loads(row)
                     row = ()

@@ -276,8 +276,8 @@ class Worker:
     def _run(self, call: Call) -> tuple[Outcome, int]:
         number, state, called, data, buffers = call
         del call
-        self._page.begin(number, 0.0)  # it runs from below on: imports, and waiting for what it needs, do not count for its limit
         began = time.monotonic()
+        self._page.prepare(number, began)  # imports, and waiting for what it needs, do not count for its limit
         try:
             if self._page.is_cancelled(number):
                 raise CancelledError  # noqa: TRY301 - the outcome of a call that is not to run; the root knows

@@ -87,7 +87,7 @@ class Forwarder:
             self._told = self._monitor.known
             living = self._monitor.signs()
             signs = {
-                rank: (sign.running_since and now - sign.running_since, now - sign.seen, sign.runner, sign.calls, sign.deaths)
+                rank: (sign.busy_since and now - sign.busy_since, now - sign.seen, sign.runner, sign.calls, sign.deaths)
                 for rank, sign in living
             }
             self._comm.send(("alive", signs), self._root, _NEWS)

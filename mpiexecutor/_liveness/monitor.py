@@ -174,7 +174,7 @@ class FailureMonitor:
         now, wall = time.monotonic(), time.time()
         if now - (seen := page.seen) > SILENT:
             return "silent", wall - now + seen
-        since = page.running_since
+        since = page.busy_since
         return ("idle", None) if since is None else ("running", wall - now + since)
 
     def page_of(self, rank: int) -> StatusPage | Signs:
@@ -203,7 +203,7 @@ class FailureMonitor:
         """Yield the signs of life of the living workers, with their ranks."""
         for rank, page in list(self._pages.items()):
             if rank not in self.failed:
-                yield rank, Signs(page.running_since, page.seen, time.monotonic(), page.runner, page.calls, page.deaths)
+                yield rank, Signs(page.busy_since, page.seen, time.monotonic(), page.runner, page.calls, page.deaths)
 
     def admit(self, rank: int, supervisor: Line, page: StatusPage | Signs) -> None:
         """Note the way to a worker's supervisor, and the worker's status page or signs of life."""

@@ -4,7 +4,8 @@ Theory of operation
     A page of words of 8 bytes. The rank writes each as a whole, by one thread at a time. Other processes only read.
 
     BEGUN  number of the call that was begun last, or NOTHING, INITIALIZER or SENT: written before anything of the call is unpickled
-    SINCE  when that call was begun, in seconds; 0 while none runs: written after BEGUN, and after LIMIT
+    SINCE  when that call was begun, in seconds; negative until it is unpickled, as that does not count for LIMIT; 0 while none is
+           begun: written after BEGUN, and after LIMIT
     LIMIT  seconds that a call may run; 0: any time
     SEEN   when the rank last had time for it: by a thread of its own, every second
     HELD   how many of the bytes behind the page are outcomes that were not put into the reply channel yet: written after those
@@ -54,9 +55,9 @@ def start_pulse(pulse: Callable[[], object]) -> threading.Event:
 
 
 class Signs(NamedTuple):
-    """What a page said about the running call and the last sign of life at the time `told`; times as on the page."""
+    """What a page said about the call that was begun and the last sign of life at the time `told`; times as on the page."""
 
-    running_since: float | None
+    busy_since: float | None
     seen: float
     told: float
     runner: int = 0  # see the page
@@ -97,6 +98,10 @@ class StatusPage:
         self._numbers[_BEGUN] = number
         self._times[_SINCE] = now
         self._numbers[_CALLS] += number >= 0
+
+    def prepare(self, number: int, now: float) -> None:
+        """Note that a call begins: it is unpickled, and then runs."""
+        self.begin(number, -now)
 
     def is_cancelled(self, number: int) -> bool:
         """Return whether a call that has begun is not to run."""
@@ -194,8 +199,15 @@ class StatusPage:
         return self._numbers[_BEGUN]
 
     @property
+    def busy_since(self) -> float | None:
+        """When the call was begun that is unpickled or runs."""
+        return abs(self._times[_SINCE]) or None
+
+    @property
     def running_since(self) -> float | None:
-        return self._times[_SINCE] or None
+        """When the call was begun that runs."""
+        since = self._times[_SINCE]
+        return since if since > 0 else None
 
     @property
     def seen(self) -> float:

@@ -309,6 +309,7 @@ def test_a_call_can_be_cancelled_while_it_or_its_result_is_pickled(gate, at):
     with executor_of(max_workers=1, isolate=True) as executor:
         future = executor.submit(identity, Waiting(gate, at)) if at == "unpickling" else executor.submit(Waiting, gate, at)
         gate.until_arrived(1)
+        assert "running" in {worker.state for worker in executor.workers()}
         assert future.cancel()
         assert executor.submit(square, 5).result(LIMIT / 2) == 25  # the gate is not given up before
 

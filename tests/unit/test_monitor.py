@@ -340,7 +340,9 @@ def test_what_a_worker_does_is_known_from_its_slate(monitor, clock):
     monitor.admit(1, FakeLine(), page)
     assert monitor.state_of(1) == ("idle", None)
     clock.now += 2
-    page.begin(7, clock.monotonic())
+    page.prepare(7, clock.monotonic())
+    assert monitor.state_of(1) == ("running", clock.time())
+    page.run(clock.monotonic())
     clock.now += 0.5
     assert monitor.state_of(1) == ("running", clock.time() - 0.5)
     assert not monitor.is_stopped(1)

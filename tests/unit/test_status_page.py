@@ -41,6 +41,8 @@ def test_what_was_begun_last_is_known_when_it_has_ended():
     assert (page.begun, page.running_since) == (5, None)
     page.wipe()
     assert page.begun == NOTHING
+    page.prepare(6, 3.0)
+    assert (page.begun, page.busy_since, page.running_since) == (6, 3.0, None)
     page.begin(INITIALIZER, 2.0)
     assert (page.begun, page.running_since) == (INITIALIZER, 2.0)
 
@@ -74,6 +76,8 @@ def test_says_how_long_there_is_nothing_to_enforce():
     assert page.left(11.0) == 2.0
     assert page.left(14.0) == -1.0
     page.finish()
+    assert page.left(14.0) == 3.0
+    page.prepare(6, 10.0)
     assert page.left(14.0) == 3.0
 
 
