@@ -233,9 +233,9 @@ ran = executor.submit(os.getpid).result()
 if sys.argv[1] == "its child":
     isolated = RMAChannelExecutor(isolate=True)
     ran = isolated.submit(os.getpid).result()
-    os.kill(ran, signal.SIGSTOP)
     while ran in {worker.pid for worker in executor.workers()}:  # until its worker has run a call itself
         list(executor.map(time.sleep, [0.01] * 4))
+    os.kill(ran, signal.SIGSTOP)
 else:
     os.kill(next(worker.pid for worker in executor.workers() if worker.pid != ran), signal.SIGSTOP)  # asleep, not in MPI
 if sys.argv[1] == "terminated":
