@@ -42,7 +42,7 @@ _ROOM = 2 * LARGE + (128 << 10)  # bytes: what is held, the last outcome, and wh
 
 
 def start_pulse(pulse: Callable[[], object]) -> threading.Event:
-    """Have signs of life written, by a thread, until this event is set: none while a call holds the GIL or the process is stopped."""
+    """Have a thread give signs of life until this event is set. It cannot while a call holds the GIL, or the process is stopped."""
     resting = threading.Event()
 
     def run() -> None:
