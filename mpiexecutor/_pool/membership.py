@@ -112,8 +112,8 @@ class Root:
         stopped = {rank for rank in late - self._killed if self.monitor.is_stopped(rank)}
         self._stopped_since = {rank: self._stopped_since.get(rank, now) for rank in stopped}
         for rank in [rank for rank, since in self._stopped_since.items() if now - since > LATE]:
-            child, *_ = self.monitor.process_of(rank)
-            member = f"rank {rank}, host {self.registrations[rank].host}, pid {child or self.registrations[rank].pid}"
+            said = self.registrations[rank]
+            member = f"rank {rank}, host {said.host}, pid {self.monitor.page_of(rank).runner or said.pid}"
             what = "it is killed" if kill else "continue it, or kill it"
             logger.warning("the worker on %s, gives no signs of life, and keeps this job from its end: %s", member, what)
             if kill:

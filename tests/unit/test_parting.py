@@ -11,6 +11,7 @@ from fakes import LIMIT, FakeClock, in_a_thread, until
 from mpiexecutor._cli import spmd
 from mpiexecutor._liveness.commands import KILL, NEWS
 from mpiexecutor._liveness.monitor import WorkerFailure
+from mpiexecutor._liveness.status_page import StatusPage
 from mpiexecutor._pool import membership, registration
 from mpiexecutor._pool.membership import Root
 from mpiexecutor._pool.registration import Registration
@@ -46,8 +47,8 @@ class FakeMonitor:
         self.looks += 1
         return rank in self.stopped
 
-    def process_of(self, rank):
-        return 0, 0, 0
+    def page_of(self, rank):
+        return StatusPage()
 
     def kill_on_connect(self, rank, how):
         self.expected.append((rank, how))
