@@ -5,7 +5,7 @@ A call fails alone: an error while it is unpickled, while it runs, or while its 
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError
 from contextvars import ContextVar
 from functools import partial
@@ -58,6 +58,46 @@ class Isolation(Protocol):
         """Note that the worker itself runs the next calls."""
 
 
+class Replies:
+    """Puts the replies of a worker."""
+
+    def __init__(self, channel: RemoteChannel[Reply, Reply], location: Location) -> None:
+        self._channel = channel
+        self._location = location
+        self._rank = location.rank
+        self.executor = 0  # number of the executor whose calls run
+
+    def put(self, message: Reply) -> bool:
+        """Put a reply. Return False if the root collects none any more."""
+        try:
+            self._channel.put(message)
+        except ChannelClosed:
+            return False
+        return True
+
+    def put_outcomes(self, outcomes: Sequence[Outcome]) -> None:
+        self.put(Results(self._rank, self.executor, outcomes))
+
+    def put_values(self, block: int, position: int, seconds: float, values: list[Value]) -> None:
+        self.put(MapResults(self._rank, self.executor, block, position, seconds, values))
+
+    def give_back(self, numbers: list[int], *, behind_long_call: bool) -> None:
+        self.put(GivenBack(self._rank, self.executor, behind_long_call, tuple(numbers)))
+
+    def ask(self, wanted: int, known: int = 0) -> bool:
+        return self.put(Wanted(self._rank, self.executor, wanted, known))
+
+    def tell_initializer(self, error: BaseException) -> None:
+        self.put(InitializerFailed(self._rank, self.executor, *self._texts(error)))
+
+    def tell_top_level(self, error: BaseException) -> None:
+        self.put(TopLevelFailed(self._rank, self.executor, *self._texts(error)))
+
+    def _texts(self, error: BaseException) -> tuple[str, str]:
+        name, text, trace, _ = failure_of(error, self._location)
+        return f"{name}: {text}", trace
+
+
 class Worker:
     """Serves the executors of one root until that closes the work channel."""
 
@@ -91,24 +131,23 @@ class Worker:
 
         """
         self._work = work
-        self._replies = replies
+        self._replies = Replies(replies, location)
         self._location = location
         self._page = page
         self._enforce_limit = enforce_limit
         self._isolation = isolation
         self._forgotten = forgotten
-        self._executor = 0  # number of the executor whose calls are in the batch
         self._initialized: dict[int, bool] = {}  # by executor: whether its initializer has succeeded
         self._bulk = bulk
         self._memory = memory or SharedMemory()
-        self._cache = FunctionCache(bulk, self._ask)
-        self._modules = MainModules(location.rank, self._fetch, self._tell_top_level, self._forget)
+        self._cache = FunctionCache(bulk, self._replies.ask)
+        self._modules = MainModules(location.rank, self._fetch, self._replies.tell_top_level, self._forget)
         self._module: MainModule | None = None  # of the current executor; None: this is the script's own process
         self._has: Has = always  # whether the script has a global of this name
         self._rest = _SHORTEST_REST
         self._batch = CurrentBatch(page)
-        give_back = lambda number: self._give_back([number], behind_long_call=True)  # noqa: E731
-        self._block = CurrentBlock(page, self._put_values, self._put_alone, give_back, self._dump_failure)
+        give_back = lambda number: self._replies.give_back([number], behind_long_call=True)  # noqa: E731
+        self._block = CurrentBlock(page, self._replies.put_values, self._put_alone, give_back, self._dump_failure)
         self._flusher = BatchFlusher(self._batch, self._block, self._send, fail)
 
     def serve(self) -> None:
@@ -128,7 +167,7 @@ class Worker:
                     raise
                 number, outcome = error.number, replacement(self._work.head(error), error.size, self._location)
             if self._work.skip(number):
-                self._reply(outcome)
+                self._replies.put(outcome)
 
     def _do(self, message: Calls | MapCalls) -> None:
         if self._isolation is not None:
@@ -155,10 +194,10 @@ class Worker:
     def _prepare(self, message: Calls | MapCalls, state: int | None, numbers: list[int]) -> bool:
         """Make ready for the calls of a message. Return False if they are not to be run here."""
         executor, initializer, most, *_ = message
-        self._executor = executor
+        self._replies.executor = executor
         self._page.wipe()
         if state is not None and not self._is_admitted(executor, state):
-            self._give_back(numbers, behind_long_call=False)
+            self._replies.give_back(numbers, behind_long_call=False)
             time.sleep(self._rest)
             self._rest = min(2 * self._rest, _LONGEST_REST)
             return False
@@ -194,7 +233,7 @@ class Worker:
         except BaseException as error:
             error = self._explain(error)
             logging.getLogger("concurrent.futures").critical("Exception in initializer:", exc_info=error)  # as ProcessPoolExecutor
-            self._reply(InitializerFailed(self._location.rank, self._executor, *self._texts(error)))
+            self._replies.tell_initializer(error)
             return False
         return True
 
@@ -216,7 +255,7 @@ class Worker:
             del outcome
             if outcomes:
                 if size > LARGE and len(outcomes) > 1:  # a long one travels alone
-                    self._reply(Results(self._location.rank, self._executor, outcomes[:-1]))
+                    self._replies.put_outcomes(outcomes[:-1])
                     del outcomes[:-1]
                 self._send(outcomes, [])
                 outcomes.clear()  # nothing here refers to results while the next call runs
@@ -225,24 +264,18 @@ class Worker:
 
     def _send(self, outcomes: list[Outcome], given_back: list[int]) -> None:
         if outcomes:
-            self._reply(Results(self._location.rank, self._executor, outcomes))
+            self._replies.put_outcomes(outcomes)
             self._batch.note_sent()
         if given_back:
-            self._give_back(given_back, behind_long_call=True)
-
-    def _give_back(self, numbers: list[int], *, behind_long_call: bool) -> None:
-        self._reply(GivenBack(self._location.rank, self._executor, behind_long_call, tuple(numbers)))
+            self._replies.give_back(given_back, behind_long_call=True)
 
     def _forget(self, executors: list[int]) -> None:
         self._cache.forget(executors)
         self._forgotten(executors)
 
-    def _ask(self, wanted: int, known: int = 0) -> bool:
-        return self._reply(Wanted(self._location.rank, self._executor, wanted, known))
-
     def _fetch(self, wanted: int, known: int) -> dict[str, Any]:
         """Return globals of the script, from the root. Raise the error that the root had when it pickled them."""
-        transfer = self._bulk.receive() if self._ask(wanted, known) else None
+        transfer = self._bulk.receive() if self._replies.ask(wanted, known) else None
         if transfer is None:
             raise LookupError("what this call needs is wanted no more")  # the root ignores the outcome
         data, pages = transfer
@@ -251,27 +284,12 @@ class Worker:
             raise found
         return found  # type: ignore[no-any-return]
 
-    def _tell_top_level(self, error: BaseException) -> None:
-        self._reply(TopLevelFailed(self._location.rank, self._executor, *self._texts(error)))
-
-    def _texts(self, error: BaseException) -> tuple[str, str]:
-        name, text, trace, _ = failure_of(error, self._location)
-        return f"{name}: {text}", trace
-
     def _bring_to(self, state: int) -> None:
         if self._module is not None:
             self._module.bring_to(state)
 
     def _explain(self, error: BaseException) -> BaseException:
         return error if self._module is None else self._module.explain(error)
-
-    def _reply(self, message: Reply) -> bool:
-        """Put a reply. Return False if the root collects none any more."""
-        try:
-            self._replies.put(message)
-        except ChannelClosed:
-            return False
-        return True
 
     def _run(self, call: Call) -> tuple[Outcome, int]:
         number, state, called, data, buffers = call
@@ -292,7 +310,7 @@ class Worker:
             function, arguments, keywords = loads(data, buffers)
             del data, buffers
             if called is not None:
-                function = function_of(called) if isinstance(called, str) else self._cache.get(called, self._executor)
+                function = function_of(called) if isinstance(called, str) else self._cache.get(called, self._replies.executor)
             began = time.monotonic()
             self._page.run(began)
             value, size = dumps_sized(function(*arguments, **keywords), has=self._has)
@@ -310,7 +328,7 @@ class Worker:
         if isinstance(called, str):
             function_of(called)  # or the error that each call raises
             return partial(main_dict().__getitem__, called) if called in main_dict() else partial(function_of, called)
-        return partial(self._cache.get, called or 0, self._executor)
+        return partial(self._cache.get, called or 0, self._replies.executor)
 
     def _dump_failure(self, error: BaseException) -> Pickled:
         return failure_of(self._explain(error), self._location, self._has).dumps()
@@ -318,10 +336,7 @@ class Worker:
     def _put_alone(self, outcome: Outcome, size: int) -> None:
         if size >= SMALLEST:
             outcome = (*outcome[:3], *self._memory.put(*outcome[3:]))
-        self._reply(Results(self._location.rank, self._executor, (outcome,)))
-
-    def _put_values(self, block: int, position: int, seconds: float, values: list[Value]) -> None:
-        self._reply(MapResults(self._location.rank, self._executor, block, position, seconds, values))
+        self._replies.put_outcomes((outcome,))
 
 
 def run_chunk(function: Callable[..., Any], chunk: Iterable[tuple[Any, ...]]) -> list[Any]:

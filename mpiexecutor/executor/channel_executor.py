@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 from mpiexecutor._calls.functions import FunctionRegistry
 from mpiexecutor._calls.map_results import map_results
 from mpiexecutor._calls.options import Options, check_impossible, check_map
+from mpiexecutor._calls.scheduling.scheduler import Scheduler
+from mpiexecutor._calls.scheduling.session import Session
 from mpiexecutor._calls.submission import Submitter, kind_of
 from mpiexecutor._liveness.commands import KILL, TERMINATE
 from mpiexecutor._liveness.monitor import WorkerStatus
@@ -37,7 +39,49 @@ T = TypeVar("T")
 _AT_HAND = {list, tuple, range, set, frozenset, dict, str, bytes}  # types of iterables that never have the caller wait
 
 
-class RMAChannelExecutor(Executor):
+class WorkerControl(Executor):
+    """The part of an executor that counts, shows and ends its workers."""
+
+    _num_workers: int
+    _pool: WorkerPool
+    _scheduler: Scheduler
+    _session: Session
+
+    @property
+    def num_workers(self) -> int:
+        """The number of calls that can run at a time: `max_workers` at most, fewer if workers have died, 0 if none is left."""
+        return 0 if self._session.broken or self._pool.ended_by else min(self._num_workers, self._scheduler.workers)
+
+    @property
+    def size(self) -> int:
+        """`num_workers`, but at least 1, for libraries that divide by it: emcee and dynesty read `size`, joblib `_max_workers`."""
+        return max(1, self.num_workers)
+
+    _max_workers = size
+
+    def workers(self) -> list[WorkerStatus]:
+        """Return the status of every worker at this moment, lost ones included, in the order of their ranks."""
+        return self._pool.workers_now()
+
+    def terminate_workers(self) -> None:
+        """Cancel the calls that were not sent yet, and end all workers by SIGTERM, and so all executors on this communicator.
+
+        Calls that are running fail with BrokenProcessPool. RuntimeError, without any effect, if workers have no supervisor.
+        """
+        self._end_workers(TERMINATE)
+
+    def kill_workers(self) -> None:
+        """Do the same as `terminate_workers`, by SIGKILL."""
+        self._end_workers(KILL)
+
+    def _end_workers(self, how: bytes) -> None:
+        if unkept := self._pool.without_supervisor:
+            raise RuntimeError(f"{without_supervisor(self._pool, unkept)}: they can only end together with the whole job")
+        self.shutdown(wait=False, cancel_futures=True)
+        self._pool.end_workers(how)
+
+
+class RMAChannelExecutor(WorkerControl):
     """An executor that runs calls on the worker ranks of an MPI job, with the interface of ProcessPoolExecutor.
 
     Example:
@@ -160,18 +204,6 @@ class RMAChannelExecutor(Executor):
         # An executor that is dropped takes no more calls; those that it has are run.
         weakref.finalize(self, pool.scheduler.drop, self._session).atexit = False
 
-    @property
-    def num_workers(self) -> int:
-        """The number of calls that can run at a time: `max_workers` at most, fewer if workers have died, 0 if none is left."""
-        return 0 if self._session.broken or self._pool.ended_by else min(self._num_workers, self._scheduler.workers)
-
-    @property
-    def size(self) -> int:
-        """`num_workers`, but at least 1, for libraries that divide by it: emcee and dynesty read `size`, joblib `_max_workers`."""
-        return max(1, self.num_workers)
-
-    _max_workers = size
-
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Schedule ``fn(*args, **kwargs)`` on a worker.
 
@@ -262,27 +294,6 @@ class RMAChannelExecutor(Executor):
         self._scheduler.close(self._session, "cannot schedule new futures after shutdown", cancel=cancel_futures)
         if wait:
             self._scheduler.wait(self._session)
-
-    def workers(self) -> list[WorkerStatus]:
-        """Return the status of every worker at this moment, lost ones included, in the order of their ranks."""
-        return self._pool.workers_now()
-
-    def terminate_workers(self) -> None:
-        """Cancel the calls that were not sent yet, and end all workers by SIGTERM, and so all executors on this communicator.
-
-        Calls that are running fail with BrokenProcessPool. RuntimeError, without any effect, if workers have no supervisor.
-        """
-        self._end_workers(TERMINATE)
-
-    def kill_workers(self) -> None:
-        """Do the same as `terminate_workers`, by SIGKILL."""
-        self._end_workers(KILL)
-
-    def _end_workers(self, how: bytes) -> None:
-        if unkept := self._pool.without_supervisor:
-            raise RuntimeError(f"{without_supervisor(self._pool, unkept)}: they can only end together with the whole job")
-        self.shutdown(wait=False, cancel_futures=True)
-        self._pool.end_workers(how)
 
     def __reduce__(self) -> Any:
         raise TypeError("an executor cannot be used inside a call that it runs: submit from the root instead")

@@ -1,9 +1,11 @@
 """What the package is as a whole: what importing it does, what it exports, what it says of itself."""
 
+import ast
 import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from importlib.metadata import metadata, version
 from importlib.resources import files
 
@@ -70,6 +72,16 @@ def test_every_module_says_what_it_is():
     """Every module has a head that says what is in it."""
     heads = {file: file.read_text().startswith('"""') for file in (ROOT / "mpiexecutor").rglob("*.py")}
     assert [str(file) for file, there in heads.items() if not there] == []
+
+
+def test_files_classes_and_folders_are_short():
+    """At most 350 lines a file, 250 a class, 10 files a folder."""
+    modules = list((ROOT / "mpiexecutor").rglob("*.py"))
+    texts = {file: file.read_text() for file in modules}
+    classes = [node for text in texts.values() for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef)]
+    assert not {file: lines for file, text in texts.items() if (lines := len(text.splitlines())) > 350}
+    assert not {node.name: lines for node in classes if (lines := 1 + (node.end_lineno or 0) - node.lineno) > 250}
+    assert not {folder: count for folder, count in Counter(file.parent for file in modules).items() if count > 10}
 
 
 def test_what_the_contributors_page_names_exists():

@@ -37,43 +37,10 @@ class Task:
 
 
 @dataclass(slots=True, eq=False)
-class Session:
-    """The scheduler's record of one executor. Only the methods here change the counters."""
+class Backlog:
+    """The calls of one executor that wait. They can be cancelled; a series is here once for each call."""
 
-    number: int
-    limit: int  # most messages under way at a time
-    initializer: Function | None
-    retries: int = 0  # how often a call runs again if its worker died
-    task_timeout: float = 0.0  # seconds that a call may run; 0: any time
-    max_pending: int | None = None  # calls without an outcome at which submit blocks
-    per_child: int | None = None  # calls that a child process runs at the most, 0: any number; None: workers run them themselves
-    # Not sent, in order; can be cancelled. A series is here once for each call. Submit and map append without the lock.
-    backlog: deque[Task | Block | Series] = field(default_factory=deque)
-    sent: dict[int, Task | Block] = field(default_factory=dict)  # without an outcome, by the number of the first call
-    unread: dict[int, Block] = field(default_factory=dict)  # calls of maps whose outcomes were lost with their workers, by number
-    sent_messages: int = 0
-    unsettled: int = 0  # calls that were sent, and whose futures are not settled
-    under_way: set[Batch] = field(default_factory=set)  # messages in the work channel or at a worker
-    seen: frozenset[Batch] = frozenset()  # messages that were under way at the last look,
-    slow: set[Batch] = field(default_factory=set)  # and those that were at the look before, too
-    deaths: dict[int, int] = field(default_factory=dict)  # workers that died with a call, by its number
-    refusals: int = 0  # how often a worker was refused that runs the calls of another executor
-    ranks: set[int] | None = None  # the workers that run its calls: the first that asked; None: all
-    closed: str = ""  # why submit raises RuntimeError; empty: it does not
-    broken: str = ""  # why every call fails; empty: they do not
-    broken_cause: BaseException | None = None
-
-    @property
-    def idle(self) -> bool:
-        return not self.backlog and not self.unsettled
-
-    @property
-    def is_full(self) -> bool:
-        """Whether submit blocks: `max_pending` is reached, and the session is open."""
-        most = self.max_pending
-        if most is None or self.closed or self.broken or len(self.backlog) + self.unsettled < most:
-            return False
-        return self.unsettled + sum(not task.future.cancelled() for task in list(self.backlog)) >= most
+    backlog: deque[Task | Block | Series] = field(default_factory=deque, kw_only=True)  # submit and map append without the lock
 
     def next_batch(self, most: int, most_bytes: int, seconds: dict[object, float], most_seconds: float) -> list[Task]:
         """Take the next tasks for one message: several only if they are expected to be short, `most_seconds` together."""
@@ -109,6 +76,66 @@ class Session:
             first.rows.extendleft(reversed(rows[count:]))
             del rows[count:]
         return None if cancelled else first.take(number, rows)
+
+    def withdraw(self, task: Task | Series) -> bool:
+        """Remove a task from the backlog, or the newest call of a series. Return False if it was sent, or dropped, meanwhile."""
+        try:
+            self.backlog.remove(task)
+        except ValueError:
+            return False
+        if isinstance(task, Series):
+            task.rows.pop()
+        return True
+
+    def drop_unsent(self) -> list[Task | Series]:
+        """Remove the tasks and series that were never sent, and return them."""
+        waiting = self._empty_backlog()
+        self.backlog.extendleft(each for each in reversed(waiting) if not isinstance(each, Series) and each.batch is not None)
+        return list(
+            dict.fromkeys(each for each in waiting if isinstance(each, Series) or (isinstance(each, Task) and each.batch is None))
+        )
+
+    def _empty_backlog(self) -> list[Task | Block | Series]:
+        """Remove and return what is queued. More may be queued meanwhile, so the deque is not iterated over."""
+        return [self.backlog.popleft() for _ in range(len(self.backlog))]
+
+
+@dataclass(slots=True, eq=False)
+class Session(Backlog):
+    """The scheduler's record of one executor. Only the methods here change the counters."""
+
+    number: int
+    limit: int  # most messages under way at a time
+    initializer: Function | None
+    retries: int = 0  # how often a call runs again if its worker died
+    task_timeout: float = 0.0  # seconds that a call may run; 0: any time
+    max_pending: int | None = None  # calls without an outcome at which submit blocks
+    per_child: int | None = None  # calls that a child process runs at the most, 0: any number; None: workers run them themselves
+    sent: dict[int, Task | Block] = field(default_factory=dict)  # without an outcome, by the number of the first call
+    unread: dict[int, Block] = field(default_factory=dict)  # calls of maps whose outcomes were lost with their workers, by number
+    sent_messages: int = 0
+    unsettled: int = 0  # calls that were sent, and whose futures are not settled
+    under_way: set[Batch] = field(default_factory=set)  # messages in the work channel or at a worker
+    seen: frozenset[Batch] = frozenset()  # messages that were under way at the last look,
+    slow: set[Batch] = field(default_factory=set)  # and those that were at the look before, too
+    deaths: dict[int, int] = field(default_factory=dict)  # workers that died with a call, by its number
+    refusals: int = 0  # how often a worker was refused that runs the calls of another executor
+    ranks: set[int] | None = None  # the workers that run its calls: the first that asked; None: all
+    closed: str = ""  # why submit raises RuntimeError; empty: it does not
+    broken: str = ""  # why every call fails; empty: they do not
+    broken_cause: BaseException | None = None
+
+    @property
+    def idle(self) -> bool:
+        return not self.backlog and not self.unsettled
+
+    @property
+    def is_full(self) -> bool:
+        """Whether submit blocks: `max_pending` is reached, and the session is open."""
+        most = self.max_pending
+        if most is None or self.closed or self.broken or len(self.backlog) + self.unsettled < most:
+            return False
+        return self.unsettled + sum(not task.future.cancelled() for task in list(self.backlog)) >= most
 
     def send(self, tasks: Sequence[Task | Block]) -> Batch:
         """Note that these tasks are sent in one message."""
@@ -256,14 +283,6 @@ class Session:
         """Take no more calls. The first reason counts. No lock is needed."""
         self.closed = self.closed or reason
 
-    def drop_unsent(self) -> list[Task | Series]:
-        """Remove the tasks and series that were never sent, and return them."""
-        waiting = self._empty_backlog()
-        self.backlog.extendleft(each for each in reversed(waiting) if not isinstance(each, Series) and each.batch is not None)
-        return list(
-            dict.fromkeys(each for each in waiting if isinstance(each, Series) or (isinstance(each, Task) and each.batch is None))
-        )
-
     def break_off(self, reason: str, cause: BaseException | None) -> tuple[list[Task | Block | Series], int]:
         """Remove all that is there, and return it, and the number of its calls. They count as unsettled until `note_settled`.
 
@@ -293,16 +312,6 @@ class Session:
         deaths = self.deaths[task.number] = self.deaths.get(task.number, 0) + 1
         return deaths <= self.retries + (0 if begun else _RECEIVERS)
 
-    def withdraw(self, task: Task | Series) -> bool:
-        """Remove a task from the backlog, or the newest call of a series. Return False if it was sent, or dropped, meanwhile."""
-        try:
-            self.backlog.remove(task)
-        except ValueError:
-            return False
-        if isinstance(task, Series):
-            task.rows.pop()
-        return True
-
     def _leave_batch(self, task: Task | Block) -> None:
         batch = task.batch
         assert batch is not None
@@ -310,10 +319,6 @@ class Session:
         if batch.left == 0:
             self.under_way.discard(batch)
             self.slow.discard(batch)
-
-    def _empty_backlog(self) -> list[Task | Block | Series]:
-        """Remove and return what is queued. More may be queued meanwhile, so the deque is not iterated over."""
-        return [self.backlog.popleft() for _ in range(len(self.backlog))]
 
 
 def _learn(expected: dict[object, float], kind: object, seconds: float, count: int) -> None:
