@@ -18,13 +18,17 @@ Rooms, top to bottom; imports point down only, which import-linter checks:
     _util      utilities without MPI
 """
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from mpiexecutor._calls.outcomes import BrokenWorkerError, RemoteError, RemoteTraceback
-from mpiexecutor._liveness.monitor import WorkerStatus
-from mpiexecutor._start.job import StartError
+if TYPE_CHECKING:
+    from ._calls.outcomes import RemoteError, RemoteTraceback
+    from ._calls.scheduling.futures import BrokenWorkerError
+    from ._liveness.monitor import WorkerStatus
+    from ._start.job import StartError
+    from .executor import RMAChannelExecutor, RMACommExecutor
 
-from .executor import RMAChannelExecutor, RMACommExecutor
+    __version__: str
 
 __all__ = [
     "BrokenWorkerError",
@@ -36,19 +40,32 @@ __all__ = [
     "WorkerStatus",
 ]
 
-if TYPE_CHECKING:
-    __version__: str
+# Each name is imported when it is needed: workers need no executor, and on a full node all import at once. The `__module__` of each
+# class is "mpiexecutor", which tracebacks and pickles show.
+_MODULES = {
+    "BrokenWorkerError": "._calls.scheduling.futures",
+    "RMAChannelExecutor": ".executor",
+    "RMACommExecutor": ".executor",
+    "RemoteError": "._calls.outcomes",
+    "RemoteTraceback": "._calls.outcomes",
+    "StartError": "._start.job",
+    "WorkerStatus": "._liveness.monitor",
+}
 
 
-def __getattr__(name: str) -> str:
-    """Return the version. It is looked up only when it is needed, as that takes half as long as the whole import."""
+def __getattr__(name: str) -> Any:
+    """Return a public name, or the version, whose lookup takes half as long as the import of all other names."""
     if name == "__version__":
         from importlib.metadata import version  # noqa: PLC0415
 
-        return version("mpiexecutor")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found: Any = version("mpiexecutor")
+    elif name in _MODULES:
+        found = getattr(import_module(_MODULES[name], __name__), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found
+    return found
 
 
-for _name in __all__:  # the names under which tracebacks and pickles show them
-    globals()[_name].__module__ = __name__
-del _name
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -6,7 +6,6 @@ import pickle
 import socket
 import traceback
 from collections.abc import Sequence
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,6 +25,8 @@ class RemoteTraceback(Exception):
 
     """
 
+    __module__ = "mpiexecutor"
+
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.text = text
@@ -41,30 +42,7 @@ class RemoteError(RuntimeError):
     The text has the class and the text of the original exception, and ``__cause__`` its traceback.
     """
 
-
-class BrokenWorkerError(BrokenProcessPool):
-    """Raised by a future if a worker died while it ran the call, or before the whole result had arrived.
-
-    With `retries` the call is run again first, on another worker. If the executor itself is broken, because no worker is left,
-    futures raise the base class, BrokenProcessPool.
-
-    Attributes:
-        rank: Rank of the worker in the executor's communicator.
-        host: Name of its host.
-        pid: Its process id on that host.
-        end: How it died, for example "was killed by SIGSEGV" or "ended with exit code 3".
-
-    """
-
-    def __init__(self, text: str, rank: int, host: str, pid: int, end: str) -> None:
-        super().__init__(text, rank, host, pid, end)
-        self.rank = rank
-        self.host = host
-        self.pid = pid
-        self.end = end
-
-    def __str__(self) -> str:
-        return str(self.args[0])
+    __module__ = "mpiexecutor"
 
 
 @dataclass(frozen=True, slots=True)

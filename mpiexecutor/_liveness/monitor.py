@@ -73,6 +73,8 @@ class WorkerStatus:
 
     """
 
+    __module__ = "mpiexecutor"
+
     rank: int
     host: str
     pid: int

@@ -62,6 +62,8 @@ class StartError(RuntimeError):
     the start may take (60).
     """
 
+    __module__ = "mpiexecutor"
+
 
 class Job:
     """The job that this process has started, and is rank 0 of."""

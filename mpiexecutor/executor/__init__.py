@@ -9,3 +9,5 @@ from .channel_executor import RMAChannelExecutor
 from .comm_executor import RMACommExecutor
 
 __all__ = ["RMAChannelExecutor", "RMACommExecutor"]
+
+RMAChannelExecutor.__module__ = RMACommExecutor.__module__ = "mpiexecutor"  # as users import them

@@ -28,6 +28,19 @@ def test_importing_initialises_no_mpi(module):
     assert loaded == "[]"
 
 
+def test_a_worker_imports_no_executor():
+    """On a full node all workers import at once: for 64 of them on two cores this is a tenth of their start."""
+    absent = "mpiexecutor.executor", "mpiexecutor._calls.scheduling.scheduler", "concurrent.futures.process"
+    code = f"import sys, mpiexecutor._cli.child, mpiexecutor._pool.serve; print([m for m in {absent} if m in sys.modules])"
+    assert python(code) == "[]"
+
+
+def test_every_public_name_can_be_imported_and_says_where_from():
+    """Though each is imported only when it is needed."""
+    code = "import sys, mpiexecutor as m; print(set(m.__all__) <= set(dir(m)), {getattr(m, n).__module__ for n in m.__all__})"
+    assert python(code) == "True {'mpiexecutor'}"
+
+
 def test_importing_starts_no_thread():
     """Nothing runs in the background before there is something to do."""
     assert python("import threading, mpiexecutor, mpiexecutor.channel; print(threading.active_count())") == "1"

@@ -1,8 +1,36 @@
-"""The futures of calls."""
+"""The futures of calls, and the error that they raise if a worker died."""
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
+
+
+class BrokenWorkerError(BrokenProcessPool):
+    """Raised by a future if a worker died while it ran the call, or before the whole result had arrived.
+
+    With `retries` the call is run again first, on another worker. If the executor itself is broken, because no worker is left,
+    futures raise the base class, BrokenProcessPool.
+
+    Attributes:
+        rank: Rank of the worker in the executor's communicator.
+        host: Name of its host.
+        pid: Its process id on that host.
+        end: How it died, for example "was killed by SIGSEGV" or "ended with exit code 3".
+
+    """
+
+    __module__ = "mpiexecutor"
+
+    def __init__(self, text: str, rank: int, host: str, pid: int, end: str) -> None:
+        super().__init__(text, rank, host, pid, end)
+        self.rank = rank
+        self.host = host
+        self.pid = pid
+        self.end = end
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class CallFuture(Future[Any]):

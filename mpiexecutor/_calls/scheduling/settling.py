@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 
 from mpiexecutor._calls.bulk import BulkTransfer
 from mpiexecutor._calls.messages import Outcome, Wanted
-from mpiexecutor._calls.outcomes import BrokenWorkerError, Failure, error_from, pickled, with_cause
+from mpiexecutor._calls.outcomes import Failure, error_from, pickled, with_cause
 from mpiexecutor._liveness.monitor import WorkerFailure
 from mpiexecutor._script.main_module import NotAdmitted
 from mpiexecutor._script.state import Registry, State
 from mpiexecutor._util.pickling import loads
 from mpiexecutor._util.segments import SegmentName
 
-from .futures import CallFuture
+from .futures import BrokenWorkerError, CallFuture
 from .series import Block, Place, Raised, Run
 from .session import Session, Settled, Task
 from .state import SchedulerState
