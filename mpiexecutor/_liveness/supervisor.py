@@ -233,11 +233,11 @@ class Supervisor:
                 self._line.send(said, socket.MSG_DONTWAIT)
         elif self._service.far:
             self._turn_elsewhere(self._service)
-        else:  # the job is being ended: its process manager may not answer
+        else:  # the job is being ended: its process manager may not answer, and may kill this process at any moment
+            process_manager.remove(self._service.files)
             self._end_rank()
             self._status = _LOST
             self._speak_last()
-            process_manager.remove(self._service.files)
             self._leave_monitor()
 
     def _end_rank(self) -> None:

@@ -242,3 +242,14 @@ def test_on_the_roots_node_the_end_of_the_watch_is_the_end(scene, tmp_path):
     assert os.waitstatus_to_exitcode(scene.running.result(LIMIT)) == 1
     assert not file.exists()
     assert not scene.is_there
+
+
+def test_when_the_root_has_gone_its_files_are_removed_first(scene, monkeypatch):
+    """Before the rank is ended, which takes longer: the process manager may kill the supervisor at any moment."""
+    seen = []
+    monkeypatch.setattr(supervisor.process_manager, "remove", lambda files: seen.append((files, scene.is_there)))
+    scene.serve(far=False, files=["file"])
+    scene.monitors[0].welcome()
+    scene.monitors[0].go()
+    scene.running.result(LIMIT)
+    assert seen == [(["file"], True)]
