@@ -116,7 +116,7 @@ class CurrentBlock:
         Args:
             page: Holds what is not put.
             put: Puts results: the number of the block, the position of the first call, their seconds together, the results.
-            put_alone: Puts a long outcome, of so many bytes.
+            put_alone: Puts a long outcome; called with it and its bytes.
             give_back: Gives back the calls from this number on.
             dump_failure: Returns the Failure of an error as bytes.
 

@@ -290,7 +290,7 @@ class FunctionCache:
     def _fetch(self, number: int) -> "_Kept":
         transfer = self._bulk.receive() if self._ask(number) else None
         if transfer is None:
-            raise LookupError("what this call was to run is wanted no more")  # the root ignores the outcome
+            raise LookupError("the function of this call is not needed any more")  # the root ignores the outcome
         return _Kept(*transfer)
 
 

@@ -85,7 +85,7 @@ class Feed:
         self._slept = 0.0  # seconds
 
     def read(self, most: int | None = None, *, at_hand: bool = False) -> None:
-        """Submit the next calls: so many at most, or all."""
+        """Submit the next calls: `most` of them, or all."""
         before = self.count
         if at_hand:
             size = _FIRST

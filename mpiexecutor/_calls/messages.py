@@ -40,7 +40,7 @@ _FORMAT: Final = 2  # of marshal: later formats look for objects that are the sa
 Buffers = Sequence[memoryview] | SegmentName
 Call = tuple[int, int | None, int | str | None, Buffer, Buffers]
 
-# What became of a call: its number; the seconds that it ran; whether it failed; the pickle of its result, or its Failure as bytes;
+# The outcome of a call: its number; the seconds that it ran; whether it failed; the pickle of its result, or its Failure as bytes;
 # the buffers of that, or the name of the segment in which they are.
 Outcome = tuple[int, float, bool, Buffer, Buffers]
 
@@ -48,7 +48,7 @@ Outcome = tuple[int, float, bool, Buffer, Buffers]
 # A call of a map: its arguments as they are, if each `goes_as_it_is`; else a pickle as in a Call.
 Row = tuple[Any, ...] | Buffer
 
-# What became of a call of a map: its result as it is, if it `goes_as_it_is`; a pickle of it; or its Failure as bytes, in a tuple.
+# The outcome of a call of a map: its result as it is, if it `goes_as_it_is`; a pickle of it; or its Failure as bytes, in a tuple.
 Value = Any
 
 _FIXED: Final = frozenset({type(None), bool, float, complex})  # types of what goes as it is
@@ -250,7 +250,7 @@ class SharedMemory:
     """Moves the large buffers of calls and outcomes through shared memory."""
 
     def __init__(self, most: int = 0, most_segments: int = 0) -> None:
-        """Send at most so many bytes, and segments, at a time; 0 if no process is to share memory with this one."""
+        """Send at most `most` bytes in `most_segments` segments at a time; 0 if no process shares memory with this one."""
         self._pool = SegmentPool(most, most_segments)
         self._reader = SegmentReader()
 
@@ -297,7 +297,7 @@ def goes_as_it_is(value: Any) -> bool:
 
 
 def dump_value(outcome: tuple[int, Value]) -> bytes:
-    """Return the number of a call of a map, and what became of it, as bytes, for the status page of its worker."""
+    """Return the number of a call of a map and its outcome as bytes, for the status page of its worker."""
     return marshal.dumps(outcome, _FORMAT)
 
 

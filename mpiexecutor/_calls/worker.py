@@ -52,7 +52,7 @@ class Isolation(Protocol):
     """What runs calls in child processes."""
 
     def run(self, message: Calls | MapCalls, /) -> None:
-        """Have a child run the calls of a message, and reply what became of them."""
+        """Have a child run the calls of a message, and put their outcomes."""
 
     def leave(self) -> None:
         """Note that the worker itself runs the next calls."""
@@ -277,7 +277,7 @@ class Worker:
         """Return globals of the script, from the root. Raise the error that the root had when it pickled them."""
         transfer = self._bulk.receive() if self._replies.ask(wanted, known) else None
         if transfer is None:
-            raise LookupError("what this call needs is wanted no more")  # the root ignores the outcome
+            raise LookupError("the globals of this call are not needed any more")  # the root ignores the outcome
         data, pages = transfer
         found: Any = load_definitions(data, [page.copy() for page in pages])
         if isinstance(found, BaseException):

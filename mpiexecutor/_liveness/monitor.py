@@ -108,7 +108,7 @@ class FailureMonitor:
         self.failed: set[int] = set()  # ranks
         self.ending: set[int] = set()  # ranks that were told to end: they live, end soon, or have ended
         self.silent: set[int] = set()  # those of them that perhaps live
-        self.returned: Callable[[int], object] = lambda _rank: None  # called if a silent rank is heard of again
+        self.returned: Callable[[int], object] = lambda _rank: None  # called if a silent rank gives a sign of life again
         self.first_lost: WorkerFailure | None = None  # the first whose supervisor has vanished: its process manager ends the job
         self.spans_job = False  # all ranks of the job are monitored
         self._supervisors: dict[int, Line] = {}  # by rank
@@ -189,7 +189,7 @@ class FailureMonitor:
             self.tell(rank, CANCEL + json.dumps(numbers).encode())
 
     def is_stopped(self, rank: int) -> bool:
-        """Return whether a worker gives no signs of life, though its node is heard of."""
+        """Return whether a worker gives no signs of life, though its node does."""
         page = self._pages.get(rank)
         now = time.monotonic()
         if page is None or rank in self.failed or (isinstance(page, Signs) and now - page.told > SILENT):

@@ -43,7 +43,7 @@ class _PmixProcess(ctypes.Structure):
     _fields_ = (("namespace", ctypes.c_char * 256), ("rank", ctypes.c_uint32))
 
 
-@functools.cache  # later the environment of a worker does not say so
+@functools.cache  # later the environment of a worker lacks these variables
 def connection() -> int | None:
     """Return the descriptor of this rank's connection to its process manager, if that is Hydra; else None."""
     is_hydra = any(name.startswith(("HYDI_", "HYDRA_")) for name in os.environ)

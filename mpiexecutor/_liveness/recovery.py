@@ -83,7 +83,7 @@ class PoolRecovery:
             self._shares[share.rank] = share
 
     def _recover_channel(self, failure: WorkerFailure, recover: Callable[[], object]) -> None:
-        """Recover a channel. Kill workers that live and do not come to rest: the channel is of no use meanwhile."""
+        """Recover a channel. Kill living workers that are not at rest in time: no worker can use the channel meanwhile."""
         why = f"{failure}, inside MPI, where it holds a lock that no rank can take any more"
         while True:
             try:

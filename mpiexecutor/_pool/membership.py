@@ -79,8 +79,8 @@ class Root:
         `stopped` is what happens to a member that gives no signs of life: "kill", if it has nothing else to do after this;
         "warn" in the log, if it does; "wait", if it may still be busy.
         """
-        see_to = partial(self._see_to_stopped, kill=stopped == "kill")
-        await_leavers(self.comm, self.monitor.failed, *(() if stopped == "wait" else (see_to,)))
+        handle_late = partial(self._handle_stopped, kill=stopped == "kill")
+        await_leavers(self.comm, self.monitor.failed, *(() if stopped == "wait" else (handle_late,)))
 
     def part(self) -> bool:
         """Part from the living members. Return whether all live, so that MPI can be finalised; then `leave` is the next step."""
@@ -103,7 +103,7 @@ class Root:
         self.comm.Free()
         self.monitor.stop()
 
-    def _see_to_stopped(self, late: AbstractSet[int], *, kill: bool) -> None:
+    def _handle_stopped(self, late: AbstractSet[int], *, kill: bool) -> None:
         """Kill late members that give no signs of life, or log each once.
 
         They had time for one while this process was running: the whole job may have been stopped.

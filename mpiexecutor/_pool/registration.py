@@ -126,11 +126,11 @@ def register(comm: "MPI.Intracomm", root: int) -> WorkerConfiguration | None:
 
 
 def await_leavers(
-    comm: "MPI.Intracomm", failed: AbstractSet[int], see_to: Callable[[AbstractSet[int]], object] = lambda _late: None
+    comm: "MPI.Intracomm", failed: AbstractSet[int], handle_late: Callable[[AbstractSet[int]], object] = lambda _late: None
 ) -> None:
     """On the root: wait until all living workers have left their loops. `failed` may grow meanwhile.
 
-    `see_to` is called again and again with the ranks that are late.
+    `handle_late` is called again and again with the ranks that are late.
     """
     missing = _others(comm)
     patient_until = time.monotonic() + PATIENCE
@@ -140,7 +140,7 @@ def await_leavers(
         if _all_came(comm, missing, {}):
             return True
         if time.monotonic() > patient_until:
-            see_to(missing)
+            handle_late(missing)
         return False
 
     wait_for_ranks(all_came)

@@ -78,7 +78,7 @@ class WorkerPool:
         self.workers = max(1, comm.size - 1)
         self.closed = False
         self.ended_by = ""  # the method that has ended all workers
-        self._wedged = False  # the channels are of no use any more
+        self._wedged = False  # the channels cannot be used any more
         self._job = PROCESS.job
         remember_environment()
         self._members = Root(comm, root)

@@ -117,7 +117,7 @@ class RemoteNotifier:
         return memory if self._is_host else _MemoryWithProgress(memory, self.request_progress)
 
     def leave(self) -> None:
-        """Make progress for the others no more."""
+        """Stop making progress for the others."""
         if self._progress is not None:
             self._progress.leave(self._progress_requested)
 
@@ -152,7 +152,7 @@ class _Messages:
 
     def __init__(self, comm: MPI.Intracomm, host: int) -> None:
         self._comm = comm
-        self._host = host  # it lives, or the channel is of no use
+        self._host = host  # it lives, or the channel cannot be used
         self._senders = senders_instead()
         # No lock: a sender may hold one that a finalizer wants, which the collector of garbage may run under a lock of ours.
         self._sent = [itertools.count() for _ in range(comm.size)]  # by rank

@@ -65,7 +65,7 @@ class ProgressThreads:
         self.request()
 
     def leave(self, requested: Requested) -> None:
-        """Make progress for a window no more: `requested` is not under way when this returns, and is not called again.
+        """Stop making progress for a window: `requested` is not under way when this returns, and is not called again.
 
         If it is under way and does not return for long it is stuck inside MPI, after a failure, and is left there.
         """

@@ -35,7 +35,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def limit(self, seconds: float, stuck: Callable[[], object]) -> Iterator[None]:
-        """Have that thread call `stuck` if the with-block takes longer than so many seconds."""
+        """Have that thread call `stuck` if the with-block takes longer than `seconds`."""
         self._limit = time.monotonic() + seconds, stuck
         self._wake()
         try:

@@ -13,7 +13,8 @@ Invariants
       else Compare_and_swap. The locked step is one store, so a holder that dies leaves nothing half done.
     - ``store_once`` is Compare_and_swap, too, where it goes through MPI: a Put is a copy, which may set a word twice (see
       memory.py).
-    - A word that is swapped is swapped or loaded only, and a word that is put has one writer: the MPI standard promises no more.
+    - A word that is swapped is swapped or loaded only, and a word that is put has one writer: the MPI standard guarantees only
+    that.
     - A byte of Marks may have several writers: all of them put the same value.
 """
 

@@ -69,7 +69,7 @@ class Job:
     """The job that this process has started, and is rank 0 of."""
 
     def __init__(self, workers: int) -> None:
-        """Start mpiexec with so many workers, wait for them, and initialise MPI in this process.
+        """Start mpiexec with this number of workers, wait for them, and initialise MPI in this process.
 
         Raises:
             StartError: A process fails, or comes too late, or mpiexec and mpi4py belong to different MPIs. No process is left.
@@ -126,7 +126,7 @@ class Job:
             self._placeholder.sendall("".join(f"{file}\n" for file in mapped()[1]).encode())
 
     def mpiexec_end(self, seconds: float) -> str:
-        """Return how mpiexec has ended; empty if it has not within so many seconds."""
+        """Return how mpiexec has ended; empty if it has not ended after `seconds`."""
         try:
             status = self._process.wait(seconds)
         except subprocess.TimeoutExpired:

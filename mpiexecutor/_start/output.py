@@ -36,7 +36,7 @@ class Output:
         self._muted = True
 
     def wait(self, marks: int, seconds: float) -> None:
-        """Wait until so many marks have come, or the time is over."""
+        """Wait until this number of marks has arrived, or the time is over."""
         with self._changed:
             self._changed.wait_for(lambda: self._marks >= marks, seconds)
 

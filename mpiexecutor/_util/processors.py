@@ -7,7 +7,7 @@ _LOADAVG = "/proc/loadavg"  # its fourth field: threads that run or could run, a
 
 
 def one_is_free() -> bool:
-    """Whether there are no more threads that run, this one included, than the machine has processors. Takes 3 us.
+    """Whether the machine has a processor for each running thread, this one included. Takes 3 us.
 
     Where the system does not tell: True.
     """

@@ -11,7 +11,7 @@ T = TypeVar("T")
 def run_watched(step: Callable[[], T], check: Callable[[], object], every: float) -> T:
     """Run a step in a thread of its own, and return what it returns, or raise its error.
 
-    `check` is called every so many seconds meanwhile. If it raises, or Ctrl-C is pressed, the thread is left where it is. A process
+    `check` is called every `every` seconds meanwhile. If it raises, or Ctrl-C is pressed, the thread is left where it is. A process
     that is ending starts no thread: there the step runs without checks.
     """
     future: Future[T] = Future()

@@ -82,7 +82,7 @@ def agree(comm: "MPI.Intracomm", arguments: Arguments, failed: CommFailedRanks) 
         text = f"{arguments}".replace(f"dtype={arguments.dtype!r}", f"dtype={codec.name}")
     except ValueError as caught:
         text, error = f"{arguments}", caught
-    # Ranks that wait for others say so here; inside allgather they could not.
+    # Here a rank that waits for others logs a warning; inside allgather it could not.
     complaint = f"rank {comm.rank} still waits for others to make a RemoteChannel: every rank of the communicator has to"
     all_come(comm, failed, lambda: complaint)
     if failed:

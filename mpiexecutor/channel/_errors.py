@@ -10,7 +10,7 @@ class ChannelError(Exception):
 
 
 class ChannelClosed(ChannelError):
-    """The channel takes no more messages, or was freed.
+    """The channel is closed to new messages, or was freed.
 
     Raised by ``put`` after ``close``, and by every operation after ``free``. ``take`` after ``close`` does not raise it: it returns
     the messages still in the channel, and then None.

@@ -69,7 +69,7 @@ class Losses(ChannelBase):
                     self._wake_all()  # only now can they see which ranks have failed
                     known = now
                 elif time.monotonic() > deadline:
-                    raise ChannelBroken(f"ranks {busy} live, or may, and have not come to a rest within {timeout} s", busy)
+                    raise ChannelBroken(f"ranks {busy} live, or may, and are not at rest after {timeout} s", busy)
                 else:
                     time.sleep(_PAUSE)
             last_claims = recovery.recover(known, renumber)

@@ -205,7 +205,7 @@ channel = RemoteChannel(4, 1)
 """
     )
     first, *others = job_of(tmp_path, lines, env=HALF).stdout.splitlines()
-    assert first == f"[1] ranks [1] live, or may, and have not come to a rest within {REST / 2} s"
+    assert first == f"[1] ranks [1] live, or may, and are not at rest after {REST / 2} s"
     told, message = sorted(others)  # which of them comes first is chance
     assert re.match(r"\[2\] rank 2, .* was killed by SIGKILL\. The channel goes on", told)
     assert message == "array('d', [7.0])"
@@ -236,7 +236,7 @@ channel = RemoteChannel(1, 1)
 """
     )
     first, second, message = job_of(tmp_path, lines, env=HALF).stdout.splitlines()
-    assert first == f"[1] ranks [1] live, or may, and have not come to a rest within {REST / 2} s"
+    assert first == f"[1] ranks [1] live, or may, and are not at rest after {REST / 2} s"
     assert re.match(r"\[1\] rank 1, .* was killed by SIGKILL\. The channel goes on", second)
     assert message == "array('d', [5.0])"
 

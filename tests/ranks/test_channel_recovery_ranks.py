@@ -90,7 +90,7 @@ def test_one_that_is_stopped_in_the_middle_of_a_message_holds_the_others_up():
             channel.put_many([(1,), (2,)])
             COMM.Barrier()
             COMM.Barrier()
-            with pytest.raises(ChannelBroken, match="not come to a rest within 0.1 s"):
+            with pytest.raises(ChannelBroken, match="are not at rest after 0.1 s"):
                 channel.recover({1}, 0.1)
             assert len(channel.recover({1, 2}, 10)) == 2
         else:

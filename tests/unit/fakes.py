@@ -303,7 +303,7 @@ class FakeCrew:
 
     @property
     def given(self) -> list[tuple[int, Any]]:
-        """What the workers that have asked for something have been given: None if it is wanted no more."""
+        """The answers to requests of workers: None if the object is not needed any more."""
         return [(rank, what and what.load()) for rank, what in self.bulk.sent]
 
     def open(self, most_workers: int | None = None, initializer: Function | None = None, **options: Any) -> Session:

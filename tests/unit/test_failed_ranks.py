@@ -41,7 +41,7 @@ class Job:
     """A channel, as each of its ranks has it."""
 
     def __init__(self, ranks=4):
-        self.patience = LIMIT  # seconds that those who live have to come to a rest
+        self.patience = LIMIT  # seconds for living ranks to be at rest
         self._turnstile = Turnstile()
         self._layout = Layout(SLOTS, 64, ranks)
         self._shared = bytearray(self._layout.size)
@@ -206,7 +206,7 @@ def test_one_that_lives_and_is_in_the_middle_of_a_message_keeps_the_host_told(jo
     job.patience = 0.0
     assert not die(deaths, job, 2)
     assert not host.note_failures()
-    with pytest.raises(ChannelBroken, match="live, or may, and have not come to a rest within") as raised:
+    with pytest.raises(ChannelBroken, match="live, or may, and are not at rest after") as raised:
         host.take()
     assert raised.value.ranks == [1]
     assert die(deaths, job, 1)

@@ -276,7 +276,7 @@ def test_a_worker_that_cannot_ask_any_more_does_not_wait_for_an_answer():
     """The call is not run: its outcome is not needed."""
     root = Root(len)
     root.closed = True
-    with pytest.raises(LookupError, match="wanted no more"):
+    with pytest.raises(LookupError, match="the function of this call is not needed any more"):
         root.cache().get(1)
 
 
@@ -317,9 +317,9 @@ def test_calls_share_nothing_else(script):
     assert [cache.get(1)(1) for _ in range(3)] == [100_000] * 3
 
 
-def test_what_is_wanted_no_more_is_an_error():
+def test_a_function_that_is_not_needed_any_more_is_an_error():
     """The root has nothing of that number: the calls that named it are gone."""
-    with pytest.raises(LookupError, match="no more"):
+    with pytest.raises(LookupError, match="not needed any more"):
         Root().cache().get(7)
 
 

@@ -67,7 +67,7 @@ class Isolation:
         self._lent = False  # the page is written by a child
 
     def run(self, message: Calls | MapCalls) -> None:
-        """Have the child of this executor run calls, and forward what becomes of them. Give back what is too many for the child."""
+        """Have the child of this executor run calls, and forward its replies. Give back those that are too many for it."""
         executor, per_child = message.executor, message.per_child
         if not self._lent:
             self._own_calls, self._lent = self._page.calls, True

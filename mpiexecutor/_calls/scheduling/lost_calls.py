@@ -74,9 +74,9 @@ class LostCalls:
         """Return the steps of the oldest report, whose Barrier was collected. The lock is held, as for all that follows."""
         report = self._due.popleft()
         if report.postponed:
-            return self._see_to_calls(report)
+            return self._handle_calls(report)
         self._state.note_lost(report.failure.rank)
-        steps = self._take_over(report.failure) + self._see_to_calls(report)
+        steps = self._take_over(report.failure) + self._handle_calls(report)
         steps += self._lose_unread(report.failure)  # of earlier messages
         if not self._state.workers:
             steps.append(GiveUp(f"all workers are lost; the last of them, {report.failure}"))
@@ -128,7 +128,7 @@ class LostCalls:
                 steps += _lose_or_repeat_part(session, failure, session.unread.pop(number), begun=True)
         return steps
 
-    def _see_to_calls(self, report: _Report) -> list[Step]:
+    def _handle_calls(self, report: _Report) -> list[Step]:
         """Find the calls that a failed worker had claimed."""
         if report.share is None:
             return []

@@ -70,7 +70,7 @@ class Scheduler:
         return self._state.done[rank]
 
     def open(self, most_workers: int, initializer: Function | None, options: Options, *, isolable: bool = True) -> Session:
-        """Open a session for an executor that may use so many workers. `isolable`: workers can have child processes."""
+        """Open a session for an executor that may use `most_workers` workers. `isolable`: workers can have child processes."""
         # With fewer than all workers one message for each is under way. Any worker may take it: one too many gives it back.
         state = self._state
         uses_all = most_workers >= state.all_workers
@@ -249,7 +249,7 @@ class Scheduler:
                     batch.number = new[batch.number]
 
     def is_stuck(self, seconds: float) -> bool:
-        """Whether another thread holds the lock for so many seconds."""
+        """Whether another thread holds the lock for this number of seconds."""
         if self._state.lock.acquire(timeout=seconds):
             self._state.lock.release()
             return False

@@ -261,7 +261,7 @@ class Session(Backlog):
         self.backlog.extendleft(block for block in reversed(blocks) if block.count)
 
     def note_settled(self, count: int) -> None:
-        """Note that the futures of so many tasks are settled."""
+        """Note that the futures of `count` tasks are settled."""
         self.unsettled -= count
 
     def admit(self, rank: int, lost: AbstractSet[int], *, others_are_free: bool) -> bool:
@@ -280,7 +280,7 @@ class Session(Backlog):
         return True
 
     def close(self, reason: str) -> None:
-        """Take no more calls. The first reason counts. No lock is needed."""
+        """Accept no more calls. The first reason counts. No lock is needed."""
         self.closed = self.closed or reason
 
     def break_off(self, reason: str, cause: BaseException | None) -> tuple[list[Task | Block | Series], int]:
@@ -322,7 +322,7 @@ class Session(Backlog):
 
 
 def _learn(expected: dict[object, float], kind: object, seconds: float, count: int) -> None:
-    """Have so many calls of a kind, of so many seconds each, change what is expected of others."""
+    """Update the expected seconds of calls of a kind by `count` calls, which took `seconds` each."""
     before = expected.get(kind, seconds)
     expected[kind] = before + (1 - (1 - _WEIGHT) ** count) * (seconds - before)
 

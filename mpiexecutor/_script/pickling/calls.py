@@ -1,7 +1,7 @@
 """Pickles of calls and results: functions and classes of the script go by name, lambdas and closures by value.
 
-What goes by value gets the globals of the `__main__` in which it is loaded. Each pickler collects the globals that its pickle needs
-there.
+A function that is pickled by value gets the globals of the `__main__` in which it is loaded. Each pickler collects the globals that
+its pickle needs there.
 """
 
 import contextlib

@@ -33,7 +33,7 @@ class RemoteNotifier(Protocol):
         """Have the host make progress for a while."""
 
     def leave(self) -> None:
-        """Make progress for the others no more."""
+        """Stop making progress for the others."""
 
     def free(self) -> None:
         """Free what it takes; together with every rank."""
