@@ -71,7 +71,7 @@ def test_a_rank_that_fails_ends_the_job(rank, ending, said, status, tmp_path):
 
 
 @pytest.mark.mpi
-def test_a_lock_that_a_dead_rank_holds_ends_the_job(tmp_path):
+def test_a_lock_that_a_failed_rank_holds_ends_the_job(tmp_path):
     """Killed inside MPI, in its turn, until that leaves the window's lock taken."""
     lines = """
 from array import array
@@ -211,7 +211,7 @@ channel = RemoteChannel(4, 1)
     assert message == "array('d', [7.0])"
 
 
-def test_one_that_was_given_up_and_is_killed_then_is_settled_for(tmp_path):
+def test_one_that_was_given_up_and_is_killed_then_is_recovered_from(tmp_path):
     """As long as it may live, and is in the middle of a message, the channel is of no use; then it goes on."""
     lines = (
         """

@@ -22,7 +22,7 @@ STATUS = 5  # that it is told to end with
         pytest.param(None, ["-m", "mpiexecutor"], id="python -m mpiexecutor -n", marks=pytest.mark.wide),
     ],
 )
-def test_only_what_a_dead_worker_had_begun_is_lost(ranks, module, tmp_path):
+def test_only_what_a_failed_worker_had_begun_is_lost(ranks, module, tmp_path):
     """One worker after another dies, at a chosen step, down to none; then the exit handlers run, and the status is the script's."""
     own = ["-n", str(RANKS)] if module and ranks is None else []
     job = run_job(
@@ -121,7 +121,7 @@ with RMAChannelExecutor() as executor:
 
 
 @pytest.mark.mpi
-def test_a_stopped_worker_that_keeps_a_death_from_being_settled_is_killed(tmp_path):
+def test_a_stopped_worker_that_keeps_a_channel_from_being_recovered_is_killed(tmp_path):
     """In the middle of a message: no rank can put or take until the channel is recovered, and none waits for that for ever.
 
     Its call had come to its end, and so is not lost.
@@ -150,7 +150,7 @@ with RMAChannelExecutor() as executor:
 """
 
 
-def test_garbage_in_the_memory_of_a_dead_worker_does_no_harm(tmp_path):
+def test_garbage_in_the_memory_of_a_failed_worker_does_no_harm(tmp_path):
     """What it had run is looked for there: it is said that this cannot be read, and its call is lost as any."""
     script = tmp_path / "script.py"
     script.write_text(SCRIBBLES)
@@ -177,7 +177,7 @@ runpy.run_module("mpiexecutor", run_name="__main__")
 
 
 @pytest.mark.mpi
-def test_a_lock_of_mpi_that_a_dead_worker_holds_ends_the_executor_and_not_the_script():
+def test_a_lock_of_mpi_that_a_failed_worker_holds_ends_the_executor_and_not_the_script():
     """Between nodes atomic steps go through MPI. The thread that enters MPI next may wait for ever; nothing else does."""
     program = ["-c", WITHOUT_LOCKS, str(PROGRAMS / "wedged.py"), str(STATUS)]
     job = run_job(7, program, env={SCALE_VARIABLE: "0.3"}, expect=STATUS)
@@ -268,7 +268,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.mpi
-def test_large_arrays_of_dead_workers_stay(tmp_path):
+def test_large_arrays_of_failed_workers_stay(tmp_path):
     """Those that came from them, and those that the root sends to others after it."""
     script = tmp_path / "script.py"
     script.write_text(HOLDERS)
@@ -309,7 +309,7 @@ print("run twice:", len(runs) - len(set(runs)), "deaths:", len((log / "deaths").
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("retries", [0, 2])
-def test_only_the_call_of_a_map_that_a_dead_worker_had_begun_is_lost(retries, tmp_path):
+def test_only_the_call_of_a_map_that_a_failed_worker_had_begun_is_lost(retries, tmp_path):
     """Of many that travel together: what was run before it is not run again, and it is run again alone if that is wanted."""
     script = tmp_path / "script.py"
     log = tmp_path / "log"

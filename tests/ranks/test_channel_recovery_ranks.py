@@ -14,7 +14,7 @@ LONG = bytes(range(256)) * 4  # of 1,024 bytes, in slots of 64
 
 @needs_two
 @pytest.mark.parametrize("single", [{}, {"producers": "host"}], ids=["any", "host alone puts"])
-def test_a_message_that_a_dead_rank_had_claimed_is_named_and_its_slot_is_free_again(single):
+def test_a_message_that_a_failed_rank_had_claimed_is_named_and_its_slot_is_free_again(single):
     """The last rank claims the second of three messages and stops: the others get the rest, and no room is lost."""
     with channel_of(4, 1, **single) as channel:
         if RANK == 0:
@@ -36,7 +36,7 @@ def test_a_message_that_a_dead_rank_had_claimed_is_named_and_its_slot_is_free_ag
 
 
 @needs_three
-def test_a_receiver_of_a_dead_ranks_message_takes_the_next_one():
+def test_a_receiver_of_a_failed_ranks_message_takes_the_next_one():
     """Rank 1 stops in the middle of a long message, which rank 2 receives; no other rank could tell it apart from a slow one."""
     with channel_of(4, 64, object) as channel:
         if RANK == 1:

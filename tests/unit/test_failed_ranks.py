@@ -153,7 +153,7 @@ def test_several_deaths_are_told_together_or_one_by_one(job, deaths):
     assert host.take() == "a"
 
 
-def test_the_host_is_told_what_the_dead_had_claimed(job, deaths):
+def test_the_host_is_told_what_the_failed_rank_had_claimed(job, deaths):
     """By number, and whether it had it."""
     host = job.channels[HOST]
     host.put_many(["a", "b", "c", "d"])
@@ -190,7 +190,7 @@ def test_others_are_told_nothing(job, deaths):
             assert raised.value.ranks == [HOST]
 
 
-def test_a_rank_that_may_wait_for_a_dead_hosts_memory_for_ever_ends_the_job(job, deaths, ended):
+def test_a_rank_that_may_wait_for_a_failed_hosts_memory_for_ever_ends_the_job(job, deaths, ended):
     """On another node, that is."""
     job.channels[1]._rank_state.remote = object()
     die(deaths, job, HOST)
@@ -217,7 +217,7 @@ def test_one_that_lives_and_is_in_the_middle_of_a_message_keeps_the_host_told(jo
     assert host.take() == "b"
 
 
-def test_one_that_may_live_is_settled_for_unless_it_is_in_the_middle_of_a_message(job, deaths):
+def test_one_that_may_live_is_recovered_from_unless_it_is_in_the_middle_of_a_message(job, deaths):
     """As the rest of that may still come; until it is dead for sure."""
     host = job.channels[HOST]
     assert die(deaths, job, 3, "was not heard of", silent=True)
@@ -303,7 +303,7 @@ def test_no_listener_is_told_before_a_rank_has_died(told):
     assert listener.times == 0
 
 
-def test_that_one_is_dead_indeed_is_news(deaths):
+def test_the_death_of_a_silent_rank_is_news(deaths):
     """That it may live after all is none; nor is what is told again."""
     deaths.report(2, "rank 2 was not heard of", silent=True)
     assert deaths.is_silent(2)
@@ -316,7 +316,7 @@ def test_that_one_is_dead_indeed_is_news(deaths):
     assert len(deaths._news._items) == 2
 
 
-def test_what_is_not_settled_is_tried_again(told, monkeypatch):
+def test_what_is_not_recovered_is_tried_again(told, monkeypatch):
     """Until it is."""
     monkeypatch.setattr(recovery_thread, "_AGAIN", 0.0)
     listener = Listener(False, False, True)
@@ -368,7 +368,7 @@ def test_a_rank_that_has_died_since_all_came_together_ends_the_job(deaths, ended
         assert ended == ["rank 5 was killed, during the freeing of a channel, which takes all ranks: the job is ended"]
 
 
-def test_the_dead_of_a_communicator_have_its_numbers(deaths):
+def test_the_failed_ranks_of_a_communicator_have_its_numbers(deaths):
     """They become more."""
     dead = CommFailedRanks([4, 7, 6])
     assert (len(dead), [*dead], 1 in dead) == (0, [], False)

@@ -148,7 +148,7 @@ def test_a_living_worker_is_known_with_what_it_does(scene, clock):
     assert scene.monitor.pages == {2: Signs(None, now - 0.5, now), 3: Signs(now - 4.0, now - 1.5, now)}
 
 
-def test_a_death_is_told_with_what_the_dead_held(scene):
+def test_a_failure_is_forwarded_with_what_the_worker_held(scene):
     """In pieces before it, by the same worker: those of another do not count."""
     failure = WorkerFailure(3, "far", 1003, "was killed by SIGKILL", 41, 1.5)
     scene.tell(3, "held", (3, b"of another"))
@@ -268,7 +268,7 @@ def test_a_command_goes_to_the_monitor_of_the_worker(scene):
     assert scene.wishes(3) == [(3, LEAVE)]
 
 
-def test_nothing_is_sent_to_a_rank_that_is_known_to_be_dead_and_the_command_waits(scene):
+def test_nothing_is_sent_to_a_rank_that_is_known_to_have_failed_and_the_command_waits(scene):
     """Until another one reports the worker: MPI may wait for ever if there is no receiver."""
     scene.tell_of_living(2, 3)
     scene.look()

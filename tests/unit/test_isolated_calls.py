@@ -44,7 +44,7 @@ def test_the_call_that_was_begun_is_lost_and_those_behind_it_are_sent_again(crew
     assert futures[2].result(LIMIT) == "c"
 
 
-def test_a_call_that_nobody_has_begun_is_not_sent_for_ever(crew):
+def test_a_call_that_no_worker_has_begun_is_not_sent_for_ever(crew):
     """A script whose top level kills each child has an end."""
     futures, worker, session = sent_together(crew, "a")
     for _ in range(4):

@@ -106,7 +106,7 @@ def test_what_it_had_put_is_collected_first(crew):
     assert results(futures) == ["a", "b"]
 
 
-def test_an_outcome_in_the_memory_of_a_dead_worker_is_lost_with_it(crew):
+def test_an_outcome_in_the_memory_of_a_failed_worker_is_lost_with_it(crew):
     """Although the reply itself has come. It may run again if the executor wants that, and others of the message are not lost."""
     futures, worker = crew.send_together("a", "b", "c", retries=1)
     more = crew.submit("d")
@@ -184,7 +184,7 @@ def test_the_calls_of_other_workers_and_executors_go_on(crew):
     assert [futures[index].result(LIMIT) for index in (0, 1, 3)] == ["a", "b", "d"]
 
 
-def test_the_message_of_a_dead_worker_is_not_on_its_way_any_more(crew):
+def test_the_message_of_a_failed_worker_is_not_on_its_way_any_more(crew):
     """It makes room for others; but there is also a worker less, which had two."""
     futures = crew.submit(*range(20))
     victim, *others = [FakeWorker(crew, rank) for rank in (1, 2, 3, 4, 2, 3, 4, 2)]

@@ -258,7 +258,7 @@ def test_a_call_that_cannot_be_pickled_fails_in_its_place(crew):
 # -- deaths
 
 
-def test_only_the_call_that_a_dead_worker_had_begun_is_lost(crew):
+def test_only_the_call_that_a_failed_worker_had_begun_is_lost(crew):
     """What it held is known; what it had not begun is sent again, before all others."""
     results, worker = mapped(crew, 1, 2, 3, 4, 5, unordered=True)
     session = crew.session_of(worker)
@@ -384,7 +384,7 @@ def test_a_worker_that_is_given_up_may_have_begun_all_calls(crew):
 
 @pytest.mark.parametrize("lost", [1, 2, 3])
 @pytest.mark.parametrize("retries", [0, 1])
-def test_a_result_in_the_memory_of_a_dead_worker_is_lost_with_it(crew, lost, retries):
+def test_a_result_in_the_memory_of_a_failed_worker_is_lost_with_it(crew, lost, retries):
     """Although the reply itself has come. Those behind it are not lost; it is run again if the executor wants that."""
     results, worker = mapped(crew, 1, 2, 3, 4, unordered=True, of_session={"retries": retries})
     with crew.replies.together():

@@ -108,7 +108,7 @@ def test_all_part_when_all_have_left_their_loops(comms, monitor, parting):
     assert parting.state.to_shut_down == []
 
 
-def test_the_dead_are_not_waited_for(comms, monitor, parting):
+def test_failed_workers_are_not_waited_for(comms, monitor, parting):
     """Also if they die meanwhile. The others learn that MPI is not to be finalised; the dead are sent nothing."""
     monitor.failed.add(1)
     leave(comms, 2)

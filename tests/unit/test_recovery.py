@@ -248,7 +248,7 @@ def test_the_living_lose_nothing(slots, first, second, most, poor, deaths, sched
 
 
 @pytest.mark.parametrize("state", ["claimed", "received"])
-def test_a_share_says_what_the_dead_rank_had(state):
+def test_a_share_says_what_the_failed_rank_had(state):
     """By number: the third message, which it was at work on, or had received."""
     job = Job(4, b"", b"", {}, single=(False, False))
     producer, consumer = job.producers[0], job.consumers[2]

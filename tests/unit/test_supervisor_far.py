@@ -161,7 +161,7 @@ def test_a_death_is_told_once_more_if_the_first_monitor_has_gone(scene):
     assert scene.monitors[1].hears_of_death() == KILLED
 
 
-def test_the_supervisor_of_a_dead_rank_leaves_if_no_monitor_is_left(scene, tmp_path):
+def test_the_supervisor_of_a_failed_rank_leaves_if_no_monitor_is_left(scene, tmp_path):
     """For the process manager all is well; what MPI would have removed is removed."""
     file = tmp_path / "file"
     file.touch()
