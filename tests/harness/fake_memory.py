@@ -105,7 +105,7 @@ class Turnstile:
         return choice
 
     def until(self, attempt: Callable[[], T | None]) -> T:
-        """Try until something comes of it; in between, the others move."""
+        """Try until it succeeds; in between, the others move."""
         while (found := attempt()) is None:
             self._waits += 1
             if self._waits > _MOST_WAITS or not self._current:  # outside of a run there is nobody to wait for

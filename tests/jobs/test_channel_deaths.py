@@ -185,7 +185,7 @@ elif MPI.COMM_WORLD.rank == 0:
 
 @pytest.mark.mpi
 def test_one_that_is_stopped_keeps_the_host_told(tmp_path):
-    """In the middle of a message: what the dead has left cannot be settled, until it goes on."""
+    """In the middle of a message: the channel cannot be recovered until it goes on."""
     lines = (
         """
 channel = RemoteChannel(4, 1)

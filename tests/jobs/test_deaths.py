@@ -151,7 +151,7 @@ with RMAChannelExecutor() as executor:
 
 
 def test_garbage_in_the_memory_of_a_failed_worker_does_no_harm(tmp_path):
-    """What it had run is looked for there: it is said that this cannot be read, and its call is lost as any."""
+    """The root looks there for its outcomes: it logs that they cannot be read, and the call is lost as any."""
     script = tmp_path / "script.py"
     script.write_text(SCRIBBLES)
     job = run_job(4, ["-m", "mpiexecutor", str(script)])

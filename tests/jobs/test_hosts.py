@@ -68,7 +68,7 @@ def test_workers_on_another_host_may_die(hosts, tmp_path):
 
 
 def test_workers_on_another_host_may_die_before_the_root_knows(hosts, tmp_path):
-    """It rings them, or they fetch something, or are in the middle of calls: the pool goes on, and nothing else is lost."""
+    """While it notifies them, or they fetch something, or are in the middle of calls: the pool goes on, with no other loss."""
     program = [str(PROGRAMS / "afar.py"), "5", str(tmp_path)]
     job = run_executor(hosts, *program, ranks=afar.RANKS, expect=5)
     assert len([line for line in job.stdout.splitlines() if line.startswith("ok: ")]) == len(afar.SOON) + 3, str(job)

@@ -211,7 +211,7 @@ def test_a_pool_is_ended_at_once(how, name, tmp_path):
     ("ranks", "named"), [(3, "ranks 1, 2 have no supervisor (see the README)"), (1, "this job has one rank, and no workers")]
 )
 def test_a_pool_that_cannot_be_ended_alone_is_not(ranks, named, tmp_path):
-    """To end its workers would end the job: that is said, and the pool is as it was."""
+    """To end its workers would end the job: an error says so, and the pool does not change."""
     body = """
 with RMAChannelExecutor() as executor:
     try:

@@ -1,4 +1,4 @@
-"""Has another host cut off for good, when its workers are at a chosen point, and checks what comes of their calls.
+"""Has another host cut off for good, when its workers are at a chosen point, and checks the outcomes of their calls.
 
     cut.py FOLDER running | midway | busy
 

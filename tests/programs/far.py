@@ -1,4 +1,4 @@
-"""Loses workers on another host, and checks what comes of their calls: one that runs too long, and one that is the last there.
+"""Loses workers on another host, and checks the outcomes of their calls: one that runs too long, and one that is the last there.
 
 far.py STATUS
 """

@@ -1,4 +1,4 @@
-"""What goes between nodes, and from the root to one worker, in any of the ways that an MPI needs: bells, and bulk transfer."""
+"""Between nodes, and from the root to one worker, in any of the ways that an MPI needs: notifications, and bulk transfer."""
 
 import threading
 
@@ -14,7 +14,7 @@ OTHERS = {*range(SIZE)} - {RANK}
 
 
 def carrier_of(kind):
-    """Make one of those that carry rings, whichever this MPI would need."""
+    """Make one of the carriers of notifications, whichever this MPI would need."""
     comm = COMM.Dup()
     if kind == "bytes":
         return _Bytes(comm, Marks(comm, 3))
@@ -27,7 +27,7 @@ def carrier_of(kind):
 
 @pytest.mark.parametrize("kind", ["messages", "messages of other threads", "bytes"])
 def test_a_notification_is_found_by_its_rank_and_at_its_doorbell(kind):
-    """However often it was rung. What is left when the bells are freed is not found by the next ones."""
+    """However often it was notified. The next notifier does not find notifications that are left when this one is freed."""
     for _ in range(3):
         carrier = carrier_of(kind)
         assert not carrier.receive("put")

@@ -156,7 +156,7 @@ def test_no_cancel_between_a_step_and_the_note_of_it():
 
 
 def test_a_callback_may_cancel_the_future_that_calls_it():
-    """It is told of a cancellation; asking for it again is harmless, and does not wait for itself."""
+    """It learns of a cancellation; a second one is harmless, and does not wait for itself."""
     future, seen = ChannelFuture(), []
     future.add_done_callback(lambda each: seen.append(each.cancel()))
     canceller = threading.Thread(target=future.cancel, daemon=True)

@@ -37,7 +37,7 @@ AGES = 1e6
 
 
 class World:
-    """The fakes: a clock, bells and locks that all threads share, one of which runs at a time."""
+    """The fakes: a clock, doorbells and locks that all threads share, one of which runs at a time."""
 
     def __init__(self, turnstile: Turnstile) -> None:
         self.turnstile = turnstile
@@ -240,7 +240,7 @@ class Job:
     # -- what must be true -------------------------------------------------------------------------------------------------------
 
     def check(self, statistics: Statistics) -> None:
-        """A plain queue would have given the same, but for what the dead had claimed."""
+        """A plain queue would have given the same, except for claims of failed ranks."""
         taken = Counter(itertools.chain(*self.taken.values()))
         assert not taken - self.put - Counter(self.perhaps), "doubled, or out of nothing"
         assert (self.put - taken).total() <= sum(len(share.messages) for share in self.shares), "lost"

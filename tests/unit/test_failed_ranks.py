@@ -1,4 +1,4 @@
-"""What a raw channel's ranks are told of a death, and when: the ring lies in memory of this process. See also test_recovery.py."""
+"""Which errors ranks of a raw channel get after a death, and when: the ring is in memory of this process."""
 
 import secrets
 import threading
@@ -83,7 +83,7 @@ def job(deaths):
 
 
 def die(deaths, job, rank, how="was killed by SIGKILL", *, silent=False):
-    """Have all channels of the job be told of a death; return what the host's says."""
+    """Report a death to all channels of the job; return what the host's returns."""
     deaths.report(rank, f"rank {rank}, host host, pid 7, {how}", silent)
     for channel in job.channels[1:]:
         channel.note_failures()
@@ -260,7 +260,7 @@ def test_a_channel_that_is_freed_recovers_nothing(job, deaths):
 
 
 class Listener:
-    """What is told of deaths, as often as that has to be tried."""
+    """A listener, which fails as often as the test says."""
 
     def __init__(self, *answers):
         self.answers = list(answers)
@@ -276,7 +276,7 @@ class Listener:
 
 @pytest.fixture
 def told(deaths, ended):
-    """Those whose threads tell of them."""
+    """Failed ranks, which threads report."""
     deaths.start_recovery(ended.append)
     return deaths
 

@@ -161,7 +161,7 @@ def test_a_failure_is_forwarded_with_what_the_worker_held(scene):
 
 
 def test_news_are_heard_in_order(scene):
-    """Of a worker that lives, dies, and is told of as dead once more by another."""
+    """Of a worker that lives, dies, and whose death is reported a second time by another."""
     failure = WorkerFailure(3, "far", 1003, "was killed by SIGKILL", 41)
     scene.tell_of_living(2, 2, 3)
     scene.tell(2, "lost", asdict(failure))

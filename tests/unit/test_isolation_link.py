@@ -54,7 +54,7 @@ def test_the_file_of_a_child_is_overwritten_only_when_it_says_so(ends):
 
 
 def test_what_was_sent_before_a_death_comes_before_the_end(ends):
-    """Then nothing comes; and what is sent to the dead goes nowhere."""
+    """Then nothing arrives; and messages to it are dropped."""
     rank, child = ends
     child.send(REPLY, b"short")
     child.send(REPLY, bytes(100_000))

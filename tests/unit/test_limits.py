@@ -1,4 +1,4 @@
-"""What is said of a machine that has too little of something for a job."""
+"""The warnings about a machine that lacks a resource for a job."""
 
 import os
 import resource

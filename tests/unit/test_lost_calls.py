@@ -88,7 +88,7 @@ def test_its_last_call_may_have_come_to_its_end(crew):
 
 @pytest.mark.parametrize("held", [b"garbage" * 20, b"N."])
 def test_garbage_on_its_status_page_does_no_harm(crew, held, caplog):
-    """It is said that this cannot be read, and its call is lost as any."""
+    """It is logged that this cannot be read, and its call is lost as any."""
     futures, worker = crew.send_together("a", "b")
     worker.die(begun="a", held=held)
     assert type(futures[0].exception(LIMIT)) is BrokenWorkerError

@@ -54,7 +54,7 @@ def scene():
 
 
 def test_a_death_is_handled_when_its_barrier_has_come(scene):
-    """Until then replies of the dead worker may come."""
+    """Until then replies of the failed worker may arrive."""
     session, tasks = scene.send(5, 2)
     scene.die(1, message=5)
     assert (scene.barriers, scene.state.workers, session.unsettled) == (1, 2, 2)

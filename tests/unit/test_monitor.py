@@ -294,7 +294,7 @@ def test_supervisors_are_seen_off_and_waited_for(monitor, welcomed):
 
 
 def test_only_some_are_shut_down(monitor, welcomed):
-    """Those of the dead, say."""
+    """For example those of failed workers."""
     one, other = welcomed(1), welcomed(2)
     seeing = in_a_thread(monitor.shut_down_supervisors, {1})
     assert one.hears() == LEAVE

@@ -53,7 +53,7 @@ def test_the_version_is_that_of_the_package_metadata():
 
 
 def test_the_changelog_begins_with_this_version():
-    """What changed is said together with the number that says so."""
+    """Changes are listed under the version that has them."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     versions = re.findall(r"^## \[(.*?)\] - (?:unreleased|\d{4}-\d\d-\d\d)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert versions[0] == project["version"]

@@ -109,7 +109,7 @@ def test_all_part_when_all_have_left_their_loops(comms, monitor, parting):
 
 
 def test_failed_workers_are_not_waited_for(comms, monitor, parting):
-    """Also if they die meanwhile. The others learn that MPI is not to be finalised; the dead are sent nothing."""
+    """Also if they die meanwhile. The others learn that MPI is not to be finalised; nothing is sent to the failed ones."""
     monitor.failed.add(1)
     leave(comms, 2)
     ending = part(parting)
@@ -133,7 +133,7 @@ def test_one_that_is_about_to_be_killed_does_not_count_as_alive(comms, monitor, 
 
 
 def test_one_that_is_stopped_is_killed_in_the_end(comms, monitor, clock, caplog, parting):
-    """It keeps the job from its end, and nothing would come of waiting. One that gives signs of life is waited for."""
+    """It blocks the end of the job, and to wait would not help. The root waits for one that gives signs of life."""
     monitor.stopped.add(2)
     leave(comms, 1)
     ending = part(parting)
@@ -170,7 +170,7 @@ def test_one_that_goes_on_in_time_is_not_killed(comms, monitor, clock, parting):
 
 
 def test_one_that_has_something_else_to_do_later_is_not_killed(comms, monitor, clock, caplog, parting):
-    """It is said once that it is waited for: the MPI program goes on after this."""
+    """One warning says that the root waits for it: the MPI program goes on after this."""
     monitor.stopped.add(2)
     ending = part(parting, "warn")
     for _ in range(5):

@@ -156,7 +156,7 @@ def test_a_pool_that_was_given_up_parts_from_no_worker(scene):
 
 @pytest.mark.parametrize(("for_good", "stopped"), [(True, "kill"), (False, "warn")])
 def test_a_worker_that_is_stopped_in_the_end_is_killed_if_it_has_nothing_else_to_do(scene, for_good, stopped):
-    """Else it is said that it is waited for."""
+    """Otherwise a warning says that the job waits for it."""
     scene = scene()
     scene.pool.close(for_good=for_good)
     assert ("members.await_leavers", stopped) in scene.log

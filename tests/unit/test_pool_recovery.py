@@ -128,7 +128,7 @@ def test_one_that_had_claimed_nothing_is_buried_too(scene):
 
 
 def test_more_may_die_meanwhile(scene):
-    """Both are forgotten at once; what each had claimed is told with its own death, as it was known first."""
+    """Both are recovered from at once; the claim of each is reported with its own death, as it was known first."""
     scene.work.script = [[share_of(1, 4), share_of(2, 5)], []]
     scene.monitor.lose(1, 2)
     log = scene.end()
@@ -156,7 +156,7 @@ def test_a_living_worker_that_keeps_a_channel_from_being_recovered_is_killed(sce
 
 
 def test_what_it_had_claimed_is_kept_while_that_is_tried_again(scene):
-    """The second time the channel does not tell of it any more."""
+    """The second time the channel does not return it any more."""
     scene.work.script = [[share_of(2, 17)], []]
     scene.replies.script = [ChannelBroken("ranks [1] live", [1])]
     scene.monitor.lose(2)

@@ -229,7 +229,7 @@ DEATHS = st.dictionaries(st.integers(0, 3), st.tuples(st.integers(0, 4), st.inte
     st.integers(1, 5), LENGTHS, LENGTHS, st.integers(1, 4), st.booleans(), DEATHS, st.binary(max_size=150), st.binary(max_size=30)
 )
 def test_the_living_lose_nothing(slots, first, second, most, poor, deaths, schedule, orders):
-    """What was put is taken, once, in order, but for what the dead had claimed; and the ring is whole.
+    """What was put is taken, once, in order, except for claims of failed ranks; and the ring is whole.
 
     A consumer that has memory for short messages only skips the others.
     """

@@ -36,7 +36,7 @@ def test_elsewhere_it_turns_to_the_worker_after_its_own_and_to_its_own_last():
     ("text", "seconds"), [(None, 30.0), ("2.5", 2.5), ("0", 30.0), ("soon", 30.0), ("inf", 30.0), ("nan", 30.0)]
 )
 def test_silence_has_a_limit_that_can_be_set(text, seconds, monkeypatch, caplog):
-    """What is no number of seconds is said, and not used: the other ranks wait already."""
+    """A text that is no number of seconds is logged, and not used: the other ranks wait already."""
     monkeypatch.delenv(LOST_AFTER_VARIABLE, raising=False)
     if text is not None:
         monkeypatch.setenv(LOST_AFTER_VARIABLE, text)

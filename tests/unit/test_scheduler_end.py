@@ -147,7 +147,7 @@ def test_a_wait_does_not_include_what_was_cancelled(crew):
 
 
 def test_a_dropped_executor_waits_for_no_lock(crew):
-    """The collector of garbage drops it, in any thread, in any line: its calls are run, and then it is forgotten."""
+    """The garbage collector drops it, in any thread, at any line: its calls are run, and then it is forgotten."""
     (future,) = crew.submit("a")
     with held_elsewhere(crew.scheduler):
         in_a_thread(crew.scheduler.drop, crew.session).result(LIMIT)
@@ -211,7 +211,7 @@ def test_the_scheduler_stops_when_all_is_done(crew):
 
 
 def test_an_initializer_that_fails_breaks_its_executor(crew):
-    """What is sent, what waits, and what comes later; the others go on. What comes of its calls then is of no interest."""
+    """What is sent, what waits, and what comes later; the others go on. Later outcomes of its calls are ignored."""
     broken, other = crew.open(initializer=crew.initializer(print)), crew.open()
     futures = crew.submit(*range(10), session=broken)
     (others,) = crew.submit("other", session=other)

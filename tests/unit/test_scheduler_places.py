@@ -1,4 +1,4 @@
-"""Which workers run the calls of executors that may have fewer than there are; what they are told of executors that have ended."""
+"""Which workers run the calls of executors that may have fewer than there are; and what they learn of executors that have ended."""
 
 import sys
 import time

@@ -113,7 +113,7 @@ def test_tells_the_root_of_a_death_and_stays_until_it_may_leave():
 
 
 def test_kills_its_rank_when_the_root_says_so():
-    """And tells of that as of any death."""
+    """And reports that as any death."""
     with root() as (address, listener), rank_that(SERVES + "signal.pthread_sigmask(0, range(1, 65)); time.sleep(60)", address):
         connection, _, _ = greet(listener)
         connection.send(commands.KILL)

@@ -1,4 +1,4 @@
-"""Waiting: in which order a waiter looks, marks and sleeps. The clock, the bell and the ring are fakes."""
+"""Waiting: in which order a waiter looks, marks and sleeps. The clock, the doorbell and the ring are fakes."""
 
 import itertools
 import os
@@ -42,7 +42,7 @@ class World:
         self.now += waiter._SPIN * 1.001 / 8
 
     def sleep(self, seconds: float) -> bool:
-        """Be the bell."""
+        """Be the doorbell."""
         self.naps.append(seconds)
         self.log.append("sleep")
         if len(self.naps) in self.rung:
