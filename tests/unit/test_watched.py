@@ -34,3 +34,13 @@ def test_a_step_that_hangs_is_left(error):
     with pytest.raises(error):
         run_watched(release.wait, check, every=0.001)
     release.set()
+
+
+def test_where_no_thread_can_be_started_the_step_runs_without_checks(monkeypatch):
+    """As in a process that is ending."""
+
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert run_watched(threading.get_ident, never, every=60) == threading.get_ident()
