@@ -133,7 +133,7 @@ def _measure(name: str, field: Field, options: argparse.Namespace):
 
 
 def _line_up(shape: Shape, options: argparse.Namespace) -> Iterator[tuple[str, tuple[Contender, int, bool]]]:
-    """Yield who takes part: what each is called, the contender, its workers, whether they are far."""
+    """Yield the participants: the name of each, the contender, its workers, whether they are far."""
     far = shape.kind == "hosts"
     for index, workers in enumerate(shape.workers):
         count = workers or options.workers

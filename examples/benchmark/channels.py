@@ -1,4 +1,4 @@
-"""What is measured of a raw channel: messages of 8 doubles between four parties, by every pattern of who puts and who takes.
+"""What is measured of a raw channel: messages of 8 doubles between four parties, by every pattern of producers and consumers.
 
 A *party* is one rank, or one process, with its end of the channel; all parties run the same function.
 """
@@ -17,13 +17,13 @@ _PATTERNS = {
 _BATCH = 256  # messages that put_many and take_many are asked for at a time
 _FEW = 60  # can be shared by two, or three
 _SECONDS = 5
-_PAUSE = 0.005  # seconds between two looks of who has nothing to do
+_PAUSE = 0.005  # seconds between two looks of a party with nothing to do
 
 
 def streams(party, n=6_000, many=120_000):
     """Messages of 8 doubles go from some ranks to the others; the buffer, of 1,024 messages, is in the memory of rank 0.
 
-    Those who put nothing and take nothing sleep. Who would take longer than 5 s is given fewer messages.
+    Parties that put and take nothing sleep. A contender that would take longer than 5 s gets fewer messages.
     """
     figures = {name: timed(party, *pattern, n, put_each, take_each) for name, pattern in _PATTERNS.items()}
     if hasattr(party.channel, "put_many"):
@@ -93,7 +93,7 @@ class Rank:
     def meet(self, *, idle=False):
         """Wait for all others, without a core: MPI's own barrier would spin.
 
-        Who hosts a channel may have to look into MPI for others to get on.
+        The host of a channel may have to enter MPI so that others make progress.
         """
         request = self._comm.Ibarrier()
         while not request.Test():

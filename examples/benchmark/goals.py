@@ -36,7 +36,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A shape: its function, what that finds, and who takes part."""
+    """A shape: its function, its figures, and its participants."""
 
     run: Callable[..., dict[str, float]]
     figures: Mapping[str, Figure]

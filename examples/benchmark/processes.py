@@ -29,7 +29,7 @@ def with_token(token: str) -> Iterator[int]:
     needle = f"{TOKEN}={token}\0".encode()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            with contextlib.suppress(OSError):  # it has ended, or is somebody else's
+            with contextlib.suppress(OSError):  # it has ended, or belongs to another user
                 if needle in (entry / "environ").read_bytes() + b"\0":
                     yield int(entry.name)
 

@@ -150,7 +150,7 @@ def large_array(executor, mib=16, gib=1.0):
 def common_array(executor, n=200, mib=64, limit=10.0):
     """The same array is an argument of many calls, bound by functools.partial: is it pickled and sent once, or with each call?
 
-    Who has not done them all in 10 s is stopped there.
+    A contender that has not done them all in 10 s is stopped there.
     """
     values = an_array(mib)
     began = time.perf_counter()
@@ -193,7 +193,7 @@ def suddenly_long(executor, n=20_000, long=20, seconds=0.1):
 def busy_root(executor, n=8000, limit=10.0):
     """No-op calls while the root's main thread goes on to compute in pure Python: how much do calls need of its GIL?
 
-    Who has not done them all in 10 s is stopped there.
+    A contender that has not done them all in 10 s is stopped there.
     """
     began = time.perf_counter()
     futures = [executor.submit(nothing) for _ in range(n)]

@@ -34,7 +34,7 @@ def measure(python: str, options: list[str]) -> None:
     """Run the benchmark and the budget with an interpreter, and keep what they find, with other shapes that the same commit has."""
     with tempfile.TemporaryDirectory() as folder:
         shapes, budget = Path(folder, "shapes.json"), Path(folder, "budget.json")
-        subprocess.run([python, str(HERE), "--json", str(shapes), *options], check=False)  # its status says that somebody failed
+        subprocess.run([python, str(HERE), "--json", str(shapes), *options], check=False)  # its status says that a contender failed
         subprocess.run([python, str(HERE / "budget.py"), "--json", str(budget)], check=True)
         found = {**json.loads(shapes.read_text()), "budget": json.loads(budget.read_text())}
     name = found["mpi"].rpartition(" ")[0].replace(" ", "-").lower()
