@@ -121,6 +121,20 @@ def _end(job: Job | None) -> None:
         MPI.Finalize()
     if job is not None:
         job.end()
+    if PROCESS.to_shut_down:
+        skip_exit_handlers()
+
+
+def skip_exit_handlers() -> None:
+    """Have this process end, when Python has ended, without the exit handlers of C libraries.
+
+    MPI was not finalised, and threads may be inside it: what its libraries do at the exit of the process then fails (seen with
+    Intel MPI: SIGSEGV).
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "on_exit"):  # glibc's: what is registered last is called first, with the exit status
+        library.fflush(None)
+        library.on_exit(library._exit, None)  # noqa: SLF001 - its name
 
 
 def abort_job() -> None:

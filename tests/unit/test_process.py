@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -125,3 +126,22 @@ def test_an_mpiexec_that_does_not_notice_the_end_of_rank_0_is_told_soon(monkeypa
     assert signals == [(77, signal.SIGTERM)]
     assert waits == [seconds.NOTICE, seconds.GRACE]
     assert seconds.NOTICE < seconds.GRACE
+
+
+EXIT = """
+import atexit, ctypes, sys
+from mpiexecutor._start.process import skip_exit_handlers
+library = ctypes.CDLL(None)
+library.on_exit(library.abort, None)  # a handler that fails
+atexit.register(print, "first")
+atexit.register(skip_exit_handlers)
+atexit.register(print, "last")
+library.printf(b"of C\\n")
+sys.exit(7)
+"""
+
+
+def test_exit_handlers_of_c_libraries_can_be_skipped():
+    """Those of Python run, what was printed comes out, and the status is the script's."""
+    done = subprocess.run([sys.executable, "-c", EXIT], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, sorted(done.stdout.split("\n")), done.stderr) == (7, ["", "first", "last", "of C"], "")
