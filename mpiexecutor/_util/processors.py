@@ -3,7 +3,9 @@
 import os
 from functools import cache
 
-_LOADAVG = "/proc/loadavg"  # its fourth field: threads that run or could run, a slash, all threads
+# The first field is the average of the last minute, of threads that run or could run. The fourth field begins with their number at
+# this moment.
+_LOADAVG = "/proc/loadavg"
 
 
 def one_is_free() -> bool:
@@ -11,8 +13,26 @@ def one_is_free() -> bool:
 
     Where the system does not tell: True.
     """
-    file, processors = _file(), os.cpu_count() or 1
-    return file is None or int(os.pread(file, 64, 0).split(b" ", 4)[3].partition(b"/")[0]) <= processors
+    fields = _read()
+    return not fields or int(fields[3].partition(b"/")[0]) <= _count()
+
+
+def are_overloaded() -> bool:
+    """Whether in the last minute, on average, at least one thread more could run than the machine has processors. Takes 3 us.
+
+    One more, because threads of this package that spin are counted, too. Where the system does not tell: False.
+    """
+    fields = _read()
+    return bool(fields) and float(fields[0]) >= _count() + 1
+
+
+def _read() -> list[bytes]:
+    file = _file()
+    return [] if file is None else os.pread(file, 64, 0).split(b" ", 4)
+
+
+def _count() -> int:
+    return os.cpu_count() or 1
 
 
 @cache

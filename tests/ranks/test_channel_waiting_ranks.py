@@ -251,6 +251,7 @@ def test_a_rank_that_gives_up_spinning_does_not_keep_a_message_from_others(monke
         elif RANK == 1:
             monkeypatch.setattr(waiter_module, "_SPIN", 1000.0)
             monkeypatch.setattr(waiter_module, "one_is_free", lambda: True)
+            monkeypatch.setattr(waiter_module, "are_overloaded", lambda: False)
             waiting = channel.takef()
             until(lambda: spinning(channel) == {1})
             waiter._mark = partial(mark_when_told, waiter, waiter._mark)
@@ -279,6 +280,7 @@ def test_a_spinning_rank_that_was_counted_on_twice_wakes_another(monkeypatch):
         elif RANK == 1:
             monkeypatch.setattr(waiter_module, "_SPIN", 1000.0)
             monkeypatch.setattr(waiter_module, "one_is_free", lambda: True)
+            monkeypatch.setattr(waiter_module, "are_overloaded", lambda: False)
             waiter._mark = partial(mark_when_told, waiter, waiter._mark)
             taken = [channel.take()]
         else:

@@ -27,7 +27,15 @@ def test_a_processor_is_free_while_no_more_threads_run_than_there_are(loadavg, r
     assert processors.one_is_free() == free
 
 
+@pytest.mark.parametrize(("average", "overloaded"), [("0.00", False), ("4.99", False), ("5.00", True), ("120.25", True)])
+def test_the_machine_is_overloaded_if_for_a_minute_more_threads_could_run_than_there_are_processors(loadavg, average, overloaded):
+    """One more, as own threads that spin are counted, too."""
+    loadavg.write_text(f"{average} 0.18 0.12 1/80 11206\n")
+    assert processors.are_overloaded() == overloaded
+
+
 def test_without_such_a_file_a_processor_is_taken_for_free(loadavg):
     """As on systems other than Linux."""
     assert not loadavg.exists()
     assert processors.one_is_free()
+    assert not processors.are_overloaded()

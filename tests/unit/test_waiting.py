@@ -69,6 +69,7 @@ def world(monkeypatch):
         monkeypatch.setattr(module, "time", world)
     monkeypatch.setattr(waiter, "release_gil", world.release_gil)
     monkeypatch.setattr(waiter, "one_is_free", lambda: True)
+    monkeypatch.setattr(waiter, "are_overloaded", lambda: False)
     return world
 
 
@@ -101,6 +102,14 @@ def test_a_waiter_stops_spinning_while_all_processors_are_busy(world, monkeypatc
     world.found_at = looks + 1
     assert world.waiter().wait(world.look, None, 1) == "found"
     assert world.log == ["look"] * looks + ["mark 1", "look", "mark 0"]
+
+
+def test_a_waiter_sleeps_at_once_on_a_machine_that_was_overloaded(world, monkeypatch):
+    """There, to spin for a moment at each wait takes the processor from what computes, too."""
+    monkeypatch.setattr(waiter, "are_overloaded", lambda: True)
+    world.found_at = 2
+    assert world.waiter().wait(world.look, None, 1) == "found"
+    assert world.log == ["look", "mark 1", "look", "mark 0"]
 
 
 def test_the_flag_is_set_before_the_last_look(world):

@@ -10,7 +10,7 @@ Theory of operation
     notification, and the longest sleep bounds that delay. A notification carries no data: one too many costs a look.
 
     A spinning thread keeps its processor: to yield it beside processes that compute costs milliseconds. It sleeps once several
-    checks in a row have found no free processor.
+    checks in a row have found no free processor. On a machine that was overloaded for the last minute it sleeps at once.
 
 Invariants
     - A rank's byte is 0 whenever `wait` is not under way, and while the rank spins without being counted on.
@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from mpiexecutor._rma.doorbell import Doorbell
-from mpiexecutor._util.processors import one_is_free
+from mpiexecutor._util.processors import are_overloaded, one_is_free
 
 T = TypeVar("T")
 
@@ -80,6 +80,8 @@ class Waiter:
     @staticmethod
     def _spin(look: Callable[[], T | None], deadline: float | None) -> T | None:
         """Look again and again for a moment, as long as a processor is free."""
+        if are_overloaded():
+            return None
         until = time.monotonic() + _SPIN
         if deadline is not None:
             until = min(until, deadline)
