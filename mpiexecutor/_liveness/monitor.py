@@ -107,7 +107,7 @@ class FailureMonitor:
         self.failures: Inbox[WorkerFailure | None] = Inbox()  # None: no more will come
         self.failed: set[int] = set()  # ranks
         self.ending: set[int] = set()  # ranks that were told to end: they live, end soon, or have ended
-        self.silent: set[int] = set()  # those of them that perhaps live
+        self.silent: set[int] = set()  # failed ranks that perhaps live
         self.returned: Callable[[int], object] = lambda _rank: None  # called if a silent rank gives a sign of life again
         self.first_lost: WorkerFailure | None = None  # the first whose supervisor has vanished: its process manager ends the job
         self.spans_job = False  # all ranks of the job are monitored

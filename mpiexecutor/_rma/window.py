@@ -14,7 +14,7 @@ Invariants
     - ``store_once`` is Compare_and_swap, too, where it goes through MPI: a Put is a copy, which may set a word twice (see
       memory.py).
     - A word that is swapped is swapped or loaded only, and a word that is put has one writer: the MPI standard guarantees only
-    that.
+      that.
     - A byte of Marks may have several writers: all of them put the same value.
 """
 

@@ -7,6 +7,7 @@ calls `recover` itself.
 import time
 import warnings
 from collections.abc import Callable, Collection
+from typing import Any
 
 from mpiexecutor._rma.failed_ranks import FAILED_RANKS, CommFailedRanks
 from mpiexecutor._util.seconds import REST
@@ -114,17 +115,10 @@ class Losses(ChannelBase):
         self._interrupt()
         return True
 
-    def settle(
-        self,
-        dead: Collection[int],
-        timeout: float = REST,
-        renumber: Callable[[list[int], int], None] = lambda _kept, _first: None,
-        *,
-        silent: Collection[int] = (),
-    ) -> list[Share]:
+    def settle(self, dead: Collection[int], *arguments: Any, **options: Any) -> list[Share]:
         """Do the same as `recover`, which is the new name; deprecated."""
         warnings.warn("RemoteChannel.settle is called recover now", DeprecationWarning, stacklevel=2)
-        return self.recover(dead, timeout, renumber, silent=silent)
+        return self.recover(dead, *arguments, **options)
 
     def lose(self) -> bool:
         """Do the same as `note_failures`, which is the new name; deprecated."""

@@ -1,8 +1,7 @@
 """Shared memory as weak as the protocol allows, and a turnstile that says which party moves: races without luck.
 
 A `Turnstile` runs each party in a thread of its own, and lets one of them run at a time. It changes hands only where a party
-touches the memory, and who goes next is written in a *schedule*, a few bytes that Hypothesis draws: the same bytes give the
-same run.
+touches the memory. A *schedule*, a few bytes that Hypothesis draws, says which party is next: the same bytes give the same run.
 
 A `FakeMemory` is one party's handle. What was asked for between two flushes happens at the later one, a word at a time, in an
 order that is drawn, too, and some of it twice, as it may be; others may move between any two words.
@@ -20,7 +19,7 @@ WORD = 8
 
 # How many steps a party goes on for, by the upper three bits of a byte of the schedule: mostly short, sometimes a whole operation.
 _RUNS = (1, 1, 2, 3, 5, 8, 16, 48)
-_TAIL_RUN = 5  # once the schedule is used up, everybody has a turn
+_TAIL_RUN = 5  # once the schedule is used up, each has a turn
 _MOST_STEPS = 200_000
 _MOST_WAITS = 500
 
@@ -62,10 +61,10 @@ class Turnstile:
         self._schedule = schedule
         self._orders = orders or b"\0"
         self._drawn = self._ordered = 0
-        self._left = 0  # steps that the one who runs has still before it
+        self._left = 0  # steps that the running party has still to take
         self._steps = self._waits = 0
-        self._names: list[str] = []  # who has not ended yet, in the order of their turns
-        self._gates: dict[str, threading.Lock] = {}  # open for the one who runs
+        self._names: list[str] = []  # parties that have not ended, in the order of their turns
+        self._gates: dict[str, threading.Lock] = {}  # open for the running party
         self._current = ""
         self._error: BaseException | None = None
         self._over = threading.Lock()
@@ -89,7 +88,7 @@ class Turnstile:
     def step(self) -> None:
         """Be at a point where others may move."""
         if not self._current:
-            return  # nobody runs yet, or any more: the test itself is looking
+            return  # no party runs: the test itself looks
         self._steps += 1
         if self._steps > _MOST_STEPS:
             raise Stuck(f"no end after {_MOST_STEPS} steps")

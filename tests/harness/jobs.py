@@ -1,8 +1,8 @@
 """Whole jobs: start the mpiexec that belongs to this interpreter, keep the deadline, leave no process behind.
 
 Every process of a job carries the job's token in its environment. That is how the harness finds the ranks, wherever the process
-manager has put them: it asks each for its stacks when the deadline is over, it ends those and nothing else, and it tells who
-outlived the job.
+manager has put them: it asks each for its stacks when the deadline is over, it ends those and nothing else, and it names
+those that outlived the job.
 """
 
 import contextlib
@@ -80,7 +80,7 @@ def run_job(
     job = _run(command, deadline, {**os.environ, **(env or {})}, cwd, hangs)
     expected = expect in (job.status, "any") if expect != "failure" else job.status != 0
     if job.status is None or not expected or (job.left and not may_leave):
-        raise JobFailed(f"expected status {expect!r} within {deadline} s, and nobody left:\n{job}")
+        raise JobFailed(f"expected status {expect!r} within {deadline} s, and no process left:\n{job}")
     return job
 
 
@@ -122,7 +122,7 @@ def _run(
     path = os.pathsep.join(filter(None, [str(TESTS / "harness" / "stacks"), env.get("PYTHONPATH")]))
     env = {**env, _TOKEN: token, "PYTHONFAULTHANDLER": "1", "PYTHONSAFEPATH": "1", "PYTHONPATH": path}
     began = time.monotonic()
-    # Into files: a pipe would be held open by whoever outlives the job.
+    # Into files: a process that outlives the job would hold a pipe open.
     with (
         tempfile.TemporaryFile() as stdout,
         tempfile.TemporaryFile() as stderr,

@@ -166,7 +166,7 @@ def _end_jobs(slurm: Slurm) -> None:
 
 
 def _idle(slurm: Slurm) -> bool:
-    with contextlib.suppress(subprocess.CalledProcessError):  # nobody answers yet
+    with contextlib.suppress(subprocess.CalledProcessError):  # the controller does not answer yet
         return "idle" in slurm.ask("sinfo", "--noheader", "--format=%T")
     return False
 

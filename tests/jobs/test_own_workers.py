@@ -79,7 +79,7 @@ def test_a_prompt_starts_its_own_workers(tmp_path):
         while until not in said and select.select([master], [], [], max(0, ends - time.monotonic()))[0]:
             try:
                 said += os.read(master, 4096)
-            except OSError:  # how a terminal says that nobody is there any more
+            except OSError:  # the terminal has no other side any more
                 break
         return until in said
 

@@ -118,7 +118,7 @@ print("ok")
 
 OVERDUE = """
 os.mkfifo(FOLDER / "pipe")
-pipe = os.open(FOLDER / "pipe", os.O_RDWR)  # into which nobody writes
+pipe = os.open(FOLDER / "pipe", os.O_RDWR)  # no process writes into it
 with RMAChannelExecutor(task_timeout=1, retries=3, isolate={isolate}) as executor, RMAChannelExecutor() as patient:
     calls = [executor.submit(abs, -number) for number in range(300)]
     hanging = [executor.submit({hang})]

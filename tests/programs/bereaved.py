@@ -83,7 +83,7 @@ def main(where: str) -> None:
 def feed(work: Channel, done: Channel, full: Channel, empty: Channel) -> None:
     """Be rank 0: have one rank after another die; its message is lost and reported, and nothing else is lost."""
     full.put("this")
-    while len(list(FOLDER.glob("made *"))) < RANKS:  # who dies while others still make a channel ends the job
+    while len(list(FOLDER.glob("made *"))) < RANKS:  # a rank that dies while others still make a channel ends the job
         time.sleep(0.01)
     for rank, (step, (lost, received)) in enumerate(STEPS.items(), FIRST):
         fed, results = 0, []

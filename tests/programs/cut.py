@@ -2,7 +2,7 @@
 
     cut.py FOLDER running | midway | busy
 
-Whoever finds the file "cut" in the folder cuts the host off, and makes the file "is cut".
+The test waits for the file "cut" in the folder, cuts the host off, and makes the file "is cut".
 """
 
 import atexit

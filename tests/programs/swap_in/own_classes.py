@@ -1,4 +1,4 @@
-"""Classes of a script: what calls get, change and give back, and who they are when they come back."""
+"""Classes of a script: what calls get, change and return, and whether results are instances of the script's own classes."""
 
 from __future__ import annotations
 

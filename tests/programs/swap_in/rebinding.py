@@ -263,7 +263,7 @@ def bind_list_anew(ex):
     items = [*items, 3]
     found.append(ex.submit(get_items).result(60))
     items += [4]
-    ex.submit(get_items).result(60)  # changed in place: nobody promises that this is seen
+    ex.submit(get_items).result(60)  # changed in place: calls need not see this
     items = list(items)
     found.append(ex.submit(get_items).result(60))
     return found
