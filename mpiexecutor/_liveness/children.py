@@ -65,7 +65,8 @@ class Children:
             pid = os.fork()
         if not pid:
             _be_child(partial(main, line, self._page, *spawn.arguments), own, self._handlers, supervisor)
-        line.send(STARTED + str(pid).encode())
+        with contextlib.suppress(OSError):  # the rank has died since: its end, which follows, ends the child
+            line.send(STARTED + str(pid).encode())
         end = os.pidfd_open(pid)
         self._living[end] = _Child(pid, line)
         self._poll.register(end, select.POLLIN)

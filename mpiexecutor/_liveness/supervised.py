@@ -19,7 +19,7 @@ from mpiexecutor._util.process_end import flush_output
 
 from . import process_manager
 from .children import PR_SET_PDEATHSIG
-from .commands import DISMISSED, LIMIT, LONGEST, NEWS, STAYING, Service, Spawn
+from .commands import DISMISSED, LIMIT, NEWS, STAYING, Service, Spawn, receive
 from .status_page import StatusPage, start_pulse
 from .supervisor import be_supervisor
 
@@ -60,7 +60,7 @@ class Supervised:
         poll.register(self._line, select.POLLIN)
         if not poll.poll(None if timeout is None else 1e3 * timeout):
             return None
-        return self._line.recv(LONGEST).removeprefix(NEWS)
+        return receive(self._line).removeprefix(NEWS)
 
     def limit(self, seconds: float) -> None:
         """Have the supervisor kill this rank, or its child, if a call runs longer than so many seconds; 0: no limit."""

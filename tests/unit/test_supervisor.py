@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,14 +37,21 @@ SERVES = (
 
 @contextmanager
 def rank_that(does: str, *arguments: str) -> Iterator[tuple["subprocess.Popen[bytes]", int]]:
-    """Start a rank that has a supervisor; yield the supervisor, and the rank's process id."""
+    """Start a rank that has a supervisor; yield the supervisor, and the rank's process id.
+
+    Both are killed after a while, so that a test that reads from them ends. What they wrote to stderr is shown with a failure.
+    """
     process = subprocess.Popen([sys.executable, "-c", RANK + does, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = threading.Timer(3 * LIMIT, process.kill)
+    deadline.start()
     try:
         yield process, int(process.stdout.readline())
         process.wait(LIMIT)
     finally:
+        deadline.cancel()
+        deadline.join()
         process.kill()
-        process.communicate()
+        sys.stderr.write(process.communicate()[1].decode())
 
 
 @contextmanager

@@ -10,20 +10,23 @@ from mpiexecutor._liveness import commands
 
 # The module that a child runs, and a rank that starts one and hears of it.
 CHILD = """
-import os, signal, time
+import os, signal, socket, time
 def main(line, page, rank, ranks):
     assert (rank, ranks) == (7, 9)
-    line.recv(1000)  # a child waits for the first message: what it says comes after what the supervisor says of its start
+    # A child waits for the first message: what it says comes after what the supervisor says of its start. It ends before it has
+    # taken the message, as a child that is killed may: the kernel reports that to the rank, and then delivers what was sent.
+    line.recv(1000, socket.MSG_PEEK)
     {does}
 """
 HEARS = """
+from mpiexecutor._liveness.commands import receive
 def started():
     line = supervised.spawn("child_of_test", 7, 9)
-    pid = int(line.recv(1000)[1:])
+    pid = int(receive(line)[1:])
     line.send(b"go")
     return line, pid
 def ended(line):
-    while (said := line.recv(1000))[:1] != b"e":
+    while (said := receive(line))[:1] != b"e":
         print(said.decode(), flush=True)
     print(said[1:].decode(), flush=True)
 line, pid = started()
@@ -36,9 +39,9 @@ def rank_with_child(tmp_path, monkeypatch):
     """Return a function that starts a rank: it takes what a child does, what the rank does then, and the rank's arguments."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
-    def start(child, does, *arguments):
+    def start(child, does, *arguments, hears=HEARS):
         (tmp_path / "child_of_test.py").write_text(CHILD.format(does=child))
-        return rank_that(SERVES + HEARS + does, *arguments)
+        return rank_that(SERVES + hears + does, *arguments)
 
     return start
 
@@ -87,7 +90,7 @@ def test_an_end_is_told_once_there_is_room(rank_with_child, listening):
 import select
 while supervised.page.runner: time.sleep(0.01)
 count = 0
-while (said := line.recv(30000))[:1] != b"e": count += len(said) == 20000
+while (said := receive(line))[:1] != b"e": count += len(said) == 20000
 print(count > 1, said[1:].decode(), flush=True)
 supervised.dismiss(); os._exit(0)
 """
@@ -156,6 +159,19 @@ def test_children_end_with_their_rank(rank_with_child, listening, end):
             assert not is_there(child)
         connection.close()
     until_gone(child)
+
+
+def test_a_rank_may_die_before_its_child_starts(rank_with_child, listening):
+    """Its supervisor, which cannot tell it of the child, reports the death, and stays until it may leave."""
+    address, meet = listening
+    dies = "supervised.spawn('child_of_test', 7, 9); os.kill(os.getpid(), signal.SIGKILL)"
+    with rank_with_child("pass", dies, address, hears="") as (supervisor, _):
+        connection = meet()
+        assert json.loads(connection.recv(1000))["end"] == "was killed by SIGKILL"
+        connection.send(commands.LEAVE)
+        assert connection.recv(1000) == commands.BYE
+        connection.close()
+        assert supervisor.wait(LIMIT) == 0
 
 
 def until_gone(pid):
