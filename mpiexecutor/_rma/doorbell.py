@@ -7,6 +7,7 @@ happens. Between two naps it looks only whether a rank of another node has notif
 """
 
 import contextlib
+import ctypes
 import select
 import socket
 import struct
@@ -20,6 +21,7 @@ from mpiexecutor._util.polling import intervals
 
 _COARSE = 0.1  # seconds of a sleep whose end may come some milliseconds late
 _SELECTABLE = 1024  # file descriptors that select can have
+_send = ctypes.PyDLL(None).send  # keeps the GIL
 
 
 class Doorbell:
@@ -32,6 +34,7 @@ class Doorbell:
         self._address = address
         self._far = far
         self._socket: socket.socket | None = None
+        self._ringer: socket.socket | None = None  # of the thread that rings
         self._longest = -1.0  # seconds of a nap, as the socket knows
 
     def sleep(self, seconds: float) -> bool:
@@ -62,7 +65,20 @@ class Doorbell:
             return False
         return True
 
+    def ring(self) -> None:
+        """Wake the thread of this process that sleeps here. Not for several threads at a time.
+
+        This thread keeps the GIL, which a notification releases: the other one would take it, and this one wait for it.
+        """
+        if self._ringer is None:
+            self._ringer = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            with contextlib.suppress(OSError):  # it was freed
+                self._ringer.connect(self._address)
+        _send(self._ringer.fileno(), b"!", 1, socket.MSG_DONTWAIT)  # no error matters, as in notify
+
     def free(self) -> None:
+        if self._ringer is not None:
+            self._ringer.close()
         if self._socket is not None:
             self._socket.close()
             self._socket = None

@@ -1,38 +1,35 @@
 """Whether this machine has a processor to spare, so that a thread may spin instead of sleeping."""
 
 import os
+import platform
+import re
 from functools import cache
 
-# The first field is the average of the last minute, of threads that run or could run. The fourth field begins with their number at
-# this moment.
+# The fourth field begins with the number of threads that run, or could run.
 _LOADAVG = "/proc/loadavg"
 
+# Since this version Linux counts a thread that has gone to sleep a while longer if it has had more than its share of a processor,
+# as one that has spun: "deferred dequeue" in https://docs.kernel.org/scheduler/sched-eevdf.html
+_DEFERS = 6, 12
 
-def one_is_free() -> bool:
+
+def one_is_free(asleep: int = 0) -> bool:
     """Whether the machine has a processor for each running thread, this one included. Takes 3 us.
 
-    Where the system does not tell: True.
+    `asleep`: threads that have probably gone to sleep just now, and that the system may still count. Where the system does not tell
+    how many threads run: True.
     """
-    fields = _read()
-    return not fields or int(fields[3].partition(b"/")[0]) <= _count()
-
-
-def are_overloaded() -> bool:
-    """Whether in the last minute, on average, at least one thread more could run than the machine has processors. Takes 3 us.
-
-    One more, because threads of this package that spin are counted, too. Where the system does not tell: False.
-    """
-    fields = _read()
-    return bool(fields) and float(fields[0]) >= _count() + 1
-
-
-def _read() -> list[bytes]:
     file = _file()
-    return [] if file is None else os.pread(file, 64, 0).split(b" ", 4)
+    if file is None:
+        return True
+    running = int(os.pread(file, 64, 0).split(b" ", 4)[3].partition(b"/")[0])
+    return running <= (os.cpu_count() or 1) + (asleep if _counts_sleepers() else 0)
 
 
-def _count() -> int:
-    return os.cpu_count() or 1
+@cache
+def _counts_sleepers() -> bool:
+    version = re.match(r"(\d+)\.(\d+)", platform.release())
+    return version is not None and tuple(map(int, version.groups())) >= _DEFERS
 
 
 @cache

@@ -115,6 +115,19 @@ class Taking(ChannelBase, Generic[M]):
         self._check_side("take")
         return self._takes.skip(number)
 
+    @property
+    def expecting(self) -> bool:
+        """Whether this rank expects a message soon, as it does at first: a thread that waits for one then spins before it sleeps.
+
+        Set it to False when no message can come for a while: the thread sleeps at once, and leaves its processor to others. Set it
+        to True from another thread when that changes: the thread that sleeps spins. In either case messages are taken as they come.
+        """
+        return self._takes.expecting
+
+    @expecting.setter
+    def expecting(self, soon: bool) -> None:
+        self._takes.expect(soon=soon)
+
     @staticmethod
     def head(error: ChannelMemoryError) -> memoryview:
         """Return the pickle of a message that does not fit into this rank's memory, without its large buffers (64 KiB and more).

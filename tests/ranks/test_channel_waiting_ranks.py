@@ -250,8 +250,7 @@ def test_a_rank_that_gives_up_spinning_does_not_keep_a_message_from_others(monke
             channel.close()
         elif RANK == 1:
             monkeypatch.setattr(waiter_module, "_SPIN", 1000.0)
-            monkeypatch.setattr(waiter_module, "one_is_free", lambda: True)
-            monkeypatch.setattr(waiter_module, "are_overloaded", lambda: False)
+            monkeypatch.setattr(waiter_module, "one_is_free", lambda _asleep: True)
             waiting = channel.takef()
             until(lambda: spinning(channel) == {1})
             waiter._mark = partial(mark_when_told, waiter, waiter._mark)
@@ -263,6 +262,27 @@ def test_a_rank_that_gives_up_spinning_does_not_keep_a_message_from_others(monke
 
 
 @needs_three
+@needs_a_spinner
+def test_a_rank_that_expects_nothing_sleeps_until_it_expects_something(monkeypatch):
+    """It does not spin before, and does then; what comes while it sleeps is taken all the same."""
+    monkeypatch.setattr(waiter_module, "_SPIN", 1000.0)
+    monkeypatch.setattr(waiter_module, "one_is_free", lambda _asleep: True)
+
+    def one_rank() -> None:
+        channel.expecting = False
+        for expects in (False, True):
+            taking = pool.submit(channel.take)
+            until(lambda: RANK in asleep(channel, "take"))
+            if expects:
+                channel.expecting = True
+                until(lambda: RANK in spinning(channel))
+            channel.put((expects,))
+            assert result_of(taking)[0] == expects
+
+    with channel_of(2, 1) as channel, threads() as pool:
+        in_turn(one_rank)
+
+
 @needs_a_spinner
 def test_a_spinning_rank_that_was_counted_on_twice_wakes_another(monkeypatch):
     """Rank 1 has found a message, and its byte still says that it spins, when rank 0 puts a second one, and wakes no rank."""
@@ -279,8 +299,7 @@ def test_a_spinning_rank_that_was_counted_on_twice_wakes_another(monkeypatch):
             channel.close()
         elif RANK == 1:
             monkeypatch.setattr(waiter_module, "_SPIN", 1000.0)
-            monkeypatch.setattr(waiter_module, "one_is_free", lambda: True)
-            monkeypatch.setattr(waiter_module, "are_overloaded", lambda: False)
+            monkeypatch.setattr(waiter_module, "one_is_free", lambda _asleep: True)
             waiter._mark = partial(mark_when_told, waiter, waiter._mark)
             taken = [channel.take()]
         else:

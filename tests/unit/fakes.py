@@ -115,6 +115,7 @@ class FakeChannel:
         self.count = 0
         self.sizes: dict[int, int] = {}  # bytes, by number: of messages that no memory is large enough for
         self.error: BaseException | None = None  # what every take, and every put raises
+        self.expecting = True  # as the product says
         self._codec = codec_of(messages, 1 << 14)
         self._changed = threading.Condition()
         self._waiting: deque[tuple[int, bytearray]] = deque()

@@ -47,9 +47,9 @@ class Scene:
     def refuse(self, request):
         self.refused.append(request)
 
-    def send(self, count, kind="kind"):
+    def send(self, count, kind="kind", first=0):
         """Have so many calls under way in one message."""
-        tasks = [Task(number, Future(), (number, None, None, b"", ()), 10, kind) for number in range(count)]
+        tasks = [Task(number, Future(), (number, None, None, b"", ()), 10, kind) for number in range(first, first + count)]
         self.session.send(tasks)
         return tasks
 
@@ -75,6 +75,18 @@ def scene():
 
 def outcome(number, seconds=0.5):
     return number, seconds, False, b"value", ()
+
+
+def test_replies_are_expected_while_messages_are_under_way(scene):
+    """Else the collector sleeps at once: the next call wakes it."""
+    scene.replies.wait_until_read()
+    assert not scene.replies.expecting
+    scene.send(1)
+    scene.send(1, first=1)  # in another message
+    scene.collect(Results(1, 0, (outcome(0),)))
+    assert scene.replies.expecting
+    scene.collect(Results(1, 0, (outcome(1),)))
+    assert not scene.replies.expecting
 
 
 def test_outcomes_are_to_be_settled_without_the_lock(scene):

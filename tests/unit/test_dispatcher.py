@@ -23,9 +23,9 @@ class Scene:
     def __init__(self):
         self.state = SchedulerState(2, HERE)
         self.state.seconds |= {SHORT: 0.0, LONG: 1.0}
-        self.work = FakeChannel()
+        self.work, self.replies = FakeChannel(), FakeChannel()
         self.streamed = 0
-        self.dispatcher = Dispatcher(self.state, self.work, SharedMemory(), self._after_stream)
+        self.dispatcher = Dispatcher(self.state, self.work, self.replies, SharedMemory(), self._after_stream)
         self._numbers = iter(range(10**6))
 
     def _after_stream(self):
@@ -62,6 +62,16 @@ class Scene:
 def scene(monkeypatch):
     monkeypatch.setattr(its_module, "PeriodicCheck", StillCheck)
     return Scene()
+
+
+@pytest.mark.parametrize("is_free", [True, False])
+def test_a_reply_is_expected_once_a_message_is_sent_if_a_processor_is_free(scene, monkeypatch, is_free):
+    """For the collector to spin. It rests, and may be counted all the same."""
+    monkeypatch.setattr(its_module, "one_is_free", lambda *, asleep: is_free and asleep == 1)
+    scene.replies.expecting = False
+    scene.queue(scene.open(), 1)
+    scene.dispatch()
+    assert scene.replies.expecting == is_free
 
 
 def test_two_messages_for_each_worker_are_under_way(scene):

@@ -1,6 +1,7 @@
 """Whether a processor is free: what the system tells is a file here."""
 
 import os
+import platform
 
 import pytest
 
@@ -13,9 +14,11 @@ def loadavg(monkeypatch, tmp_path):
     file = tmp_path / "loadavg"
     monkeypatch.setattr(processors, "_LOADAVG", str(file))
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    processors._file.cache_clear()
+    for cached in (processors._file, processors._counts_sleepers):
+        cached.cache_clear()
     yield file
-    processors._file.cache_clear()
+    for cached in (processors._file, processors._counts_sleepers):
+        cached.cache_clear()
 
 
 @pytest.mark.parametrize(("running", "free"), [(1, True), (4, True), (5, False), (120, False)])
@@ -27,15 +30,20 @@ def test_a_processor_is_free_while_no_more_threads_run_than_there_are(loadavg, r
     assert processors.one_is_free() == free
 
 
-@pytest.mark.parametrize(("average", "overloaded"), [("0.00", False), ("4.99", False), ("5.00", True), ("120.25", True)])
-def test_the_machine_is_overloaded_if_for_a_minute_more_threads_could_run_than_there_are_processors(loadavg, average, overloaded):
-    """One more, as own threads that spin are counted, too."""
-    loadavg.write_text(f"{average} 0.18 0.12 1/80 11206\n")
-    assert processors.are_overloaded() == overloaded
+OLD, NEW = ["5.14.0-427.el9", "6.6.9", "unknown"], ["6.12.1", "6.18.44-fc", "7.0"]
+
+
+@pytest.mark.parametrize(("release", "free"), [*((each, 4) for each in OLD), *((each, 6) for each in NEW)])
+def test_threads_that_sleep_since_a_moment_do_not_count_where_the_system_counts_them(loadavg, monkeypatch, release, free):
+    """As Linux 6.12 and later do."""
+    monkeypatch.setattr(platform, "release", lambda: release)
+    for running in range(1, 9):
+        loadavg.write_text(f"9.20 0.18 0.12 {running}/80 11206\n")
+        assert processors.one_is_free(asleep=2) == (running <= free)
+        assert processors.one_is_free() == (running <= 4)
 
 
 def test_without_such_a_file_a_processor_is_taken_for_free(loadavg):
     """As on systems other than Linux."""
     assert not loadavg.exists()
     assert processors.one_is_free()
-    assert not processors.are_overloaded()

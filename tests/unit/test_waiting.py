@@ -27,13 +27,20 @@ class World:
         self.log: list[str] = []
         self.naps: list[float] = []
         self.rung: set[int] = set()  # the sleeps, by number, that a ring ends
+        self.on = {}  # functions: what else happens at an event, once
         self.flag = 0
+        self.is_open = False
         self.looks = itertools.count(1)
         self.found_at: int | None = None  # the number of the look that finds something
 
     def open(self) -> None:
         """Be reachable: before the first mark, or a ring would be lost."""
-        assert "mark" not in " ".join(self.log)
+        assert self.is_open or "mark" not in " ".join(self.log)
+        self.is_open = True
+        self.on.pop("open", bool)()
+
+    def ring(self) -> None:
+        self.log.append("ring")
 
     def monotonic(self) -> float:
         return self.now
@@ -45,6 +52,7 @@ class World:
         """Be the doorbell."""
         self.naps.append(seconds)
         self.log.append("sleep")
+        self.on.pop("sleep", bool)()
         if len(self.naps) in self.rung:
             return True
         self.now += seconds
@@ -53,6 +61,7 @@ class World:
     def mark(self, flag: int) -> None:
         self.flag = flag
         self.log.append(f"mark {flag}")
+        self.on.pop(f"mark {flag}", bool)()
 
     def look(self) -> str | None:
         self.log.append("look")
@@ -68,8 +77,7 @@ def world(monkeypatch):
     for module in (waiter, doorbell):
         monkeypatch.setattr(module, "time", world)
     monkeypatch.setattr(waiter, "release_gil", world.release_gil)
-    monkeypatch.setattr(waiter, "one_is_free", lambda: True)
-    monkeypatch.setattr(waiter, "are_overloaded", lambda: False)
+    monkeypatch.setattr(waiter, "one_is_free", lambda _asleep: True)
     return world
 
 
@@ -96,20 +104,77 @@ def test_a_waiter_looks_a_while_before_it_sleeps(world):
 def test_a_waiter_stops_spinning_while_all_processors_are_busy(world, monkeypatch, taken_after):
     """To spin on would take the processor from what computes. One check in vain may be of a thread that soon sleeps."""
     answers = itertools.chain([True, False] * taken_after, itertools.repeat(False))
-    monkeypatch.setattr(waiter, "one_is_free", lambda: next(answers))
+    monkeypatch.setattr(waiter, "one_is_free", lambda _asleep: next(answers))
     monkeypatch.setattr(waiter, "release_gil", lambda: None)  # and no time goes by
-    looks = 1 + waiter._LOOKS * (2 * taken_after + waiter._CHECKS - bool(taken_after))
+    looks = 1 + waiter._LOOKS * (2 * taken_after + waiter._CHECKS - 1 - bool(taken_after))
     world.found_at = looks + 1
     assert world.waiter().wait(world.look, None, 1) == "found"
     assert world.log == ["look"] * looks + ["mark 1", "look", "mark 0"]
 
 
-def test_a_waiter_sleeps_at_once_on_a_machine_that_was_overloaded(world, monkeypatch):
-    """There, to spin for a moment at each wait takes the processor from what computes, too."""
-    monkeypatch.setattr(waiter, "are_overloaded", lambda: True)
-    world.found_at = 2
-    assert world.waiter().wait(world.look, None, 1) == "found"
-    assert world.log == ["look", "mark 1", "look", "mark 0"]
+@pytest.mark.parametrize(("may_spin", "asleep"), [(None, 0), (lambda _: True, 1)])
+def test_where_several_ranks_wait_a_thread_that_has_just_gone_to_sleep_does_not_count(world, monkeypatch, may_spin, asleep):
+    """They wait for the single rank at the other side: its thread, too, spins before it sleeps."""
+    asked = []
+    monkeypatch.setattr(waiter, "one_is_free", lambda threads: not asked.append(threads))
+    world.found_at = 3
+    world.waiter(may_spin=may_spin).wait(world.look, None, 1)
+    assert asked == [asleep]
+
+
+def test_a_waiter_that_expects_nothing_sleeps_at_once(world):
+    """What comes all the same ends its sleep."""
+    waiter = world.waiter()
+    waiter.expect(soon=False)
+    world.rung = {1}
+    world.found_at = 3
+    assert waiter.wait(world.look, None, 1) == "found"
+    assert world.log == ["look", "mark 1", "look", "sleep", "look", "mark 0"]
+
+
+def test_a_waiter_spins_once_something_is_expected_while_it_sleeps(world):
+    """It is rung for, looks in vain, and spins as if it had not slept. Then it sleeps as ever, and nothing rings for it."""
+    waiter = world.waiter()
+    waiter.expect(soon=False)
+    world.on["sleep"] = lambda: waiter.expect(soon=True)
+    world.rung = {1}
+    world.found_at = LOOKS + 3
+    assert waiter.wait(world.look, None, 1) == "found"
+    before = ["look", "mark 1", "look", "sleep", "ring", "look", "mark 0"]
+    assert world.log == [*before, *["look"] * (LOOKS - 1), "mark 1", "look", "mark 0"]
+
+
+@pytest.mark.parametrize("event", ["open", "mark 1"])
+def test_a_waiter_that_is_about_to_sleep_sees_that_something_is_expected(world, event):
+    """The handshake: it has noted that it rests before it looks, or is rung for."""
+    waiter = world.waiter()
+    waiter.expect(soon=False)
+    world.on[event] = lambda: waiter.expect(soon=True)
+    world.rung = {1}
+    world.found_at = LOOKS
+    assert waiter.wait(world.look, None, 1) == "found"
+    assert ("ring" in world.log) == (event == "mark 1")
+    assert ("sleep" in world.log) == (event == "mark 1")
+
+
+def test_nothing_rings_for_a_waiter_that_does_not_rest(world):
+    """It is awake, or sleeps after it has spun: what it expects has not changed."""
+    waiter = world.waiter()
+    waiter.expect(soon=False)
+    waiter.expect(soon=True)
+    world.on["sleep"] = lambda: waiter.expect(soon=True)
+    world.found_at = LOOKS + 2
+    assert waiter.wait(world.look, None, 1) == "found"
+    assert "ring" not in world.log
+
+
+def test_a_waiter_that_expects_nothing_keeps_its_deadline(world):
+    """It sleeps until then."""
+    waiter = world.waiter()
+    waiter.expect(soon=False)
+    assert waiter.wait(world.look, 100.5, 1) is None
+    assert world.naps == pytest.approx([0.5])
+    assert world.flag == 0
 
 
 def test_the_flag_is_set_before_the_last_look(world):
@@ -305,6 +370,22 @@ def test_a_bell_sleeps_as_long_as_it_is_told_to_last(bell):
         began = time.monotonic()
         assert bell.sleep(seconds) is False
         assert time.monotonic() - began > seconds * 0.9
+
+
+def test_a_thread_rings_its_own_bell(bell):
+    """Before the sleep, or in it; more often than a socket can keep, and once there is no bell any more."""
+    bell.sleep(0)
+    bell.ring()
+    assert bell.sleep(60) is True
+    other = threading.Thread(target=bell.ring)
+    other.start()
+    assert bell.sleep(60) is True
+    other.join()
+    for _ in range(5000):
+        bell.ring()
+    assert bell.sleep(60) is True
+    bell.free()
+    bell.ring()
 
 
 def test_a_sleeper_is_woken(bell, notifier, address):

@@ -93,7 +93,15 @@ class Collector:
         return True
 
     def _take(self) -> list[Reply]:
-        """Take replies. An error replaces the outcome of a call that is too large for the memory here."""
+        """Take replies. An error replaces the outcome of a call that is too large for the memory here.
+
+        While nothing is under way this thread does not spin: it would take the processor, or the GIL, from the thread that it has
+        woken. That is a handshake: this thread notes that it expects nothing, then looks what is under way; one that sends notes
+        what is under way, then looks whether this one expects it.
+        """
+        self._replies.expecting = False
+        if self._state.expects_replies:
+            self._replies.expecting = True
         try:
             return self._replies.take_many(_REPLIES)
         except ChannelMemoryError as error:

@@ -10,9 +10,10 @@ from concurrent.futures import Future
 from functools import partial
 
 from mpiexecutor._calls.functions import Function
-from mpiexecutor._calls.messages import MOST_ROWS, Calls, MapCalls, SharedMemory
+from mpiexecutor._calls.messages import MOST_ROWS, Calls, MapCalls, Reply, SharedMemory
 from mpiexecutor._calls.outcomes import with_cause
 from mpiexecutor._util.periodic import PeriodicCheck
+from mpiexecutor._util.processors import one_is_free
 from mpiexecutor._util.segments import SMALLEST
 from mpiexecutor.channel import ChannelFull, RemoteChannel
 
@@ -42,12 +43,14 @@ class Dispatcher:
         self,
         state: SchedulerState,
         work: RemoteChannel[Calls | MapCalls, Calls | MapCalls],
+        replies: RemoteChannel[Reply, Reply],
         memory: SharedMemory,
         after_stream: Callable[[], None],
     ) -> None:
         """`after_stream` is called, without the lock, when a message was put in the background, and its number is known."""
         self._state = state
         self._work = work
+        self._replies = replies
         self._memory = memory
         self._after_stream = after_stream
         self._slow_check = PeriodicCheck("mpiexecutor slow calls", self._see_slow_messages, every=_TICK, times=_TICKS)
@@ -145,6 +148,8 @@ class Dispatcher:
             future.add_done_callback(partial(self._streamed, session, batch))
         else:
             batch.number = self._work.count - 1
+        if not self._replies.expecting and one_is_free(asleep=1):  # the collector, which rests
+            self._replies.expecting = True
 
     def _streamed(self, session: Session, batch: Batch, future: Future[None]) -> None:
         error = future.exception()

@@ -51,7 +51,7 @@ class Scheduler:
         requests = Requests(self._state, self.registry, bulk)
         lost_calls = LostCalls(self._state, replies)
         settler = Settler(self._state, requests)
-        self._dispatcher = Dispatcher(self._state, work, memory, lost_calls.queue_postponed)
+        self._dispatcher = Dispatcher(self._state, work, replies, memory, lost_calls.queue_postponed)
         self._collector = Collector(self._state, replies, memory, self._dispatcher, lost_calls, requests, settler)
         # The parts do these themselves; for what they do see there.
         self.sessions, self.lose, self.give_up = self._state.open_sessions, lost_calls.lose, settler.give_up

@@ -51,6 +51,11 @@ class SchedulerState:
         """The number of workers that live."""
         return self.all_workers - len(self.lost)
 
+    @property
+    def expects_replies(self) -> bool:
+        """Whether any message is under way. No lock is needed."""
+        return any(session.under_way for session in list(self.sessions.values()))
+
     def note_lost(self, rank: int) -> None:
         """Count a worker as lost. The lock is held."""
         self.lost.add(rank)

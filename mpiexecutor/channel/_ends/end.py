@@ -91,6 +91,15 @@ class End:
         with self._moving:
             self.ring.resume(position)
 
+    @property
+    def expecting(self) -> bool:
+        """Whether a wait here spins before it sleeps."""
+        return self._waiter.expecting
+
+    def expect(self, *, soon: bool) -> None:
+        """Note whether something is expected here soon. If so, have this rank's own thread that rests here spin for it."""
+        self._waiter.expect(soon=soon)
+
     def interrupt(self) -> None:
         """Wake this rank's own thread that sleeps here."""
         self._rank_state.notifier.notify(self._rank_state.address(self._side, self._rank_state.rank))
