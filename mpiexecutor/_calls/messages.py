@@ -176,7 +176,7 @@ _KIND_OF: Final = {each: kind for kind, each in enumerate(_KINDS)}
 
 def dumps(message: Message | Encoded) -> tuple[bytes | memoryview, Sequence[memoryview]]:
     """Return the bytes of a message, and the buffers that go out of band. TypeError if it is none."""
-    if isinstance(message, Encoded):
+    if type(message) is Encoded:
         return message
     kind = _KIND_OF.get(type(message))
     if kind is None:
@@ -185,8 +185,10 @@ def dumps(message: Message | Encoded) -> tuple[bytes | memoryview, Sequence[memo
     fields: tuple[Any, ...] = message
     if isinstance(message, (Results, Calls)):
         rows: Sequence[Any] = message[-1]
-        if [1 for _, _, _, data, buffers in rows if (buffers and type(buffers) is not bytes) or len(data) >= OUT_OF_BAND]:
-            fields = (*message[:-1], [_without_buffers(row, beside) for row in rows])
+        for _, _, _, data, buffers in rows:
+            if (buffers and type(buffers) is not bytes) or len(data) >= OUT_OF_BAND:
+                fields = (*message[:-1], [_without_buffers(row, beside) for row in rows])
+                break
     return marshal.dumps((kind, *fields), _FORMAT), beside
 
 

@@ -48,13 +48,14 @@ class Putting(ChannelBase, Generic[P]):
 
         """
         parts = self._encode(message)
+        if not self._puts.background.busy and self._puts.put([parts], 0, whole=True):
+            return
         size = sum(map(len, parts))
         if self._layout.span(size) > self._layout.slots:
             raise ChannelFull(f"a message of {size} bytes is longer than the channel: only put can wait until others take it")
         if self._puts.background.busy:
             raise ChannelFull("other puts of this rank are waiting")
-        if not self._puts.put([parts], 0, whole=True):
-            raise ChannelFull(f"no room in the channel's {self._layout.slots} slots")
+        raise ChannelFull(f"no room in the channel's {self._layout.slots} slots")
 
     def putf(self, message: P, *, copy: bool = True) -> Future[None]:
         """Put a message in the background, after all that this rank has put before.
