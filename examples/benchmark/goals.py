@@ -108,6 +108,10 @@ SHAPES: dict[str, Shape] = {
         only=(OURS, PROCESSES),
     ),
     "after-idleness": Shape(shapes.after_idleness, {"time": at_most("us", Goal(0.8, PROCESSES))}, {"n": 1, "seconds": 0.01}),
+    "after-work": Shape(shapes.after_work, {"time": at_most("us", Goal(0.8, PROCESSES))}, {"n": 2}),
+    "after-work-busy": Shape(
+        shapes.busy(shapes.after_work), {"time": at_most("us", Goal(1, PROCESSES))}, {"n": 2}, only=(OURS, PROCESSES)
+    ),
     "array": Shape(
         shapes.array, {"16 MiB": rate(Goal(6, PROCESSES), Goal(1 / 0.7, FUTURES_AT_BEST), unit="MiB/s")}, {"n": 1, "mib": 1}
     ),

@@ -125,6 +125,15 @@ def after_idleness(executor, n=10, seconds=0.2):
     return {"time": median(durations)}
 
 
+def after_work(executor, n=500, seconds=0.0003):
+    """The same after the script itself has computed for a moment: is a waiting process still at hand, and did it disturb?"""
+    durations = []
+    for _ in range(n):
+        compute(seconds)
+        durations.append(there_and_back(executor))
+    return {"time": median(durations)}
+
+
 def array(executor, n=5, mib=16):
     """An array goes there, and one as large comes back: how often large data are copied, and touched for the first time."""
     return {"16 MiB": median(carried(executor, mib) for _ in range(n))}

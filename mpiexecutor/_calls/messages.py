@@ -176,7 +176,7 @@ _KIND_OF: Final = {each: kind for kind, each in enumerate(_KINDS)}
 
 def dumps(message: Message | Encoded) -> tuple[bytes | memoryview, Sequence[memoryview]]:
     """Return the bytes of a message, and the buffers that go out of band. TypeError if it is none."""
-    if type(message) is Encoded:
+    if isinstance(message, Encoded):
         return message
     kind = _KIND_OF.get(type(message))
     if kind is None:
