@@ -126,7 +126,7 @@ def after_idleness(executor, n=10, seconds=0.2):
 
 
 def after_work(executor, n=500, seconds=0.0003):
-    """The same after the script itself has computed for a moment: is a waiting process still at hand, and did it disturb?"""
+    """One call there and back after the script itself has computed for a moment: do waiting threads disturb it, or sleep?"""
     durations = []
     for _ in range(n):
         compute(seconds)

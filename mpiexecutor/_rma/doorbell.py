@@ -22,6 +22,7 @@ from mpiexecutor._util.polling import intervals
 _COARSE = 0.1  # seconds of a sleep whose end may come some milliseconds late
 _SELECTABLE = 1024  # file descriptors that select can have
 _send = ctypes.PyDLL(None).send  # keeps the GIL
+_send.argtypes, _send.restype = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int), ctypes.c_ssize_t
 
 
 class Doorbell:
@@ -34,7 +35,7 @@ class Doorbell:
         self._address = address
         self._far = far
         self._socket: socket.socket | None = None
-        self._ringer: socket.socket | None = None  # of the thread that rings
+        self._ringer: socket.socket | None = None  # to ring, by another thread of this process
         self._longest = -1.0  # seconds of a nap, as the socket knows
 
     def sleep(self, seconds: float) -> bool:
@@ -66,19 +67,19 @@ class Doorbell:
         return True
 
     def ring(self) -> None:
-        """Wake the thread of this process that sleeps here. Not for several threads at a time.
+        """Wake the thread of this process that sleeps here. One thread at a time may ring. No error if there is no doorbell.
 
-        This thread keeps the GIL, which a notification releases: the other one would take it, and this one wait for it.
+        The caller keeps the GIL, which a notification releases: the woken thread would take it, and the caller wait for it.
         """
-        if self._ringer is None:
-            self._ringer = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            with contextlib.suppress(OSError):  # it was freed
-                self._ringer.connect(self._address)
-        _send(self._ringer.fileno(), b"!", 1, socket.MSG_DONTWAIT)  # no error matters, as in notify
+        with contextlib.suppress(OSError):
+            if self._ringer is None:
+                self._ringer = _connected(self._address)
+            _send(self._ringer.fileno(), b"!", 1, socket.MSG_DONTWAIT)  # no error matters, as in notify
 
     def free(self) -> None:
         if self._ringer is not None:
             self._ringer.close()
+            self._ringer = None
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -107,6 +108,16 @@ class Notifier:
 
     def free(self) -> None:
         self._socket.close()
+
+
+def _connected(address: str) -> socket.socket:
+    connected = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        connected.connect(address)
+    except BaseException:
+        connected.close()
+        raise
+    return connected
 
 
 def _is_notified(bell: socket.socket, seconds: float) -> bool:

@@ -1,8 +1,8 @@
 """Whether this machine has a processor to spare, so that a thread may spin instead of sleeping."""
 
 import os
-import platform
 import re
+import sys
 from functools import cache
 
 # The fourth field begins with the number of threads that run, or could run.
@@ -13,23 +13,23 @@ _LOADAVG = "/proc/loadavg"
 _DEFERS = 6, 12
 
 
-def one_is_free(asleep: int = 0) -> bool:
+def one_is_free() -> bool:
     """Whether the machine has a processor for each running thread, this one included. Takes 3 us.
 
-    `asleep`: threads that have probably gone to sleep just now, and that the system may still count. Where the system does not tell
-    how many threads run: True.
+    One thread does not count where the system counts those that have just gone to sleep, as the other party of a spinning thread
+    probably has. Where the system does not tell how many threads run: True.
     """
     file = _file()
     if file is None:
         return True
     running = int(os.pread(file, 64, 0).split(b" ", 4)[3].partition(b"/")[0])
-    return running <= (os.cpu_count() or 1) + (asleep if _counts_sleepers() else 0)
+    return running <= (os.cpu_count() or 1) + _counts_sleepers()
 
 
 @cache
 def _counts_sleepers() -> bool:
-    version = re.match(r"(\d+)\.(\d+)", platform.release())
-    return version is not None and tuple(map(int, version.groups())) >= _DEFERS
+    version = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return sys.platform == "linux" and version is not None and tuple(map(int, version.groups())) >= _DEFERS
 
 
 @cache

@@ -48,12 +48,13 @@ class Putting(ChannelBase, Generic[P]):
 
         """
         parts = self._encode(message)
-        if not self._puts.background.busy and self._puts.put([parts], 0, whole=True):
+        others_wait = self._puts.background.busy
+        if not others_wait and self._puts.put([parts], 0, whole=True):
             return
         size = sum(map(len, parts))
         if self._layout.span(size) > self._layout.slots:
             raise ChannelFull(f"a message of {size} bytes is longer than the channel: only put can wait until others take it")
-        if self._puts.background.busy:
+        if others_wait:
             raise ChannelFull("other puts of this rank are waiting")
         raise ChannelFull(f"no room in the channel's {self._layout.slots} slots")
 

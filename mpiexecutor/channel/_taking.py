@@ -1,6 +1,6 @@
 """The operations that take messages, over the take end of this rank."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
@@ -115,18 +115,29 @@ class Taking(ChannelBase, Generic[M]):
         self._check_side("take")
         return self._takes.skip(number)
 
-    @property
-    def expecting(self) -> bool:
-        """Whether this rank expects a message soon, as it does at first: a thread that waits for one then spins before it sleeps.
+    def spin_if(self, expected: Callable[[], bool]) -> None:
+        """Have a thread of this rank that waits for a message spin before it sleeps only if a message is expected soon.
 
-        Set it to False when no message can come for a while: the thread sleeps at once, and leaves its processor to others. Set it
-        to True from another thread when that changes: the thread that sleeps spins. In either case messages are taken as they come.
+        A thread that spins takes a message sooner, but keeps a processor, and competes for the GIL. In either case every message is
+        taken.
+
+        Args:
+            expected: Says whether a message is expected soon. Each wait asks it, in the thread that waits.
+
         """
-        return self._takes.expecting
+        self._takes.spin_if(expected)
 
-    @expecting.setter
-    def expecting(self, soon: bool) -> None:
-        self._takes.expect(soon=soon)
+    @property
+    def sleeps(self) -> bool:
+        """Whether a thread of this rank sleeps until a message comes, or is about to."""
+        return self._takes.sleeps
+
+    def rouse(self) -> None:
+        """Have the thread of this rank that sleeps until a message comes spin for one. One thread at a time may call this.
+
+        A thread that changes the answer of `expected`, see `spin_if`, and then finds that the other one `sleeps`, calls it.
+        """
+        self._takes.rouse()
 
     @staticmethod
     def head(error: ChannelMemoryError) -> memoryview:

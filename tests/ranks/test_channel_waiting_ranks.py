@@ -250,7 +250,7 @@ def test_a_rank_that_gives_up_spinning_does_not_keep_a_message_from_others(monke
             channel.close()
         elif RANK == 1:
             monkeypatch.setattr(waiter_module, "_SPIN", 1000.0)
-            monkeypatch.setattr(waiter_module, "one_is_free", lambda _asleep: True)
+            monkeypatch.setattr(waiter_module, "one_is_free", lambda: True)
             waiting = channel.takef()
             until(lambda: spinning(channel) == {1})
             waiter._mark = partial(mark_when_told, waiter, waiter._mark)
@@ -261,28 +261,32 @@ def test_a_rank_that_gives_up_spinning_does_not_keep_a_message_from_others(monke
         assert [message[0] for part in COMM.allgather(taken) for message in part] == [7]
 
 
-@needs_three
 @needs_a_spinner
-def test_a_rank_that_expects_nothing_sleeps_until_it_expects_something(monkeypatch):
+def test_a_rank_that_expects_nothing_sleeps_until_it_is_roused(monkeypatch):
     """It does not spin before, and does then; what comes while it sleeps is taken all the same."""
     monkeypatch.setattr(waiter_module, "_SPIN", 1000.0)
-    monkeypatch.setattr(waiter_module, "one_is_free", lambda _asleep: True)
+    monkeypatch.setattr(waiter_module, "one_is_free", lambda: True)
 
     def one_rank() -> None:
-        channel.expecting = False
-        for expects in (False, True):
+        channel.spin_if(lambda: bool(expected))
+        for roused in (False, True):
             taking = pool.submit(channel.take)
             until(lambda: RANK in asleep(channel, "take"))
-            if expects:
-                channel.expecting = True
+            assert channel.sleeps
+            if roused:
+                expected.append(True)
+                channel.rouse()
                 until(lambda: RANK in spinning(channel))
-            channel.put((expects,))
-            assert result_of(taking)[0] == expects
+                assert not channel.sleeps
+            channel.put((roused,))
+            assert result_of(taking)[0] == roused
 
+    expected: list[bool] = []
     with channel_of(2, 1) as channel, threads() as pool:
         in_turn(one_rank)
 
 
+@needs_three
 @needs_a_spinner
 def test_a_spinning_rank_that_was_counted_on_twice_wakes_another(monkeypatch):
     """Rank 1 has found a message, and its byte still says that it spins, when rank 0 puts a second one, and wakes no rank."""
@@ -299,7 +303,7 @@ def test_a_spinning_rank_that_was_counted_on_twice_wakes_another(monkeypatch):
             channel.close()
         elif RANK == 1:
             monkeypatch.setattr(waiter_module, "_SPIN", 1000.0)
-            monkeypatch.setattr(waiter_module, "one_is_free", lambda _asleep: True)
+            monkeypatch.setattr(waiter_module, "one_is_free", lambda: True)
             waiter._mark = partial(mark_when_told, waiter, waiter._mark)
             taken = [channel.take()]
         else:
@@ -704,9 +708,9 @@ class LateTurn:
         self._lock = threading.Lock()
         self._now = now
 
-    def acquire(self, timeout: float = -1) -> Any:
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> Any:
         assert current_thread() is main_thread() or self._now.wait()
-        return self._lock.acquire(timeout=timeout)
+        return self._lock.acquire(blocking, timeout)
 
     def release(self) -> None:
         self._lock.release()

@@ -115,7 +115,9 @@ class FakeChannel:
         self.count = 0
         self.sizes: dict[int, int] = {}  # bytes, by number: of messages that no memory is large enough for
         self.error: BaseException | None = None  # what every take, and every put raises
-        self.expecting = True  # as the product says
+        self.expected: Callable[[], bool] = lambda: True  # what the taker says
+        self.sleeps = False  # as a test says
+        self.roused = 0
         self._codec = codec_of(messages, 1 << 14)
         self._changed = threading.Condition()
         self._waiting: deque[tuple[int, bytearray]] = deque()
@@ -168,6 +170,12 @@ class FakeChannel:
                 self._waiting.popleft()
                 found.append(self._codec.decode(memoryview(data), shared=False))
             return found
+
+    def spin_if(self, expected: Callable[[], bool]) -> None:
+        self.expected = expected
+
+    def rouse(self) -> None:
+        self.roused += 1
 
     head = staticmethod(RemoteChannel.head)
 

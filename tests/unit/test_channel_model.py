@@ -91,10 +91,10 @@ class Lock:
         self._turnstile = turnstile
         self._held = False
 
-    def acquire(self, timeout: float = -1) -> bool:
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         def take() -> bool | None:
             if self._held:
-                return False if timeout == 0 else None
+                return None if blocking and timeout != 0 else False
             self._held = True
             return True
 

@@ -78,15 +78,14 @@ def outcome(number, seconds=0.5):
 
 
 def test_replies_are_expected_while_messages_are_under_way(scene):
-    """Else the collector sleeps at once: the next call wakes it."""
-    scene.replies.wait_until_read()
-    assert not scene.replies.expecting
+    """Else the collector sleeps at once: the next call rouses it."""
+    assert not scene.replies.expected()
     scene.send(1)
     scene.send(1, first=1)  # in another message
     scene.collect(Results(1, 0, (outcome(0),)))
-    assert scene.replies.expecting
+    assert scene.replies.expected()
     scene.collect(Results(1, 0, (outcome(1),)))
-    assert not scene.replies.expecting
+    assert not scene.replies.expected()
 
 
 def test_outcomes_are_to_be_settled_without_the_lock(scene):

@@ -64,14 +64,28 @@ def scene(monkeypatch):
     return Scene()
 
 
-@pytest.mark.parametrize("is_free", [True, False])
-def test_a_reply_is_expected_once_a_message_is_sent_if_a_processor_is_free(scene, monkeypatch, is_free):
-    """For the collector to spin. It rests, and may be counted all the same."""
-    monkeypatch.setattr(its_module, "one_is_free", lambda *, asleep: is_free and asleep == 1)
-    scene.replies.expecting = False
-    scene.queue(scene.open(), 1)
+@pytest.mark.parametrize(("sleeps", "is_free", "roused"), [(True, True, 1), (True, False, 0), (False, True, 0)])
+def test_the_collector_is_roused_for_the_replies_if_it_sleeps_and_a_processor_is_free(scene, monkeypatch, sleeps, is_free, roused):
+    """Once for all messages. The system may count it all the same."""
+    monkeypatch.setattr(its_module, "one_is_free", lambda: is_free)
+    scene.replies.sleeps = sleeps
     scene.dispatch()
-    assert scene.replies.expecting == is_free
+    assert scene.replies.roused == 0  # nothing was sent
+    scene.queue(scene.open(), 2, SHORT)
+    scene.dispatch()
+    assert scene.replies.roused == roused
+
+
+@pytest.mark.parametrize(("seconds", "calls", "is_short"), [(None, 3, True), (1e-4, 4, True), (1e-4, 6, False), (0.1, 1, False)])
+def test_the_collector_spins_for_messages_that_are_short_only(scene, monkeypatch, seconds, calls, is_short):
+    """Whose calls are expected to take half a millisecond together, or are not known."""
+    monkeypatch.setattr(its_module, "one_is_free", lambda: True)
+    scene.replies.sleeps = True
+    if seconds is not None:
+        scene.state.seconds["kind"] = seconds
+    scene.queue(scene.open(limit=1), calls, "kind")
+    scene.dispatch()
+    assert (scene.state.expects_reply_soon, scene.replies.roused) == (is_short, is_short)
 
 
 def test_two_messages_for_each_worker_are_under_way(scene):

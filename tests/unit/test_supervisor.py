@@ -51,7 +51,7 @@ def rank_that(does: str, *arguments: str) -> Iterator[tuple["subprocess.Popen[by
         deadline.cancel()
         deadline.join()
         process.kill()
-        sys.stderr.write(process.communicate()[1].decode())
+        sys.stderr.write(process.communicate()[1].decode(errors="replace"))
 
 
 @contextmanager

@@ -46,6 +46,7 @@ class World:
         return self.now
 
     def release_gil(self) -> None:
+        self.on.pop("spin", bool)()
         self.now += waiter._SPIN * 1.001 / 8
 
     def sleep(self, seconds: float) -> bool:
@@ -77,7 +78,7 @@ def world(monkeypatch):
     for module in (waiter, doorbell):
         monkeypatch.setattr(module, "time", world)
     monkeypatch.setattr(waiter, "release_gil", world.release_gil)
-    monkeypatch.setattr(waiter, "one_is_free", lambda _asleep: True)
+    monkeypatch.setattr(waiter, "one_is_free", lambda: True)
     return world
 
 
@@ -104,7 +105,7 @@ def test_a_waiter_looks_a_while_before_it_sleeps(world):
 def test_a_waiter_stops_spinning_while_all_processors_are_busy(world, monkeypatch, taken_after):
     """To spin on would take the processor from what computes. One check in vain may be of a thread that soon sleeps."""
     answers = itertools.chain([True, False] * taken_after, itertools.repeat(False))
-    monkeypatch.setattr(waiter, "one_is_free", lambda _asleep: next(answers))
+    monkeypatch.setattr(waiter, "one_is_free", lambda: next(answers))
     monkeypatch.setattr(waiter, "release_gil", lambda: None)  # and no time goes by
     looks = 1 + waiter._LOOKS * (2 * taken_after + waiter._CHECKS - 1 - bool(taken_after))
     world.found_at = looks + 1
@@ -112,67 +113,84 @@ def test_a_waiter_stops_spinning_while_all_processors_are_busy(world, monkeypatc
     assert world.log == ["look"] * looks + ["mark 1", "look", "mark 0"]
 
 
-@pytest.mark.parametrize(("may_spin", "asleep"), [(None, 0), (lambda _: True, 1)])
-def test_where_several_ranks_wait_a_thread_that_has_just_gone_to_sleep_does_not_count(world, monkeypatch, may_spin, asleep):
-    """They wait for the single rank at the other side: its thread, too, spins before it sleeps."""
-    asked = []
-    monkeypatch.setattr(waiter, "one_is_free", lambda threads: not asked.append(threads))
-    world.found_at = 3
-    world.waiter(may_spin=may_spin).wait(world.look, None, 1)
-    assert asked == [asleep]
-
-
-def test_a_waiter_that_expects_nothing_sleeps_at_once(world):
-    """What comes all the same ends its sleep."""
+@pytest.fixture
+def resting(world):
+    """Return a waiter that expects something only once a test says so."""
     waiter = world.waiter()
-    waiter.expect(soon=False)
+    world.expected = False
+    waiter.expected = lambda _: world.expected
+    return waiter
+
+
+def rouse(world, waiter):
+    """Be another thread that changes what is expected."""
+    world.expected = True
+    waiter.rouse()
+
+
+def test_a_waiter_that_expects_nothing_sleeps_at_once(world, resting):
+    """What comes all the same ends its sleep."""
     world.rung = {1}
     world.found_at = 3
-    assert waiter.wait(world.look, None, 1) == "found"
+    assert resting.wait(world.look, None, 1) == "found"
     assert world.log == ["look", "mark 1", "look", "sleep", "look", "mark 0"]
 
 
-def test_a_waiter_spins_once_something_is_expected_while_it_sleeps(world):
-    """It is rung for, looks in vain, and spins as if it had not slept. Then it sleeps as ever, and nothing rings for it."""
-    waiter = world.waiter()
-    waiter.expect(soon=False)
-    world.on["sleep"] = lambda: waiter.expect(soon=True)
+def test_a_waiter_is_asked_for_what_it_waits(world, resting):
+    """In the middle of a message it may expect the rest."""
+    asked = []
+    resting.expected = lambda flag: not asked.append(flag)
+    world.found_at = 2
+    resting.wait(world.look, None, 2)
+    assert asked == [2]
+
+
+@pytest.mark.parametrize("spins_first", [False, True])
+def test_a_waiter_spins_once_it_is_roused_from_its_sleep(world, resting, spins_first):
+    """It looks in vain, and spins as if it had not slept. Then it sleeps as before."""
+    world.expected = spins_first
+    world.on["sleep"] = lambda: rouse(world, resting)
     world.rung = {1}
-    world.found_at = LOOKS + 3
-    assert waiter.wait(world.look, None, 1) == "found"
-    before = ["look", "mark 1", "look", "sleep", "ring", "look", "mark 0"]
-    assert world.log == [*before, *["look"] * (LOOKS - 1), "mark 1", "look", "mark 0"]
+    looks = ["look"] * (LOOKS - 1)
+    before = ["look", *looks * spins_first, "mark 1", "look", "sleep", "ring", "look", "mark 0"]
+    world.found_at = before.count("look") + LOOKS
+    assert resting.wait(world.look, None, 1) == "found"
+    assert world.log == [*before, *looks, "mark 1", "look", "mark 0"]
 
 
-@pytest.mark.parametrize("event", ["open", "mark 1"])
-def test_a_waiter_that_is_about_to_sleep_sees_that_something_is_expected(world, event):
-    """The handshake: it has noted that it rests before it looks, or is rung for."""
-    waiter = world.waiter()
-    waiter.expect(soon=False)
-    world.on[event] = lambda: waiter.expect(soon=True)
+@pytest.mark.parametrize("event", ["asked", "open", "mark 1"])
+def test_a_waiter_that_is_about_to_sleep_is_roused(world, resting, event):
+    """The handshake: it says that it sleeps before it asks what is expected. What has changed since then, it is told."""
+
+    def expected(_):
+        now = world.expected
+        world.on.pop("asked", bool)()
+        return now
+
+    resting.expected = expected
+    world.on[event] = lambda: rouse(world, resting)
     world.rung = {1}
     world.found_at = LOOKS
-    assert waiter.wait(world.look, None, 1) == "found"
-    assert ("ring" in world.log) == (event == "mark 1")
+    assert resting.wait(world.look, None, 1) == "found"
+    assert "ring" in world.log
     assert ("sleep" in world.log) == (event == "mark 1")
 
 
-def test_nothing_rings_for_a_waiter_that_does_not_rest(world):
-    """It is awake, or sleeps after it has spun: what it expects has not changed."""
-    waiter = world.waiter()
-    waiter.expect(soon=False)
-    waiter.expect(soon=True)
-    world.on["sleep"] = lambda: waiter.expect(soon=True)
-    world.found_at = LOOKS + 2
-    assert waiter.wait(world.look, None, 1) == "found"
+def test_no_bell_rings_for_a_waiter_that_does_not_sleep(world, resting):
+    """Before and after a wait, or while it spins."""
+    resting.rouse()
+    world.expected = True
+    world.on["spin"] = resting.rouse
+    world.found_at = LOOKS
+    assert resting.wait(world.look, None, 1) == "found"
+    resting.rouse()
+    assert not world.on
     assert "ring" not in world.log
 
 
-def test_a_waiter_that_expects_nothing_keeps_its_deadline(world):
+def test_a_waiter_that_expects_nothing_keeps_its_deadline(world, resting):
     """It sleeps until then."""
-    waiter = world.waiter()
-    waiter.expect(soon=False)
-    assert waiter.wait(world.look, 100.5, 1) is None
+    assert resting.wait(world.look, 100.5, 1) is None
     assert world.naps == pytest.approx([0.5])
     assert world.flag == 0
 

@@ -63,6 +63,9 @@ class Collector:
         self._settler = settler
         self._told: set[int] = set()  # executors whose TopLevelFailed was logged
         self.thread = threading.Thread(target=self._collect, name="mpiexecutor collector", daemon=True)
+        # While nothing short is under way this thread does not spin: it would take the processor, or the GIL, from a thread that it
+        # has woken, or from a worker. The dispatcher rouses it.
+        replies.spin_if(lambda: state.expects_reply_soon)
         state.settlers.add(self.thread)
         self.thread.start()
 
@@ -93,15 +96,7 @@ class Collector:
         return True
 
     def _take(self) -> list[Reply]:
-        """Take replies. An error replaces the outcome of a call that is too large for the memory here.
-
-        While nothing is under way this thread does not spin: it would take the processor, or the GIL, from the thread that it has
-        woken. That is a handshake: this thread notes that it expects nothing, then looks what is under way; one that sends notes
-        what is under way, then looks whether this one expects it.
-        """
-        self._replies.expecting = False
-        if self._state.expects_replies:
-            self._replies.expecting = True
+        """Take replies. An error replaces the outcome of a call that is too large for the memory here."""
         try:
             return self._replies.take_many(_REPLIES)
         except ChannelMemoryError as error:

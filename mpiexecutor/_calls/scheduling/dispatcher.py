@@ -31,6 +31,7 @@ _LEAST_SECONDS_OF_MAP = (
     1e-4  # that the calls of a map in one message are expected to run, if there are as many: a message takes as long
 )
 _MOST_SECONDS_OF_MAP = 4e-3  # the same at most; no result waits as long as that
+_SHORT = 5e-4  # most seconds that a message is expected to run for the collector to spin: it does not spin longer
 _TINY = 1e-7  # least seconds that a call takes
 _TICK = 5e-3  # seconds between two looks for slow messages: one that is under way at both is slow
 _TICKS = 10  # looks at which nothing waits before the thread sleeps
@@ -59,7 +60,7 @@ class Dispatcher:
     def dispatch(self) -> None:
         """Send messages while there is room, one of each session in turn. The lock is held."""
         state = self._state
-        moved = True
+        sent, moved = False, True
         while moved:
             moved = False
             for session in list(state.sessions.values()):  # a finalizer may close one at any time
@@ -71,6 +72,9 @@ class Dispatcher:
                     moved = self._send_next(session, limit) or moved
                 elif limit < min(session.limit, state.most_messages):
                     self.watch()
+            sent = sent or moved
+        if sent and self._replies.sleeps and state.expects_reply_soon and one_is_free():
+            self._replies.rouse()
 
     def limit(self, session: Session, kind: object, *, of_map: bool = False) -> int:
         """Return the most messages that may be under way while calls of this kind are next.
@@ -129,7 +133,8 @@ class Dispatcher:
         return True
 
     def _send(self, session: Session, tasks: Sequence[Task | Block], make: Callable[[Batch], Calls | MapCalls]) -> None:
-        batch = session.send(tasks)
+        expected = self._state.seconds.get(tasks[0].kind, 0.0) * sum(task.count for task in tasks)
+        batch = session.send(tasks, is_short=expected < _SHORT)
         try:
             self._put(make(batch), session, batch)
         except Exception as error:  # noqa: BLE001 - too long for a channel, say: these calls fail alone
@@ -148,8 +153,6 @@ class Dispatcher:
             future.add_done_callback(partial(self._streamed, session, batch))
         else:
             batch.number = self._work.count - 1
-        if not self._replies.expecting and one_is_free(asleep=1):  # the collector, which rests
-            self._replies.expecting = True
 
     def _streamed(self, session: Session, batch: Batch, future: Future[None]) -> None:
         error = future.exception()

@@ -52,9 +52,9 @@ class SchedulerState:
         return self.all_workers - len(self.lost)
 
     @property
-    def expects_replies(self) -> bool:
-        """Whether any message is under way. No lock is needed."""
-        return any(session.under_way for session in list(self.sessions.values()))
+    def expects_reply_soon(self) -> bool:
+        """Whether a short message is under way. No lock is needed."""
+        return any(batch.is_short for session in list(self.sessions.values()) for batch in list(session.under_way))
 
     def note_lost(self, rank: int) -> None:
         """Count a worker as lost. The lock is held."""

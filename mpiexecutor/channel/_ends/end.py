@@ -91,22 +91,13 @@ class End:
         with self._moving:
             self.ring.resume(position)
 
-    @property
-    def expecting(self) -> bool:
-        """Whether a wait here spins before it sleeps."""
-        return self._waiter.expecting
-
-    def expect(self, *, soon: bool) -> None:
-        """Note whether something is expected here soon. If so, have this rank's own thread that rests here spin for it."""
-        self._waiter.expect(soon=soon)
-
     def interrupt(self) -> None:
         """Wake this rank's own thread that sleeps here."""
         self._rank_state.notifier.notify(self._rank_state.address(self._side, self._rank_state.rank))
 
     def acquire(self, deadline: float | None) -> bool:
         """Acquire the lock, which another thread of this rank may hold while it waits. Return False if the deadline is over."""
-        if self.lock.acquire(blocking=False):  # a clock takes longer
+        if self.lock.acquire(blocking=False):  # without a look at the clock
             return True
         return self.lock.acquire(timeout=-1 if deadline is None else max(0.0, deadline - time.monotonic()))
 

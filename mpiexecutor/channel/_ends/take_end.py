@@ -74,6 +74,18 @@ class TakeEnd(End):
 
         return self.background.submit(operation)
 
+    def spin_if(self, expected: Callable[[], bool]) -> None:
+        """Have a thread that waits for the beginning of a message spin only if one is expected soon."""
+        self._waiter.expected = lambda flag: flag != TO_BEGIN or expected()
+
+    @property
+    def sleeps(self) -> bool:
+        return self._waiter.sleeps
+
+    def rouse(self) -> None:
+        """Have this rank's thread that sleeps here spin."""
+        self._waiter.rouse()
+
     def _may_spin(self, flag: int) -> bool:
         """Spin for a message on behalf of all ranks that wait to begin, unless another rank does."""
         if flag != TO_BEGIN:

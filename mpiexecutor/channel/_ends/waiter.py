@@ -9,14 +9,14 @@ Theory of operation
     At least one of the two sees what the other has written. So a wake-up is lost only if the waker fails between the change and the
     notification, and the longest sleep bounds that delay. A notification carries no data: one too many costs a look.
 
-    A spinning thread keeps its processor: to yield it beside processes that compute costs milliseconds. It sleeps once two checks
+    A spinning thread keeps its processor: to yield it beside processes that compute costs milliseconds. It sleeps once three checks
     in a row have found no free processor.
 
-    A thread sleeps at once if nothing is expected soon. It spins after all when something is expected while it sleeps: whoever says
-    so rings its doorbell. That is a handshake like the one above, between two threads of one process.
+    A thread sleeps at once if nothing is expected soon. Another thread of its process that knows better rouses it: it spins after
+    all. That is a handshake like the one above.
 
-    sleeper  note that it rests; look whether something is expected; block on the doorbell
-    other    note that something is expected; look whether the thread rests; ring
+    sleeper  note that it sleeps; ask whether something is expected; block on the doorbell
+    other    change the answer; look whether the thread sleeps; if so, rouse it
 
 Invariants
     - A rank's byte is 0 whenever `wait` is not under way, and while the rank spins without being counted on.
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 _SPIN = 500e-6  # seconds before a sleep: a rank that is still spinning answers in a third of the time
 _LOOKS = 8  # between two checks whether a processor is free
-_CHECKS = 2  # in a row that find none, before a sleep: a single one may count threads of ours that are about to sleep
+_CHECKS = 3  # in a row that find none, before a sleep: a single one may count threads of ours that are about to sleep
 
 
 def release_gil() -> None:
@@ -50,7 +50,8 @@ class Waiter:
     the byte, says whether to spin before a sleep, and then has told the other ranks so; without it every wait spins.
 
     Attributes:
-        expecting: Whether something is expected soon, so that a wait spins before it sleeps. See `expect`.
+        expected: Says, given the byte, whether something is expected soon. If not, a wait sleeps at once.
+        sleeps: Whether the thread sleeps, or is about to.
 
     """
 
@@ -66,15 +67,14 @@ class Waiter:
         self._mark = mark
         self._longest = longest
         self._may_spin = may_spin
-        # With `may_spin` several ranks wait here: the thread that they wait for has often just gone to sleep.
-        self._asleep = 0 if may_spin is None else 1
-        self.expecting = True
-        self._rests = False  # sleeps until something is expected
+        self.expected: Callable[[int], bool] = lambda _flag: True
+        self.sleeps = False
+        self._is_roused = False
 
-    def expect(self, *, soon: bool) -> None:
-        """Note whether something is expected soon. If so, have the thread that rests spin for it."""
-        self.expecting = soon
-        if soon and self._rests:
+    def rouse(self) -> None:
+        """Have the thread that sleeps spin, because something is expected soon. One thread at a time may do so."""
+        if self.sleeps:
+            self._is_roused = True
             self._bell.ring()
 
     def wait(self, look: Callable[[], T | None], deadline: float | None, flag: int, *, looked: bool = False) -> T | None:
@@ -84,11 +84,17 @@ class Waiter:
         """
         found = None if looked else look()
         while found is None and (deadline is None or time.monotonic() < deadline):
-            rests = not self.expecting
-            if not rests:
-                found = self._spin_if_it_may(look, deadline, flag)
-            if found is None:
-                found = self._sleep(look, deadline, flag, rests=rests)
+            self._is_roused = False
+            self.sleeps = True
+            try:
+                if self.expected(flag):
+                    self.sleeps = False
+                    found = self._spin_if_it_may(look, deadline, flag)
+                    self.sleeps = True
+                if found is None:
+                    found = self._sleep(look, deadline, flag)
+            finally:
+                self.sleeps = False
         return found
 
     def _spin_if_it_may(self, look: Callable[[], T | None], deadline: float | None, flag: int) -> T | None:
@@ -105,14 +111,15 @@ class Waiter:
                 self._mark(0)
         return found
 
-    def _spin(self, look: Callable[[], T | None], deadline: float | None) -> T | None:
+    @staticmethod
+    def _spin(look: Callable[[], T | None], deadline: float | None) -> T | None:
         """Look again and again for a moment, as long as a processor is free."""
         until = time.monotonic() + _SPIN
         if deadline is not None:
             until = min(until, deadline)
         checks = _CHECKS
         while time.monotonic() < until:
-            checks = _CHECKS if one_is_free(self._asleep) else checks - 1
+            checks = _CHECKS if one_is_free() else checks - 1
             if not checks:
                 break
             for _ in range(_LOOKS):
@@ -121,12 +128,11 @@ class Waiter:
                     return found
         return None
 
-    def _sleep(self, look: Callable[[], T | None], deadline: float | None, flag: int, *, rests: bool) -> T | None:
-        """Sleep until there is something, and return it. Return None once the deadline is over, or something is expected anew."""
+    def _sleep(self, look: Callable[[], T | None], deadline: float | None, flag: int) -> T | None:
+        """Sleep until there is something, and return it. Return None once the deadline is over, or this thread is roused."""
         self._bell.open()  # before the mark: see the invariants
-        self._rests = rests
         try:
-            while not (rests and self.expecting):
+            while not self._is_roused:
                 self._mark(flag)
                 found = look()
                 if found is not None:
@@ -138,5 +144,4 @@ class Waiter:
                     return found
             return None
         finally:
-            self._rests = False
             self._mark(0)
