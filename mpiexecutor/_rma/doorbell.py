@@ -72,9 +72,10 @@ class Doorbell:
         The caller keeps the GIL, which a notification releases: the woken thread would take it, and the caller wait for it.
         """
         with contextlib.suppress(OSError):
-            if self._ringer is None:
-                self._ringer = _connected(self._address)
-            _send(self._ringer.fileno(), b"!", 1, socket.MSG_DONTWAIT)  # no error matters, as in notify
+            ringer = self._ringer
+            if ringer is None:
+                ringer = self._ringer = _connected(self._address)
+            _send(ringer.fileno(), b"!", 1, socket.MSG_DONTWAIT)  # no error matters, as in notify
 
     def free(self) -> None:
         if self._ringer is not None:

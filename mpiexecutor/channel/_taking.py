@@ -122,18 +122,18 @@ class Taking(ChannelBase, Generic[M]):
         taken.
 
         Args:
-            expected: Says whether a message is expected soon. Each wait asks it, in the thread that waits.
+            expected: Says whether a message is expected soon. Each wait asks it, in the thread that waits. It must not take.
 
         """
         self._takes.spin_if(expected)
 
     @property
     def sleeps(self) -> bool:
-        """Whether a thread of this rank sleeps until a message comes, or is about to."""
+        """Whether a thread of this rank sleeps in an operation that takes, or is about to."""
         return self._takes.sleeps
 
     def rouse(self) -> None:
-        """Have the thread of this rank that sleeps until a message comes spin for one. One thread at a time may call this.
+        """Have the thread of this rank that sleeps spin, as far as processors are free. One thread at a time may call this.
 
         A thread that changes the answer of `expected`, see `spin_if`, and then finds that the other one `sleeps`, calls it.
         """

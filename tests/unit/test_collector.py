@@ -77,15 +77,17 @@ def outcome(number, seconds=0.5):
     return number, seconds, False, b"value", ()
 
 
-def test_replies_are_expected_while_messages_are_under_way(scene):
+def test_replies_are_expected_while_messages_that_are_to_be_done_soon_are_not(scene):
     """Else the collector sleeps at once: the next call rouses it."""
     assert not scene.replies.expected()
-    scene.send(1)
-    scene.send(1, first=1)  # in another message
+    batches = [scene.send(1, first=number)[0].batch for number in range(3)]
+    for batch, seconds in zip(batches, (1000.0, 1000.0, 0.0), strict=True):
+        scene.state.expect_reply(batch, seconds)
     scene.collect(Results(1, 0, (outcome(0),)))
     assert scene.replies.expected()
     scene.collect(Results(1, 0, (outcome(1),)))
     assert not scene.replies.expected()
+    assert not scene.state._soon  # nothing is kept
 
 
 def test_outcomes_are_to_be_settled_without_the_lock(scene):

@@ -9,7 +9,9 @@ from fakes import FakeChannel, StillCheck, bare_call
 from mpiexecutor._calls.messages import SharedMemory
 from mpiexecutor._calls.outcomes import Location, RemoteTraceback
 from mpiexecutor._calls.scheduling import dispatcher as its_module
+from mpiexecutor._calls.scheduling import state as state_module
 from mpiexecutor._calls.scheduling.dispatcher import Dispatcher
+from mpiexecutor._calls.scheduling.series import Runs, Series
 from mpiexecutor._calls.scheduling.session import Session, Task
 from mpiexecutor._calls.scheduling.state import SchedulerState
 
@@ -64,28 +66,57 @@ def scene(monkeypatch):
     return Scene()
 
 
-@pytest.mark.parametrize(("sleeps", "is_free", "roused"), [(True, True, 1), (True, False, 0), (False, True, 0)])
-def test_the_collector_is_roused_for_the_replies_if_it_sleeps_and_a_processor_is_free(scene, monkeypatch, sleeps, is_free, roused):
-    """Once for all messages. The system may count it all the same."""
+@pytest.fixture
+def asleep(scene, monkeypatch):
+    """Return the scene: the collector sleeps, a processor is free, and time stands still."""
+    monkeypatch.setattr(its_module, "one_is_free", lambda: True)
+    monkeypatch.setattr(state_module, "time", SimpleNamespace(monotonic=lambda: 100.0))
+    scene.replies.sleeps = True
+    return scene
+
+
+def test_a_collector_that_sleeps_is_roused_for_replies(asleep):
+    """Once for all messages that are sent."""
+    asleep.dispatch()
+    assert asleep.replies.roused == 0  # nothing was sent
+    asleep.queue(asleep.open(), 2, SHORT)
+    asleep.dispatch()
+    assert asleep.replies.roused == 1
+
+
+@pytest.mark.parametrize(("sleeps", "is_free"), [(False, True), (True, False)])
+def test_a_collector_is_not_roused_if_it_does_not_sleep_or_no_processor_is_free(asleep, monkeypatch, sleeps, is_free):
+    """To spin, it would take one from what computes."""
     monkeypatch.setattr(its_module, "one_is_free", lambda: is_free)
-    scene.replies.sleeps = sleeps
-    scene.dispatch()
-    assert scene.replies.roused == 0  # nothing was sent
-    scene.queue(scene.open(), 2, SHORT)
-    scene.dispatch()
-    assert scene.replies.roused == roused
+    asleep.replies.sleeps = sleeps
+    asleep.queue(asleep.open(), 2, SHORT)
+    asleep.dispatch()
+    assert asleep.replies.roused == 0
 
 
 @pytest.mark.parametrize(("seconds", "calls", "is_short"), [(None, 3, True), (1e-4, 4, True), (1e-4, 6, False), (0.1, 1, False)])
-def test_the_collector_spins_for_messages_that_are_short_only(scene, monkeypatch, seconds, calls, is_short):
+@pytest.mark.parametrize("of_map", [False, True])
+def test_the_collector_spins_for_messages_that_are_short_only(asleep, seconds, calls, is_short, of_map):
     """Whose calls are expected to take half a millisecond together, or are not known."""
-    monkeypatch.setattr(its_module, "one_is_free", lambda: True)
-    scene.replies.sleeps = True
     if seconds is not None:
-        scene.state.seconds["kind"] = seconds
-    scene.queue(scene.open(limit=1), calls, "kind")
-    scene.dispatch()
-    assert (scene.state.expects_reply_soon, scene.replies.roused) == (is_short, is_short)
+        asleep.state.seconds["kind"] = seconds
+    session = asleep.open(limit=1)
+    if of_map:
+        series = Series(Runs(), "kind", "f", None, 0)
+        series.rows.extend([(1,)] * calls)
+        session.backlog.extend([series] * calls)
+    else:
+        asleep.queue(session, calls, "kind")
+    asleep.dispatch()
+    assert (asleep.state.expects_reply_soon(), asleep.replies.roused) == (is_short, is_short)
+
+
+def test_a_long_message_rouses_no_collector_beside_a_short_one(asleep):
+    """That one has done so when it was sent."""
+    for kind in (SHORT, LONG):
+        asleep.queue(asleep.open(limit=1), 1, kind)
+        asleep.dispatch()
+    assert (asleep.state.expects_reply_soon(), asleep.replies.roused) == (True, 1)
 
 
 def test_two_messages_for_each_worker_are_under_way(scene):

@@ -1,6 +1,7 @@
 """Whether a processor is free: what the system tells is a file here."""
 
 import os
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ def loadavg(monkeypatch, tmp_path):
     file = tmp_path / "loadavg"
     monkeypatch.setattr(processors, "_LOADAVG", str(file))
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release="5.14"))
     for cached in (processors._file, processors._counts_sleepers):
         cached.cache_clear()

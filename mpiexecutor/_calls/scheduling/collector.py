@@ -63,9 +63,9 @@ class Collector:
         self._settler = settler
         self._told: set[int] = set()  # executors whose TopLevelFailed was logged
         self.thread = threading.Thread(target=self._collect, name="mpiexecutor collector", daemon=True)
-        # While nothing short is under way this thread does not spin: it would take the processor, or the GIL, from a thread that it
+        # While no reply is expected soon this thread does not spin: it would take the processor, or the GIL, from a thread that it
         # has woken, or from a worker. The dispatcher rouses it.
-        replies.spin_if(lambda: state.expects_reply_soon)
+        replies.spin_if(state.expects_reply_soon)
         state.settlers.add(self.thread)
         self.thread.start()
 

@@ -31,7 +31,7 @@ _LEAST_SECONDS_OF_MAP = (
     1e-4  # that the calls of a map in one message are expected to run, if there are as many: a message takes as long
 )
 _MOST_SECONDS_OF_MAP = 4e-3  # the same at most; no result waits as long as that
-_SHORT = 5e-4  # most seconds that a message is expected to run for the collector to spin: it does not spin longer
+_SHORT = 5e-4  # most seconds that a message is expected to run for the collector to spin: it spins no longer
 _TINY = 1e-7  # least seconds that a call takes
 _TICK = 5e-3  # seconds between two looks for slow messages: one that is under way at both is slow
 _TICKS = 10  # looks at which nothing waits before the thread sleeps
@@ -54,13 +54,15 @@ class Dispatcher:
         self._replies = replies
         self._memory = memory
         self._after_stream = after_stream
+        self._short_messages = 0  # that were sent
         self._slow_check = PeriodicCheck("mpiexecutor slow calls", self._see_slow_messages, every=_TICK, times=_TICKS)
         self.watch, self.stop = self._slow_check.watch, self._slow_check.stop
 
     def dispatch(self) -> None:
         """Send messages while there is room, one of each session in turn. The lock is held."""
         state = self._state
-        sent, moved = False, True
+        before = self._short_messages
+        moved = True
         while moved:
             moved = False
             for session in list(state.sessions.values()):  # a finalizer may close one at any time
@@ -72,8 +74,7 @@ class Dispatcher:
                     moved = self._send_next(session, limit) or moved
                 elif limit < min(session.limit, state.most_messages):
                     self.watch()
-            sent = sent or moved
-        if sent and self._replies.sleeps and state.expects_reply_soon and one_is_free():
+        if self._short_messages != before and self._replies.sleeps and one_is_free():
             self._replies.rouse()
 
     def limit(self, session: Session, kind: object, *, of_map: bool = False) -> int:
@@ -133,10 +134,14 @@ class Dispatcher:
         return True
 
     def _send(self, session: Session, tasks: Sequence[Task | Block], make: Callable[[Batch], Calls | MapCalls]) -> None:
-        expected = self._state.seconds.get(tasks[0].kind, 0.0) * sum(task.count for task in tasks)
-        batch = session.send(tasks, is_short=expected < _SHORT)
+        batch = session.send(tasks)
+        # Most messages have calls of one kind.
+        is_short = self._state.seconds.get(tasks[0].kind, 0.0) * sum(task.count for task in tasks) < _SHORT
         try:
+            if is_short:
+                self._state.expect_reply(batch, _SHORT)
             self._put(make(batch), session, batch)
+            self._short_messages += is_short
         except Exception as error:  # noqa: BLE001 - too long for a channel, say: these calls fail alone
             self._fail(session, tasks, error)
         except BaseException:  # Ctrl-C in the thread that submits

@@ -133,7 +133,6 @@ class Batch:
     calls: tuple[int, ...]  # their numbers, in order
     left: int  # tasks without an outcome that were not sent again
     number: int | None = None  # of the message in the work channel; None until it is put
-    is_short: bool = True  # it is expected to be done soon
 
 
 @dataclass(slots=True, eq=False)

@@ -137,10 +137,10 @@ class Session(Backlog):
             return False
         return self.unsettled + sum(not task.future.cancelled() for task in list(self.backlog)) >= most
 
-    def send(self, tasks: Sequence[Task | Block], *, is_short: bool = True) -> Batch:
-        """Note that these tasks are sent in one message, which may be expected to be done soon."""
+    def send(self, tasks: Sequence[Task | Block]) -> Batch:
+        """Note that these tasks are sent in one message."""
         self.sent_messages += 1
-        batch = Batch(self.sent_messages, tuple(map(_number_of, tasks)), len(tasks), is_short=is_short)
+        batch = Batch(self.sent_messages, tuple(map(_number_of, tasks)), len(tasks))
         self.unsettled += sum(map(_count_of, tasks))
         for task in tasks:
             task.batch = batch

@@ -14,11 +14,13 @@ Invariants
 
 import itertools
 import threading
+import time
 from collections import Counter
 
 from mpiexecutor._calls.messages import MOST_ROWS
 from mpiexecutor._calls.outcomes import Location
 
+from .series import Batch
 from .session import Session
 
 PER_WORKER = 2  # messages under way: one whose calls run, and one that waits
@@ -37,6 +39,7 @@ class SchedulerState:
         self.seconds: dict[object, float] = {}  # expected duration of a call, by kind
         self.done: Counter[int] = Counter()  # calls with an outcome, by rank
         self.streaming = False  # a message is being put in the background: it has no number yet
+        self._soon: dict[Batch, float] = {}  # messages that are expected to be done soon, and until when; some of them are done
         self.failure = ""  # why no session can be opened any more
         self.settlers: set[threading.Thread] = set()  # threads that settle futures, and run their callbacks
         self.renew_lock()
@@ -51,10 +54,18 @@ class SchedulerState:
         """The number of workers that live."""
         return self.all_workers - len(self.lost)
 
-    @property
+    def expect_reply(self, batch: Batch, seconds: float) -> None:
+        """Note that this message, which was sent, is expected to be done within so many seconds. The lock is held."""
+        self._soon[batch] = time.monotonic() + seconds
+
     def expects_reply_soon(self) -> bool:
-        """Whether a short message is under way. No lock is needed."""
-        return any(batch.is_short for session in list(self.sessions.values()) for batch in list(session.under_way))
+        """Whether such a message is not done, and its time is not over. By one thread at a time, without the lock."""
+        now = time.monotonic()
+        for batch, until in list(self._soon.items()):
+            if batch.left and now < until:
+                return True
+            self._soon.pop(batch, None)
+        return False
 
     def note_lost(self, rank: int) -> None:
         """Count a worker as lost. The lock is held."""

@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 _SPIN = 500e-6  # seconds before a sleep: a rank that is still spinning answers in a third of the time
 _LOOKS = 8  # between two checks whether a processor is free
-_CHECKS = 3  # in a row that find none, before a sleep: a single one may count threads of ours that are about to sleep
+_CHECKS = 3  # in a row that find none, before a sleep: they may count threads of this package that are about to sleep
 
 
 def release_gil() -> None:
@@ -74,7 +74,7 @@ class Waiter:
     def rouse(self) -> None:
         """Have the thread that sleeps spin, because something is expected soon. One thread at a time may do so."""
         if self.sleeps:
-            self._is_roused = True
+            self._is_roused, self.sleeps = True, False
             self._bell.ring()
 
     def wait(self, look: Callable[[], T | None], deadline: float | None, flag: int, *, looked: bool = False) -> T | None:
@@ -130,8 +130,8 @@ class Waiter:
 
     def _sleep(self, look: Callable[[], T | None], deadline: float | None, flag: int) -> T | None:
         """Sleep until there is something, and return it. Return None once the deadline is over, or this thread is roused."""
-        self._bell.open()  # before the mark: see the invariants
         try:
+            self._bell.open()  # before the mark: see the invariants
             while not self._is_roused:
                 self._mark(flag)
                 found = look()
@@ -142,6 +142,6 @@ class Waiter:
                     return None
                 if self._bell.sleep(left) and (found := look()) is not None:
                     return found
-            return None
+            return look()
         finally:
             self._mark(0)
