@@ -90,6 +90,16 @@ def test_replies_are_expected_while_messages_that_are_to_be_done_soon_are_not(sc
     assert not scene.state._soon  # nothing is kept
 
 
+def test_messages_that_are_done_are_forgotten_even_if_the_collector_never_waits(scene):
+    """It would ask whether a reply is expected. A message is forgotten, too, once its time is over."""
+    for number in range(1000):
+        (task,) = scene.send(1, first=number)
+        scene.state.expect_reply(task.batch, 1000.0 if number % 2 else 0.0)
+        scene.session.take_outcomes([outcome(number)], {})
+    assert len(scene.state._soon) <= 2 * scene.state.most_messages
+    assert not scene.replies.expected()
+
+
 def test_outcomes_are_to_be_settled_without_the_lock(scene):
     """The worker has done so many; what has room is sent at once; calls of this kind are expected to take as long."""
     tasks = scene.send(3)

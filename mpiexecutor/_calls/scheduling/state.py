@@ -56,10 +56,13 @@ class SchedulerState:
 
     def expect_reply(self, batch: Batch, seconds: float) -> None:
         """Note that this message, which was sent, is expected to be done within so many seconds. The lock is held."""
-        self._soon[batch] = time.monotonic() + seconds
+        now = time.monotonic()
+        if len(self._soon) > 2 * self.most_messages:  # as many can be under way: the others are done
+            self._soon = {each: until for each, until in list(self._soon.items()) if each.left and now < until}
+        self._soon[batch] = now + seconds
 
     def expects_reply_soon(self) -> bool:
-        """Whether such a message is not done, and its time is not over. By one thread at a time, without the lock."""
+        """Whether such a message is not done, and its time is not over. No lock is needed."""
         now = time.monotonic()
         for batch, until in list(self._soon.items()):
             if batch.left and now < until:
