@@ -13,17 +13,17 @@ _LOADAVG = "/proc/loadavg"
 _DEFERS = 6, 12
 
 
-def one_is_free() -> bool:
-    """Whether the machine has a processor for each running thread, this one included. Takes 3 us.
+def processors_lacking() -> int:
+    """Return how many threads run, this one included, for which the machine has no processor; 0 or less: none. Takes 3 us.
 
     One thread does not count where the system counts those that have just gone to sleep, as the other party of a spinning thread
-    probably has. Where the system does not tell how many threads run: True.
+    probably has. Where the system does not tell how many threads run: 0.
     """
     file = _file()
     if file is None:
-        return True
+        return 0
     running = int(os.pread(file, 64, 0).split(b" ", 4)[3].partition(b"/")[0])
-    return running <= (os.cpu_count() or 1) + _counts_sleepers()
+    return running - (os.cpu_count() or 1) - _counts_sleepers()
 
 
 @cache

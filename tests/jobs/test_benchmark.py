@@ -11,7 +11,8 @@ from jobs import ROOT, launcher, run_job
 BENCHMARK = ROOT / "examples" / "benchmark"
 SHAPES = {
     *("one-call-busy", "map-of-8", "map-of-8-busy", "long-map", "computing", "computing-busy", "computing-short"),
-    *("calls", "map", "one-call", "after-idleness", "array", "common-array", "uneven", "suddenly-long", "busy-root"),
+    *("calls", "map", "one-call", "array", "common-array", "uneven", "suddenly-long", "busy-root"),
+    *("after-idleness", "after-work", "after-work-busy"),
     *("pending", "million-pending", "idle", "crowd", "large-array", "endless-map", "isolated"),
     *("channel", "two-hosts-calls", "two-hosts-one-call"),
 }

@@ -250,7 +250,7 @@ def test_a_rank_that_gives_up_spinning_does_not_keep_a_message_from_others(monke
             channel.close()
         elif RANK == 1:
             monkeypatch.setattr(waiter_module, "_SPIN", 1000.0)
-            monkeypatch.setattr(waiter_module, "one_is_free", lambda: True)
+            monkeypatch.setattr(waiter_module, "processors_lacking", lambda: 0)
             waiting = channel.takef()
             until(lambda: spinning(channel) == {1})
             waiter._mark = partial(mark_when_told, waiter, waiter._mark)
@@ -265,7 +265,7 @@ def test_a_rank_that_gives_up_spinning_does_not_keep_a_message_from_others(monke
 def test_a_rank_that_expects_nothing_sleeps_until_it_is_roused(monkeypatch):
     """It does not spin before, and does then; what comes while it sleeps is taken all the same."""
     monkeypatch.setattr(waiter_module, "_SPIN", 1000.0)
-    monkeypatch.setattr(waiter_module, "one_is_free", lambda: True)
+    monkeypatch.setattr(waiter_module, "processors_lacking", lambda: 0)
 
     def one_rank() -> None:
         channel.spin_if(lambda: bool(expected))
@@ -303,7 +303,7 @@ def test_a_spinning_rank_that_was_counted_on_twice_wakes_another(monkeypatch):
             channel.close()
         elif RANK == 1:
             monkeypatch.setattr(waiter_module, "_SPIN", 1000.0)
-            monkeypatch.setattr(waiter_module, "one_is_free", lambda: True)
+            monkeypatch.setattr(waiter_module, "processors_lacking", lambda: 0)
             waiter._mark = partial(mark_when_told, waiter, waiter._mark)
             taken = [channel.take()]
         else:

@@ -69,7 +69,7 @@ def scene(monkeypatch):
 @pytest.fixture
 def asleep(scene, monkeypatch):
     """Return the scene: the collector sleeps, a processor is free, and time stands still."""
-    monkeypatch.setattr(its_module, "one_is_free", lambda: True)
+    monkeypatch.setattr(its_module, "processors_lacking", lambda: 0)
     monkeypatch.setattr(state_module, "time", SimpleNamespace(monotonic=lambda: 100.0))
     scene.replies.sleeps = True
     return scene
@@ -87,7 +87,7 @@ def test_a_collector_that_sleeps_is_roused_for_replies(asleep):
 @pytest.mark.parametrize(("sleeps", "is_free"), [(False, True), (True, False)])
 def test_a_collector_is_not_roused_if_it_does_not_sleep_or_no_processor_is_free(asleep, monkeypatch, sleeps, is_free):
     """To spin, it would take one from what computes."""
-    monkeypatch.setattr(its_module, "one_is_free", lambda: is_free)
+    monkeypatch.setattr(its_module, "processors_lacking", lambda: 0 if is_free else 1)
     asleep.replies.sleeps = sleeps
     asleep.queue(asleep.open(), 2, SHORT)
     asleep.dispatch()

@@ -24,13 +24,13 @@ def loadavg(monkeypatch, tmp_path):
         cached.cache_clear()
 
 
-@pytest.mark.parametrize(("running", "free"), [(1, True), (4, True), (5, False), (120, False)])
-def test_a_processor_is_free_while_no_more_threads_run_than_there_are(loadavg, running, free):
+@pytest.mark.parametrize(("running", "lacking"), [(1, -3), (4, 0), (5, 1), (120, 116)])
+def test_a_processor_is_free_while_no_more_threads_run_than_there_are(loadavg, running, lacking):
     """The thread that asks is one of them. It is asked anew each time."""
     loadavg.write_text("0.20 0.18 0.12 0/80 11206\n")
-    assert processors.one_is_free()
+    assert processors.processors_lacking() <= 0
     loadavg.write_text(f"9.20 0.18 0.12 {running}/80 11206\n")
-    assert processors.one_is_free() == free
+    assert processors.processors_lacking() == lacking
 
 
 OLD, NEW = ["5.14.0-427.el9", "6.6.9", "unknown"], ["6.12.1", "6.18.44-fc", "7.0"]
@@ -42,10 +42,10 @@ def test_a_thread_that_sleeps_since_a_moment_does_not_count_where_the_system_cou
     monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release=release))
     for running in range(1, 9):
         loadavg.write_text(f"9.20 0.18 0.12 {running}/80 11206\n")
-        assert processors.one_is_free() == (running <= free)
+        assert processors.processors_lacking() == running - free
 
 
 def test_without_such_a_file_a_processor_is_taken_for_free(loadavg):
     """As on systems other than Linux."""
     assert not loadavg.exists()
-    assert processors.one_is_free()
+    assert processors.processors_lacking() == 0

@@ -78,7 +78,7 @@ def world(monkeypatch):
     for module in (waiter, doorbell):
         monkeypatch.setattr(module, "time", world)
     monkeypatch.setattr(waiter, "release_gil", world.release_gil)
-    monkeypatch.setattr(waiter, "one_is_free", lambda: True)
+    monkeypatch.setattr(waiter, "processors_lacking", lambda: 0)
     return world
 
 
@@ -101,16 +101,20 @@ def test_a_waiter_looks_a_while_before_it_sleeps(world):
     assert world.log == ["look"] * LOOKS
 
 
-@pytest.mark.parametrize("taken_after", [0, 5])
-def test_a_waiter_stops_spinning_while_all_processors_are_busy(world, monkeypatch, taken_after):
-    """To spin on would take the processor from what computes. Checks in vain may be of threads that soon sleep."""
-    answers = itertools.chain([True, False] * taken_after, itertools.repeat(False))
-    monkeypatch.setattr(waiter, "one_is_free", lambda: next(answers))
+@pytest.mark.parametrize(
+    ("lacking", "rounds"),
+    [([1, 1, 1], 2), ([2, 1], 1), ([3], 0), ([9], 0), ([1, 1, 0, 1, 1, 1], 5), ([2, -1, 2, 0, 1, 2], 5)],
+)
+def test_a_waiter_stops_spinning_while_processors_are_lacking(world, monkeypatch, lacking, rounds):
+    """To spin on would take one from what computes. Checks in vain may be of threads that soon sleep; of many, one is enough."""
+    answers = iter(lacking)
+    monkeypatch.setattr(waiter, "processors_lacking", lambda: next(answers))
     monkeypatch.setattr(waiter, "release_gil", lambda: None)  # and no time goes by
-    looks = 1 + waiter._LOOKS * (2 * taken_after + waiter._CHECKS - 1 - bool(taken_after))
+    looks = 1 + waiter._LOOKS * rounds
     world.found_at = looks + 1
     assert world.waiter().wait(world.look, None, 1) == "found"
     assert world.log == ["look"] * looks + ["mark 1", "look", "mark 0"]
+    assert list(answers) == []
 
 
 @pytest.fixture

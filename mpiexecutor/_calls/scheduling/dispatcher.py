@@ -13,7 +13,7 @@ from mpiexecutor._calls.functions import Function
 from mpiexecutor._calls.messages import MOST_ROWS, Calls, MapCalls, Reply, SharedMemory
 from mpiexecutor._calls.outcomes import with_cause
 from mpiexecutor._util.periodic import PeriodicCheck
-from mpiexecutor._util.processors import one_is_free
+from mpiexecutor._util.processors import processors_lacking
 from mpiexecutor._util.segments import SMALLEST
 from mpiexecutor.channel import ChannelFull, RemoteChannel
 
@@ -74,7 +74,7 @@ class Dispatcher:
                     moved = self._send_next(session, limit) or moved
                 elif limit < min(session.limit, state.most_messages):
                     self.watch()
-        if self._short_messages != before and self._replies.sleeps and one_is_free():
+        if self._short_messages != before and self._replies.sleeps and processors_lacking() <= 0:
             self._replies.rouse()
 
     def limit(self, session: Session, kind: object, *, of_map: bool = False) -> int:

@@ -9,8 +9,8 @@ Theory of operation
     At least one of the two sees what the other has written. So a wake-up is lost only if the waker fails between the change and the
     notification, and the longest sleep bounds that delay. A notification carries no data: one too many costs a look.
 
-    A spinning thread keeps its processor: to yield it beside processes that compute costs milliseconds. It sleeps once three checks
-    in a row have found no free processor.
+    A spinning thread keeps its processor: to yield it beside processes that compute costs milliseconds. It sleeps once checks in
+    a row have found no free processor: three if one is lacking, one if three are.
 
     A thread sleeps at once if nothing is expected soon. Another thread of its process that knows better rouses it: it spins after
     all. That is a handshake like the one above.
@@ -29,13 +29,13 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from mpiexecutor._rma.doorbell import Doorbell
-from mpiexecutor._util.processors import one_is_free
+from mpiexecutor._util.processors import processors_lacking
 
 T = TypeVar("T")
 
 _SPIN = 500e-6  # seconds before a sleep: a rank that is still spinning answers in a third of the time
 _LOOKS = 8  # between two checks whether a processor is free
-_CHECKS = 3  # in a row that find none, before a sleep: they may count threads of this package that are about to sleep
+_PATIENCE = 3  # processors lacking, by all checks in a row that find any, before a sleep: some threads may soon sleep
 
 
 def release_gil() -> None:
@@ -117,10 +117,11 @@ class Waiter:
         until = time.monotonic() + _SPIN
         if deadline is not None:
             until = min(until, deadline)
-        checks = _CHECKS
+        patience = _PATIENCE
         while time.monotonic() < until:
-            checks = _CHECKS if one_is_free() else checks - 1
-            if not checks:
+            lacking = processors_lacking()
+            patience = _PATIENCE if lacking <= 0 else patience - lacking
+            if patience <= 0:
                 break
             for _ in range(_LOOKS):
                 release_gil()
