@@ -160,7 +160,7 @@ def test_a_death_fails_its_own_call(isolated, how):
     assert type(error) is BrokenWorkerError
     assert error.end == f"was killed by {how.name}"
     assert [other.result(LIMIT) for other in others] == [number * number for number in range(behind)]
-    until(lambda: ends_of(isolated) == deaths + 1)  # other nodes tell of it in their own time
+    until(lambda: ends_of(isolated) == deaths + 1)  # workers on other nodes tell of it once a second
     assert isolated.num_workers == len(isolated.workers())
 
 
@@ -320,7 +320,7 @@ def test_calls_that_were_sent_and_not_begun_can_be_cancelled(isolated, gate, tmp
     gate.until_arrived(isolated.num_workers)
     behind = [isolated.submit(append, tmp_path / f"{number}", "ran") for number in range(3 * isolated.num_workers)]
     assert all(future.cancel() for future in behind[::2])
-    time.sleep(1)  # it reaches workers on other nodes in its own time, and their calls may have begun before
+    time.sleep(1)  # until all supervisors are told: a call that begins before that runs
     gate.open()
     assert [future.result(LIMIT) for future in busy] == list(range(isolated.num_workers))
     for number, future in enumerate(behind):

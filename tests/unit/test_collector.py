@@ -77,8 +77,8 @@ def outcome(number, seconds=0.5):
     return number, seconds, False, b"value", ()
 
 
-def test_replies_are_expected_while_messages_that_are_to_be_done_soon_are_not(scene):
-    """Else the collector sleeps at once: the next call rouses it."""
+def test_a_reply_is_expected_soon_while_a_short_message_is_not_done_and_its_time_is_not_over(scene):
+    """Otherwise the collector sleeps at once. The next short message rouses it."""
     assert not scene.replies.expected()
     batches = [scene.send(1, first=number)[0].batch for number in range(3)]
     for batch, seconds in zip(batches, (1000.0, 1000.0, 0.0), strict=True):

@@ -164,7 +164,7 @@ def test_a_waiter_spins_once_it_is_roused_from_its_sleep(world, resting, spins_f
 
 @pytest.mark.parametrize("event", ["asked", "open", "mark 1"])
 def test_a_waiter_that_is_about_to_sleep_is_roused(world, resting, event):
-    """The handshake: it says that it sleeps before it asks what is expected. What has changed since then, it is told."""
+    """The handshake: it notes that it sleeps before it asks what is expected. A change after that rouses it."""
 
     def expected(_):
         now = world.expected

@@ -31,7 +31,7 @@ _LEAST_SECONDS_OF_MAP = (
     1e-4  # that the calls of a map in one message are expected to run, if there are as many: a message takes as long
 )
 _MOST_SECONDS_OF_MAP = 4e-3  # the same at most; no result waits as long as that
-_SHORT = 5e-4  # most seconds that a message is expected to run for the collector to spin: it spins no longer
+_SHORT = 5e-4  # seconds: the collector spins only for messages that are expected to run for less, as it spins so long at most
 _TINY = 1e-7  # least seconds that a call takes
 _TICK = 5e-3  # seconds between two looks for slow messages: one that is under way at both is slow
 _TICKS = 10  # looks at which nothing waits before the thread sleeps
@@ -135,7 +135,7 @@ class Dispatcher:
 
     def _send(self, session: Session, tasks: Sequence[Task | Block], make: Callable[[Batch], Calls | MapCalls]) -> None:
         batch = session.send(tasks)
-        # Most messages have calls of one kind.
+        # The first call stands for all: most messages have calls of one kind.
         is_short = self._state.seconds.get(tasks[0].kind, 0.0) * sum(task.count for task in tasks) < _SHORT
         try:
             if is_short:

@@ -127,7 +127,7 @@ class Series:
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class Batch:
-    """The tasks of one message. Once they have an outcome, or were sent again, soon nothing refers to it any more."""
+    """The tasks of one message. Once they have an outcome, or were sent again, nothing refers to it for long."""
 
     serial: int  # of the message, among all of the session
     calls: tuple[int, ...]  # their numbers, in order

@@ -12,8 +12,8 @@ Theory of operation
     A spinning thread keeps its processor: to yield it beside processes that compute costs milliseconds. It sleeps once checks in
     a row have found no free processor: three if one is lacking, one if three are.
 
-    A thread sleeps at once if nothing is expected soon. Another thread of its process that knows better rouses it: it spins after
-    all. That is a handshake like the one above.
+    A thread sleeps at once if nothing is expected soon. Another thread of its process rouses it when something is: then it spins.
+    This is a handshake like the one above.
 
     sleeper  note that it sleeps; ask whether something is expected; block on the doorbell
     other    change the answer; look whether the thread sleeps; if so, rouse it
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 _SPIN = 500e-6  # seconds before a sleep: a rank that is still spinning answers in a third of the time
 _LOOKS = 8  # between two checks whether a processor is free
-_PATIENCE = 3  # processors lacking, by all checks in a row that find any, before a sleep: some threads may soon sleep
+_PATIENCE = 3  # a thread sleeps once checks in a row have found so many processors lacking, together: other threads may soon sleep
 
 
 def release_gil() -> None:
